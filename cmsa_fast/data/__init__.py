@@ -1,0 +1,1 @@
+"""Referring data sets, words and batches: everything that knows files."""
