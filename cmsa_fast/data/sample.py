@@ -1,4 +1,4 @@
-"""What every data set of the library hands out: one sentence about one picture, and the mask it asks for."""
+"""One item of a data set: a sentence about a picture, and the mask it asks for."""
 
 from __future__ import annotations
 
