@@ -1,0 +1,23 @@
+"""Fixtures shared by every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of real data, which is not part of the repository.
+
+    `CMSA_FAST_REAL` names it; without that variable it is looked for beside the repository, in
+    `../shared/real`. Tests that ask for it are skipped where it is absent.
+    """
+    folder = Path(os.environ.get("CMSA_FAST_REAL", REPOSITORY.parent / "shared" / "real"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set CMSA_FAST_REAL to the folder that has it")
+    return folder
