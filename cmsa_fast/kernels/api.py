@@ -1,0 +1,225 @@
+"""The public attention functions: argument checks, choice of backend, documentation."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import reference, separable
+
+BACKENDS = ("auto", "reference", "torch", "triton")
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def cross_modal_attention(
+    place_query: Tensor,
+    place_key: Tensor,
+    place_value: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_value: Tensor,
+    word_mask: Tensor | None = None,
+    *,
+    image_index: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax attention of every (place, word) token over every other, averaged over words.
+
+    Token (p, n) has query place_query[p] + word_query[n], and its key and value are sums in the same way (what a
+    linear map of CMSA's concatenated feature, Eq. 1, comes to). The softmax runs over all tokens (p', n') whose
+    word is real, without a 1/sqrt(d) scale (Eq. 2-3 of Ye et al., CVPR 2019); the attended values are then
+    averaged over the real words n (the mean of Eq. 4).
+
+    Args:
+        place_query: [B, P, d]. With image_index [B_images, P, d], as the next two.
+        place_key: [B, P, d].
+        place_value: [B, P, e]; the value width e may differ from d.
+        word_query: [B, N, d].
+        word_key: [B, N, d].
+        word_value: [B, N, e].
+        word_mask: bool [B, N], True where a word is real. Padded words are neither attended to nor averaged
+            over; what stands in them has no influence and gets gradient zero. None: all are real.
+        image_index: int64 [B], which of the B_images pictures each sentence belongs to. None: sentence b
+            belongs to picture b.
+        backend: "reference" is the literal form with its [B, P*N, P*N] array; "torch" the exact factorisation
+            in plain PyTorch; "auto" the fastest available, today "torch".
+
+    Returns:
+        [B, P, e], in the inputs' dtype (under autocast in autocast's).
+
+    Raises:
+        TypeError: an argument is no tensor or has the wrong dtype.
+        ValueError: shapes or devices do not fit, a sentence has no real word, image_index is out of range, or
+            backend is unknown.
+        NotImplementedError: backend is "triton", whose kernels this version does not have.
+        RuntimeError: the "torch" backend's gradient is differentiated again.
+    """
+    _check_backend(backend)
+    places = {"place_query": place_query, "place_key": place_key, "place_value": place_value}
+    words = {"word_query": word_query, "word_key": word_key, "word_value": word_value}
+    _check_features({**places, **words})
+    _check_places_and_words(places, words)
+    _check_sentences(place_query, word_query, word_mask, image_index)
+
+    features = _autocast(*places.values(), *words.values())
+    return _implementation(backend)(*features, word_mask, image_index=image_index)
+
+
+def received_word_attention(
+    place_query: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_mask: Tensor | None = None,
+    *,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """How much attention each word receives from all tokens of its picture.
+
+    The paper's Fig. 4 describes an average over (p, p', n') of a softmax over (p', n'), which is constant; what
+    can be drawn is the weight that arrives at word n': the softmax summed over p' and averaged over places p
+    and real words n.
+
+    Args:
+        place_query: [B, P, d], or [B_images, P, d] with image_index.
+        word_query: [B, N, d].
+        word_key: [B, N, d].
+        word_mask: bool [B, N], True where a word is real. None: all are.
+        image_index: int64 [B], which picture each sentence belongs to.
+
+    Returns:
+        [B, N], summing to 1 over real words, 0 on padding.
+
+    Raises:
+        TypeError, ValueError: as `cross_modal_attention`.
+    """
+    words = {"word_query": word_query, "word_key": word_key}
+    _check_features({"place_query": place_query, **words})
+    _check_places_and_words({"place_query": place_query}, words)
+    _check_sentences(place_query, word_query, word_mask, image_index)
+
+    place_query, word_query, word_key = _autocast(place_query, word_query, word_key)
+    return separable.received_word_attention(
+        place_query, word_query, word_key, word_mask, image_index=image_index
+    )
+
+
+def _implementation(backend: str) -> Callable[..., Tensor]:
+    if backend == "reference":
+        return reference.cross_modal_attention
+    return separable.separable_attention
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}.")
+    if backend == "triton":
+        raise NotImplementedError(
+            'backend="triton" is not available: this version has no Triton kernels yet. '
+            'Use backend="torch", the same result in plain PyTorch, or "auto".'
+        )
+
+
+def _check_features(features: dict[str, Tensor]) -> None:
+    """Tensors of rank 3 with one floating dtype and one device."""
+    first_name, first = next(iter(features.items()))
+    for name, part in features.items():
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{name} must be a tensor; got {type(part).__name__}.")
+        if part.dtype not in _DTYPES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise TypeError(f"{name} must have one of the dtypes {allowed}; got {part.dtype}.")
+        if part.dtype != first.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of {first_name}, {first.dtype}; got {part.dtype}."
+            )
+        if part.device != first.device:
+            raise ValueError(
+                f"{name} must be on the device of {first_name}, {first.device}; got {part.device}."
+            )
+        if part.ndim != 3 or 0 in part.shape[1:]:
+            axis = "places" if name.startswith("place") else "words"
+            raise ValueError(
+                f"{name} must have shape [batch, {axis}, channels] with at least one of each; "
+                f"got {list(part.shape)}."
+            )
+
+
+def _check_places_and_words(places: dict[str, Tensor], words: dict[str, Tensor]) -> None:
+    """Equal counts among places and among words; query and key share a width, and so do the values."""
+    for group in (places, words):
+        first_name, first = next(iter(group.items()))
+        for name, part in group.items():
+            if part.shape[:2] != first.shape[:2]:
+                raise ValueError(
+                    f"{name} must begin with the shape of {first_name}, {list(first.shape[:2])}; "
+                    f"got {list(part.shape)}."
+                )
+    for names in (
+        ("place_query", "place_key", "word_query", "word_key"),
+        ("place_value", "word_value"),
+    ):
+        parts = {name: part for name, part in {**places, **words}.items() if name in names}
+        if not parts:
+            continue
+        first_name, first = next(iter(parts.items()))
+        for name, part in parts.items():
+            if part.shape[2] != first.shape[2]:
+                raise ValueError(
+                    f"{name} must have the width of {first_name}, {first.shape[2]}; "
+                    f"got {part.shape[2]}."
+                )
+
+
+def _check_sentences(
+    place_query: Tensor, word_query: Tensor, word_mask: Tensor | None, image_index: Tensor | None
+) -> None:
+    sentences, pictures = len(word_query), len(place_query)
+    if word_mask is not None:
+        if not isinstance(word_mask, Tensor) or word_mask.dtype != torch.bool:
+            found = word_mask.dtype if isinstance(word_mask, Tensor) else type(word_mask).__name__
+            raise TypeError(f"word_mask must be a bool tensor; got {found}.")
+        if word_mask.shape != word_query.shape[:2]:
+            raise ValueError(
+                f"word_mask must have shape [batch, words] = {list(word_query.shape[:2])}; "
+                f"got {list(word_mask.shape)}."
+            )
+        if word_mask.device != word_query.device:
+            raise ValueError(
+                f"word_mask must be on the device of word_query, {word_query.device}; "
+                f"got {word_mask.device}."
+            )
+        empty = (~word_mask.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(
+                "word_mask must have a true word in every sentence; "
+                f"sentences {empty[:8]} of {sentences} have none."
+            )
+    if image_index is None:
+        if sentences != pictures:
+            raise ValueError(
+                f"place_query has {pictures} pictures and word_query {sentences} sentences; "
+                "they must be equal unless image_index says which picture each sentence belongs to."
+            )
+        return
+    if not isinstance(image_index, Tensor) or image_index.dtype != torch.int64:
+        found = image_index.dtype if isinstance(image_index, Tensor) else type(image_index).__name__
+        raise TypeError(f"image_index must be an int64 tensor; got {found}.")
+    if image_index.shape != (sentences,):
+        raise ValueError(
+            f"image_index must have shape [batch] = [{sentences}]; got {list(image_index.shape)}."
+        )
+    if sentences and not 0 <= int(image_index.min()) <= int(image_index.max()) < pictures:
+        raise ValueError(
+            f"image_index must lie in 0..{pictures - 1}; got values from {int(image_index.min())} "
+            f"to {int(image_index.max())}."
+        )
+
+
+def _autocast(*features: Tensor) -> tuple[Tensor, ...]:
+    """Cast as autocast casts the operands of a matrix product."""
+    device = features[0].device.type
+    if not torch.is_autocast_enabled(device) or features[0].dtype == torch.float64:
+        return features
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(part.to(dtype) for part in features)

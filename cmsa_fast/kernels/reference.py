@@ -1,0 +1,183 @@
+"""The literal equations of CMSA (Ye et al., CVPR 2019) over all pairs of (place, word) tokens.
+
+This is the oracle: short, slow, and as printed. It materialises the [B, P*N, P*N] attention matrix, so its
+memory grows with the square of places times words. Nothing fast imports it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def token_attention(
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
+) -> Tensor:
+    """Softmax attention over tokens, without the 1/sqrt(d) scale (Eq. 3 has none).
+
+    Args:
+        query: [B, Tq, d].
+        key: [B, Tk, d].
+        value: [B, Tk, e].
+        key_mask: bool [B, Tk], True where a key may be attended to. None: everywhere.
+
+    Returns:
+        [B, Tq, e], the attended values.
+    """
+    logits = query @ key.mT  # [B, Tq, Tk]
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask[:, None, :], -torch.inf)
+    return logits.softmax(-1) @ value
+
+
+def cross_modal_attention(
+    place_query: Tensor,
+    place_key: Tensor,
+    place_value: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_value: Tensor,
+    word_mask: Tensor | None = None,
+    *,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """Eq. 2-3 over tokens q_pn = x_p + y_n (keys and values alike), then the mean over true words.
+
+    Shapes and meaning are those of `cmsa_fast.kernels.cross_modal_attention`; arguments are not checked here.
+
+    Returns:
+        [B, P, e]: mean over the true words n of the attended value of token (p, n).
+    """
+    place_query, place_key, place_value = _per_sentence(
+        image_index, place_query, place_key, place_value
+    )
+    word_mask = _mask_or_all(word_mask, word_query)
+    places, words = place_query.shape[1], word_query.shape[1]
+    attended = token_attention(
+        _tokens(place_query, word_query, word_mask),
+        _tokens(place_key, word_key, word_mask),
+        _tokens(place_value, word_value, word_mask),
+        _token_mask(word_mask, places),
+    )
+    return _mean_over_true_words(attended.unflatten(1, (places, words)), word_mask)
+
+
+def received_word_attention(
+    place_query: Tensor,
+    place_key: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_mask: Tensor | None = None,
+    *,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """The weight each word n' receives: the softmax of Eq. 3 summed over p', averaged over p and true n.
+
+    Returns:
+        [B, N], summing to 1 over true words, 0 on padding.
+    """
+    place_query, place_key = _per_sentence(image_index, place_query, place_key)
+    word_mask = _mask_or_all(word_mask, word_query)
+    places, words = place_query.shape[1], word_query.shape[1]
+    logits = (
+        _tokens(place_query, word_query, word_mask) @ _tokens(place_key, word_key, word_mask).mT
+    )
+    logits = logits.masked_fill(~_token_mask(word_mask, places)[:, None, :], -torch.inf)
+    weights = logits.softmax(-1).unflatten(2, (places, words)).sum(2)  # [B, P*N, N]
+    return _mean_over_true_words(weights.unflatten(1, (places, words)), word_mask).mean(1)
+
+
+def cmsa(
+    visual: Tensor,
+    words: Tensor,
+    word_mask: Tensor | None,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    output_weight: Tensor,
+) -> Tensor:
+    """Eq. 1-4 as printed, with the multimodal feature F built in full.
+
+    Eq. 1: f_pn = [v_p / |v_p|, e_n / |e_n|, s_p]. Eq. 2-3: attention of every f_pn over every f_p'n'. Eq. 4:
+    the mean over words of W_vhat vhat_pn + f_pn.
+
+    Args:
+        visual: [B, Cv, H, W] features of the places.
+        words: [B, N, Cl] features of the words.
+        word_mask: bool [B, N], True where a word is real; padded words are neither attended to nor averaged
+            over. None: all true.
+        query_weight: [d, Cv+Cl+8], the paper's W_k (its row side k_pn is what everyone else calls query).
+        key_weight: [d, Cv+Cl+8], the paper's W_q.
+        value_weight: [d, Cv+Cl+8], the paper's W_v.
+        output_weight: [Cv+Cl+8, d], the paper's W_vhat.
+
+    Returns:
+        [B, Cv+Cl+8, H, W].
+    """
+    batch, _, height, width = visual.shape
+    places, sentence_length = height * width, words.shape[1]
+    word_mask = _mask_or_all(word_mask, words)
+    words = words.masked_fill(~word_mask[..., None], 0)
+
+    unit_visual = _unit(visual.flatten(2).mT)  # [B, P, Cv]
+    unit_words = _unit(words)  # [B, N, Cl]
+    spatial = _spatial_features(height, width).to(visual)  # [P, 8]
+    feature = torch.cat(
+        [
+            unit_visual[:, :, None].expand(-1, -1, sentence_length, -1),
+            unit_words[:, None].expand(-1, places, -1, -1),
+            spatial[None, :, None].expand(batch, -1, sentence_length, -1),
+        ],
+        dim=-1,
+    )  # [B, P, N, C], Eq. 1
+    tokens = feature.flatten(1, 2)
+    attended = token_attention(
+        tokens @ query_weight.T,
+        tokens @ key_weight.T,
+        tokens @ value_weight.T,
+        _token_mask(word_mask, places),
+    )
+    updated = attended @ output_weight.T + tokens
+    fused = _mean_over_true_words(updated.unflatten(1, (places, sentence_length)), word_mask)
+    return fused.mT.unflatten(2, (height, width))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Divide by the length; the floor of 1e-6 (the published code's 1e-12 on the square) keeps zero at zero."""
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+
+
+def _spatial_features(height: int, width: int) -> Tensor:
+    """[H*W, 8] float64: [xmin, ymin, xmax, ymax, xctr, yctr, 1/W, 1/H] of each cell, row by row."""
+    rows = []
+    for y in range(height):
+        for x in range(width):
+            left, right = 2 * x / width - 1, 2 * (x + 1) / width - 1
+            top, bottom = 2 * y / height - 1, 2 * (y + 1) / height - 1
+            middle = ((left + right) / 2, (top + bottom) / 2)
+            rows.append([left, top, right, bottom, *middle, 1 / width, 1 / height])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _per_sentence(image_index: Tensor | None, *places: Tensor) -> tuple[Tensor, ...]:
+    return places if image_index is None else tuple(part[image_index] for part in places)
+
+
+def _mask_or_all(word_mask: Tensor | None, words: Tensor) -> Tensor:
+    if word_mask is None:
+        return torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+    return word_mask
+
+
+def _tokens(places: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+    """[B, P, d] and [B, N, d] -> [B, P*N, d], place-major; what stands in a padded word is dropped."""
+    words = words.masked_fill(~word_mask[..., None], 0)
+    return (places[:, :, None] + words[:, None]).flatten(1, 2)
+
+
+def _token_mask(word_mask: Tensor, places: int) -> Tensor:
+    return word_mask[:, None].expand(-1, places, -1).flatten(1, 2)
+
+
+def _mean_over_true_words(tokens: Tensor, word_mask: Tensor) -> Tensor:
+    """[B, P, N, e] -> [B, P, e]."""
+    total = tokens.masked_fill(~word_mask[:, None, :, None], 0).sum(2)
+    return total / word_mask.sum(1)[:, None, None]
