@@ -1,0 +1,271 @@
+"""Samples to batches: every distinct picture once, every sentence with its words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from .sample import Sample
+from .transforms import Letterbox
+from .vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Batch:
+    """B sentences about B_images distinct pictures, at the network's size S.
+
+    Attributes:
+        images: float32 `[B_images, 3, S, S]` in [0, 1], RGB; one per distinct picture, in the order in
+            which the sentences first name them.
+        words: int64 `[B, N]`, word numbers, padded at the front with `<pad>` (as the published code does).
+        word_mask: bool `[B, N]`, True where a word is real; at least one per sentence.
+        masks: bool `[B, S, S]`.
+        image_index: int64 `[B]`, which picture each sentence belongs to.
+        samples: The originals, one per sentence, for evaluation at the picture's own size; they stay
+            where they are when the batch moves.
+        letterboxes: How each sentence's picture sits in the square, one per sentence.
+    """
+
+    images: Tensor
+    words: Tensor
+    word_mask: Tensor
+    masks: Tensor
+    image_index: Tensor
+    samples: list[Sample]
+    letterboxes: list[Letterbox]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """A batch with its tensors on `device` and the same samples.
+
+        Args:
+            device: Where to.
+            non_blocking: Do not wait for the copy; of use from pinned memory.
+        """
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A batch with its tensors in page-locked memory (`DataLoader(pin_memory=True)` calls this)."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            images=change(self.images),
+            words=change(self.words),
+            word_mask=change(self.word_mask),
+            masks=change(self.masks),
+            image_index=change(self.image_index),
+        )
+
+
+class Collate:
+    """Makes a batch of samples: the `collate_fn` of a `DataLoader`, fit to be sent to its workers.
+
+    Samples with one `image_id` share one picture in the batch, the first sample's.
+
+    Attributes:
+        vocabulary: The word list.
+        size: The square's side in pixels.
+        max_words: Most words kept of a sentence.
+        vanished_masks: How many masks so far had pixels in the picture and none in the square (see
+            `Letterbox.mask`); the first is logged. A copy in a worker process counts for itself.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, size: int, max_words: int = 20) -> None:
+        """Remember the word list and the sizes.
+
+        Args:
+            vocabulary: The word list.
+            size: The square's side in pixels, at least 1.
+            max_words: Most words to keep of a sentence, at least 1.
+
+        Raises:
+            ValueError: `size` or `max_words` is below 1.
+        """
+        if size < 1:
+            raise ValueError(f"size must be at least 1 pixel, but it is {size}.")
+        if max_words < 1:
+            raise ValueError(f"max_words must be at least 1, but it is {max_words}.")
+        self.vocabulary = vocabulary
+        self.size = size
+        self.max_words = max_words
+        self.vanished_masks = 0
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        """Put samples into one batch.
+
+        Args:
+            samples: At least one; the order is kept.
+
+        Returns:
+            The batch; N is the word count of its longest sentence.
+
+        Raises:
+            TypeError: An image is not uint8, a mask not bool or a sentence no string.
+            ValueError: There is no sample, a mask differs in size from its picture, samples of one
+                `image_id` differ in picture size, or a sentence has no word.
+        """
+        if not samples:
+            raise ValueError("samples must have at least one sample, but the list is empty.")
+        places: dict[int, int] = {}
+        boxes: list[Letterbox] = []
+        images: list[Tensor] = []
+        for sample in samples:
+            height, width = sample.image.shape[-2:]
+            if sample.image_id not in places:
+                places[sample.image_id] = len(images)
+                boxes.append(Letterbox(height, width, self.size))
+                images.append(boxes[-1].image(sample.image))
+                continue
+            box = boxes[places[sample.image_id]]
+            if (height, width) != (box.height, box.width):
+                raise ValueError(
+                    f"samples of one image_id must have one picture size, but image_id "
+                    f"{sample.image_id} has {box.height} x {box.width} and {height} x {width}."
+                )
+        image_index = [places[sample.image_id] for sample in samples]
+        letterboxes = [boxes[index] for index in image_index]
+        masks = [self._mask(box, item) for box, item in zip(letterboxes, samples, strict=True)]
+        words, word_mask = self._words([sample.sentence for sample in samples])
+        return Batch(
+            images=torch.stack(images),
+            words=words,
+            word_mask=word_mask,
+            masks=torch.stack(masks),
+            image_index=torch.tensor(image_index),
+            samples=list(samples),
+            letterboxes=letterboxes,
+        )
+
+    def _mask(self, letterbox: Letterbox, sample: Sample) -> Tensor:
+        mask = letterbox.mask(sample.mask)
+        if not mask.any() and sample.mask.any():
+            if self.vanished_masks == 0:
+                logger.warning(
+                    "The mask of ref_id %d (image_id %d) is too small for a square of %d pixels and "
+                    "became empty. Further ones are only counted.",
+                    sample.ref_id,
+                    sample.image_id,
+                    self.size,
+                )
+            self.vanished_masks += 1
+        return mask
+
+    def _words(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
+        encoded = [self.vocabulary.encode(sentence, self.max_words) for sentence in sentences]
+        longest = max(len(ids) for ids in encoded)
+        words = torch.full((len(encoded), longest), Vocabulary.PAD_ID)
+        word_mask = torch.zeros(len(encoded), longest, dtype=torch.bool)
+        for row, ids in enumerate(encoded):
+            words[row, longest - len(ids) :] = torch.tensor(ids)
+            word_mask[row, longest - len(ids) :] = True
+        return words, word_mask
+
+
+class PictureBatchSampler(Sampler[list[int]]):
+    """Batches of items that share pictures, so that a picture's features serve several sentences.
+
+    For training (`shuffle=True`) an epoch shows every picture once, in random order, each with at most
+    `sentences_per_picture` of its sentences, drawn at random: of a picture with more, an epoch leaves
+    sentences out and later epochs draw others. The draw depends on `seed` and the epoch alone; call
+    `set_epoch` before each epoch, otherwise all are alike.
+
+    For evaluation (`shuffle=False`) every item comes exactly once. Pictures come in the order in which
+    they first appear, the items of one picture together and in order, `sentences_per_picture` at a time:
+    a picture with more comes again right after, perhaps in the next batch.
+
+    In both forms a batch has at most `pictures * sentences_per_picture` items, and the last batch is
+    shorter where the number of pictures asks for it.
+    """
+
+    def __init__(
+        self,
+        image_ids: Sequence[int],
+        pictures: int,
+        sentences_per_picture: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        """Group the items by picture.
+
+        Args:
+            image_ids: The picture of every item, in order (`ReferringDataset.image_ids()`).
+            pictures: Pictures in a batch, at least 1.
+            sentences_per_picture: Most sentences of one picture at a time, at least 1.
+            shuffle: True for training, False for evaluation.
+            seed: Start of the random draws, at least 0.
+
+        Raises:
+            ValueError: `image_ids` is empty or a number is too small.
+        """
+        super().__init__()
+        if len(image_ids) == 0:
+            raise ValueError("image_ids must name at least one item, but it is empty.")
+        for name, value, least in (
+            ("pictures", pictures, 1),
+            ("sentences_per_picture", sentences_per_picture, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, but it is {value}.")
+        self.pictures = pictures
+        self.sentences_per_picture = sentences_per_picture
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        groups: dict[int, list[int]] = {}
+        for item, image_id in enumerate(image_ids):
+            groups.setdefault(int(image_id), []).append(item)
+        self._groups = list(groups.values())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose draw the next pass makes.
+
+        Args:
+            epoch: At least 0.
+
+        Raises:
+            ValueError: `epoch` is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, but it is {epoch}.")
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of batches in one pass."""
+        turns = len(self._groups)
+        if not self.shuffle:
+            turns = sum(-(-len(group) // self.sentences_per_picture) for group in self._groups)
+        return -(-turns // self.pictures)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Batches of item indices."""
+        turns = self._drawn_turns() if self.shuffle else self._ordered_turns()
+        for start in range(0, len(turns), self.pictures):
+            yield [item for turn in turns[start : start + self.pictures] for item in turn]
+
+    def _drawn_turns(self) -> list[list[int]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        turns = []
+        for picture in random.permutation(len(self._groups)):
+            group = self._groups[picture]
+            chosen = random.permutation(len(group))[: self.sentences_per_picture]
+            turns.append([group[index] for index in chosen])
+        return turns
+
+    def _ordered_turns(self) -> list[list[int]]:
+        step = self.sentences_per_picture
+        return [
+            group[start : start + step]
+            for group in self._groups
+            for start in range(0, len(group), step)
+        ]

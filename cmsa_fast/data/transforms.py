@@ -1,0 +1,157 @@
+"""Pictures and masks into the network's square and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How a picture sits in a square: scaled to fit, centred, padded with zeros.
+
+    The longer side becomes `size`, the other one is scaled alike, rounded to the nearest pixel and never
+    below 1. `image`, `mask` and `restore` use the same box, so its edges fall on the picture's edges
+    exactly.
+
+    Attributes:
+        height: The picture's height in pixels.
+        width: The picture's width in pixels.
+        size: The square's side in pixels.
+    """
+
+    height: int
+    width: int
+    size: int
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that are no positive whole numbers (TypeError, ValueError)."""
+        for name in ("height", "width", "size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, but it is a {type(value).__name__}.")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1 pixel, but it is {value}.")
+
+    @property
+    def scaled_height(self) -> int:
+        """Height of the scaled picture in the square, 1 to `size` pixels."""
+        return self._scaled(self.height)
+
+    @property
+    def scaled_width(self) -> int:
+        """Width of the scaled picture in the square, 1 to `size` pixels."""
+        return self._scaled(self.width)
+
+    @property
+    def top(self) -> int:
+        """Rows of padding above the picture; below it there are as many, or one more."""
+        return (self.size - self.scaled_height) // 2
+
+    @property
+    def left(self) -> int:
+        """Columns of padding left of the picture; right of it there are as many, or one more."""
+        return (self.size - self.scaled_width) // 2
+
+    def image(self, image: Tensor) -> Tensor:
+        """Put the picture into the square (bilinear; with antialias where it shrinks).
+
+        Args:
+            image: uint8 `[3, height, width]`.
+
+        Returns:
+            float32 `[3, size, size]` in [0, 1]; the padding is 0.
+
+        Raises:
+            TypeError: `image` is no uint8 tensor.
+            ValueError: `image` has another shape.
+        """
+        _check("image", image, torch.uint8, (3, self.height, self.width))
+        scaled = _resize(image[None].float(), self.scaled_height, self.scaled_width)[0]
+        return self._pad((scaled / 255).clamp_(0, 1))
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """Put a mask into the square.
+
+        A pixel of the square is True where at least half of what lies under it is: the mask is resized
+        as the picture is (bilinear with antialias) and cut at 0.5. The published code takes every
+        non-zero value instead, which thickens every object. The
+        price of the fair rule: an object thinner than half a pixel of the square can vanish.
+
+        Args:
+            mask: bool `[height, width]`.
+
+        Returns:
+            bool `[size, size]`; the padding is False.
+
+        Raises:
+            TypeError: `mask` is no bool tensor.
+            ValueError: `mask` has another shape.
+        """
+        _check("mask", mask, torch.bool, (self.height, self.width))
+        scaled = _resize(mask[None, None].float(), self.scaled_height, self.scaled_width)[0, 0]
+        return self._pad(scaled >= 0.5)
+
+    def restore(self, logits: Tensor) -> Tensor:
+        """Bring maps over the square back to the picture: cut the padding off, resize (bilinear).
+
+        Args:
+            logits: floating point `[..., size, size]`.
+
+        Returns:
+            `[..., height, width]` in the same dtype (16-bit types are resized in float32).
+            Differentiable.
+
+        Raises:
+            TypeError: `logits` is no floating-point tensor.
+            ValueError: `logits` is not over this square.
+        """
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            raise TypeError(
+                f"logits must be a floating-point tensor, but it is {_describe(logits)}."
+            )
+        if logits.ndim < 2 or logits.shape[-2:] != (self.size, self.size):
+            raise ValueError(
+                f"logits must be [..., {self.size}, {self.size}], but it is {_describe(logits)}."
+            )
+        leading = logits.shape[:-2]
+        inside = self._inside(logits).reshape(-1, 1, self.scaled_height, self.scaled_width)
+        wide = inside if inside.dtype in (torch.float32, torch.float64) else inside.float()
+        restored = _resize(wide, self.height, self.width)
+        return restored.to(logits.dtype).reshape(*leading, self.height, self.width)
+
+    def _scaled(self, side: int) -> int:
+        longer = max(self.height, self.width)
+        # Whole numbers throughout: a product of floats can fall on the wrong side of a half.
+        return max(1, (2 * side * self.size + longer) // (2 * longer))
+
+    def _inside(self, square: Tensor) -> Tensor:
+        rows = slice(self.top, self.top + self.scaled_height)
+        columns = slice(self.left, self.left + self.scaled_width)
+        return square[..., rows, columns]
+
+    def _pad(self, scaled: Tensor) -> Tensor:
+        square = scaled.new_zeros(*scaled.shape[:-2], self.size, self.size)
+        self._inside(square).copy_(scaled)
+        return square
+
+
+def _resize(values: Tensor, height: int, width: int) -> Tensor:
+    # Antialias changes nothing where the map grows; where it shrinks, plain bilinear skips pixels.
+    return functional.interpolate(values, (height, width), mode="bilinear", antialias=True)
+
+
+def _check(name: str, value: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, Tensor) or value.dtype != dtype:
+        raise TypeError(f"{name} must be a {dtype} tensor, but it is {_describe(value)}.")
+    if value.shape != shape:
+        raise ValueError(f"{name} must be {list(shape)}, but it is {_describe(value)}.")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor {list(value.shape)}"
+    return f"a {type(value).__name__}"
