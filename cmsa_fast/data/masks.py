@@ -1,0 +1,225 @@
+"""The ways COCO-style files write a mask, and the pixels they stand for.
+
+pycocotools fills and unites the parts: its rule for which pixels a polygon covers is the one the
+published numbers rest on, and other rasterisers differ on small objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+_LONGEST_RUN_CODE = 7  # characters of 5 bits that a 32-bit run length can take
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSource:
+    """A mask as it was written, checked and not yet drawn.
+
+    Attributes:
+        polygons: float64 `[2 * points]` each, x and y in turn, in pixels.
+        runs: Compressed run lengths, each with `size` (height, width) and `counts` (bytes).
+        dropped: Number of polygon parts left out because they enclose nothing: fewer than three
+            points, an odd number of coordinates, or a coordinate that is not finite.
+    """
+
+    polygons: tuple[NDArray[np.float64], ...] = ()
+    runs: tuple[Mapping[str, Any], ...] = ()
+    dropped: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no valid part is left."""
+        return not self.polygons and not self.runs
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width where the mask itself says them (run lengths), else None."""
+        return self.runs[0]["size"] if self.runs else None
+
+    def decode(self, height: int, width: int) -> Tensor:
+        """Draws the union of all parts; parts that overlap count once.
+
+        Args:
+            height: The picture's height in pixels.
+            width: The picture's width in pixels.
+
+        Returns:
+            bool `[height, width]`; all False where no valid part is left.
+
+        Raises:
+            ValueError: The run lengths are for another size, or a polygon reaches more than one
+                whole picture beyond the picture.
+        """
+        if self.is_empty:
+            return torch.zeros(height, width, dtype=torch.bool)
+        if self.size not in (None, (height, width)):
+            raise ValueError(
+                f"the mask is {_by(self.size)} (height x width) and its picture {height} x {width}"
+            )
+        self._check_reach(height, width)
+        parts = list(self.runs)
+        if self.polygons:
+            parts += coco_mask.frPyObjects(list(self.polygons), height, width)
+        # pycocotools' own decode() relies on a numpy protocol that is going away, and warns.
+        runs = _run_lengths(coco_mask.merge(parts)["counts"])
+        inside = np.arange(runs.size) % 2 == 1  # runs lie outside and inside in turn
+        columns = np.repeat(inside, runs).reshape(width, height)
+        return torch.from_numpy(np.ascontiguousarray(columns.T))
+
+    def _check_reach(self, height: int, width: int) -> None:
+        # Drawing takes memory by the length of the outline, wherever it lies.
+        for polygon in self.polygons:
+            for axis, extent in ((0, width), (1, height)):
+                low, high = polygon[axis::2].min(), polygon[axis::2].max()
+                if low < -extent or high > 2 * extent:
+                    raise ValueError(
+                        f"a polygon of the mask spans {'xy'[axis]} = {low:g} to {high:g} in a "
+                        f"picture of {height} x {width} (height x width)"
+                    )
+
+
+def parse_segmentation(segmentation: object) -> MaskSource:
+    """Reads a `segmentation` entry in any of the forms in use, without drawing it.
+
+    Args:
+        segmentation: One of: a list of polygons; one flat polygon `[x1, y1, x2, y2, ...]`; run
+            lengths `{"size": [height, width], "counts": ...}`, compressed (text or bytes) or as
+            plain numbers; a list of such run lengths (as in RefCLEF). Sequences may be numpy arrays.
+
+    Returns:
+        The parts, with degenerate polygons dropped and counted.
+
+    Raises:
+        ValueError: It has none of these forms, or its run lengths do not add up to their size.
+    """
+    if isinstance(segmentation, Mapping):
+        return MaskSource(runs=(_parse_runs(segmentation),))
+    if not _is_sequence(segmentation):
+        raise ValueError(
+            "a segmentation must be polygons or run lengths, not a value of type "
+            f"{type(segmentation).__name__}"
+        )
+    parts = list(segmentation)
+    if parts and all(isinstance(part, Mapping) for part in parts):
+        runs = tuple(_parse_runs(part) for part in parts)
+        sizes = sorted({run["size"] for run in runs})
+        if len(sizes) > 1:
+            raise ValueError(
+                "the parts of a segmentation have different sizes (height x width): "
+                + ", ".join(_by(size) for size in sizes)
+            )
+        return MaskSource(runs=runs)
+    if parts and all(isinstance(part, Real) for part in parts):
+        parts = [parts]
+    polygons = [polygon for part in parts if (polygon := _parse_polygon(part)) is not None]
+    return MaskSource(polygons=tuple(polygons), dropped=len(parts) - len(polygons))
+
+
+def _parse_polygon(part: object) -> NDArray[np.float64] | None:
+    """The coordinates, or None where they enclose nothing."""
+    if not _is_sequence(part):
+        raise ValueError(
+            f"a part of a segmentation must be a list of coordinates, not {type(part).__name__}"
+        )
+    numbers = _numbers(part, "iuf", "a polygon of a segmentation must be a flat list of numbers")
+    polygon = numbers.astype(np.float64)
+    valid = polygon.size >= 6 and polygon.size % 2 == 0 and bool(np.isfinite(polygon).all())
+    return polygon if valid else None
+
+
+def _parse_runs(rle: Mapping[Any, Any]) -> Mapping[str, Any]:
+    """Run lengths as pycocotools' compressed form, known to cover their size exactly.
+
+    pycocotools does not check: runs that fall short leave pixels as the memory happened to be, and
+    text that ends in the middle of a number is read past its end.
+    """
+    missing = [key for key in ("size", "counts") if key not in rle]
+    if missing:
+        raise ValueError(f"the run lengths of a segmentation have no {missing[0]!r}")
+    size, counts = rle["size"], rle["counts"]
+    if not (_is_sequence(size) and len(size) == 2 and all(_is_positive(side) for side in size)):
+        raise ValueError(
+            f"the size of run lengths must be two positive integers (height, width), not {size!r}"
+        )
+    height, width = int(size[0]), int(size[1])
+    if isinstance(counts, str | bytes):
+        try:
+            compressed = counts.encode("ascii") if isinstance(counts, str) else counts
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the counts of run lengths are not ASCII: {error}") from error
+        runs = _run_lengths(compressed)
+    elif _is_sequence(counts):
+        compressed = None
+        runs = _numbers(counts, "iu", "the counts of run lengths must be a flat list of integers")
+        runs = runs.astype(np.int64)
+    else:
+        raise ValueError(
+            "the counts of run lengths must be text, bytes or a list of integers, not "
+            f"{type(counts).__name__}"
+        )
+    in_range = ((runs >= 0) & (runs <= height * width)).all()
+    if not in_range or int(runs.sum()) != height * width:
+        raise ValueError(
+            f"the run lengths add up to {int(runs.sum())} pixels with {int((runs < 0).sum())} "
+            f"negative ones, where {height} x {width} (height x width) has {height * width}"
+        )
+    if compressed is None:
+        rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+        compressed = rle["counts"]
+    return {"size": (height, width), "counts": compressed}
+
+
+def _run_lengths(counts: bytes) -> NDArray[np.int64]:
+    """The numbers inside COCO's compressed run lengths.
+
+    Each number is written in characters of 5 bits, lowest first, offset by 48, with bit 5 set on
+    all but its last character and the sign in bit 4 of the last. From the fourth number on, what is
+    written is the difference to the number two places before (`rleFrString` in pycocotools).
+    """
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    is_last = codes & 32 == 0
+    if not codes.size or codes.min() < 0 or codes.max() > 63 or not is_last[-1]:
+        raise ValueError("the counts of run lengths are not COCO's compressed form")
+    ends = np.flatnonzero(is_last)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > _LONGEST_RUN_CODE:
+        raise ValueError("the counts of run lengths hold a number of more than 32 bits")
+    shifts = 5 * (np.arange(codes.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((codes & 31) << shifts, starts)
+    runs -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs
+
+
+def _numbers(values: Sequence[Any], kinds: str, rule: str) -> NDArray[Any]:
+    """A flat array of one of numpy's `kinds` of number, or ValueError that quotes the `rule`."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{rule}: {error}") from error
+    if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
+        raise ValueError(f"{rule}, not {array.ndim}-dimensional data of type {array.dtype}")
+    return array
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+
+
+def _is_positive(side: object) -> bool:
+    return isinstance(side, int | np.integer) and not isinstance(side, bool) and bool(side > 0)
+
+
+def _by(size: Iterable[int] | None) -> str:
+    return " x ".join(str(side) for side in size or ())

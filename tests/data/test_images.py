@@ -1,0 +1,301 @@
+"""Every kind of picture file as uint8 RGB."""
+
+from __future__ import annotations
+
+import errno
+import io
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import EpsImagePlugin, Image
+from torch import Tensor
+
+from cmsa_fast.data.images import PictureCache, read_image
+
+HEIGHT, WIDTH = 13, 19
+ORIENTATION = 0x0112
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+
+
+def stored(picture: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def channels_last(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+def test_rgb_is_read_unchanged(tmp_path: Path) -> None:
+    pixels = noise(HEIGHT, WIDTH, 3)
+    Image.fromarray(pixels).save(tmp_path / "rgb.png")
+    for source in (tmp_path / "rgb.png", str(tmp_path / "rgb.png")):
+        image = read_image(source)
+        assert image.dtype == torch.uint8
+        assert image.shape == (3, HEIGHT, WIDTH)
+        assert image.is_contiguous()
+        np.testing.assert_array_equal(channels_last(image), pixels)
+    image += 1  # the memory is the caller's own
+
+
+def test_grey_has_three_equal_channels() -> None:
+    grey = noise(HEIGHT, WIDTH)
+    for kind in ("PNG", "BMP", "TIFF", "PPM"):
+        image = read_image(stored(Image.fromarray(grey), kind))
+        assert image.shape == (3, HEIGHT, WIDTH)
+        for channel in image:
+            np.testing.assert_array_equal(channel.numpy(), grey)
+
+
+def test_grey_jpeg() -> None:
+    grey = np.linspace(0, 255, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8)
+    image = read_image(stored(Image.fromarray(grey), "JPEG", quality=100))
+    assert torch.equal(image[0], image[2])
+    assert np.abs(image[1].numpy().astype(int) - grey).max() <= 2
+
+
+def test_one_bit_pixels_are_black_and_white() -> None:
+    bits = noise(HEIGHT, WIDTH) > 127
+    image = read_image(stored(Image.fromarray(bits)))
+    np.testing.assert_array_equal(image[0].numpy(), bits * np.uint8(255))
+
+
+def test_palette_colours() -> None:
+    palette = noise(256, 3)
+    indices = noise(HEIGHT, WIDTH)
+    picture = Image.fromarray(indices)
+    picture.putpalette(palette.tobytes())
+    assert picture.mode == "P"
+    for kind in ("PNG", "GIF", "BMP"):
+        image = read_image(stored(picture, kind))
+        np.testing.assert_array_equal(channels_last(image), palette[indices])
+
+
+def test_cmyk_jpeg() -> None:
+    cmyk = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    cmyk[..., 0] = 255  # cyan
+    image = read_image(stored(Image.fromarray(cmyk, "CMYK"), "JPEG", quality=100))
+    assert image.shape == (3, HEIGHT, WIDTH)
+    assert image[0].max() <= 3
+    assert image[1:].min() >= 252
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
+    wide = np.array(
+        [[0, 1, 128, 129, 255, 256], [257, 5000, 32767, 40000, 65534, 65535]], np.uint16
+    )
+    image = read_image(stored(Image.fromarray(wide), kind))
+    np.testing.assert_array_equal(image[0].numpy(), np.rint(wide / 257).astype(np.uint8))
+    assert torch.equal(image[0], image[1])
+    assert torch.equal(image[0], image[2])
+
+
+def test_what_is_transparent_lies_over_white() -> None:
+    rgba = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    rgba[..., 0] = 200  # the colour under a clear pixel must not show
+    rgba[:, 5:, 3] = 255
+    rgba[:, 10:, 3] = 51  # a fifth
+    image = read_image(stored(Image.fromarray(rgba, "RGBA")))
+    assert image[:, 0, 0].tolist() == [255, 255, 255]
+    assert image[:, 0, 7].tolist() == [200, 0, 0]
+    assert image[:, 0, 12].tolist() == [244, 204, 204]
+
+
+def test_transparency_of_grey_and_palette() -> None:
+    two = np.array([[10, 200, 10]], np.uint8)
+    grey_alpha = np.stack([two, np.array([[0, 255, 255]], np.uint8)], axis=2)
+    image = read_image(stored(Image.fromarray(grey_alpha, "LA")))
+    assert image[0].tolist() == [[255, 200, 10]]
+    image = read_image(stored(Image.fromarray(two), transparency=10))
+    assert image[0].tolist() == [[255, 200, 255]]
+    image = read_image(stored(Image.fromarray(two.astype(np.uint16) * 257), transparency=10 * 257))
+    assert image[0].tolist() == [[255, 200, 255]]
+    palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    palette.putpalette(bytes([9, 9, 9, 80, 80, 80, 160, 160, 160]))
+    image = read_image(stored(palette, transparency=bytes([0, 255, 0])))
+    assert image[0].tolist() == [[255, 80, 255]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    pixels = noise(HEIGHT, WIDTH, 3)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    file = stored(Image.fromarray(pixels), "PNG", exif=exif)
+    as_stored = read_image(file, apply_orientation=False)
+    np.testing.assert_array_equal(channels_last(as_stored), pixels)
+    file.seek(0)
+    upright = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: np.rot90(pixels, -1),
+        7: pixels.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(pixels),
+    }[orientation]
+    np.testing.assert_array_equal(channels_last(read_image(file)), upright)
+
+
+@pytest.mark.parametrize("apply_orientation", [False, True])
+def test_tiff_is_turned_upright_once(apply_orientation: bool) -> None:
+    pixels = noise(HEIGHT, WIDTH, 3)
+    file = stored(Image.fromarray(pixels), "TIFF", tiffinfo={ORIENTATION: 6})
+    image = read_image(file, apply_orientation=apply_orientation)
+    np.testing.assert_array_equal(channels_last(image), np.rot90(pixels, -1))
+
+
+def test_the_first_frame_is_read() -> None:
+    frames = [Image.fromarray(np.full((HEIGHT, WIDTH), value, np.uint8)) for value in (7, 99)]
+    file = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert read_image(file).unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_defined_white_are_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match=f"mode '{mode}'"):
+        read_image(stored(Image.new(mode, (WIDTH, HEIGHT)), "TIFF"))
+
+
+def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent.jpg"):
+        read_image(tmp_path / "absent.jpg")
+
+
+def test_a_source_of_another_type() -> None:
+    with pytest.raises(TypeError, match="ndarray"):
+        read_image(noise(HEIGHT, WIDTH, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_truncated_pictures_are_named(tmp_path: Path, kind: str) -> None:
+    whole = stored(Image.fromarray(noise(97, 101, 3)), kind).getvalue()
+    file = tmp_path / f"short.{kind.lower()}"
+    for share in (0.0, 0.01, 0.3, 0.8):
+        file.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match="short"):
+            read_image(file)
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "page.jpg"
+    file.write_bytes(b"<html>404</html>" * 50)
+    with pytest.raises(ValueError, match="page.jpg"):
+        read_image(file)
+
+
+def test_a_failing_disk_is_not_blamed_on_the_picture() -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        read_image(Failing())
+
+
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *program, **_: started.append(program)
+    )
+    file = tmp_path / "program.jpg"
+    Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(file, "EPS")
+    with pytest.raises(ValueError, match=r"program\.jpg"):
+        read_image(file)
+    assert not started
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [HEIGHT * WIDTH - 1, HEIGHT * WIDTH // 3])
+def test_too_many_pixels_are_an_error(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    file = stored(Image.fromarray(noise(HEIGHT, WIDTH, 3)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH)
+    assert read_image(file).shape == (3, HEIGHT, WIDTH)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    file.seek(0)
+    with pytest.raises(ValueError, match="refused"):
+        read_image(file)
+
+
+def test_too_many_pixels_where_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = stored(Image.fromarray(noise(HEIGHT, WIDTH, 3)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
+    with pytest.raises(ValueError, match="refused"):
+        read_image(file)
+
+
+def test_the_cache_decodes_a_picture_once(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, file in enumerate(files):
+        Image.fromarray(noise(HEIGHT, WIDTH + number, 3)).save(file)
+    cache = PictureCache(capacity=2)
+    first = cache.read(files[0])
+    assert cache.read(files[0]) is first
+    second = cache.read(files[1])
+    assert cache.read(files[0]) is first
+    cache.read(files[2])  # pushes out the one used longest ago, which is the second
+    assert cache.read(files[0]) is first
+    assert cache.read(files[1]) is not second
+
+
+def test_the_cache_keeps_orientations_apart(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.png", exif=exif)
+    cache = PictureCache()
+    assert cache.read(tmp_path / "a.png").shape == (3, WIDTH, HEIGHT)
+    assert cache.read(tmp_path / "a.png", apply_orientation=False).shape == (3, HEIGHT, WIDTH)
+
+
+def test_a_pickled_cache_is_empty(tmp_path: Path) -> None:
+    Image.fromarray(noise(499, 503, 3)).save(tmp_path / "a.png")
+    cache = PictureCache(capacity=3)
+    image = cache.read(tmp_path / "a.png")
+    data = pickle.dumps(cache)
+    assert len(data) < 1000
+    copy = pickle.loads(data)
+    assert copy.capacity == 3
+    assert torch.equal(copy.read(tmp_path / "a.png"), image)
+
+
+def test_threads_share_a_cache(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(5)]
+    for number, file in enumerate(files):
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, np.uint8)).save(file)
+    cache = PictureCache(capacity=2)
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        for number in np.random.default_rng(seed).integers(0, 5, 200).tolist():
+            if cache.read(files[number]).unique().tolist() != [number]:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_cache_of_no_picture() -> None:
+    with pytest.raises(ValueError, match="capacity"):
+        PictureCache(0)
+
+
+def test_real_photographs(real: Path) -> None:
+    with Image.open(next((real / "panoptic" / "input_images").glob("*.jpg"))) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+        image = read_image(picture.filename)
+    np.testing.assert_array_equal(channels_last(image), expected)
