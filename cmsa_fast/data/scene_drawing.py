@@ -1,0 +1,288 @@
+"""Layouts of drawn scenes and their pixels: what stands where, and how it is painted.
+
+A layout is free of pixels: every length is a share of the picture's side, x runs right, y runs
+down. Painting a layout at a size gives a picture and one label a pixel, from which the mask of any
+object is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+_Item = TypeVar("_Item")
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 38, 38),
+    "orange": (246, 138, 26),
+    "yellow": (246, 224, 52),
+    "green": (44, 160, 66),
+    "blue": (40, 84, 222),
+    "purple": (140, 52, 178),
+    "white": (242, 242, 242),
+    "black": (24, 24, 24),
+}
+# Radius, as a share of the side. The ranges are far apart so that "small" and "large" need no
+# second look.
+SIZES: dict[str, tuple[float, float]] = {"small": (0.078, 0.095), "large": (0.140, 0.170)}
+TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
+FEWEST_OBJECTS, MOST_OBJECTS = 4, 7
+MOST_LARGE = 3
+GAP = 0.03  # least distance between the circles that hold two objects
+BORDER = 0.015  # least distance between such a circle and the picture's edge
+
+_TRIANGLE = tuple(math.radians(angle) for angle in (90, 210, 330))
+_STAR = tuple(math.radians(angle) for angle in (-90, -18, 54, 126, 198))
+_STAR_RADIUS = 1.22
+
+
+def _circle(x: Array, y: Array) -> Array:
+    return np.hypot(x, y) - 1.0
+
+
+def _ring(x: Array, y: Array) -> Array:
+    return np.abs(np.hypot(x, y) - 0.76) - 0.27
+
+
+def _square(x: Array, y: Array) -> Array:
+    return np.maximum(np.abs(x), np.abs(y)) - 0.85
+
+
+def _diamond(x: Array, y: Array) -> Array:
+    width, height = 0.74, 1.2
+    slope = math.hypot(1 / width, 1 / height)
+    return (np.abs(x) / width + np.abs(y) / height - 1.0) / slope
+
+
+def _triangle(x: Array, y: Array) -> Array:
+    sides = [math.cos(angle) * x + math.sin(angle) * y for angle in _TRIANGLE]
+    return np.maximum(np.maximum(sides[0], sides[1]), sides[2]) - 0.6
+
+
+def _star(x: Array, y: Array) -> Array:
+    # A pentagram is where at least four of its five lines are on the inner side: the second largest
+    # distance decides.
+    lines = np.stack([math.cos(angle) * x + math.sin(angle) * y for angle in _STAR])
+    lines.partition(3, axis=0)
+    return lines[3] - _STAR_RADIUS * math.cos(math.radians(72))
+
+
+def _cross(x: Array, y: Array) -> Array:
+    x, y = np.abs(x), np.abs(y)
+    return np.minimum(np.maximum(x - 1.05, y - 0.33), np.maximum(y - 1.05, x - 0.33))
+
+
+@dataclass(frozen=True)
+class _Shape:
+    distance: Callable[
+        [Array, Array], Array
+    ]  # signed distance to the outline, radius 1, negative inside
+    reach: float  # radius of the circle that holds it, in units of the object's radius
+
+
+_SHAPES: dict[str, _Shape] = {
+    "circle": _Shape(_circle, 1.0),
+    "ring": _Shape(_ring, 1.03),
+    "square": _Shape(_square, 1.21),
+    "diamond": _Shape(_diamond, 1.2),
+    "triangle": _Shape(_triangle, 1.2),
+    "star": _Shape(_star, 1.22),
+    "cross": _Shape(_cross, 1.11),
+}
+SHAPES: tuple[str, ...] = tuple(_SHAPES)
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object of a layout.
+
+    Attributes:
+        shape, colour, size, texture: its names, from `SHAPES`, `COLOURS`, `SIZES` and `TEXTURES`.
+        x, y: centre, as a share of the side.
+        radius: nominal radius, as a share of the side.
+        turn: rotation in radians, small enough to leave the shape its name.
+        tone: its own RGB colour, near that of `COLOURS[colour]`.
+    """
+
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    x: float
+    y: float
+    radius: float
+    turn: float
+    tone: tuple[float, float, float]
+
+    @property
+    def reach(self) -> float:
+        """Radius of the circle that holds the whole object, as a share of the side."""
+        return self.radius * _SHAPES[self.shape].reach
+
+
+def pick(random: Random, items: Sequence[_Item]) -> _Item:
+    """One item at random, by `Random.random` alone: the one method promised never to change."""
+    return items[int(random.random() * len(items))]
+
+
+def shuffled(random: Random, items: Sequence[_Item]) -> list[_Item]:
+    """The items in random order, by `Random.random` alone."""
+    return [item for _, item in sorted(((random.random(), item) for item in items), key=_first)]
+
+
+def _first(pair: tuple[float, object]) -> float:
+    return pair[0]
+
+
+def draw_layout(random: Random) -> tuple[SceneObject, ...]:
+    """4 to 7 objects that do not overlap and share most of their attributes.
+
+    A scene owns few shapes, colours and textures, so most objects have several others that match
+    them in all but one
+    attribute: a single word rarely tells an object apart.
+    """
+    count = FEWEST_OBJECTS + int(random.random() * (MOST_OBJECTS - FEWEST_OBJECTS + 1))
+    shapes = shuffled(random, SHAPES)[: 2 if random.random() < 0.65 else 3]
+    colours = shuffled(random, tuple(COLOURS))[: 2 if random.random() < 0.6 else 3]
+    textures = shuffled(random, TEXTURES)[: pick(random, (1, 2, 2, 3))]
+    while True:
+        large = 0
+        drawn = []
+        for _ in range(count):
+            big = large < MOST_LARGE and random.random() < 0.5
+            large += big
+            size = "large" if big else "small"
+            low, high = SIZES[size]
+            drawn.append(
+                (
+                    low + (high - low) * random.random(),
+                    pick(random, shapes),
+                    pick(random, colours),
+                    size,
+                    pick(random, textures),
+                )
+            )
+        drawn.sort(reverse=True)  # the largest first: they are the hardest to place
+        placed = _place(random, drawn)
+        if placed is not None:
+            return tuple(placed)
+
+
+def _place(
+    random: Random, drawn: list[tuple[float, str, str, str, str]]
+) -> list[SceneObject] | None:
+    circles: list[tuple[float, float, float]] = []
+    placed = []
+    for radius, shape, colour, size, texture in drawn:
+        reach = radius * _SHAPES[shape].reach
+        margin = reach + BORDER
+        for _ in range(30):
+            x = margin + (1 - 2 * margin) * random.random()
+            y = margin + (1 - 2 * margin) * random.random()
+            if all(
+                (x - x2) ** 2 + (y - y2) ** 2 >= (reach + reach2 + GAP) ** 2
+                for x2, y2, reach2 in circles
+            ):
+                break
+        else:
+            return None
+        circles.append((x, y, reach))
+        red, green, blue = (value + 24 * (random.random() - 0.5) for value in COLOURS[colour])
+        turn = math.radians(24 * (random.random() - 0.5))
+        placed.append(
+            SceneObject(shape, colour, size, texture, x, y, radius, turn, (red, green, blue))
+        )
+    return placed
+
+
+def paint(
+    layout: Sequence[SceneObject], size: int, random: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Paints a layout, anti-aliased, on a textured ground.
+
+    Args:
+        layout: objects that do not overlap.
+        size: side of the picture in pixels.
+        random: where ground, stripes and grain come from.
+
+    Returns:
+        The picture, uint8 [size, size, 3], RGB, and the labels, uint8 [size, size]: 0 on the ground
+        and k + 1 where object k covers at least half the pixel (its outline's signed distance to
+        the pixel's centre is at most 0).
+    """
+    canvas = _ground(size, random)
+    labels = np.zeros((size, size), np.uint8)
+    for number, item in enumerate(layout, 1):
+        reach = item.reach * size + 1.0
+        left, top = max(int(item.x * size - reach), 0), max(int(item.y * size - reach), 0)
+        right = min(math.ceil(item.x * size + reach), size)
+        bottom = min(math.ceil(item.y * size + reach), size)
+        window = (slice(top, bottom), slice(left, right))
+        x = np.arange(left, right, dtype=np.float32)[None] + np.float32(0.5 - item.x * size)
+        y = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - item.y * size)
+        cosine, sine = math.cos(item.turn), math.sin(item.turn)
+        radius = item.radius * size
+        across, down = (cosine * x + sine * y) / radius, (cosine * y - sine * x) / radius
+        distance = _SHAPES[item.shape].distance(across, down) * radius  # pixels
+        coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
+        canvas[window] += coverage * (_fill(item, x, y, size, random) - canvas[window])
+        labels[window][distance <= 0] = number
+    canvas += random.standard_normal((size, size, 1), np.float32) * 2.5  # grain, over everything
+    return np.clip(canvas, 0, 255).round().astype(np.uint8), labels
+
+
+def _fill(item: SceneObject, x: Array, y: Array, size: int, random: np.random.Generator) -> Array:
+    tone = np.array(item.tone, np.float32)
+    if item.texture == "plain":
+        return np.broadcast_to(tone, (1, 1, 3))
+    second = tone * 0.42 if tone.mean() > 70 else tone + (255 - tone) * 0.55
+    period = max(0.052 * size, 4.0)
+    angle = random.uniform(0, math.pi)
+    along = (math.cos(angle) * x + math.sin(angle) * y) / period
+    if item.texture == "striped":
+        edge = (np.abs(along - np.floor(along) - 0.5) - 0.25) * period
+    else:
+        beside = (math.cos(angle) * y - math.sin(angle) * x) / period
+        along, beside = along - np.round(along), beside - np.round(beside)
+        edge = (0.33 - np.hypot(along, beside)) * period
+    return tone + np.clip(0.5 + edge, 0.0, 1.0)[..., None] * (second - tone)
+
+
+def _ground(size: int, random: np.random.Generator) -> Array:
+    """A muted ground, float32 [size, size, 3]: two near tones in one of four patterns."""
+    tones = _muted(random), _muted(random)
+    tones = tones[0], tones[0] + 0.45 * (tones[1] - tones[0])
+    x = np.arange(size, dtype=np.float32)[None] / size
+    y = np.arange(size, dtype=np.float32)[:, None] / size
+    angle = random.uniform(0, 2 * math.pi)
+    along = math.cos(angle) * (x - 0.5) + math.sin(angle) * (y - 0.5)
+    beside = math.cos(angle) * (y - 0.5) - math.sin(angle) * (x - 0.5)
+    frequency = 2 * math.pi * random.uniform(2.5, 7.0)
+    match random.integers(4):
+        case 0:
+            blend = 0.5 + along
+        case 1:
+            blend = 0.5 + 0.5 * np.tanh(3 * np.sin(frequency * along))
+        case 2:
+            blend = 0.5 + 0.5 * np.tanh(4 * np.sin(frequency * along) * np.sin(frequency * beside))
+        case _:
+            cells = random.random((8, 8), np.float32)
+            place = np.linspace(0, 6.999, size, dtype=np.float32)
+            low, share = place.astype(np.int64), (place % 1).astype(np.float32)
+            rows = cells[low] * (1 - share[:, None]) + cells[low + 1] * share[:, None]
+            blend = rows[:, low] * (1 - share) + rows[:, low + 1] * share
+    return (tones[0] + blend[..., None] * (tones[1] - tones[0])).astype(np.float32)
+
+
+def _muted(random: np.random.Generator) -> Array:
+    """A colour of little saturation and middle brightness, float32 [3]."""
+    hue = random.random() + np.array([0, 1 / 3, 2 / 3])
+    wheel = np.cos(2 * math.pi * hue) * 255 * random.uniform(0.02, 0.11)
+    return (random.uniform(95, 165) + wheel).astype(np.float32)
