@@ -1,0 +1,58 @@
+"""Models by name, and what every model answers."""
+
+import inspect
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .cmsa import CMSAModel
+from .features import ImageFeatures
+
+MODELS: dict[str, type[nn.Module]] = {"cmsa": CMSAModel}
+
+
+class ReferringModel(Protocol):
+    """The calls by which training, evaluation and prediction know a model."""
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """[B_images, 3, H, W] in [0, 1] -> features; once per picture."""
+
+    def segment(
+        self,
+        features: ImageFeatures,
+        words: Tensor,
+        word_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """int64 [B, N] words of B sentences -> logits [B, 1, H, W]; once per sentence."""
+
+    def forward(
+        self,
+        images: Tensor,
+        words: Tensor,
+        word_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """The two in a row."""
+
+
+def build_model(name: str, **options: Any) -> nn.Module:
+    """Build a network by name.
+
+    Args:
+        name: one of MODELS; "cmsa" is the paper's network (`CMSAModel`).
+        options: passed to the network's class.
+
+    Raises:
+        ValueError: name or an option is unknown.
+    """
+    if name not in MODELS:
+        raise ValueError(f"name must be one of {', '.join(sorted(MODELS))}; got {name!r}.")
+    model = MODELS[name]
+    known = list(inspect.signature(model).parameters)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"build_model({name!r}) has no option {', '.join(unknown)}; it has {', '.join(known)}."
+        )
+    return model(**options)

@@ -1,0 +1,202 @@
+"""Backbones that keep one eighth of the resolution at three levels: Res3, Res4 and Res5."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .weights import load_backbone_weights
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+
+# Of ImageNet's training pictures, for RGB in [0, 1]; what torchvision's weights expect.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+class _Backbone(nn.Module):
+    """Normalises pictures; subclasses give `channels` and `levels`."""
+
+    channels: tuple[int, int, int]
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            images: [B, 3, H, W], RGB in [0, 1].
+
+        Returns:
+            Res3, Res4 and Res5, [B, channels[i], ceil(H/8), ceil(W/8)] each.
+
+        Raises:
+            TypeError: images is not floating point.
+            ValueError: images has another shape.
+        """
+        if not images.is_floating_point():
+            raise TypeError(f"images must be floating point in [0, 1]; got {images.dtype}.")
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+            raise ValueError(
+                f"images must have shape [batch, 3, height, width]; got {list(images.shape)}."
+            )
+        return self.levels((images - self.mean) / self.std)
+
+    def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class DilatedResNet(_Backbone):
+    """torchvision's ResNet at output stride 8: the strides of Res4 and Res5 become dilations 2 and 4.
+
+    This is DeepLab's backbone (Chen et al., TPAMI 2018), without its atrous pyramid, which CMSA does not use.
+    """
+
+    def __init__(
+        self,
+        architecture: str = "resnet101",
+        *,
+        weights: str | Path | None = None,
+        freeze_batch_norm: bool = True,
+    ) -> None:
+        """
+        Args:
+            architecture: "resnet18", "resnet34", "resnet50" or "resnet101".
+            weights: "imagenet", "voc-labels", the path of a file (see
+                `cmsa_fast.nn.weights.load_backbone_weights`), or None for a random start.
+            freeze_batch_norm: keep batch-norm's statistics and scale as they are (the published model does:
+                its batch of one picture has no statistics). They then stay at 0 and 1 after a random start.
+
+        Raises:
+            ValueError: architecture is unknown, or weights do not fit it.
+            FileNotFoundError: weights name a file that is not there or cannot be downloaded.
+        """
+        super().__init__()
+        if architecture not in RESNETS:
+            raise ValueError(
+                f"architecture must be one of {', '.join(RESNETS)}; got {architecture!r}."
+            )
+        from torchvision.models import get_model
+        from torchvision.ops import FrozenBatchNorm2d
+
+        norm = FrozenBatchNorm2d if freeze_batch_norm else nn.BatchNorm2d
+        body = get_model(architecture, weights=None, norm_layer=norm)
+        del body.fc, body.avgpool
+        _dilate(body.layer3, before=1, after=2)
+        _dilate(body.layer4, before=2, after=4)
+        if weights is not None:
+            state = load_backbone_weights(architecture, weights)
+            try:
+                body.load_state_dict(state)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"weights={str(weights)!r} do not fit {architecture}: {error}"
+                ) from error
+        self.body = body
+        last = 512 if architecture in ("resnet18", "resnet34") else 2048
+        self.channels = (last // 4, last // 2, last)
+
+    def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
+        res3 = body.layer2(body.layer1(x))
+        res4 = body.layer3(res3)
+        return res3, res4, body.layer4(res4)
+
+
+def _dilate(layer: nn.Sequential, *, before: int, after: int) -> None:
+    """Replace a layer's stride by dilation, in place; parameters keep their names and shapes.
+
+    torchvision does this for its Bottleneck when asked, but its BasicBlock (ResNet-18 and 34) refuses dilation
+    when built. As there, 3x3 convolutions up to the one that had the stride keep the dilation of the layer
+    before, and those after it take the larger one.
+    """
+    dilation = before
+    for module in layer.modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        if module.kernel_size == (3, 3):
+            module.dilation = module.padding = (dilation, dilation)
+            if module.stride == (2, 2):
+                dilation = after
+        module.stride = (1, 1)
+
+
+class NarrowBackbone(_Backbone):
+    """A small residual network with the same three levels, for pictures of some 100 pixels on a CPU.
+
+    Group normalisation (Wu and He, ECCV 2018) needs neither large batches nor pretrained statistics.
+    """
+
+    def __init__(self, widths: Sequence[int] = (24, 48, 64, 96, 128), *, blocks: int = 2) -> None:
+        """
+        Args:
+            widths: channels of the stem, of Res2 (stride 4), and of Res3, Res4 and Res5 (stride 8); each
+                divisible by 8, the size of a group.
+            blocks: residual blocks in each of Res3, Res4 and Res5; Res2 has one.
+
+        Raises:
+            ValueError: widths or blocks are not as above.
+        """
+        super().__init__()
+        if len(widths) != 5 or any(width < 8 or width % 8 for width in widths):
+            raise ValueError(f"widths must be five multiples of 8; got {list(widths)}.")
+        if blocks < 1:
+            raise ValueError(f"blocks must be at least 1; got {blocks}.")
+        stem, res2, res3, res4, res5 = widths
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False), _group_norm(stem), nn.ReLU()
+        )
+        self.res2 = _residual_layer(stem, res2, blocks=1, stride=2)
+        self.res3 = _residual_layer(res2, res3, blocks=blocks, stride=2)
+        self.res4 = _residual_layer(res3, res4, blocks=blocks, dilation=2)
+        self.res5 = _residual_layer(res4, res5, blocks=blocks, dilation=4)
+        self.channels = (res3, res4, res5)
+
+    def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        res3 = self.res3(self.res2(self.stem(images)))
+        res4 = self.res4(res3)
+        return res3, res4, self.res5(res4)
+
+
+class _ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al., CVPR 2016)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(
+            in_channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+        )
+        self.norm1 = _group_norm(channels)
+        self.conv2 = nn.Conv2d(
+            channels, channels, 3, padding=dilation, dilation=dilation, bias=False
+        )
+        self.norm2 = _group_norm(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False),
+                _group_norm(channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+def _residual_layer(
+    in_channels: int, channels: int, *, blocks: int, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    first = _ResidualBlock(in_channels, channels, stride, dilation)
+    rest = [_ResidualBlock(channels, channels, 1, dilation) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // 8, channels)

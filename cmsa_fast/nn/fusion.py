@@ -1,0 +1,75 @@
+"""Gated multi-level fusion (Ye et al., CVPR 2019, Eq. 5)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class GatedFusion(nn.Module):
+    """Each level takes from the others what their memory gates let out, as far as its own reset gate admits.
+
+    X^i is a 1x1 convolution of level i's features, m^i and r^i are one number per place:
+
+        m^i = sigmoid(conv(X^i)),  r^i = sigmoid(conv(X^i))
+        G^i = (1 - m^i) X^i + sum over j != i of gamma^j m^j X^j
+        F^i = r^i tanh(G^i) + (1 - r^i) X^i
+
+    and the result is the sum of all F^i (the argument of Eq. 6). The paper leaves the kernel of the gates open;
+    3x3 is that of the published code. gamma starts at 0.5, as there.
+    """
+
+    def __init__(self, in_channels: Sequence[int], fused_channels: int = 500) -> None:
+        """
+        Args:
+            in_channels: channels of each level's features.
+            fused_channels: channels of X^i and of the result (500 in the paper).
+
+        Raises:
+            ValueError: there are fewer than two levels, or a number of channels is below 1.
+        """
+        super().__init__()
+        if len(in_channels) < 2 or min(*in_channels, fused_channels) < 1:
+            raise ValueError(
+                "in_channels must name at least two levels, and every number of channels must be at "
+                f"least 1; got in_channels={list(in_channels)}, fused_channels={fused_channels}."
+            )
+        self.project = nn.ModuleList(nn.Conv2d(size, fused_channels, 1) for size in in_channels)
+        self.memory = nn.ModuleList(nn.Conv2d(fused_channels, 1, 3, padding=1) for _ in in_channels)
+        self.reset = nn.ModuleList(nn.Conv2d(fused_channels, 1, 3, padding=1) for _ in in_channels)
+        self.gamma = nn.Parameter(torch.full((len(in_channels),), 0.5))
+        for convolution in self.project:
+            # Tokens of CMSA have a squared length of about 4 whatever their width: this gives X unit variance,
+            # where a start scaled by the fan-in would leave tanh linear and the gates shut to the features.
+            nn.init.normal_(convolution.weight, std=0.5)
+            nn.init.zeros_(convolution.bias)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """
+        Args:
+            levels: [B, C_i, H, W] each, in the order of in_channels.
+
+        Returns:
+            [B, fused_channels, H, W].
+
+        Raises:
+            ValueError: the levels are not as many as in_channels named, or differ in batch or size.
+        """
+        if len(levels) != len(self.project):
+            raise ValueError(f"levels must be {len(self.project)} tensors; got {len(levels)}.")
+        shapes = {(len(level), *level.shape[2:]) for level in levels}
+        if len(shapes) != 1:
+            raise ValueError(
+                "levels must share batch, height and width; "
+                f"got {[list(level.shape) for level in levels]}."
+            )
+        projected = [conv(level) for conv, level in zip(self.project, levels, strict=True)]
+        memory = [conv(x).sigmoid() for conv, x in zip(self.memory, projected, strict=True)]
+        reset = [conv(x).sigmoid() for conv, x in zip(self.reset, projected, strict=True)]
+        shared = [g * m * x for g, m, x in zip(self.gamma, memory, projected, strict=True)]
+        total = torch.stack(shared).sum(0)
+        fused = torch.zeros_like(total)
+        for x, m, r, own in zip(projected, memory, reset, shared, strict=True):
+            gathered = (1 - m) * x + (total - own)
+            fused = fused + r * gathered.tanh() + (1 - r) * x
+        return fused

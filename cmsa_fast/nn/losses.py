@@ -1,0 +1,58 @@
+"""Losses on mask logits."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Eq. 7: binary cross-entropy, the mean over pixels and batch (with the minus sign the paper's print lost).
+
+    Args:
+        logits: [B, 1, H, W].
+        masks: bool [B, H, W], True inside the object.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        TypeError: masks is not bool.
+        ValueError: shapes do not fit.
+    """
+    _check(logits, masks)
+    return F.binary_cross_entropy_with_logits(logits[:, 0], masks.to(logits.dtype))
+
+
+def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """1 - Dice coefficient of the probabilities (Milletari et al., 3DV 2016), the mean over the batch.
+
+    Cross-entropy weighs every pixel alike, so that a small object hardly counts; Dice weighs every object
+    alike. Both empty gives 0.
+
+    Args:
+        logits: [B, 1, H, W].
+        masks: bool [B, H, W].
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        TypeError: masks is not bool.
+        ValueError: shapes do not fit.
+    """
+    _check(logits, masks)
+    probability = logits[:, 0].sigmoid().flatten(1)
+    truth = masks.flatten(1).to(probability.dtype)
+    overlap = (probability * truth).sum(1)
+    total = probability.sum(1) + truth.sum(1)
+    return (1 - (2 * overlap + 1) / (total + 1)).mean()
+
+
+def _check(logits: Tensor, masks: Tensor) -> None:
+    if masks.dtype != torch.bool:
+        raise TypeError(f"masks must be bool; got {masks.dtype}.")
+    if logits.ndim != 4 or logits.shape[1] != 1 or logits[:, 0].shape != masks.shape:
+        raise ValueError(
+            "logits must have shape [batch, 1, height, width] and masks [batch, height, width]; "
+            f"got {list(logits.shape)} and {list(masks.shape)}."
+        )

@@ -1,0 +1,116 @@
+"""Word features: a learned table, or one that starts from GloVe."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+_LOG = logging.getLogger(__name__)
+
+
+class WordTable(nn.Embedding):
+    """A vector for each word of the vocabulary; the paper learns 1000 channels from scratch.
+
+    Entries start uniform in (-0.08, 0.08), as the published code draws them. CMSA divides every vector by its
+    length, so only directions matter.
+    """
+
+    def __init__(self, words: int, channels: int = 1000) -> None:
+        """
+        Args:
+            words: size of the vocabulary.
+            channels: Cl, width of a word's vector.
+
+        Raises:
+            ValueError: words or channels is below 1.
+        """
+        if words < 1 or channels < 1:
+            raise ValueError(f"words and channels must be at least 1; got {words} and {channels}.")
+        super().__init__(words, channels)
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.weight, -0.08, 0.08)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """int64 [B, N] word ids -> [B, N, Cl].
+
+        Raises:
+            TypeError: the ids are no int64 tensor.
+            ValueError: an id lies outside the table.
+        """
+        if not isinstance(input, Tensor) or input.dtype != torch.int64:
+            found = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"words must be an int64 tensor of word ids; got {found}.")
+        if (
+            input.device.type == "cpu"  # elsewhere the look-up itself checks, without a wait
+            and input.numel()
+            and not 0 <= int(input.min()) <= int(input.max()) < self.num_embeddings
+        ):
+            raise ValueError(
+                f"words must be ids in 0..{self.num_embeddings - 1}; got values from "
+                f"{int(input.min())} to {int(input.max())}."
+            )
+        return super().forward(input)
+
+    @classmethod
+    def from_glove(cls, path: str | Path, tokens: Sequence[str]) -> "WordTable":
+        """Read the vectors of a vocabulary from a GloVe text file; words it lacks keep their random start.
+
+        Args:
+            path: text file, a word and its numbers on each line, separated by single spaces.
+            tokens: the vocabulary, in the order of its ids.
+
+        Returns:
+            A table of len(tokens) words, as wide as the file's vectors. How many words were found is logged.
+
+        Raises:
+            FileNotFoundError: path does not exist.
+            ValueError: tokens is empty, a line is malformed, or no word of the vocabulary is in the file.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"path must be a GloVe text file such as glove.6B.300d.txt; {path} does not exist."
+            )
+        wanted = {token: index for index, token in enumerate(tokens)}
+        vectors: dict[int, Tensor] = {}
+        width = 0
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                word, *numbers = line.rstrip("\n").split(" ")
+                if number == 1:
+                    if len(numbers) == 1:  # word2vec's header: how many words, how wide
+                        continue
+                    width = len(numbers)
+                width = width or len(numbers)
+                # Some tokens of the 840B release hold spaces: the vector is the last `width` numbers.
+                if len(numbers) < width:
+                    raise ValueError(
+                        f"{path}, line {number}: expected a word and {width} numbers; "
+                        f"got {len(numbers)} numbers."
+                    )
+                word = " ".join([word, *numbers[: len(numbers) - width]])
+                index = wanted.get(word)
+                if index is not None:
+                    vectors[index] = _vector(numbers[len(numbers) - width :], path, number)
+        if not vectors:
+            raise ValueError(
+                f"{path} holds a vector for none of the {len(wanted)} words in tokens."
+            )
+        _LOG.info("%s: vectors for %d of %d words.", path.name, len(vectors), len(wanted))
+        table = cls(len(tokens), width)
+        with torch.no_grad():
+            for index, vector in vectors.items():
+                table.weight[index] = vector
+        return table
+
+
+def _vector(numbers: list[str], path: Path, line: int) -> Tensor:
+    try:
+        return torch.tensor([float(number) for number in numbers])
+    except ValueError:
+        raise ValueError(
+            f"{path}, line {line}: the vector holds something that is no number."
+        ) from None
