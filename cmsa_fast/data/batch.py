@@ -69,7 +69,8 @@ class Batch:
 class Collate:
     """Makes a batch of samples: the `collate_fn` of a `DataLoader`, fit to be sent to its workers.
 
-    Samples with one `image_id` share one picture in the batch, the first sample's.
+    Samples with one `image_id` share one picture in the batch, so their images must be the same. (Mirrored
+    by `horizontal_flip`, a picture is another one: mirror all of its samples or none.)
 
     Attributes:
         vocabulary: The word list.
@@ -110,27 +111,24 @@ class Collate:
 
         Raises:
             TypeError: An image is not uint8, a mask not bool or a sentence no string.
-            ValueError: There is no sample, a mask differs in size from its picture, samples of one
-                `image_id` differ in picture size, or a sentence has no word.
+            ValueError: There is no sample, an image is not `[3, H, W]`, a mask differs in size from its
+                picture, samples of one `image_id` differ in picture or its size, or a sentence has no
+                word.
         """
         if not samples:
             raise ValueError("samples must have at least one sample, but the list is empty.")
+        firsts = {sample.image_id: sample for sample in reversed(samples)}
+        for sample in samples:
+            _check_same_picture(firsts[sample.image_id], sample)
         places: dict[int, int] = {}
         boxes: list[Letterbox] = []
         images: list[Tensor] = []
         for sample in samples:
-            height, width = sample.image.shape[-2:]
             if sample.image_id not in places:
                 places[sample.image_id] = len(images)
+                height, width = sample.image.shape[-2:]
                 boxes.append(Letterbox(height, width, self.size))
                 images.append(boxes[-1].image(sample.image))
-                continue
-            box = boxes[places[sample.image_id]]
-            if (height, width) != (box.height, box.width):
-                raise ValueError(
-                    f"samples of one image_id must have one picture size, but image_id "
-                    f"{sample.image_id} has {box.height} x {box.width} and {height} x {width}."
-                )
         image_index = [places[sample.image_id] for sample in samples]
         letterboxes = [boxes[index] for index in image_index]
         masks = [self._mask(box, item) for box, item in zip(letterboxes, samples, strict=True)]
@@ -168,6 +166,20 @@ class Collate:
             words[row, longest - len(ids) :] = torch.tensor(ids)
             word_mask[row, longest - len(ids) :] = True
         return words, word_mask
+
+
+def _check_same_picture(first: Sample, sample: Sample) -> None:
+    size, other = (tuple(item.image.shape[-2:]) for item in (first, sample))
+    if size != other:
+        raise ValueError(
+            f"samples of one image_id must have one picture size, but image_id {sample.image_id} has "
+            f"{size[0]} x {size[1]} and {other[0]} x {other[1]}."
+        )
+    if sample.image is not first.image and not torch.equal(sample.image, first.image):
+        raise ValueError(
+            f"samples of one image_id must have one picture, but those of image_id {sample.image_id} "
+            "differ; a picture is mirrored for all of its sentences or for none."
+        )
 
 
 class PictureBatchSampler(Sampler[list[int]]):
