@@ -113,26 +113,34 @@ class Collate:
             TypeError: An image is not uint8, a mask not bool or a sentence no string.
             ValueError: There is no sample, an image is not `[3, H, W]`, a mask differs in size from its
                 picture, samples of one `image_id` differ in picture or its size, or a sentence has no
-                word.
+                word. A note names the sample.
         """
         if not samples:
             raise ValueError("samples must have at least one sample, but the list is empty.")
         firsts = {sample.image_id: sample for sample in reversed(samples)}
-        for sample in samples:
-            _check_same_picture(firsts[sample.image_id], sample)
         places: dict[int, int] = {}
         boxes: list[Letterbox] = []
         images: list[Tensor] = []
+        masks: list[Tensor] = []
+        encoded: list[list[int]] = []
         for sample in samples:
-            if sample.image_id not in places:
-                places[sample.image_id] = len(images)
-                height, width = sample.image.shape[-2:]
-                boxes.append(Letterbox(height, width, self.size))
-                images.append(boxes[-1].image(sample.image))
+            try:
+                _check_picture(sample, firsts[sample.image_id])
+                if sample.image_id not in places:
+                    box = Letterbox(*_size(sample), size=self.size)
+                    places[sample.image_id] = len(images)
+                    boxes.append(box)
+                    images.append(box.image(sample.image))
+                masks.append(self._mask(boxes[places[sample.image_id]], sample))
+                encoded.append(self.vocabulary.encode(sample.sentence, self.max_words))
+            except (TypeError, ValueError) as error:
+                error.add_note(
+                    f"In the sample with image_id {sample.image_id}, ref_id {sample.ref_id}, "
+                    f"sent_id {sample.sent_id}."
+                )
+                raise
         image_index = [places[sample.image_id] for sample in samples]
-        letterboxes = [boxes[index] for index in image_index]
-        masks = [self._mask(box, item) for box, item in zip(letterboxes, samples, strict=True)]
-        words, word_mask = self._words([sample.sentence for sample in samples])
+        words, word_mask = _pad(encoded)
         return Batch(
             images=torch.stack(images),
             words=words,
@@ -140,7 +148,7 @@ class Collate:
             masks=torch.stack(masks),
             image_index=torch.tensor(image_index),
             samples=list(samples),
-            letterboxes=letterboxes,
+            letterboxes=[boxes[index] for index in image_index],
         )
 
     def _mask(self, letterbox: Letterbox, sample: Sample) -> Tensor:
@@ -157,29 +165,37 @@ class Collate:
             self.vanished_masks += 1
         return mask
 
-    def _words(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
-        encoded = [self.vocabulary.encode(sentence, self.max_words) for sentence in sentences]
-        longest = max(len(ids) for ids in encoded)
-        words = torch.full((len(encoded), longest), Vocabulary.PAD_ID)
-        word_mask = torch.zeros(len(encoded), longest, dtype=torch.bool)
-        for row, ids in enumerate(encoded):
-            words[row, longest - len(ids) :] = torch.tensor(ids)
-            word_mask[row, longest - len(ids) :] = True
-        return words, word_mask
+
+def _size(sample: Sample) -> tuple[int, int]:
+    height, width = sample.image.shape[-2:]
+    return height, width
 
 
-def _check_same_picture(first: Sample, sample: Sample) -> None:
-    size, other = (tuple(item.image.shape[-2:]) for item in (first, sample))
-    if size != other:
+def _check_picture(sample: Sample, first: Sample) -> None:
+    if sample.image.ndim != 3:
+        raise ValueError(f"image must be [3, H, W], but its shape is {list(sample.image.shape)}.")
+    if sample.image is first.image:
+        return
+    if _size(sample) != _size(first):
         raise ValueError(
-            f"samples of one image_id must have one picture size, but image_id {sample.image_id} has "
-            f"{size[0]} x {size[1]} and {other[0]} x {other[1]}."
+            "samples of one image_id must have one picture size, but there are "
+            "{} x {} and {} x {}.".format(*_size(first), *_size(sample))
         )
-    if sample.image is not first.image and not torch.equal(sample.image, first.image):
+    if not torch.equal(sample.image, first.image):
         raise ValueError(
-            f"samples of one image_id must have one picture, but those of image_id {sample.image_id} "
-            "differ; a picture is mirrored for all of its sentences or for none."
+            "samples of one image_id must have one picture, but there are two different ones; a "
+            "picture is mirrored for all of its sentences or for none."
         )
+
+
+def _pad(encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
+    longest = max(len(ids) for ids in encoded)
+    words = torch.full((len(encoded), longest), Vocabulary.PAD_ID)
+    word_mask = torch.zeros(len(encoded), longest, dtype=torch.bool)
+    for row, ids in enumerate(encoded):
+        words[row, longest - len(ids) :] = torch.tensor(ids)
+        word_mask[row, longest - len(ids) :] = True
+    return words, word_mask
 
 
 class PictureBatchSampler(Sampler[list[int]]):

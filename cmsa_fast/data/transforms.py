@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -118,7 +119,8 @@ class Letterbox:
                 f"logits must be [..., {self.size}, {self.size}], but it is {_describe(logits)}."
             )
         leading = logits.shape[:-2]
-        inside = self._inside(logits).reshape(-1, 1, self.scaled_height, self.scaled_width)
+        maps = math.prod(leading)
+        inside = self._inside(logits).reshape(maps, 1, self.scaled_height, self.scaled_width)
         wide = inside if inside.dtype in (torch.float32, torch.float64) else inside.float()
         restored = _resize(wide, self.height, self.width)
         return restored.to(logits.dtype).reshape(*leading, self.height, self.width)
