@@ -142,6 +142,9 @@ class Letterbox:
 
 
 def _resize(values: Tensor, height: int, width: int) -> Tensor:
+    if width == 1 and height > 1:
+        # On the CPU PyTorch 2.15 resizes wrongly to a single column: every row comes out as the first.
+        return _resize(values.mT, width, height).mT
     # Antialias changes nothing where the map grows; where it shrinks, plain bilinear skips pixels.
     return functional.interpolate(values, (height, width), mode="bilinear", antialias=True)
 

@@ -1,0 +1,255 @@
+"""Pictures and masks into the network's square and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmsa_fast.data.masks import parse_segmentation
+from cmsa_fast.data.transforms import Letterbox
+
+SIZES = [
+    # height, width, size: odd, square, extreme, up and down
+    (37, 53, 33),
+    (53, 37, 33),
+    (11, 17, 64),
+    (480, 640, 320),
+    (427, 640, 161),
+    (45, 45, 45),
+    (1, 500, 320),
+    (500, 1, 320),
+    (1, 1, 7),
+    (3, 2000, 65),
+    (2, 1, 1),
+]
+
+
+def picture(height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(height * 10007 + width)
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def ellipse(height: int, width: int) -> Tensor:
+    rows = (torch.arange(height)[:, None] + 0.5) / height
+    columns = (torch.arange(width)[None] + 0.5) / width
+    return ((rows - 0.45) / 0.3) ** 2 + ((columns - 0.55) / 0.35) ** 2 < 1
+
+
+def iou(first: Tensor, second: Tensor) -> float:
+    return float((first & second).sum() / (first | second).sum())
+
+
+def restored(box: Letterbox, mask: Tensor) -> Tensor:
+    return box.restore(box.mask(mask).float()) >= 0.5
+
+
+def inside(box: Letterbox) -> tuple[slice, slice]:
+    return (
+        slice(box.top, box.top + box.scaled_height),
+        slice(box.left, box.left + box.scaled_width),
+    )
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "box"),
+    [
+        # (scaled height, scaled width, top, left), worked out by hand
+        (480, 640, 320, (240, 320, 40, 0)),
+        (640, 480, 320, (320, 240, 0, 40)),
+        (427, 640, 320, (214, 320, 53, 0)),  # 213.5: a half goes up
+        (11, 17, 64, (41, 64, 11, 0)),  # 41.41
+        (17, 11, 64, (64, 41, 0, 11)),
+        (1, 500, 320, (1, 320, 159, 0)),  # 0.64
+        (1, 2000, 320, (1, 320, 159, 0)),  # 0.16: at least one pixel
+        (2000, 1, 321, (321, 1, 0, 160)),
+        (45, 45, 45, (45, 45, 0, 0)),
+        (1, 1, 7, (7, 7, 0, 0)),
+    ],
+)
+def test_where_the_picture_sits(
+    height: int, width: int, size: int, box: tuple[int, int, int, int]
+) -> None:
+    letterbox = Letterbox(height, width, size)
+    assert (
+        letterbox.scaled_height,
+        letterbox.scaled_width,
+        letterbox.top,
+        letterbox.left,
+    ) == box
+
+
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_image_agrees_with_pillow(height: int, width: int, size: int) -> None:
+    box = Letterbox(height, width, size)
+    image = picture(height, width)
+    square = box.image(image)
+    assert square.shape == (3, size, size)
+    assert square.dtype == torch.float32
+    expected = torch.zeros(3, size, size)
+    for channel in range(3):
+        plane = Image.fromarray(image[channel].numpy().astype(np.float32))
+        scaled = plane.resize((box.scaled_width, box.scaled_height), Image.Resampling.BILINEAR)
+        expected[channel][inside(box)] = torch.from_numpy(np.array(scaled)) / 255
+    torch.testing.assert_close(square, expected, atol=1e-5, rtol=0)
+    assert square.min() >= 0
+    assert square.max() <= 1
+
+
+def test_a_white_picture_stays_white_and_its_padding_black() -> None:
+    box = Letterbox(37, 53, 161)
+    square = box.image(torch.full((3, 37, 53), 255, dtype=torch.uint8))
+    assert (square[(slice(None), *inside(box))] == 1).all()
+    assert square.sum() == 3 * box.scaled_height * box.scaled_width
+
+
+def test_nothing_changes_at_the_same_size() -> None:
+    box = Letterbox(45, 45, 45)
+    image, mask = picture(45, 45), ellipse(45, 45)
+    assert torch.equal(box.image(image), image / 255)
+    assert torch.equal(box.mask(mask), mask)
+    logits = torch.randn(2, 45, 45)
+    torch.testing.assert_close(box.restore(logits), logits)
+
+
+def test_the_arguments_are_left_alone() -> None:
+    box = Letterbox(45, 45, 45)
+    image = torch.full((3, 45, 45), 255, dtype=torch.uint8)
+    logits = torch.ones(45, 45)
+    box.image(image).zero_()
+    box.restore(logits).zero_()
+    assert (image == 255).all()
+    assert (logits == 1).all()
+
+
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_full_and_empty_masks_stay_so(height: int, width: int, size: int) -> None:
+    box = Letterbox(height, width, size)
+    full = torch.ones(height, width, dtype=torch.bool)
+    square = box.mask(full)
+    assert square.dtype == torch.bool
+    assert square[inside(box)].all()
+    assert square.sum() == box.scaled_height * box.scaled_width
+    assert torch.equal(restored(box, full), full)
+    assert not box.mask(~full).any()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "least"),
+    [
+        (37, 53, 161, 0.99),
+        (53, 37, 161, 0.99),
+        (480, 640, 320, 0.99),
+        (427, 640, 161, 0.98),
+        (301, 97, 65, 0.93),
+        (45, 45, 45, 1.0),
+    ],
+)
+def test_a_mask_comes_back(height: int, width: int, size: int, least: float) -> None:
+    mask = ellipse(height, width)
+    assert iou(restored(Letterbox(height, width, size), mask), mask) >= least
+
+
+def test_half_of_a_pixel_makes_it_true() -> None:
+    # Four columns to two; the filter reaches over its neighbours with weights 1 3 3 1 (cut at the border).
+    box = Letterbox(4, 4, 2)
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[:, :2] = True  # left column of the square: 6/7, right one: 1/7
+    assert box.mask(mask).tolist() == [[True, False], [True, False]]
+    mask[:, 1] = False  # 3/7
+    assert not box.mask(mask).any()
+
+
+def test_a_mask_keeps_its_area_when_it_shrinks() -> None:
+    # With "any non-zero value counts" the area would be a quarter too large here.
+    height, width, size = 480, 640, 80
+    mask = ellipse(height, width)
+    area = float(mask.sum())
+    box = Letterbox(height, width, size)
+    box_area = float(box.mask(mask).sum()) * (width / box.scaled_width) ** 2
+    assert box_area == pytest.approx(area, rel=0.01)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), SIZES)
+def test_restored_maps_follow_the_picture(height: int, width: int, size: int) -> None:
+    box = Letterbox(height, width, size)
+    rows = torch.linspace(-1, 1, box.scaled_height)[:, None].expand(-1, box.scaled_width)
+    square = torch.full((size, size), 1e6)  # shows if any padding were used
+    square[inside(box)] = rows
+    back = box.restore(square)
+    assert back.shape == (height, width)
+    assert back.abs().max() <= 1 + 1e-5
+    plane = Image.fromarray(rows.contiguous().numpy())
+    expected = np.array(plane.resize((width, height), Image.Resampling.BILINEAR))
+    torch.testing.assert_close(back, torch.from_numpy(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("leading", [(), (2,), (2, 3), (0,), (0, 1)])
+def test_restore_keeps_leading_axes(leading: tuple[int, ...]) -> None:
+    box = Letterbox(11, 17, 9)
+    logits = torch.randn(*leading, 9, 9)
+    back = box.restore(logits)
+    assert back.shape == (*leading, 11, 17)
+    for index in np.ndindex(*leading):
+        torch.testing.assert_close(back[index], box.restore(logits[index]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_restore_keeps_the_dtype(dtype: torch.dtype) -> None:
+    logits = torch.randn(9, 9, dtype=torch.float64).to(dtype)
+    box = Letterbox(11, 17, 9)
+    back = box.restore(logits)
+    assert back.dtype == dtype
+    torch.testing.assert_close(back, box.restore(logits.double()).to(dtype), atol=1e-6, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 8), (9, 1), (1, 9)])
+def test_gradients_pass_through_restore(height: int, width: int) -> None:
+    box = Letterbox(height, width, 6)
+    logits = torch.randn(1, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(box.restore, (logits,))
+
+
+@pytest.mark.parametrize("name", ["height", "width", "size"])
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-3, ValueError), (4.0, TypeError)])
+def test_sizes_are_positive_whole_numbers(name: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"{name} must be"):
+        Letterbox(**{"height": 3, "width": 4, "size": 5, name: value})
+
+
+def test_tensors_of_the_wrong_kind_are_refused() -> None:
+    box = Letterbox(11, 17, 9)
+    with pytest.raises(TypeError, match="image must be a torch.uint8 tensor"):
+        box.image(torch.zeros(3, 11, 17))
+    with pytest.raises(TypeError, match="image must be"):
+        box.image(np.zeros((3, 11, 17), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"image must be \[3, 11, 17\]"):
+        box.image(torch.zeros(11, 17, 3, dtype=torch.uint8))
+    with pytest.raises(TypeError, match="mask must be a torch.bool tensor"):
+        box.mask(torch.zeros(11, 17, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"mask must be \[11, 17\]"):
+        box.mask(torch.zeros(17, 11, dtype=torch.bool))
+    with pytest.raises(TypeError, match="logits must be a floating-point tensor"):
+        box.restore(torch.zeros(9, 9, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"logits must be \[..., 9, 9\]"):
+        box.restore(torch.zeros(1, 9, 8))
+    with pytest.raises(ValueError, match=r"logits must be \[..., 9, 9\]"):
+        box.restore(torch.zeros(9))
+
+
+def test_real_masks_come_back(real: Path) -> None:
+    records = json.loads((real / "refer" / "refcoco" / "instances.json").read_text())
+    sizes = {item["id"]: (item["height"], item["width"]) for item in records["images"]}
+    scores = []
+    for record in records["annotations"]:
+        height, width = sizes[record["image_id"]]
+        mask = parse_segmentation(record["segmentation"]).decode(height, width)
+        scores.append(iou(restored(Letterbox(height, width, size=320), mask), mask))
+    assert len(scores) >= 60
+    assert sum(scores) / len(scores) > 0.99
+    assert min(scores) > 0.95

@@ -1,0 +1,222 @@
+"""Sentences to words, words to numbers."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+
+from cmsa_fast.data.vocabulary import Vocabulary, tokenize
+
+SPECIAL = ["<pad>", "<go>", "<eos>", "<unk>"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "tokens"),
+    [
+        ("Man", ["man"]),
+        ("the LEFT man", ["the", "left", "man"]),
+        ("  spaced\tout \n words ", ["spaced", "out", "words"]),
+        ("the man.", ["the", "man"]),
+        ("the man .", ["the", "man"]),
+        ("mr. smith.", ["mr", ".", "smith"]),
+        ("wait...", ["wait", "..."]),
+        ("left-most dog", ["left", "-", "most", "dog"]),
+        ("a cat , a dog", ["a", "cat", ",", "a", "dog"]),
+        ("the man's hat", ["the", "man", "'", "s", "hat"]),
+        ('he said "(no)" twice', ["he", "said", '"(', "no", ')"', "twice"]),
+        ("snake_case 3rd", ["snake_case", "3rd"]),
+        ("the man!", ["the", "man", "!"]),
+        ("?", ["?"]),
+        ("Älteres Café, 猫", ["älteres", "café", ",", "猫"]),
+        ("СЛЕВА", ["слева"]),
+    ],
+)
+def test_tokens(sentence: str, tokens: list[str]) -> None:
+    assert tokenize(sentence) == tokens
+
+
+def test_one_word_in_two_unicode_spellings_is_one_token() -> None:
+    assert tokenize("cafe\u0301") == tokenize("caf\u00e9") == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize("sentence", ["", " ", "\n\t", ".", " . "])
+def test_a_sentence_without_words_is_refused(sentence: str) -> None:
+    with pytest.raises(ValueError, match="sentence must have at least one word"):
+        tokenize(sentence)
+
+
+@pytest.mark.parametrize("sentence", [None, 3, b"man", ["man"]])
+def test_only_strings_are_sentences(sentence: object) -> None:
+    with pytest.raises(TypeError, match="sentence must be a str"):
+        tokenize(sentence)  # type: ignore[arg-type]
+
+
+def test_words_are_ordered_by_count_then_alphabet() -> None:
+    vocabulary = Vocabulary.from_sentences(["the left man", "the zebra", "a man, left"])
+    assert vocabulary.tokens == (*SPECIAL, "left", "man", "the", ",", "a", "zebra")
+    assert len(vocabulary) == 10
+
+
+def test_encode_gives_the_line_numbers() -> None:
+    vocabulary = Vocabulary([*SPECIAL, "man", "left", ","])
+    assert vocabulary.encode("Left, man.") == [5, 6, 4]
+    assert (vocabulary.truncated_sentences, vocabulary.unknown_words) == (0, 0)
+
+
+def test_special_tokens_cannot_be_written_in_a_sentence() -> None:
+    vocabulary = Vocabulary.from_sentences(["man"])
+    assert set(vocabulary.encode("<pad> <eos>")) == {vocabulary.UNKNOWN_ID}
+
+
+def test_long_sentences_keep_their_first_words(caplog: pytest.LogCaptureFixture) -> None:
+    vocabulary = Vocabulary([*SPECIAL, "a", "b", "c"])
+    with caplog.at_level(logging.WARNING):
+        assert vocabulary.encode("a b c", max_words=2) == [4, 5]
+        assert vocabulary.encode("c b a", max_words=2) == [6, 5]
+        assert vocabulary.encode("a b c", max_words=3) == [4, 5, 6]
+    assert vocabulary.truncated_sentences == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "A sentence of 3 words was cut to its first 2: 'a b c'. Further ones are only counted."
+    ]
+
+
+def test_twenty_words_are_kept_unless_told() -> None:
+    vocabulary = Vocabulary.from_sentences(["word"])
+    assert vocabulary.encode(" ".join(["word"] * 23)) == [4] * 20
+    assert vocabulary.encode(" ".join(["word"] * 20)) == [4] * 20
+    assert vocabulary.truncated_sentences == 1
+
+
+def test_unknown_words_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    vocabulary = Vocabulary([*SPECIAL, "man"])
+    with caplog.at_level(logging.WARNING):
+        assert vocabulary.encode("old man hat") == [3, 4, 3]
+        assert vocabulary.encode("shoe") == [3]
+    assert vocabulary.unknown_words == 3
+    assert len(caplog.records) == 1
+    assert "'old'" in caplog.text
+
+
+def test_words_beyond_the_limit_are_not_counted_as_unknown() -> None:
+    vocabulary = Vocabulary([*SPECIAL, "man"])
+    vocabulary.encode("man hat", max_words=1)
+    assert vocabulary.unknown_words == 0
+
+
+@pytest.mark.parametrize("max_words", [0, -1])
+def test_encode_keeps_at_least_one_word(max_words: int) -> None:
+    with pytest.raises(ValueError, match="max_words must be at least 1"):
+        Vocabulary(SPECIAL).encode("man", max_words)
+
+
+@pytest.mark.parametrize("sentences", [[], ["."], ["man", ""]])
+def test_a_list_needs_words(sentences: list[str]) -> None:
+    with pytest.raises(ValueError, match="must have at least one"):
+        Vocabulary.from_sentences(sentences)
+
+
+def test_one_string_is_no_list_of_strings() -> None:
+    with pytest.raises(TypeError, match="one str"):
+        Vocabulary.from_sentences("left man")
+    with pytest.raises(TypeError, match="one str"):
+        Vocabulary("left man")
+
+
+def test_a_saved_list_reads_back(tmp_path: Path) -> None:
+    vocabulary = Vocabulary.from_sentences(['the "old" man . and', "Café, 猫 - a.)"])
+    vocabulary.save(tmp_path / "words.txt")
+    again = Vocabulary.from_file(tmp_path / "words.txt")
+    assert again.tokens == vocabulary.tokens
+    assert again.encode("the café") == vocabulary.encode("the café")
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False], ids=["newline at the end", "none"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
+def test_line_endings(tmp_path: Path, ending: str, last: bool, mark: str) -> None:
+    text = mark + ending.join([*SPECIAL, "man "]) + (ending if last else "")
+    (tmp_path / "words.txt").write_bytes(text.encode())
+    assert Vocabulary.from_file(tmp_path / "words.txt").tokens == (*SPECIAL, "man")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([*SPECIAL, "man", "hat", "man"], r"repeat: \['man'\]"),
+        ([*SPECIAL, "<pad>"], r"repeat: \['<pad>'\]"),
+        (["man", "hat"], "must start with <pad>"),
+        (SPECIAL[:3], "must start with <pad>"),
+        (["<unk>", "<pad>", "<go>", "<eos>", "man"], "must start with <pad>"),
+        ([], "must start with <pad>"),
+    ],
+)
+def test_files_that_are_no_word_list(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=message) as caught:
+        Vocabulary.from_file(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_must_exist_and_be_text(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"):
+        Vocabulary.from_file(tmp_path / "absent.txt")
+    (tmp_path / "latin.txt").write_bytes("\n".join([*SPECIAL, "café"]).encode("latin-1"))
+    with pytest.raises(ValueError, match="UTF-8"):
+        Vocabulary.from_file(tmp_path / "latin.txt")
+
+
+@pytest.mark.parametrize(
+    ("token", "error", "message"),
+    [
+        (7, TypeError, "entry 4 is a int"),
+        (" man", ValueError, "blanks"),
+        ("a\n", ValueError, "blanks"),
+    ],
+)
+def test_entries_are_bare_words(token: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Vocabulary([*SPECIAL, token])  # type: ignore[list-item]
+
+
+def test_blank_and_repeated_punctuation_keep_their_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join([*SPECIAL, ".", "", "man", "", ".", "hat"]) + "\n")
+    with caplog.at_level(logging.INFO):
+        vocabulary = Vocabulary.from_file(path)
+    assert len(vocabulary) == 10
+    assert vocabulary.encode("man . hat") == [6, 8, 9]
+    assert "2 blank entries" in caplog.text
+    vocabulary.save(tmp_path / "again.txt")
+    assert (tmp_path / "again.txt").read_text() == path.read_text()
+
+
+def test_it_travels_to_worker_processes() -> None:
+    vocabulary = Vocabulary.from_sentences(["left man"])
+    assert pickle.loads(pickle.dumps(vocabulary)).encode("man left") == vocabulary.encode(
+        "man left"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "ids"),
+    # Line numbers counted from 0 in the published files; of the two "." of G-Ref the last one counts.
+    [("Gref", 12112, [4703, 6108, 7909]), ("referit", 8803, [4, 400, 4336])],
+)
+def test_the_published_lists(real: Path, name: str, size: int, ids: list[int]) -> None:
+    path = real / "words" / f"vocabulary_{name}.txt"
+    vocabulary = Vocabulary.from_file(path)
+    lines = path.read_text(encoding="utf-8").split("\n")[:size]
+    assert len(vocabulary) == len(lines) == size
+    assert list(vocabulary.tokens) == lines
+    assert vocabulary.tokens[:4] == Vocabulary.SPECIAL
+    assert vocabulary.encode("a . b") == ids
+    words = [line for line in lines[4:] if line.isalpha()]
+    assert len(words) > 8000
+    assert all(lines[vocabulary.encode(word)[0]] == word for word in words)
+    assert vocabulary.unknown_words == 0
