@@ -166,7 +166,7 @@ def test_half_of_a_pixel_makes_it_true() -> None:
 
 
 def test_a_mask_keeps_its_area_when_it_shrinks() -> None:
-    # With "any non-zero value counts" the area would be a quarter too large here.
+    # With "any non-zero value counts" the area would be a tenth too large here.
     height, width, size = 480, 640, 80
     mask = ellipse(height, width)
     area = float(mask.sum())
