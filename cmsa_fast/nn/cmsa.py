@@ -127,7 +127,7 @@ class CMSA(nn.Module):
         )
         residual = torch.cat(
             [
-                unit_visual if image_index is None else unit_visual[image_index],
+                unit_visual if image_index is None else unit_visual.index_select(0, image_index),
                 _mean_word(unit_words, word_mask)[:, None].expand(-1, height * width, -1),
                 spatial.expand(len(words), -1, -1),
             ],
