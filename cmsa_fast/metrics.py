@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -122,7 +121,9 @@ def _as_mask(name: str, value: Mask) -> Tensor:
         )
     if value.dtype not in (torch.bool, np.bool_):
         raise TypeError(f"{name} must have dtype bool, but it has {value.dtype}.")
-    shape: Sequence[int] = value.shape
-    if len(shape) != 2:
-        raise ValueError(f"{name} must be [H, W], but its shape is {list(shape)}.")
-    return value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+    if value.ndim != 2:
+        raise ValueError(f"{name} must be [H, W], but its shape is {list(value.shape)}.")
+    if isinstance(value, Tensor):
+        return value
+    # A copy, because PyTorch takes neither mirrored nor (without a warning) read-only arrays.
+    return torch.from_numpy(np.array(value, order="C"))
