@@ -34,7 +34,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SIZES: dict[str, tuple[float, float]] = {"small": (0.078, 0.095), "large": (0.140, 0.170)}
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
 FEWEST_OBJECTS, MOST_OBJECTS = 4, 7
-MOST_LARGE = 3
+MOST_LARGE = {4: 3, 5: 3, 6: 2, 7: 2}  # by the number of objects: more leave no room
 GAP = 0.03  # least distance between the circles that hold two objects
 BORDER = 0.015  # least distance between such a circle and the picture's edge
 
@@ -144,9 +144,8 @@ def _first(pair: tuple[float, object]) -> float:
 def draw_layout(random: Random) -> tuple[SceneObject, ...]:
     """4 to 7 objects that do not overlap and share most of their attributes.
 
-    A scene owns few shapes, colours and textures, so most objects have several others that match
-    them in all but one
-    attribute: a single word rarely tells an object apart.
+    A scene owns few shapes, colours and textures, so that most objects have others like them in all
+    but one attribute: a single word rarely tells an object apart.
     """
     count = FEWEST_OBJECTS + int(random.random() * (MOST_OBJECTS - FEWEST_OBJECTS + 1))
     shapes = shuffled(random, SHAPES)[: 2 if random.random() < 0.65 else 3]
@@ -156,7 +155,7 @@ def draw_layout(random: Random) -> tuple[SceneObject, ...]:
         large = 0
         drawn = []
         for _ in range(count):
-            big = large < MOST_LARGE and random.random() < 0.5
+            big = large < MOST_LARGE[count] and random.random() < 0.5
             large += big
             size = "large" if big else "small"
             low, high = SIZES[size]
@@ -186,15 +185,19 @@ def _place(
         for _ in range(30):
             x = margin + (1 - 2 * margin) * random.random()
             y = margin + (1 - 2 * margin) * random.random()
-            if all(
-                (x - x2) ** 2 + (y - y2) ** 2 >= (reach + reach2 + GAP) ** 2
-                for x2, y2, reach2 in circles
-            ):
+            for x2, y2, reach2 in circles:
+                dx, dy, apart = x - x2, y - y2, reach + reach2 + GAP
+                if dx * dx + dy * dy < apart * apart:
+                    break
+            else:
                 break
         else:
             return None
         circles.append((x, y, reach))
-        red, green, blue = (value + 24 * (random.random() - 0.5) for value in COLOURS[colour])
+        light = 20 * (random.random() - 0.5)
+        red, green, blue = (
+            value + light + 10 * (random.random() - 0.5) for value in COLOURS[colour]
+        )
         turn = math.radians(24 * (random.random() - 0.5))
         placed.append(
             SceneObject(shape, colour, size, texture, x, y, radius, turn, (red, green, blue))
@@ -232,26 +235,32 @@ def paint(
         across, down = (cosine * x + sine * y) / radius, (cosine * y - sine * x) / radius
         distance = _SHAPES[item.shape].distance(across, down) * radius  # pixels
         coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
-        canvas[window] += coverage * (_fill(item, x, y, size, random) - canvas[window])
+        fill = _fill(item, x, y, distance, size, random)
+        canvas[window] += coverage * (fill - canvas[window])
         labels[window][distance <= 0] = number
     canvas += random.standard_normal((size, size, 1), np.float32) * 2.5  # grain, over everything
     return np.clip(canvas, 0, 255).round().astype(np.uint8), labels
 
 
-def _fill(item: SceneObject, x: Array, y: Array, size: int, random: np.random.Generator) -> Array:
+def _fill(
+    item: SceneObject, x: Array, y: Array, distance: Array, size: int, random: np.random.Generator
+) -> Array:
+    """The object's colours at x, y, [h, w, 3], given the signed distance to its outline."""
     tone = np.array(item.tone, np.float32)
     if item.texture == "plain":
         return np.broadcast_to(tone, (1, 1, 3))
-    second = tone * 0.42 if tone.mean() > 70 else tone + (255 - tone) * 0.55
-    period = max(0.052 * size, 4.0)
+    second = tone * 0.42 if tone.mean() > 70 else tone + (255 - tone) * 0.6
+    period = max(0.05 * size, 4.0)
     angle = random.uniform(0, math.pi)
     along = (math.cos(angle) * x + math.sin(angle) * y) / period
     if item.texture == "striped":
-        edge = (np.abs(along - np.floor(along) - 0.5) - 0.25) * period
+        edge = (0.25 - np.abs(along - np.floor(along) - 0.5)) * period
     else:
         beside = (math.cos(angle) * y - math.sin(angle) * x) / period
         along, beside = along - np.round(along), beside - np.round(beside)
         edge = (0.33 - np.hypot(along, beside)) * period
+    # A rim in the object's own colour keeps its outline whole where the pattern is like the ground.
+    edge = np.minimum(edge, -distance - 0.01 * size)
     return tone + np.clip(0.5 + edge, 0.0, 1.0)[..., None] * (second - tone)
 
 

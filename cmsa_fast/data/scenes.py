@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -12,97 +11,16 @@ import torch
 from torch import Tensor
 
 from cmsa_fast.data.sample import Sample
-from cmsa_fast.data.scene_drawing import (
-    COLOURS,
-    MOST_OBJECTS,
-    SHAPES,
-    SceneObject,
-    draw_layout,
-    paint,
-    pick,
-    shuffled,
-)
-from cmsa_fast.data.scene_sentences import (
-    BESIDE,
-    CORNERS,
-    EXTREMES,
-    GENERIC_NOUNS,
-    HALVES,
-    MEANING,
-    MIDDLE,
-    RANKS,
-    RELATIONS,
-    SIDES,
-    SIZE_WORDS,
-    Attribute,
-    Form,
-    Ordinal,
-    Phrase,
-    Place,
-    Relation,
-    order_sensitive,
-    refer,
-    related,
-    words_of,
-)
+from cmsa_fast.data.scene_drawing import COLOURS, MOST_OBJECTS, SHAPES, SceneObject, paint
+from cmsa_fast.data.scene_meaning import Interpreter
+from cmsa_fast.data.scene_sentences import WORDS, Form
+from cmsa_fast.data.scene_telling import MIXTURE, Scene, Told, draw_scene
 
 __all__ = ["COLOURS", "MIXTURE", "SHAPES", "SPLITS", "WORDS", "ScenesDataset"]
 
-# Probability of each kind of sentence; a scene is redrawn until the kinds drawn for it can be said.
-MIXTURE: dict[str, float] = {"attribute": 0.38, "place": 0.28, "relation": 0.22, "ordinal": 0.12}
-# Share of relation sentences that are order-sensitive by intent; others may be so by chance.
-ORDER_SENSITIVE_SHARE = 0.4
-# Share of relation sentences whose target's phrase alone must fit more than one object; the rest
-# are free in this.
-RELATION_NEEDED_SHARE = 0.85
-GENERIC_SHARE = 0.2  # share of phrases that try a generic noun ("object") before the shape's name
-SPARE_ADJECTIVE_SHARE = 0.3  # share of attribute sentences that try one adjective more than needed
-ARTICLE_SHARE = 0.25  # share of sentences that begin with "the"
 SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
-WORDS: tuple[str, ...] = tuple(
-    sorted(
-        {
-            word
-            for term in (
-                "the from",
-                *MEANING,
-                *GENERIC_NOUNS,
-                *EXTREMES,
-                *HALVES,
-                *CORNERS,
-                MIDDLE,
-                *RELATIONS,
-                BESIDE,
-                *RANKS,
-                *SIDES,
-            )
-            for word in term.split()
-        }
-    )
-)
-
 SMALLEST_SIZE = 64
 MOST_SENTENCES = 12
-_STRICT_TRIES = (
-    24  # layouts tried with the sentences spread evenly over the objects before that is given up
-)
-_TRIES = 4000
-_SHAPE, _ADJECTIVES = 8, 7  # bits of a description: size 1, texture 2, colour 4, shape 8
-
-
-@dataclass(frozen=True)
-class _Told:
-    """A sentence, what it means, and the object it means."""
-
-    text: str
-    form: Form
-    target: int
-
-
-@dataclass(frozen=True)
-class _Scene:
-    layout: tuple[SceneObject, ...]
-    told: tuple[_Told, ...]
 
 
 class ScenesDataset:
@@ -110,12 +28,12 @@ class ScenesDataset:
 
     A scene has 4 to 7 objects that share shapes, colours, sizes and textures; its sentences name an
     object by its attributes ("small red circle"), its place ("top square"), a relation ("star left
-    of the blue square") or by counting
-    ("second circle from the left"), in the shares of `MIXTURE`. Every sentence is accepted by
-    `cmsa_fast.data.scene_sentences.refer` alone, which finds the object from words and coordinates
-    and leaves a margin to every other reading. Item i depends on its arguments and i, on nothing
-    else; scene s holds the items s * sentences_per_scene and following. The layouts and sentences
-    do not depend on `size`.
+    of the blue square") or by counting ("second circle from the left"), in the shares of `MIXTURE`.
+    Whatever proposes a sentence, `cmsa_fast.data.scene_meaning.Interpreter` accepts it: it finds the
+    object from words and coordinates and leaves a margin to every other reading.
+
+    Item i depends on i and the arguments but `scenes`, on nothing else; scene s holds the items from
+    s * sentences_per_scene on. Layouts and sentences are the same at every `size`.
 
     Args:
         scenes: number of scenes, at least 1.
@@ -211,13 +129,13 @@ class ScenesDataset:
         A model that sees the words as a bag cannot tell the two apart.
         """
         _, number, told = self._find(index)
-        return order_sensitive(told.form, self._plan(number).layout)
+        return Interpreter(self._plan(number).layout).order_sensitive(told.form)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles the arguments without the scenes kept at hand."""
         return {**self.__dict__, "_told": _Recent(64), "_painted": _Recent(8)}
 
-    def _find(self, index: int) -> tuple[int, int, _Told]:
+    def _find(self, index: int) -> tuple[int, int, Told]:
         try:
             position = range(len(self))[index]
         except TypeError:
@@ -229,10 +147,10 @@ class ScenesDataset:
         number, slot = divmod(position, self.sentences_per_scene)
         return position, number, self._plan(number).told[slot]
 
-    def _plan(self, number: int) -> _Scene:
+    def _plan(self, number: int) -> Scene:
         scene = self._told.get(number)
         if scene is None:
-            scene = _draw_scene(Random(self._entropy(number, 0)), self.sentences_per_scene)
+            scene = draw_scene(Random(self._entropy(number, 0)), self.sentences_per_scene)
             self._told.put(number, scene)
         return scene
 
@@ -277,218 +195,3 @@ def _check_int(name: str, value: object, least: int, most: int | None = None) ->
     if value < least or (most is not None and value > most):
         span = f"at least {least}" if most is None else f"between {least} and {most}"
         raise ValueError(f"{name} must be {span}, not {value}.")
-
-
-def _draw_scene(random: Random, count: int) -> _Scene:
-    """Draws the kinds of `count` sentences, then layouts until all of them can be said in one."""
-    wishes = [_wish(random) for _ in range(count)]
-    # What is hardest to say goes first, so that a layout that cannot do is left early.
-    order = sorted(range(count), key=lambda slot: wishes[slot].rarity)
-    for attempt in range(_TRIES):
-        teller = _Teller(random, draw_layout(random), spread=attempt < _STRICT_TRIES)
-        told: dict[int, _Told] = {}
-        for slot in order:
-            found = teller.tell(wishes[slot])
-            if found is None:
-                break
-            told[slot] = found
-        else:
-            return _Scene(teller.layout, tuple(told[slot] for slot in range(count)))
-    raise RuntimeError(f"No layout in {_TRIES} could carry the {count} sentences drawn for it.")
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """The sort of sentence that a scene shall have."""
-
-    kind: str
-    order_sensitive: bool
-    needed: bool
-
-    @property
-    def rarity(self) -> int:
-        if self.order_sensitive:
-            return 0
-        return ("ordinal", "relation", "place", "attribute").index(self.kind) + 1
-
-
-def _wish(random: Random) -> _Wish:
-    share = random.random()
-    kind = "attribute"
-    for kind, probability in MIXTURE.items():  # noqa: B007
-        share -= probability
-        if share < 0:
-            break
-    relation = kind == "relation"
-    ordered = random.random() < ORDER_SENSITIVE_SHARE
-    needed = random.random() < RELATION_NEEDED_SHARE
-    return _Wish(kind, relation and ordered, relation and needed)
-
-
-class _Teller:
-    """Finds sentences for the objects of one layout; `refer` judges every one of them."""
-
-    def __init__(self, random: Random, layout: tuple[SceneObject, ...], *, spread: bool) -> None:
-        self.layout = layout
-        self._random = random
-        self._spread = spread
-        self._uses = [0] * len(layout)
-        self._texts: set[str] = set()
-        # fits[i][s]: the objects, as bits, that share the attributes s of object i.
-        self._fits = [_shared(item, layout) for item in layout]
-
-    def tell(self, wish: _Wish) -> _Told | None:
-        """A new sentence of the sort wished for, or None where this layout has none at hand."""
-        fewest = min(self._uses)
-        targets = shuffled(self._random, range(len(self.layout)))
-        if self._spread:
-            targets = [target for target in targets if self._uses[target] == fewest]
-        for target in targets:
-            form = self._form(wish, target)
-            if form is None:
-                continue
-            text = ("the " if self._random.random() < ARTICLE_SHARE else "") + words_of(form)
-            if text.removeprefix("the ") in self._texts:
-                continue
-            self._texts.add(text.removeprefix("the "))
-            self._uses[target] += 1
-            return _Told(text, form, target)
-        return None
-
-    def _form(self, wish: _Wish, target: int) -> Form | None:
-        match wish.kind:
-            case "attribute":
-                return self._attribute(target)
-            case "place":
-                return self._place(target)
-            case "relation":
-                return self._relation(target, wish)
-            case _:
-                return self._ordinal(target)
-
-    def _attribute(self, target: int) -> Form | None:
-        least = self._least_descriptions(target, generic=self._random.random() < GENERIC_SHARE)
-        least = [bits for bits in least if bits & _ADJECTIVES]
-        if not least:
-            return None
-        bits = pick(self._random, least)
-        if self._random.random() < SPARE_ADJECTIVE_SHARE and bits & _ADJECTIVES != _ADJECTIVES:
-            bits |= pick(self._random, [bit for bit in (1, 2, 4) if not bits & bit])
-        form = Attribute(self._phrase(target, bits))
-        return form if refer(form, self.layout) == target else None
-
-    def _place(self, target: int) -> Form | None:
-        phrases = self._shared_descriptions(target, 2)
-        if not phrases:
-            return None
-        share = self._random.random()
-        terms: list[str]
-        if share < 0.5:
-            terms = list(EXTREMES)
-        elif share < 0.7:
-            terms = list(HALVES)
-        elif share < 0.9:
-            terms = list(CORNERS)
-        else:
-            terms = [MIDDLE]
-        for _ in range(2):
-            phrase = self._phrase(target, pick(self._random, phrases))
-            for term in shuffled(self._random, terms):
-                form = Place(phrase, term)
-                if refer(form, self.layout) == target:
-                    return form
-        return None
-
-    def _relation(self, target: int, wish: _Wish) -> Form | None:
-        item = self.layout[target]
-        phrases = self._shared_descriptions(target, 2 if wish.needed else 1)
-        terms = (*RELATIONS, BESIDE)
-        for anchor in shuffled(self._random, range(len(self.layout))):
-            if anchor == target or not phrases:
-                continue
-            names = self._least_descriptions(anchor, generic=self._random.random() < GENERIC_SHARE)
-            true = [term for term in terms if related(term, item, self.layout[anchor])]
-            if not names or not true:
-                continue
-            for _ in range(6 if wish.order_sensitive else 2):
-                form = Relation(
-                    self._phrase(target, pick(self._random, phrases)),
-                    pick(self._random, true),
-                    self._phrase(anchor, pick(self._random, names)),
-                )
-                if refer(form, self.layout) != target:
-                    continue
-                if not wish.order_sensitive or order_sensitive(form, self.layout):
-                    return form
-        return None
-
-    def _ordinal(self, target: int) -> Form | None:
-        phrases = self._shared_descriptions(target, 3)
-        if not phrases:
-            return None
-        bits = pick(self._random, phrases)
-        count = self._fits[target][bits].bit_count()
-        phrase = self._phrase(target, bits)
-        for side in shuffled(self._random, tuple(SIDES)):
-            for rank, number in RANKS.items():
-                # The last in a row is nobody's "third of three".
-                if number < count:
-                    form = Ordinal(phrase, rank, side)
-                    if refer(form, self.layout) == target:
-                        return form
-        return None
-
-    def _least_descriptions(self, target: int, *, generic: bool) -> list[int]:
-        """Sets of attributes that fit the target alone, with no adjective to spare.
-
-        With a generic noun where asked for and possible, else with the shape's name.
-        """
-        fits = self._fits[target]
-        only = 1 << target
-        for noun in (0, _SHAPE) if generic else (_SHAPE,):
-            found = [
-                bits
-                for bits in range(noun, noun + 8)
-                if fits[bits] == only
-                and all(fits[bits & ~bit] != only for bit in (1, 2, 4) if bits & bit)
-            ]
-            if found:
-                return found
-        return []
-
-    def _shared_descriptions(self, target: int, fewest: int) -> list[int]:
-        """Sets of up to two attributes, few more often, that fit at least `fewest` objects."""
-        noun = 0 if self._random.random() < GENERIC_SHARE else _SHAPE
-        fits = self._fits[target]
-        return [
-            bits
-            for bits in range(noun, noun + 8)
-            if fits[bits].bit_count() >= fewest
-            for _ in range((4, 2, 1, 0)[(bits & _ADJECTIVES).bit_count()])
-        ]
-
-    def _phrase(self, target: int, bits: int) -> Phrase:
-        item = self.layout[target]
-        adjectives = []
-        if bits & 1:
-            usual, other = SIZE_WORDS[item.size]
-            adjectives.append(usual if self._random.random() < 0.7 else other)
-        if bits & 2:
-            adjectives.append(item.texture)
-        if bits & 4:
-            adjectives.append(item.colour)
-        noun = item.shape if bits & _SHAPE else pick(self._random, GENERIC_NOUNS)
-        return Phrase(tuple(adjectives), noun)
-
-
-def _shared(item: SceneObject, layout: tuple[SceneObject, ...]) -> list[int]:
-    everyone = (1 << len(layout)) - 1
-    one = [
-        sum(1 << i for i, other in enumerate(layout) if getattr(other, name) == getattr(item, name))
-        for name in ("size", "texture", "colour", "shape")
-    ]
-    fits = [everyone] * 16
-    for bits in range(1, 16):
-        lowest = bits & -bits
-        fits[bits] = fits[bits ^ lowest] & one[lowest.bit_length() - 1]
-    return fits
