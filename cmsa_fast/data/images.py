@@ -143,8 +143,8 @@ def _rgb8(picture: Image.Image, kind: str | None, name: str) -> NDArray[np.uint8
         return _grey16_to_rgb8(picture)
     if picture.mode in ("I", "F"):
         raise _RefusedPicture(
-            f"{name} has pixels of mode {picture.mode!r}, which have no defined white; save it with "
-            "8 or 16 bits a channel"
+            f"{name} has pixels of mode {picture.mode!r}, which have no defined white; save it "
+            "with 8 or 16 bits a channel"
         )
     if picture.has_transparency_data:
         page = Image.new("RGBA", picture.size, "white")

@@ -93,7 +93,8 @@ def parse_segmentation(segmentation: object) -> MaskSource:
     Args:
         segmentation: One of: a list of polygons; one flat polygon `[x1, y1, x2, y2, ...]`; run
             lengths `{"size": [height, width], "counts": ...}`, compressed (text or bytes) or as
-            plain numbers; a list of such run lengths (as in RefCLEF). Sequences may be numpy arrays.
+            plain numbers; a list of such run lengths (as in RefCLEF). A numpy array may
+            stand for a sequence.
 
     Returns:
         The parts, with degenerate polygons dropped and counted.

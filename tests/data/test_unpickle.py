@@ -13,7 +13,7 @@ from cmsa_fast.data.unpickle import load_plain_pickle, loads_plain_pickle
 
 RECORD = {"sent": "café au lait", "ids": [1, 2, 3], "size": (4, 5), "score": 0.5, "none": None}
 
-# {"sent": <str "café au lait">, "ids": [1, 2]} in the opcodes Python 2.7 uses for its byte strings.
+# {"sent": <str "café au lait">, "ids": [1, 2]} in the opcodes of Python 2.7's byte strings.
 PYTHON2_UTF8 = {
     0: b"(dp0\nS'sent'\np1\nS'caf\\xc3\\xa9 au lait'\np2\nsS'ids'\np3\n(lp4\nI1\naI2\nas.",
     1: b"}q\x00(U\x04sentq\x01U\x0dcaf\xc3\xa9 au laitq\x02U\x03idsq\x03]q\x04(K\x01K\x02eu.",

@@ -1,0 +1,141 @@
+"""Builds small data sets in the REFER layout, for tests."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+COCO_FOLDER = "images/mscoco/images/train2014"
+
+
+class ReferLayout:
+    """Collects pictures and references, and writes them as one data set.
+
+    Records are plain dictionaries in `references`, `images` and `annotations`: a test that wants
+    them damaged changes them before `write`.
+
+    Args:
+        root: The folder to write to.
+        name: The data set's folder.
+        split_by: Who made the split.
+        picture_folder: Where pictures go, relative to the root.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str = "refcoco",
+        split_by: str = "unc",
+        picture_folder: str = COCO_FOLDER,
+    ) -> None:
+        self.root, self.name, self.split_by = root, name, split_by
+        self.picture_folder = root / picture_folder
+        self.references: list[dict[str, Any]] = []
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add_picture(
+        self, image_id: int, height: int, width: int, file_name: str | None = None
+    ) -> np.ndarray:
+        """Writes a picture of noise, as PNG so that its pixels are known, and its record.
+
+        Args:
+            image_id: Its number.
+            height: In pixels.
+            width: In pixels.
+            file_name: Its name, COCO's where None.
+
+        Returns:
+            Its pixels, uint8 `[height, width, 3]`.
+        """
+        file_name = file_name or f"COCO_train2014_{image_id:012d}.jpg"
+        pixels = np.random.default_rng(image_id).integers(0, 256, (height, width, 3), np.uint8)
+        self.picture_folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(self.picture_folder / file_name, "PNG")
+        self.images.append(
+            {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        )
+        return pixels
+
+    def add_reference(
+        self,
+        image_id: int,
+        segmentation: object,
+        sentences: list[str],
+        split: str = "train",
+        ann_id: int | str | None = None,
+    ) -> None:
+        """Adds an annotation and a reference to it.
+
+        Args:
+            image_id: The picture's number.
+            segmentation: As `instances.json` is to hold it.
+            sentences: The expressions; "raw" gets them in upper case.
+            split: The split.
+            ann_id: The annotation's identifier; a number of its own where None.
+        """
+        ref_id = 100 + len(self.references)
+        ann_id = 1000 + ref_id if ann_id is None else ann_id
+        first = sum(len(reference["sentences"]) for reference in self.references)
+        self.annotations.append({"id": ann_id, "image_id": image_id, "segmentation": segmentation})
+        self.references.append(
+            {
+                "ref_id": ref_id,
+                "ann_id": ann_id,
+                "image_id": image_id,
+                "category_id": 1,
+                "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",  # no such file
+                "split": split,
+                "sent_ids": list(range(first, first + len(sentences))),
+                "sentences": [
+                    {
+                        "sent_id": first + i,
+                        "sent": sentence,
+                        "raw": sentence.upper(),
+                        "tokens": sentence.split(),
+                    }
+                    for i, sentence in enumerate(sentences)
+                ],
+            }
+        )
+
+    def write(self, protocol: int = 2) -> Path:
+        """Writes `refs(<split_by>).p` and `instances.json`.
+
+        Args:
+            protocol: The pickle protocol.
+
+        Returns:
+            The root.
+        """
+        folder = self.root / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        records = pickle.dumps(self.references, protocol=protocol)
+        (folder / f"refs({self.split_by}).p").write_bytes(records)
+        content = {"images": self.images, "annotations": self.annotations, "categories": []}
+        (folder / "instances.json").write_text(json.dumps(content))
+        return self.root
+
+
+def square(left: float, top: float, side: float) -> list[float]:
+    """A polygon that covers `side * side` pixels."""
+    right, bottom = left + side, top + side
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def small_refcoco(root: Path) -> ReferLayout:
+    """Three pictures of odd sizes, four references, seven sentences; not yet written."""
+    layout = ReferLayout(root)
+    layout.add_picture(7, 23, 37)
+    layout.add_picture(11, 41, 29)
+    layout.add_picture(13, 31, 31)
+    layout.add_reference(7, [square(3, 2, 10), square(8, 7, 10)], ["left cup", "café on the left"])
+    layout.add_reference(11, [square(1, 20, 9)], ["man"])
+    layout.add_reference(7, square(20, 3, 7), ["right cup", "the other one"])
+    layout.add_reference(13, [square(5, 5, 11)], ["dog", "brown dog"], split="val")
+    return layout
