@@ -31,7 +31,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 # Radius, as a share of the side. The ranges are far apart so that "small" and "large" need no
 # second look.
-SIZES: dict[str, tuple[float, float]] = {"small": (0.078, 0.095), "large": (0.140, 0.170)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.084, 0.098), "large": (0.142, 0.170)}
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
 FEWEST_OBJECTS, MOST_OBJECTS = 4, 7
 MOST_LARGE = {4: 3, 5: 3, 6: 2, 7: 2}  # by the number of objects: more leave no room
@@ -39,8 +39,6 @@ GAP = 0.03  # least distance between the circles that hold two objects
 BORDER = 0.015  # least distance between such a circle and the picture's edge
 
 _TRIANGLE = tuple(math.radians(angle) for angle in (90, 210, 330))
-_STAR = tuple(math.radians(angle) for angle in (-90, -18, 54, 126, 198))
-_STAR_RADIUS = 1.22
 
 
 def _circle(x: Array, y: Array) -> Array:
@@ -48,7 +46,7 @@ def _circle(x: Array, y: Array) -> Array:
 
 
 def _ring(x: Array, y: Array) -> Array:
-    return np.abs(np.hypot(x, y) - 0.76) - 0.27
+    return np.abs(np.hypot(x, y) - 0.72) - 0.31
 
 
 def _square(x: Array, y: Array) -> Array:
@@ -67,16 +65,20 @@ def _triangle(x: Array, y: Array) -> Array:
 
 
 def _star(x: Array, y: Array) -> Array:
-    # A pentagram is where at least four of its five lines are on the inner side: the second largest
-    # distance decides.
-    lines = np.stack([math.cos(angle) * x + math.sin(angle) * y for angle in _STAR])
-    lines.partition(3, axis=0)
-    return lines[3] - _STAR_RADIUS * math.cos(math.radians(72))
+    # All ten edges lie on one line when folded into a tenth of the turn, from a point of the star
+    # (0, outer) to the next notch.
+    outer, notch, tenth = 1.22, 0.55, math.pi / 5
+    turn = np.arctan2(x, -y)
+    turn = np.abs(turn - 2 * tenth * np.round(turn / (2 * tenth)))
+    radius = np.hypot(x, y)
+    across, up = radius * np.sin(turn), radius * np.cos(turn)
+    edge_x, edge_y = notch * math.sin(tenth), notch * math.cos(tenth) - outer
+    return (edge_x * (up - outer) - edge_y * across) / math.hypot(edge_x, edge_y)
 
 
 def _cross(x: Array, y: Array) -> Array:
     x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - 1.05, y - 0.33), np.maximum(y - 1.05, x - 0.33))
+    return np.minimum(np.maximum(x - 1.05, y - 0.37), np.maximum(y - 1.05, x - 0.37))
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ _SHAPES: dict[str, _Shape] = {
     "diamond": _Shape(_diamond, 1.2),
     "triangle": _Shape(_triangle, 1.2),
     "star": _Shape(_star, 1.22),
-    "cross": _Shape(_cross, 1.11),
+    "cross": _Shape(_cross, 1.12),
 }
 SHAPES: tuple[str, ...] = tuple(_SHAPES)
 

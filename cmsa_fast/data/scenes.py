@@ -68,7 +68,7 @@ class ScenesDataset:
         self.split = split
         self.size = size
         self.sentences_per_scene = sentences_per_scene
-        self._told = _Recent(64)
+        self._planned = _Recent(64)
         self._painted = _Recent(8)
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ class ScenesDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickles the arguments without the scenes kept at hand."""
-        return {**self.__dict__, "_told": _Recent(64), "_painted": _Recent(8)}
+        return {**self.__dict__, "_planned": _Recent(64), "_painted": _Recent(8)}
 
     def _find(self, index: int) -> tuple[int, int, Told]:
         try:
@@ -148,10 +148,10 @@ class ScenesDataset:
         return position, number, self._plan(number).told[slot]
 
     def _plan(self, number: int) -> Scene:
-        scene = self._told.get(number)
+        scene = self._planned.get(number)
         if scene is None:
             scene = draw_scene(Random(self._entropy(number, 0)), self.sentences_per_scene)
-            self._told.put(number, scene)
+            self._planned.put(number, scene)
         return scene
 
     def _pixels(self, number: int) -> tuple[Tensor, Tensor]:
