@@ -16,7 +16,8 @@ class Sample:
     no single truth value.
 
     Attributes:
-        image: uint8 `[3, H, W]`, RGB, at the picture's own size.
+        image: uint8 `[3, H, W]`, RGB, at the picture's own size. Samples of one picture may share
+            this memory: clone it before writing to it.
         mask: bool `[H, W]`, True where the referred object is.
         sentence: The expression as it was written, not split into words.
         image_id: The data set's number for the picture; sentences of one picture share it.

@@ -341,7 +341,7 @@ def test_a_pickled_data_set_reads_the_same(tmp_path: Path) -> None:
     assert torch.equal(copy[3].image, data[3].image)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_the_same(tmp_path: Path, start: str) -> None:
     data = ReferDataset(small_refcoco(tmp_path).write())
     loader = DataLoader(
