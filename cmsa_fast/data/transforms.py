@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +71,7 @@ class Letterbox:
         """
         _check("image", image, torch.uint8, (3, self.height, self.width))
         scaled = _resize(image[None].float(), self.scaled_height, self.scaled_width)[0]
+        # Rounding in the filter's weights can bring white just above 1.
         return self._pad((scaled / 255).clamp_(0, 1))
 
     def mask(self, mask: Tensor) -> Tensor:
@@ -119,8 +119,7 @@ class Letterbox:
                 f"logits must be [..., {self.size}, {self.size}], but it is {_describe(logits)}."
             )
         leading = logits.shape[:-2]
-        maps = math.prod(leading)
-        inside = self._inside(logits).reshape(maps, 1, self.scaled_height, self.scaled_width)
+        inside = self._inside(logits).reshape(-1, 1, self.scaled_height, self.scaled_width)
         wide = inside if inside.dtype in (torch.float32, torch.float64) else inside.float()
         restored = _resize(wide, self.height, self.width)
         return restored.to(logits.dtype).reshape(*leading, self.height, self.width)

@@ -225,6 +225,11 @@ class TestPictureBatchSampler:
         assert len({str(run) for run in runs}) == 6
         assert runs != [epoch(other, number) for number in range(6)]
 
+    def test_pictures_come_in_random_order(self) -> None:
+        sampler = PictureBatchSampler([4, 1, 3], 1, 1)
+        orders = {tuple(item for batch in epoch(sampler, n) for item in batch) for n in range(60)}
+        assert len(orders) == 6
+
     def test_global_random_state_neither_matters_nor_changes(self) -> None:
         sampler = PictureBatchSampler(IMAGE_IDS, 2, 2)
         torch.manual_seed(1)
