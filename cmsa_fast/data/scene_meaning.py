@@ -30,21 +30,19 @@ from cmsa_fast.data.scene_sentences import (
 )
 
 # Margins, as shares of the picture's side.
-EXTREME_LEAD = 0.08  # "top": the centre leads every other by this, and the outer edge leads too
-HALF_INSIDE, HALF_OUTSIDE = (
-    0.08,
-    0.0,
-)  # "on the left": one this far beyond the midline, the others not beyond it
-CORNER_INSIDE, CORNER_LEAD = 0.1, 0.2  # beyond both midlines; lead in the sum of both coordinates
-MIDDLE_INSIDE, MIDDLE_OUTSIDE = 0.13, 0.24  # distance of the centre from the picture's centre
-RELATION_LEAD = 0.1  # "left of": so far to the left ...
-RELATION_SLANT = 0.6  # ... and the offset up or down at most this share of it
-RELATION_NOT = (
-    0.02,
-    2.5,
-)  # clearly not "left of": less far to the left, or so much further up or down than left
-BESIDE_GAP, BESIDE_NOT = 0.05, 0.13  # "next to": gap between the circles that hold the two objects
-RANK_LEAD = 0.07  # "second from the left": every other one differs by this along the axis
+EXTREME_LEAD = 0.08  # "top": how far the centre leads the centre of every other
+HALF_INSIDE = 0.08  # "on the left": how far the centre is beyond the midline
+CORNER_INSIDE = 0.1  # "bottom right": how far the centre is beyond both midlines
+CORNER_LEAD = 0.2  # and how far it leads every other in the sum of both coordinates
+MIDDLE_INSIDE = 0.13  # "in the middle": how far the centre is from the picture's centre at most
+MIDDLE_OUTSIDE = 0.24  # and every other at least
+RELATION_LEAD = 0.1  # "left of": how far to the left
+RELATION_SLANT = 0.6  # and how far up or down, at most, as a share of that
+RELATION_NOT_LEAD = 0.02  # clearly not "left of": no further to the left than this
+RELATION_NOT_SLANT = 2.5  # or this many times as far up or down
+BESIDE_GAP = 0.05  # "next to": the gap between the circles that hold the two objects, at most
+BESIDE_NOT = 0.13  # clearly not "next to": the gap at least
+RANK_LEAD = 0.07  # "second from the left": how far every other is away along the axis
 
 _MEMBERS = tuple(
     tuple(i for i in range(MOST_OBJECTS) if bits >> i & 1) for bits in range(1 << MOST_OBJECTS)
@@ -74,7 +72,7 @@ class Interpreter:
         - a phrase fits the objects that have every attribute it names;
         - "top", "leftmost", ...: the centre is `EXTREME_LEAD` further that way than the centre of
           every other fitting object, and none of those reaches further with its edge;
-        - "left", "on the left", ...: the only fitting object in that half, with its centre
+        - "left", "on the left", ...: the only fitting object with its centre in that half, and
           `HALF_INSIDE` beyond the midline;
         - "bottom right", ...: beyond both midlines by `CORNER_INSIDE`, and `CORNER_LEAD` ahead of
           every other fitting object in the sum of both coordinates;
@@ -82,7 +80,8 @@ class Interpreter:
           object further than `MIDDLE_OUTSIDE`;
         - "left of", "above", ...: by `RELATION_LEAD` and off to the side by at most
           `RELATION_SLANT` of the lead, while every other fitting object is clearly not
-          (`RELATION_NOT`). The anchor's phrase alone must fit exactly one object;
+          (`RELATION_NOT_LEAD`, `RELATION_NOT_SLANT`). The anchor's phrase alone must fit exactly
+          one object;
         - "next to": a gap of at most `BESIDE_GAP`, with `BESIDE_NOT` for every other fitting
           object;
         - "second ... from the left": counted by centres; every other fitting object is
@@ -133,7 +132,7 @@ class Interpreter:
         return named
 
     def related_to(self, relation: str, anchor: int) -> tuple[int, int]:
-        """The objects that clearly stand in the relation to the anchor, and those that may: bits."""
+        """The objects that clearly stand in the relation, and those that may, as bits."""
         sets = self._related.get((relation, anchor))
         if sets is None:
             clear = possible = 0
@@ -151,7 +150,7 @@ class Interpreter:
         if place in HALVES:
             x, y = HALVES[place]
             beyond = {i: x * (layout[i].x - 0.5) + y * (layout[i].y - 0.5) for i in fitting}
-            inside = [i for i in fitting if beyond[i] > HALF_OUTSIDE]
+            inside = [i for i in fitting if beyond[i] > 0]
             return inside[0] if len(inside) == 1 and beyond[inside[0]] >= HALF_INSIDE else None
         if place in CORNERS:
             x, y = CORNERS[place]
@@ -210,8 +209,7 @@ def related(relation: str, item: SceneObject, anchor: SceneObject) -> bool | Non
     lead, aside = x * dx + y * dy, abs(y * dx) + abs(x * dy)
     if lead >= RELATION_LEAD and aside <= RELATION_SLANT * lead:
         return True
-    least, slant = RELATION_NOT
-    return False if lead <= least or aside >= slant * lead else None
+    return False if lead <= RELATION_NOT_LEAD or aside >= RELATION_NOT_SLANT * lead else None
 
 
 def _only(bits: int) -> int | None:

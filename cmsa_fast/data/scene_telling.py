@@ -38,8 +38,8 @@ ORDER_SENSITIVE_SHARE = 0.4
 # Share of relation sentences whose target's phrase alone must fit more than one object; the rest
 # are free in this.
 RELATION_NEEDED_SHARE = 0.85
-# Share of the layouts whose order-sensitive relations are directions where there are any: "next to",
-# being true both ways, would else be most of them.
+# Share of the layouts whose order-sensitive relations are directions where there are any; else
+# "next to", being true both ways, would be most of them.
 DIRECTION_SHARE = 0.9
 # Sorts of place words, each with the share of place sentences that try it.
 PLACES: tuple[tuple[tuple[str, ...], float], ...] = (
@@ -51,10 +51,8 @@ PLACES: tuple[tuple[tuple[str, ...], float], ...] = (
 GENERIC_SHARE = 0.2  # share of phrases that try a generic noun ("object") before the shape's name
 SPARE_ADJECTIVE_SHARE = 0.3  # share of attribute sentences that try one adjective more than needed
 ARTICLE_SHARE = 0.25  # share of sentences that begin with "the"
-_STRICT_TRIES = (
-    24  # layouts tried with the sentences spread evenly over the objects before that is given up
-)
-_TRIES = 4000
+_SPREAD_TRIES = 24  # layouts tried before the sentences need not spread evenly over the objects
+_TRIES = 4000  # layouts tried in all; the worst scene of thousands takes a few dozen
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,8 @@ class Told:
 
 @dataclass(frozen=True)
 class Scene:
+    """A layout and the sentences told of it."""
+
     layout: tuple[SceneObject, ...]
     told: tuple[Told, ...]
 
@@ -78,7 +78,7 @@ def draw_scene(random: Random, count: int) -> Scene:
     # What is hardest to say goes first, so that a layout that cannot do is left early.
     order = sorted(range(count), key=lambda slot: wishes[slot].rarity)
     for attempt in range(_TRIES):
-        teller = _Teller(random, draw_layout(random), spread=attempt < _STRICT_TRIES)
+        teller = _Teller(random, draw_layout(random), spread=attempt < _SPREAD_TRIES)
         told: dict[int, Told] = {}
         for slot in order:
             found = teller.tell(wishes[slot])

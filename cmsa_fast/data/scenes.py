@@ -29,11 +29,11 @@ class ScenesDataset:
     A scene has 4 to 7 objects that share shapes, colours, sizes and textures; its sentences name an
     object by its attributes ("small red circle"), its place ("top square"), a relation ("star left
     of the blue square") or by counting ("second circle from the left"), in the shares of `MIXTURE`.
-    Whatever proposes a sentence, `cmsa_fast.data.scene_meaning.Interpreter` accepts it: it finds the
-    object from words and coordinates and leaves a margin to every other reading.
+    Every sentence has passed `cmsa_fast.data.scene_meaning.Interpreter`, which finds the object
+    from words and coordinates alone and leaves a margin to every other reading.
 
-    Item i depends on i and the arguments but `scenes`, on nothing else; scene s holds the items from
-    s * sentences_per_scene on. Layouts and sentences are the same at every `size`.
+    Item i depends on i and on the arguments other than `scenes`, on nothing else; scene s holds the
+    items from s * sentences_per_scene on. Layouts and sentences are the same at every `size`.
 
     Args:
         scenes: number of scenes, at least 1.
@@ -124,7 +124,7 @@ class ScenesDataset:
         return self._find(index)[2].target
 
     def order_sensitive(self, index: int) -> bool:
-        """Whether the words of the sentence at `index`, reordered, mean another object of its scene.
+        """Whether the words of the sentence at `index`, reordered, mean another of its objects.
 
         A model that sees the words as a bag cannot tell the two apart.
         """
