@@ -1,0 +1,211 @@
+"""Typed options of the commands, and the recipes behind the presets."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+PresetName = Literal["demo", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything about model and optimisation that a preset fixes and an option may change.
+
+    Attributes:
+        size: side of the square the pictures are letterboxed to, in pixels.
+        steps: optimiser steps.
+        pictures_per_step: pictures in a batch.
+        sentences_per_picture: sentences drawn for each; a picture is encoded once for all of them.
+        learning_rate: Adam's, after the warm-up.
+        warmup_steps: steps over which the learning rate rises from 0.
+        weight_decay: Adam's.
+        power: the learning rate falls as (1 - progress) ** power, by steps.
+        dice_weight: weight of the Dice loss added to Eq. 7.
+        max_words: words kept of a sentence.
+        backbone: "narrow", "resnet18", "resnet34", "resnet50" or "resnet101".
+        backbone_weights: "imagenet", "voc-labels", "none", or the path of a file.
+        word_channels: Cl, width of the word table.
+        attention_channels: d, width of query, key and value.
+        fused_channels: channels of the gated fusion.
+    """
+
+    size: int
+    steps: int
+    pictures_per_step: int
+    sentences_per_picture: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    power: float
+    dice_weight: float
+    max_words: int
+    backbone: str
+    backbone_weights: str
+    word_channels: int
+    attention_channels: int
+    fused_channels: int
+
+    def __post_init__(self) -> None:
+        at_least_one = (
+            "size steps pictures_per_step sentences_per_picture max_words word_channels "
+            "attention_channels fused_channels"
+        )
+        for name in at_least_one.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        for name in ("warmup_steps", "weight_decay", "power", "dice_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
+
+
+PRESETS: dict[PresetName, Recipe] = {
+    "demo": Recipe(
+        size=128,
+        steps=1000,
+        pictures_per_step=16,
+        sentences_per_picture=4,
+        learning_rate=2e-3,
+        warmup_steps=100,
+        weight_decay=0.0,
+        power=0.9,
+        dice_weight=1.0,
+        max_words=20,
+        backbone="narrow",
+        backbone_weights="none",
+        word_channels=64,
+        attention_channels=64,
+        fused_channels=64,
+    ),
+    # Section 4 of the paper. It names neither batch nor steps: those are the published code's.
+    "paper": Recipe(
+        size=320,
+        steps=800_000,
+        pictures_per_step=1,
+        sentences_per_picture=1,
+        learning_rate=2.5e-4,
+        warmup_steps=0,
+        weight_decay=5e-4,
+        power=0.9,
+        dice_weight=0.0,
+        max_words=20,
+        backbone="resnet101",
+        backbone_weights="imagenet",
+        word_channels=1000,
+        attention_channels=512,
+        fused_channels=500,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Train a referring segmentation model, evaluate it, and draw what it finds.
+
+    Without options this trains the demo preset on the embedded drawn scenes: the paper's architecture, narrow,
+    in some minutes on two CPU cores. Look into the run folder for pictures/, metrics.jsonl and evaluation.json.
+
+    The full-size model on RefCOCO:
+    python train.py --preset paper --data refer --root DATA --evaluate-split val
+    """
+
+    preset: PresetName = "demo"
+    """demo: the paper's architecture, narrow, 128 px. paper: the full-size model (DeepLab-101, 320 px, 1000
+    word channels, 512 attention channels, 500 fused channels, Adam, Eq. 7)."""
+
+    data: Literal["scenes", "refer"] = "scenes"
+    """scenes: drawn scenes, made on the fly, nothing to download. refer: a folder in the layout of REFER (RefCOCO
+    and its relatives), named by --root."""
+
+    root: Path | None = None
+    """Folder of --data refer; holds refcoco/refs(unc).p, refcoco/instances.json and images/."""
+
+    name: str = "refcoco"
+    """Data set under --root: refcoco, refcoco+, refcocog or refclef."""
+
+    split_by: str = "unc"
+    """Who split it: unc, google, umd or berkeley; the part of refs(...).p in brackets."""
+
+    train_split: str = "train"
+    """Split of --data refer to learn from."""
+
+    evaluate_split: str = "val"
+    """Split of --data refer to evaluate on at the end."""
+
+    evaluate_scenes: int = 500
+    """Unseen scenes of --data scenes to evaluate on at the end, two sentences each."""
+
+    vocabulary: Path | None = None
+    """A published word list, one word a line (default: the words of the training sentences)."""
+
+    glove: Path | None = None
+    """A GloVe text file whose vectors the word table starts from; its width replaces --word-channels."""
+
+    run_dir: Path | None = None
+    """Folder for everything the run writes (default: a fresh one under runs/)."""
+
+    resume: bool = False
+    """Continue the run in --run-dir from its last checkpoint, with the options it was started with."""
+
+    seed: int = 0
+    """Of the weights, the scenes and the order; the same seed gives the same result on the same machine."""
+
+    num_workers: int = 1
+    """Processes that read or draw pictures beside the training; 0: none."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: CUDA where there is one."""
+
+    backend: str = "auto"
+    """Of the attention: auto, torch (the exact factorisation) or reference (the literal form, small sizes)."""
+
+    checkpoint_every: int = 200
+    """Steps between checkpoints; one is always written at the end, and on Ctrl-C."""
+
+    pictures: int = 12
+    """How many evaluated sentences to draw."""
+
+    size: int | None = None
+    """Side of the square input in pixels (default: the preset's, as for all below)."""
+    steps: int | None = None
+    """Optimiser steps; the learning rate falls to 0 over them."""
+    pictures_per_step: int | None = None
+    """Pictures in a batch."""
+    sentences_per_picture: int | None = None
+    """Sentences drawn for each picture of a batch."""
+    learning_rate: float | None = None
+    """Adam's learning rate after the warm-up."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises from 0."""
+    weight_decay: float | None = None
+    """Adam's weight decay."""
+    power: float | None = None
+    """Power of the polynomial decay of the learning rate."""
+    dice_weight: float | None = None
+    """Weight of the Dice loss added to the cross-entropy of Eq. 7."""
+    max_words: int | None = None
+    """Words kept of a sentence."""
+    backbone: Literal["narrow", "resnet18", "resnet34", "resnet50", "resnet101"] | None = None
+    """Network that sees the picture."""
+    backbone_weights: str | None = None
+    """imagenet, voc-labels (its COCO training has seen RefCOCO's test pictures), none, or a file's path."""
+    word_channels: int | None = None
+    """Width of the word table."""
+    attention_channels: int | None = None
+    """Width of query, key and value."""
+    fused_channels: int | None = None
+    """Channels of the gated fusion."""
+
+    def recipe(self) -> Recipe:
+        """The preset's recipe with the options that were given in place of its values.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
+        given: dict[str, Any] = {
+            field.name: value
+            for field in fields(Recipe)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return replace(PRESETS[self.preset], **given)

@@ -1,0 +1,239 @@
+"""The training loop: batches by step, optimiser, schedule, checkpoints that go on to the bit."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+
+from .checkpoint import STATE, WEIGHTS, ModelConfig, load_state, save_model, save_state
+from .config import Recipe
+from .data.batch import Batch, Collate, PictureBatchSampler
+from .data.sample import ReferringDataset
+from .nn import dice_loss, segmentation_loss
+
+METRICS = "metrics.jsonl"
+_LOG_EVERY = 10
+_LOG = logging.getLogger(__name__)
+
+
+class StepBatches(Sampler[list[int]]):
+    """The batches of steps `start` to `steps`, epoch after epoch, the same whatever `start` is.
+
+    One pass is the whole training, so workers of a loader live as long as it does.
+    """
+
+    def __init__(self, sampler: PictureBatchSampler, start: int, steps: int) -> None:
+        super().__init__()
+        self.sampler = sampler
+        self.start = start
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, skip = divmod(self.start, len(self.sampler))
+        left = len(self)
+        while left:
+            self.sampler.set_epoch(epoch)
+            batches = list(self.sampler)[skip : skip + left]
+            yield from batches
+            left -= len(batches)
+            epoch, skip = epoch + 1, 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands.
+
+    Attributes:
+        step: steps taken.
+        seconds: time spent in them, over all starts.
+    """
+
+    step: int
+    seconds: float
+
+
+def learning_rate_factor(step: int, recipe: Recipe) -> float:
+    """What the learning rate is multiplied by at a step: a linear rise, then (1 - progress) ** power."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return float((1 - min(progress, 1.0)) ** recipe.power)
+
+
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, dice_weight: float
+) -> tuple[Tensor, Tensor]:
+    """One forward, backward and update.
+
+    Returns:
+        The loss, and the batch's overall IoU, as scalars on the model's device.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the model is left as it was before the step.
+    """
+    logits = model(batch.images, batch.words, batch.word_mask, batch.image_index)
+    loss = segmentation_loss(logits, batch.masks)
+    if dice_weight:
+        loss = loss + dice_weight * dice_loss(logits, batch.masks)
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"The loss became {loss.item()}. The last checkpoint is from before; a lower learning_rate "
+            "or longer warmup_steps usually helps."
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        found = logits[:, 0] > 0
+        union = (found | batch.masks).sum()
+        iou = (found & batch.masks).sum() / union.clamp_min(1)
+    return loss.detach(), iou
+
+
+def train(
+    model: nn.Module,
+    model_config: ModelConfig,
+    dataset: ReferringDataset,
+    collate: Collate,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    num_workers: int = 0,
+    checkpoint_every: int = 200,
+    resume: bool = False,
+) -> Progress:
+    """Train a model in place and keep its weights, checkpoint and metrics in a folder.
+
+    Args:
+        model: on `device`; see `cmsa_fast.models.ReferringModel`.
+        model_config: what the model was built from, kept with its weights.
+        dataset: the training split.
+        collate: with the model's vocabulary and size.
+        recipe: batch, steps, learning rate and loss.
+        folder: exists; gets model.safetensors, checkpoint.pt and metrics.jsonl (a JSON object a line: step, loss,
+            iou, learning_rate, seconds; loss and iou are means since the line before).
+        seed: of the order of pictures and the choice of sentences.
+        device: where the model is.
+        num_workers: processes that read or draw pictures.
+        checkpoint_every: steps between checkpoints.
+        resume: go on from the folder's checkpoint, to the same result as without a break.
+
+    Returns:
+        Where training ended.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+        FileNotFoundError, ValueError: there is no checkpoint to resume from, or it does not fit.
+    """
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, recipe)
+    )
+    done = Progress(0, 0.0)
+    if resume:
+        done = _restore(folder / STATE, model, optimizer, schedule)
+        _keep_lines_until(folder / METRICS, done.step)
+
+    def keep(progress: Progress) -> None:
+        state = {
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
+        save_state(folder / STATE, state)
+        save_model(folder / WEIGHTS, model, model_config)
+
+    sampler = PictureBatchSampler(
+        dataset.image_ids(), recipe.pictures_per_step, recipe.sentences_per_picture, seed=seed
+    )
+    loader: DataLoader[Batch] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=StepBatches(sampler, done.step, recipe.steps),
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=torch.device(device).type == "cuda",
+    )
+    model.train()
+    bar = tqdm(total=recipe.steps, initial=done.step, desc="train", unit="step", dynamic_ncols=True)
+    started = time.perf_counter() - done.seconds
+    losses: list[Tensor] = []
+    ious: list[Tensor] = []
+    try:
+        with bar, (folder / METRICS).open("a", encoding="utf-8") as lines:
+            for batch in loader:
+                rate = schedule.get_last_lr()[0]
+                loss, iou = training_step(model, optimizer, batch.to(device), recipe.dice_weight)
+                schedule.step()
+                done = Progress(done.step + 1, time.perf_counter() - started)
+                losses.append(loss)
+                ious.append(iou)
+                bar.update()
+                if done.step % _LOG_EVERY == 0 or done.step == recipe.steps:
+                    row = {
+                        "step": done.step,
+                        "loss": round(float(torch.stack(losses).mean()), 6),
+                        "iou": round(float(torch.stack(ious).mean()), 6),
+                        "learning_rate": rate,
+                        "seconds": round(done.seconds, 3),
+                    }
+                    losses, ious = [], []
+                    lines.write(json.dumps(row) + "\n")
+                    lines.flush()
+                    bar.set_postfix(loss=f"{row['loss']:.3f}", IoU=f"{row['iou']:.3f}")
+                if done.step % checkpoint_every == 0 and done.step < recipe.steps:
+                    keep(done)
+    except KeyboardInterrupt:
+        keep(done)
+        _LOG.warning(
+            "Stopped at step %d of %d; --run-dir %s --resume goes on.",
+            done.step,
+            recipe.steps,
+            folder,
+        )
+        raise
+    keep(done)
+    return done
+
+
+def _restore(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> Progress:
+    state: dict[str, Any] = load_state(path)
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit this model: {error}") from error
+    return Progress(int(state["step"]), float(state["seconds"]))
+
+
+def _keep_lines_until(path: Path, step: int) -> None:
+    """Drop metrics of steps after the checkpoint, which training takes again."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")
