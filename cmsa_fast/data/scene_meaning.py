@@ -38,8 +38,7 @@ MIDDLE_INSIDE = 0.13  # "in the middle": how far the centre is from the picture'
 MIDDLE_OUTSIDE = 0.24  # and every other at least
 RELATION_LEAD = 0.1  # "left of": how far to the left
 RELATION_SLANT = 0.6  # and how far up or down, at most, as a share of that
-RELATION_NOT_LEAD = 0.02  # clearly not "left of": no further to the left than this
-RELATION_NOT_SLANT = 2.5  # or this many times as far up or down
+RELATION_NOT = 2.5  # clearly not "left of": this many times as far up or down as to the left
 BESIDE_GAP = 0.05  # "next to": the gap between the circles that hold the two objects, at most
 BESIDE_NOT = 0.13  # clearly not "next to": the gap at least
 RANK_LEAD = 0.07  # "second from the left": how far every other is away along the axis
@@ -80,8 +79,7 @@ class Interpreter:
           object further than `MIDDLE_OUTSIDE`;
         - "left of", "above", ...: by `RELATION_LEAD` and off to the side by at most
           `RELATION_SLANT` of the lead, while every other fitting object is clearly not
-          (`RELATION_NOT_LEAD`, `RELATION_NOT_SLANT`). The anchor's phrase alone must fit exactly
-          one object;
+          (`RELATION_NOT`). The anchor's phrase alone must fit exactly one object;
         - "next to": a gap of at most `BESIDE_GAP`, with `BESIDE_NOT` for every other fitting
           object;
         - "second ... from the left": counted by centres; every other fitting object is
@@ -209,7 +207,7 @@ def related(relation: str, item: SceneObject, anchor: SceneObject) -> bool | Non
     lead, aside = x * dx + y * dy, abs(y * dx) + abs(x * dy)
     if lead >= RELATION_LEAD and aside <= RELATION_SLANT * lead:
         return True
-    return False if lead <= RELATION_NOT_LEAD or aside >= RELATION_NOT_SLANT * lead else None
+    return False if aside >= RELATION_NOT * lead else None
 
 
 def _only(bits: int) -> int | None:

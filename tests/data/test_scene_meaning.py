@@ -250,7 +250,15 @@ class TestMargins:
         assert refer("star to the left of the blue thing", *layout) == found
 
     @pytest.mark.parametrize(
-        ("x", "y", "found"), [(0.49, 0.2, 0), (0.45, 0.2, 0), (0.3, 0.3, None), (0.7, 0.4, 0)]
+        ("x", "y", "found"),
+        [
+            (0.49, 0.4, 0),
+            (0.47, 0.44, None),
+            (0.4, 0.24, 0),
+            (0.4, 0.26, None),
+            (0.3, 0.3, None),
+            (0.7, 0.4, 0),
+        ],
     )
     def test_relation_with_a_second_candidate(self, x: float, y: float, found: int | None) -> None:
         first, anchor = thing("small red star", 0.2, 0.5), thing("small blue square", 0.5, 0.5)
