@@ -1,0 +1,117 @@
+"""A user with a picture and a sentence: `set_image` once, then `predict` for each sentence."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import ModelConfig, load_model, vocabulary_of
+from .data.images import read_image
+from .data.transforms import Letterbox
+from .plots import overlay
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a sentence names in a picture.
+
+    Attributes:
+        mask: bool [H, W], at the picture's own size: probability above 0.5.
+        probability: float32 [H, W].
+        tokens: the N words the model saw; a word it does not know is "<unk>".
+        word_attention: [3, N], the attention each received at Res3, Res4 and Res5; rows sum to 1.
+    """
+
+    mask: Tensor
+    probability: Tensor
+    tokens: tuple[str, ...]
+    word_attention: Tensor
+
+
+class Predictor:
+    """Finds what sentences name in a picture, which is encoded once for all of them.
+
+    Example:
+        predictor = Predictor.from_run("runs/mine")
+        predictor.set_image("street.jpg")
+        mask = predictor.predict("man in the red coat").mask
+    """
+
+    def __init__(
+        self, model: nn.Module, config: ModelConfig, device: torch.device | str = "cpu"
+    ) -> None:
+        """
+        Args:
+            model: built by config.build().
+            config: its vocabulary and input size.
+            device: where to compute.
+        """
+        self.model: Any = model.eval().to(device)
+        self.config = config
+        self.device = torch.device(device)
+        self.vocabulary = vocabulary_of(config)
+        self._features: Any = None
+        self._letterbox: Letterbox | None = None
+        self._image: Tensor | None = None
+
+    @classmethod
+    def from_run(cls, path: str | Path, device: torch.device | str = "cpu") -> "Predictor":
+        """Load a run folder, or the model.safetensors in it.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such file, or it is none of this library's.
+        """
+        model, config = load_model(path)
+        return cls(model, config, device)
+
+    @torch.no_grad()
+    def set_image(self, image: str | Path | Tensor) -> None:
+        """Encode the picture that the sentences to come are about.
+
+        Args:
+            image: a file of any common format, turned upright as its EXIF says; or uint8 [3, H, W], RGB.
+
+        Raises:
+            FileNotFoundError, ValueError: the file is not there or no readable picture.
+            TypeError: image is a tensor of another dtype.
+        """
+        pixels = image if isinstance(image, Tensor) else read_image(image)
+        if pixels.dtype != torch.uint8:
+            raise TypeError(f"image must be uint8; got {pixels.dtype}.")
+        if pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
+            raise ValueError(f"image must have shape [3, height, width]; got {list(pixels.shape)}.")
+        letterbox = Letterbox(pixels.shape[1], pixels.shape[2], self.config.size)
+        square = letterbox.image(pixels)[None].to(self.device)
+        self._features = self.model.encode_image(square)
+        self._letterbox, self._image = letterbox, pixels
+
+    @torch.no_grad()
+    def predict(self, sentence: str) -> Prediction:
+        """Find what a sentence names.
+
+        Raises:
+            RuntimeError: no picture was set.
+            TypeError: sentence is no string.
+            ValueError: sentence has no word.
+        """
+        if self._letterbox is None:
+            raise RuntimeError("Call set_image before predict: there is no picture yet.")
+        ids = self.vocabulary.encode(sentence, self.config.max_words)
+        words = torch.tensor([ids], device=self.device)
+        logits = self.model.segment(self._features, words)
+        probability = self._letterbox.restore(logits)[0, 0].sigmoid().cpu()
+        attention = self.model.word_attention(self._features, words)[0].cpu()
+        tokens = tuple(self.vocabulary.tokens[word] for word in ids)
+        return Prediction(probability > 0.5, probability, tokens, attention)
+
+    def draw(self, prediction: Prediction) -> Tensor:
+        """The picture with the object marked: uint8 [3, H, W].
+
+        Raises:
+            RuntimeError: no picture was set.
+        """
+        if self._image is None:
+            raise RuntimeError("Call set_image before draw: there is no picture yet.")
+        return overlay(self._image, prediction.mask)
