@@ -1,5 +1,7 @@
 """Gated multi-level fusion (Ye et al., CVPR 2019, Eq. 5)."""
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -66,10 +68,11 @@ class GatedFusion(nn.Module):
         projected = [conv(level) for conv, level in zip(self.project, levels, strict=True)]
         memory = [conv(x).sigmoid() for conv, x in zip(self.memory, projected, strict=True)]
         reset = [conv(x).sigmoid() for conv, x in zip(self.reset, projected, strict=True)]
-        shared = [g * m * x for g, m, x in zip(self.gamma, memory, projected, strict=True)]
-        total = torch.stack(shared).sum(0)
-        fused = torch.zeros_like(total)
-        for x, m, r, own in zip(projected, memory, reset, shared, strict=True):
-            gathered = (1 - m) * x + (total - own)
-            fused = fused + r * gathered.tanh() + (1 - r) * x
-        return fused
+        shared = [(g * m) * x for g, m, x in zip(self.gamma, memory, projected, strict=True)]
+        total = functools.reduce(operator.add, shared)
+        gated = []
+        for x, m, r, gamma in zip(projected, memory, reset, self.gamma, strict=True):
+            # (1 - m) x + (total - gamma m x) in two passes over the channels.
+            gathered = x * (1 - (1 + gamma) * m) + total
+            gated.append(r * gathered.tanh() + (1 - r) * x)
+        return functools.reduce(operator.add, gated)
