@@ -209,6 +209,16 @@ def _check_sentences(
         raise ValueError(
             f"image_index must have shape [batch] = [{sentences}]; got {list(image_index.shape)}."
         )
+    if image_index.device != word_query.device:
+        raise ValueError(
+            f"image_index must be on the device of word_query, {word_query.device}; "
+            f"got {image_index.device}."
+        )
+    if sentences and not pictures:
+        raise ValueError(
+            f"place_query must hold at least one picture for {sentences} sentences; "
+            f"got {list(place_query.shape)}."
+        )
     if sentences and not 0 <= int(image_index.min()) <= int(image_index.max()) < pictures:
         raise ValueError(
             f"image_index must lie in 0..{pictures - 1}; got values from {int(image_index.min())} "
