@@ -14,6 +14,7 @@ from cmsa_fast.data.images import PictureCache
 from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES, locate_refer_files
 from cmsa_fast.data.refer_records import Reference, Target, read_references, read_targets
 from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.vocabulary import tokenize
 
 _logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class ReferReport:
         recorded_sentences: Sentences the files have for the split, before any is left out.
         sentences: Items of the data set.
         pictures: Distinct pictures of the items.
-        empty_sentences: Sentences of white space alone, left out.
+        empty_sentences: Sentences without a word (see `tokenize`), blank or ".", left out.
         degenerate_parts: Polygons that enclose nothing, left out of their mask.
         objects_without_mask: References whose mask has no part left.
         sentences_without_mask: Their sentences: left out of "train", kept with an empty mask in
@@ -59,7 +60,7 @@ class ReferDataset:
     them, whose EXIF orientation is therefore ignored; only where the stored size does not fit the
     mask and the upright one does, the upright picture is taken and the log says so.
 
-    What is left out (sentences of white space, polygons that enclose nothing, and in "train"
+    What is left out (sentences without a word, polygons that enclose nothing, and in "train"
     objects with no mask at all) is counted in `report` and logged once.
 
     Args:
@@ -165,7 +166,7 @@ class ReferDataset:
             zip(self._references, self._targets, strict=True)
         ):
             recorded += len(reference.sentences)
-            full = [(place, *entry) for entry in reference.sentences if entry[1].strip()]
+            full = [(place, *entry) for entry in reference.sentences if _has_word(entry[1])]
             empty_sentences += len(reference.sentences) - len(full)
             parts[reference.annotation] = target.mask.dropped
             if target.mask.is_empty:
@@ -191,7 +192,9 @@ class ReferDataset:
         report, where = self.report, f"{self.name} ({self.split_by}) {self.split}"
         _logger.info("%s: %d sentences, %d pictures", where, report.sentences, report.pictures)
         if report.empty_sentences:
-            _logger.warning("%s: left out %d empty sentences", where, report.empty_sentences)
+            _logger.warning(
+                "%s: left out %d sentences without a word", where, report.empty_sentences
+            )
         if report.degenerate_parts:
             _logger.warning(
                 "%s: left out %d polygons that enclose nothing", where, report.degenerate_parts
@@ -229,6 +232,13 @@ class ReferDataset:
             f"{path} is {stored.shape[1]} x {stored.shape[2]} (height x width), but the mask of "
             f"ref_id {reference.ref_id} in {self._files.instances} is for {size[0]} x {size[1]}"
         )
+
+
+def _has_word(sentence: str) -> bool:
+    try:
+        return bool(tokenize(sentence))
+    except ValueError:
+        return False
 
 
 def _is_in_split(recorded: str, asked: str) -> bool:

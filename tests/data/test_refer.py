@@ -148,15 +148,15 @@ def test_empty_sentences_are_left_out_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = small_refcoco(tmp_path)
-    layout.add_reference(11, [square(1, 1, 3)], ["", "tree", " \t"])
+    layout.add_reference(11, [square(1, 1, 3)], ["", "tree", " \t", " . "])
     with caplog.at_level(logging.WARNING, LOGGER):
         data = ReferDataset(layout.write())
     assert data.sentences()[5:] == ["tree"]
     assert data[5].sent_id == 8
-    assert data.report.empty_sentences == 2
-    assert data.report.recorded_sentences == 8
+    assert data.report.empty_sentences == 3
+    assert data.report.recorded_sentences == 9
     assert data.report.sentences == 6
-    assert "left out 2 empty sentences" in caplog.text
+    assert "left out 3 sentences without a word" in caplog.text
 
 
 def test_a_split_of_empty_sentences_has_no_item(tmp_path: Path) -> None:
