@@ -98,10 +98,13 @@ def load_model(path: str | Path) -> tuple[nn.Module, ModelConfig]:
         raise ValueError(
             f"{file} holds no configuration of a cmsa_fast model; its metadata are {entries or 'empty'}."
         )
-    stored = json.loads(entries["config"])
-    config = ModelConfig(**{**stored, "tokens": tuple(stored["tokens"])})
-    model = config.build()
-    load_weights(model, str(file))
+    try:
+        stored = json.loads(entries["config"])
+        config = ModelConfig(**{**stored, "tokens": tuple(stored["tokens"])})
+        model = config.build()
+        load_weights(model, str(file))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} does not hold a whole cmsa_fast model: {error}") from error
     return model.eval(), config
 
 
@@ -127,7 +130,11 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is no readable checkpoint: {error}") from error
+        # PyTorch's own message goes on for a page and ends in advice to load the file unsafely.
+        raise ValueError(
+            f"{path} is no readable checkpoint: it is damaged, or holds more than tensors and plain "
+            f"containers ({type(error).__name__})."
+        ) from error
     if not isinstance(state, dict) or "step" not in state:
         raise ValueError(f"{path} is no checkpoint of this library.")
     return state

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .data.batch import Batch, Collate, PictureBatchSampler
+from .data.loading import BatchLoader
 from .data.sample import ReferringDataset
 from .metrics import SegmentationMetrics
 
@@ -70,28 +70,37 @@ def evaluate(
         pictures_per_batch: pictures encoded at a time.
         num_workers: processes that read pictures.
         title: of the progress bar.
+
+    Returns:
+        The metrics; the model is left in the mode it was in.
+
+    Raises:
+        ValueError: labels does not have one entry for every sentence, or an item is damaged.
     """
+    if labels is not None and len(labels) != len(dataset):
+        raise ValueError(
+            f"labels must have one entry for each of the {len(dataset)} sentences; got {len(labels)}."
+        )
     was_training = model.training
     model.eval()
     batches = list(PictureBatchSampler(dataset.image_ids(), pictures_per_batch, 1, shuffle=False))
-    loader: DataLoader[Batch] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=num_workers,
-    )
+    loader = BatchLoader(dataset, batches, collate, num_workers=num_workers)
     overall, by_kind = SegmentationMetrics(), dict[str, SegmentationMetrics]()
     bar = tqdm(total=len(dataset), desc=title, unit="sentence", dynamic_ncols=True)
-    with bar:
-        for indices, batch in zip(batches, loader, strict=True):
-            masks = predict_batch(model, batch, device)
-            for index, mask, sample in zip(indices, masks, batch.samples, strict=True):
-                overall.update(mask, sample.mask)
-                kinds = labels[index] if labels is not None else [sample.kind] * bool(sample.kind)
-                for kind in kinds:
-                    by_kind.setdefault(kind, SegmentationMetrics()).update(mask, sample.mask)
-            bar.update(len(indices))
-    model.train(was_training)
+    try:
+        with bar:
+            for indices, batch in zip(batches, loader, strict=True):
+                masks = predict_batch(model, batch, device)
+                for index, mask, sample in zip(indices, masks, batch.samples, strict=True):
+                    overall.update(mask, sample.mask)
+                    kinds = (
+                        labels[index] if labels is not None else [sample.kind] * bool(sample.kind)
+                    )
+                    for kind in kinds:
+                        by_kind.setdefault(kind, SegmentationMetrics()).update(mask, sample.mask)
+                bar.update(len(indices))
+    finally:
+        model.train(was_training)
     return Evaluation(
         overall.count,
         overall.compute(),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import write_atomically
-from .config import TrainOptions
+from .config import Recipe, TrainOptions
 
 OPTIONS = "options.json"
 EVALUATION = "evaluation.json"
@@ -48,7 +48,9 @@ def write_options(folder: Path, options: TrainOptions) -> None:
 
 
 def resumed_options(given: TrainOptions) -> TrainOptions:
-    """The options a run was started with, for --resume.
+    """The options a run was started with, for --resume; what a preset left open then is filled in.
+
+    An option given at its default cannot be told from one not given, and gives way to the run's.
 
     Raises:
         FileNotFoundError: --run-dir holds no run.
@@ -61,10 +63,12 @@ def resumed_options(given: TrainOptions) -> TrainOptions:
     if not path.is_file():
         raise FileNotFoundError(f"--run-dir {given.run_dir} holds no run to resume: no {OPTIONS}.")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))["options"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stored, recipe = content["options"], asdict(Recipe(**content["recipe"]))
         paths = {name: Path(stored[name]) for name in _PATHS if stored.get(name) is not None}
-        started = TrainOptions(**{**stored, **paths})
-    except (ValueError, KeyError, TypeError) as error:
+        # The recipe as it was then: a preset may have changed since.
+        started = TrainOptions(**{**stored, **paths, **recipe})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     for field in fields(TrainOptions):
         now, then = getattr(given, field.name), getattr(started, field.name)

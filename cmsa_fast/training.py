@@ -4,23 +4,34 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from .checkpoint import STATE, WEIGHTS, ModelConfig, load_state, save_model, save_state
+from .checkpoint import (
+    STATE,
+    WEIGHTS,
+    ModelConfig,
+    load_state,
+    save_model,
+    save_state,
+    write_atomically,
+)
 from .config import Recipe
 from .data.batch import Batch, Collate, PictureBatchSampler
+from .data.loading import BatchLoader
 from .data.sample import ReferringDataset
+from .interrupts import interrupts_wait
 from .nn import dice_loss, segmentation_loss
 
 METRICS = "metrics.jsonl"
 _LOG_EVERY = 10
+_DIVERGED = "a lower learning_rate or longer warmup_steps usually helps. No file holds this step."
 _LOG = logging.getLogger(__name__)
 
 
@@ -80,19 +91,19 @@ def training_step(
         The loss, and the batch's overall IoU, as scalars on the model's device.
 
     Raises:
-        FloatingPointError: the loss is not finite; the model is left as it was before the step.
+        FloatingPointError: the loss or a gradient is not finite; the parameters are left as they were.
     """
     logits = model(batch.images, batch.words, batch.word_mask, batch.image_index)
     loss = segmentation_loss(logits, batch.masks)
     if dice_weight:
         loss = loss + dice_weight * dice_loss(logits, batch.masks)
     if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"The loss became {loss.item()}. The last checkpoint is from before; a lower learning_rate "
-            "or longer warmup_steps usually helps."
-        )
+        raise FloatingPointError(f"The loss became {loss.item()}; {_DIVERGED}")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]
+    if not torch.isfinite(nn.utils.get_total_norm(gradients)):
+        raise FloatingPointError(f"The gradient is not finite; {_DIVERGED}")
     optimizer.step()
     with torch.no_grad():
         found = logits[:, 0] > 0
@@ -135,8 +146,9 @@ def train(
         Where training ended.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or a gradient is not finite; checkpoint and weights stay as they were.
         FileNotFoundError, ValueError: there is no checkpoint to resume from, or it does not fit.
+        KeyboardInterrupt: Ctrl-C, after the step under way; a checkpoint was written.
     """
     optimizer = torch.optim.Adam(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -146,9 +158,16 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, recipe)
     )
+    window = _Window()
     done = Progress(0, 0.0)
     if resume:
-        done = _restore(folder / STATE, model, optimizer, schedule)
+        state = load_state(folder / STATE)
+        if state.get("data") != _fingerprint(model_config, dataset):
+            raise ValueError(
+                f"{folder / STATE} was made with another model, vocabulary or number of sentences than this "
+                "run has; a run goes on with the data it was started with."
+            )
+        done = _restore(folder / STATE, state, model, optimizer, schedule, window)
         _keep_lines_until(folder / METRICS, done.step)
 
     def keep(progress: Progress) -> None:
@@ -158,6 +177,9 @@ def train(
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
+            "losses": window.losses,
+            "ious": window.ious,
+            "data": _fingerprint(model_config, dataset),
         }
         save_state(folder / STATE, state)
         save_model(folder / WEIGHTS, model, model_config)
@@ -165,42 +187,42 @@ def train(
     sampler = PictureBatchSampler(
         dataset.image_ids(), recipe.pictures_per_step, recipe.sentences_per_picture, seed=seed
     )
-    loader: DataLoader[Batch] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=StepBatches(sampler, done.step, recipe.steps),
-        collate_fn=collate,
+    loader = BatchLoader(
+        dataset,
+        StepBatches(sampler, done.step, recipe.steps),
+        collate,
         num_workers=num_workers,
         pin_memory=torch.device(device).type == "cuda",
     )
     model.train()
     bar = tqdm(total=recipe.steps, initial=done.step, desc="train", unit="step", dynamic_ncols=True)
     started = time.perf_counter() - done.seconds
-    losses: list[Tensor] = []
-    ious: list[Tensor] = []
     try:
         with bar, (folder / METRICS).open("a", encoding="utf-8") as lines:
             for batch in loader:
-                rate = schedule.get_last_lr()[0]
-                loss, iou = training_step(model, optimizer, batch.to(device), recipe.dice_weight)
-                schedule.step()
-                done = Progress(done.step + 1, time.perf_counter() - started)
-                losses.append(loss)
-                ious.append(iou)
-                bar.update()
-                if done.step % _LOG_EVERY == 0 or done.step == recipe.steps:
-                    row = {
-                        "step": done.step,
-                        "loss": round(float(torch.stack(losses).mean()), 6),
-                        "iou": round(float(torch.stack(ious).mean()), 6),
-                        "learning_rate": rate,
-                        "seconds": round(done.seconds, 3),
-                    }
-                    losses, ious = [], []
-                    lines.write(json.dumps(row) + "\n")
-                    lines.flush()
-                    bar.set_postfix(loss=f"{row['loss']:.3f}", IoU=f"{row['iou']:.3f}")
-                if done.step % checkpoint_every == 0 and done.step < recipe.steps:
-                    keep(done)
+                with interrupts_wait():
+                    rate = schedule.get_last_lr()[0]
+                    window.add(
+                        *training_step(model, optimizer, batch.to(device), recipe.dice_weight)
+                    )
+                    schedule.step()
+                    done = Progress(done.step + 1, time.perf_counter() - started)
+                    loss, iou = window.means()
+                    bar.set_postfix({"loss": f"{loss:.3f}", "IoU": f"{iou:.3f}"}, refresh=False)
+                    bar.update()
+                    if done.step % _LOG_EVERY == 0 or done.step == recipe.steps:
+                        row = {
+                            "step": done.step,
+                            "loss": round(loss, 6),
+                            "iou": round(iou, 6),
+                            "learning_rate": rate,
+                            "seconds": round(done.seconds, 3),
+                        }
+                        window.clear()
+                        lines.write(json.dumps(row) + "\n")
+                        lines.flush()
+                    if done.step % checkpoint_every == 0 or done.step == recipe.steps:
+                        keep(done)
     except KeyboardInterrupt:
         keep(done)
         _LOG.warning(
@@ -210,30 +232,63 @@ def train(
             folder,
         )
         raise
-    keep(done)
     return done
+
+
+@dataclass
+class _Window:
+    """Loss and IoU of the steps since the last line of metrics."""
+
+    losses: list[float] = field(default_factory=list)
+    ious: list[float] = field(default_factory=list)
+
+    def add(self, loss: Tensor, iou: Tensor) -> None:
+        self.losses.append(float(loss))
+        self.ious.append(float(iou))
+
+    def means(self) -> tuple[float, float]:
+        return sum(self.losses) / len(self.losses), sum(self.ious) / len(self.ious)
+
+    def clear(self) -> None:
+        self.losses.clear()
+        self.ious.clear()
+
+
+def _fingerprint(config: ModelConfig, dataset: ReferringDataset) -> dict[str, Any]:
+    """What must not change when a run goes on. The backend may: it computes the same."""
+    options = {name: value for name, value in config.options.items() if name != "backend"}
+    return {**vars(config), "options": options, "sentences": len(dataset)}
 
 
 def _restore(
     path: Path,
+    state: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
+    window: _Window,
 ) -> Progress:
-    state: dict[str, Any] = load_state(path)
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-    except (KeyError, RuntimeError, ValueError) as error:
+        window.losses, window.ious = list(state["losses"]), list(state["ious"])
+        return Progress(int(state["step"]), float(state["seconds"]))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit this model: {error}") from error
-    return Progress(int(state["step"]), float(state["seconds"]))
 
 
 def _keep_lines_until(path: Path, step: int) -> None:
     """Drop metrics of steps after the checkpoint, which training takes again."""
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line without its end was cut off by whatever ended the run.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} must hold a JSON object with a step on every line, but it is damaged: {error}"
+        ) from error
+    text = "".join(kept)
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
