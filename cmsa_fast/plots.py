@@ -18,6 +18,7 @@ _INK = (20, 20, 20)
 _MARK = (235, 30, 90)
 _WORD = (255, 176, 0)
 _LEVELS = ("Res3", "Res4", "Res5")
+_OVERVIEW = 40
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,17 @@ def draw_example(example: Example) -> Image.Image:
     """Input, truth and prediction side by side; below, the words with their attention at each level.
 
     The rows of words are the paper's Fig. 4: the darker a word's ground, the more attention it received,
-    relative to the most attended word of its level.
+    relative to the most attended word of its level. What is too long for its line ends in an ellipsis.
+
+    Raises:
+        ValueError: a mask does not have the picture's size, or attention does not fit the tokens.
     """
+    expected = (len(_LEVELS), len(example.tokens))
+    if not example.tokens or tuple(example.attention.shape) != expected:
+        raise ValueError(
+            f"attention must have shape {list(expected)}, levels x tokens, with at least one token; "
+            f"got {list(example.attention.shape)}."
+        )
     panels = [
         ("input", example.image),
         ("truth", overlay(example.image, example.truth)),
@@ -87,7 +97,9 @@ def draw_example(example: Example) -> Image.Image:
     ]
     width = 3 * _PANEL + 4 * _GAP
     top = 2 * _ROW
-    word_rows = [_lay_out(example.tokens, width - _LABEL - 2 * _GAP)] * len(_LEVELS)
+    room = width - _LABEL - 2 * _GAP
+    tokens = [_fit(token, room - 10, _font(15)) for token in example.tokens]
+    word_rows = [_lay_out(tokens, room)] * len(_LEVELS)
     below = sum(len(rows) * _ROW + 4 for rows in word_rows)
     sheet = Image.new("RGB", (width, top + _PANEL + _GAP + below + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
@@ -101,12 +113,12 @@ def draw_example(example: Example) -> Image.Image:
     y = top + _PANEL + _GAP
     for level, weights, rows in zip(_LEVELS, example.attention.tolist(), word_rows, strict=True):
         draw.text((_GAP, y + 4), level, _INK, _font(13))
-        y = _draw_words(draw, rows, example.tokens, weights, y)
+        y = _draw_words(draw, rows, tokens, weights, y)
     return sheet
 
 
 def save_examples(examples: Sequence[Example], folder: Path) -> Path:
-    """Write one PNG for each example and overview.png with all of them.
+    """Write one PNG for each example, and overview.png with the first 40 of them.
 
     Args:
         examples: at least one.
@@ -121,9 +133,11 @@ def save_examples(examples: Sequence[Example], folder: Path) -> Path:
     if not examples:
         raise ValueError("examples must hold at least one example to draw.")
     folder.mkdir(parents=True, exist_ok=True)
-    sheets = [draw_example(example) for example in examples]
-    for index, sheet in enumerate(sheets):
+    sheets: list[Image.Image] = []
+    for index, example in enumerate(examples):
+        sheet = draw_example(example)
         sheet.save(folder / f"{index:03d}.png")
+        sheets += [sheet] * (len(sheets) < _OVERVIEW)
     columns = 1 if len(sheets) == 1 else 2
     rows = [sheets[start : start + columns] for start in range(0, len(sheets), columns)]
     heights = [max(sheet.height for sheet in row) for row in rows]
@@ -148,7 +162,7 @@ def _panel(pixels: Tensor) -> Image.Image:
 
 
 def _lay_out(tokens: Sequence[str], width: int) -> list[list[tuple[int, int, int]]]:
-    """Rows of (token, left, width), in pixels, broken where they would pass `width`."""
+    """Rows of (number of the token, left, width), in pixels, broken where they would pass `width`."""
     rows: list[list[tuple[int, int, int]]] = [[]]
     left = 0
     for index, token in enumerate(tokens):
@@ -181,8 +195,10 @@ def _draw_words(
 
 
 def _fit(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    if font.getlength(text) <= width:
+    text = " ".join(text.split())  # Pillow measures single lines only
+    if len(text) <= width and font.getlength(text) <= width:
         return text
+    text = text[:width]  # no letter is narrower than a pixel
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
