@@ -1,10 +1,14 @@
 """Typed options of the commands, and the recipes behind the presets."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
 
 PresetName = Literal["demo", "paper"]
+Backbone = Literal["narrow", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,9 @@ class Recipe:
         for name in at_least_one.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
+        for name in ("learning_rate", "weight_decay", "power", "dice_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
         for name in ("warmup_steps", "weight_decay", "power", "dice_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
@@ -63,11 +70,11 @@ class Recipe:
 PRESETS: dict[PresetName, Recipe] = {
     "demo": Recipe(
         size=128,
-        steps=1000,
-        pictures_per_step=16,
+        steps=2400,
+        pictures_per_step=8,
         sentences_per_picture=4,
         learning_rate=2e-3,
-        warmup_steps=100,
+        warmup_steps=200,
         weight_decay=0.0,
         power=0.9,
         dice_weight=1.0,
@@ -99,26 +106,42 @@ PRESETS: dict[PresetName, Recipe] = {
 }
 
 
+def _without_default(metavar: str, hint: str) -> Any:
+    """What --help says of an option whose None is not a value to type."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"({hint})")
+
+
+def _of_preset(name: str) -> Any:
+    """What --help says of an option that the preset decides: its value in each."""
+    if name == "backbone":
+        metavar = "{" + ",".join(get_args(Backbone)) + "}"
+    else:
+        metavar = Recipe.__annotations__[name].__name__.upper()
+    values = ", ".join(f"{preset} {getattr(recipe, name)}" for preset, recipe in PRESETS.items())
+    return _without_default(metavar, f"default: {values}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Train a referring segmentation model, evaluate it, and draw what it finds.
+    """What to train on, for how long, and where to; `cmsa-fast train --help` shows all of it."""
 
-    Without options this trains the demo preset on the embedded drawn scenes: the paper's architecture, narrow,
-    in some minutes on two CPU cores. Look into the run folder for pictures/, metrics.jsonl and evaluation.json.
+    preset: Annotated[
+        PresetName,
+        tyro.conf.arg(
+            help="demo: the paper's architecture, narrow, at 128 px. paper: the full-size model (DeepLab-101, "
+            "320 px, 1000 word channels, 512 attention channels, 500 fused channels, Adam, Eq. 7)."
+        ),
+    ] = "demo"
 
-    The full-size model on RefCOCO:
-    python train.py --preset paper --data refer --root DATA --evaluate-split val
-    """
+    data: Annotated[
+        Literal["scenes", "refer"],
+        tyro.conf.arg(
+            help="scenes: drawn scenes, made on the fly, nothing to download. refer: a folder in the layout of "
+            "REFER (RefCOCO and its relatives), named by --root."
+        ),
+    ] = "scenes"
 
-    preset: PresetName = "demo"
-    """demo: the paper's architecture, narrow, 128 px. paper: the full-size model (DeepLab-101, 320 px, 1000
-    word channels, 512 attention channels, 500 fused channels, Adam, Eq. 7)."""
-
-    data: Literal["scenes", "refer"] = "scenes"
-    """scenes: drawn scenes, made on the fly, nothing to download. refer: a folder in the layout of REFER (RefCOCO
-    and its relatives), named by --root."""
-
-    root: Path | None = None
+    root: Annotated[Path | None, _without_default("PATH", "needed by --data refer")] = None
     """Folder of --data refer; holds refcoco/refs(unc).p, refcoco/instances.json and images/."""
 
     name: str = "refcoco"
@@ -136,14 +159,18 @@ class TrainOptions:
     evaluate_scenes: int = 500
     """Unseen scenes of --data scenes to evaluate on at the end, two sentences each."""
 
-    vocabulary: Path | None = None
-    """A published word list, one word a line (default: the words of the training sentences)."""
+    vocabulary: Annotated[
+        Path | None, _without_default("PATH", "default: the words of the training sentences")
+    ] = None
+    """A published word list, one word a line."""
 
-    glove: Path | None = None
+    glove: Annotated[Path | None, _without_default("PATH", "default: none, a random start")] = None
     """A GloVe text file whose vectors the word table starts from; its width replaces --word-channels."""
 
-    run_dir: Path | None = None
-    """Folder for everything the run writes (default: a fresh one under runs/)."""
+    run_dir: Annotated[
+        Path | None, _without_default("PATH", "default: a fresh folder under runs/")
+    ] = None
+    """Folder for everything the run writes; must be empty or not there, but for --resume."""
 
     resume: bool = False
     """Continue the run in --run-dir from its last checkpoint, with the options it was started with."""
@@ -155,7 +182,7 @@ class TrainOptions:
     """Processes that read or draw pictures beside the training; 0: none."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto: CUDA where there is one."""
+    """Where to compute: cpu, cuda, cuda:1, ...; auto: CUDA where there is one."""
 
     backend: str = "auto"
     """Of the attention: auto, torch (the exact factorisation) or reference (the literal form, small sizes)."""
@@ -166,35 +193,35 @@ class TrainOptions:
     pictures: int = 12
     """How many evaluated sentences to draw."""
 
-    size: int | None = None
-    """Side of the square input in pixels (default: the preset's, as for all below)."""
-    steps: int | None = None
+    size: Annotated[int | None, _of_preset("size")] = None
+    """Side of the square input in pixels."""
+    steps: Annotated[int | None, _of_preset("steps")] = None
     """Optimiser steps; the learning rate falls to 0 over them."""
-    pictures_per_step: int | None = None
+    pictures_per_step: Annotated[int | None, _of_preset("pictures_per_step")] = None
     """Pictures in a batch."""
-    sentences_per_picture: int | None = None
+    sentences_per_picture: Annotated[int | None, _of_preset("sentences_per_picture")] = None
     """Sentences drawn for each picture of a batch."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, _of_preset("learning_rate")] = None
     """Adam's learning rate after the warm-up."""
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int | None, _of_preset("warmup_steps")] = None
     """Steps over which the learning rate rises from 0."""
-    weight_decay: float | None = None
+    weight_decay: Annotated[float | None, _of_preset("weight_decay")] = None
     """Adam's weight decay."""
-    power: float | None = None
+    power: Annotated[float | None, _of_preset("power")] = None
     """Power of the polynomial decay of the learning rate."""
-    dice_weight: float | None = None
+    dice_weight: Annotated[float | None, _of_preset("dice_weight")] = None
     """Weight of the Dice loss added to the cross-entropy of Eq. 7."""
-    max_words: int | None = None
+    max_words: Annotated[int | None, _of_preset("max_words")] = None
     """Words kept of a sentence."""
-    backbone: Literal["narrow", "resnet18", "resnet34", "resnet50", "resnet101"] | None = None
+    backbone: Annotated[Backbone | None, _of_preset("backbone")] = None
     """Network that sees the picture."""
-    backbone_weights: str | None = None
-    """imagenet, voc-labels (its COCO training has seen RefCOCO's test pictures), none, or a file's path."""
-    word_channels: int | None = None
+    backbone_weights: Annotated[str | None, _of_preset("backbone_weights")] = None
+    """One of imagenet, voc-labels (its COCO training has seen RefCOCO's test pictures), none, or a file."""
+    word_channels: Annotated[int | None, _of_preset("word_channels")] = None
     """Width of the word table."""
-    attention_channels: int | None = None
+    attention_channels: Annotated[int | None, _of_preset("attention_channels")] = None
     """Width of query, key and value."""
-    fused_channels: int | None = None
+    fused_channels: Annotated[int | None, _of_preset("fused_channels")] = None
     """Channels of the gated fusion."""
 
     def recipe(self) -> Recipe:

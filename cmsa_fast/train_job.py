@@ -13,9 +13,9 @@ from .config import Recipe, TrainOptions
 from .data.batch import Batch, Collate
 from .data.refer import ReferDataset
 from .data.sample import ReferringDataset
-from .data.scenes import WORDS, ScenesDataset
+from .data.scenes import MOST_SENTENCES, WORDS, ScenesDataset
 from .data.shuffled import ShuffledSentences
-from .data.vocabulary import Vocabulary
+from .data.vocabulary import Vocabulary, tokenize
 from .evaluation import Evaluation, evaluate, predict_batch
 from .models import build_model
 from .nn import WordTable
@@ -36,6 +36,7 @@ _LOG = logging.getLogger(__name__)
 _EVALUATION_SEED = 0
 _EVALUATION_SENTENCES = 2
 WORD_ORDER = "relation, word order decides"
+NO_WORD_ORDER = "relation, any word order"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ def run_training(options: TrainOptions) -> Result:
     model, config = _model(options, recipe, vocabulary)
     model.to(device)
     collate = Collate(vocabulary, recipe.size, recipe.max_words)
+    if options.data == "refer":
+        _log_words("training", training.sentences(), vocabulary, recipe.max_words)
+        _log_words("evaluation", validation.sentences(), vocabulary, recipe.max_words)
     _LOG.info(
         "%d training sentences, %d words, %.2f M parameters, on %s; run folder %s",
         len(training),
@@ -112,6 +116,7 @@ def run_training(options: TrainOptions) -> Result:
 
 
 def _check(options: TrainOptions) -> None:
+    recipe = options.recipe()
     if options.data == "refer" and options.root is None:
         raise ValueError("--data refer needs --root, the folder with the data set and its images.")
     if options.data == "scenes" and options.root is not None:
@@ -126,6 +131,19 @@ def _check(options: TrainOptions) -> None:
         if getattr(options, name) < least:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must be at least {least}; got {getattr(options, name)}.")
+    if options.seed >= 2**63:
+        raise ValueError(f"--seed must be below 2**63; got {options.seed}.")
+    if options.data == "scenes" and recipe.sentences_per_picture > MOST_SENTENCES:
+        raise ValueError(
+            f"--sentences-per-picture must be at most {MOST_SENTENCES} with --data scenes; "
+            f"got {recipe.sentences_per_picture}."
+        )
+    if recipe.warmup_steps >= recipe.steps:
+        _LOG.warning(
+            "The learning rate only rises: --warmup-steps %d is not less than --steps %d.",
+            recipe.warmup_steps,
+            recipe.steps,
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -169,6 +187,24 @@ def _vocabulary(options: TrainOptions, training: ReferringDataset) -> Vocabulary
     if options.data == "scenes":
         return Vocabulary.from_sentences(WORDS)
     return Vocabulary.from_sentences(training.sentences())
+
+
+def _log_words(split: str, sentences: list[str], vocabulary: Vocabulary, most: int) -> None:
+    """Say beforehand what the model will not read; counts made by workers stay in the workers."""
+    known = set(vocabulary.tokens)
+    tokenized = [tokenize(sentence) for sentence in sentences]
+    cut = sum(len(tokens) > most for tokens in tokenized)
+    unknown = sum(token not in known for tokens in tokenized for token in tokens[:most])
+    if cut:
+        _LOG.warning(
+            "%d of %d %s sentences are longer than %d words and are cut",
+            cut,
+            len(sentences),
+            split,
+            most,
+        )
+    if unknown:
+        _LOG.warning("%d words of %s sentences are not in the vocabulary", unknown, split)
 
 
 def _model(
@@ -240,13 +276,14 @@ def _evaluate(
 
 
 def _labels(dataset: ReferringDataset) -> list[list[str]] | None:
-    """Kinds of the scenes' sentences, and apart those that a bag of words cannot tell from another's."""
+    """Kinds of the scenes' sentences; relations also by whether a bag of words says which object is meant."""
     if not isinstance(dataset, ScenesDataset):
         return None
-    return [
-        [kind, WORD_ORDER] if kind == "relation" and dataset.order_sensitive(index) else [kind]
-        for index, kind in enumerate(dataset.kinds())
-    ]
+    labels = [[kind] for kind in dataset.kinds()]
+    for index, kinds in enumerate(labels):
+        if kinds == ["relation"]:
+            kinds.append(WORD_ORDER if dataset.order_sensitive(index) else NO_WORD_ORDER)
+    return labels
 
 
 def _spread(count: int, most: int) -> list[int]:
