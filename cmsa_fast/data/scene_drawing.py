@@ -21,20 +21,18 @@ _Item = TypeVar("_Item")
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 38, 38),
-    "orange": (246, 138, 26),
     "yellow": (246, 224, 52),
     "green": (44, 160, 66),
     "blue": (40, 84, 222),
-    "purple": (140, 52, 178),
     "white": (242, 242, 242),
     "black": (24, 24, 24),
 }
 # Radius, as a share of the side. The ranges are far apart so that "small" and "large" need no
 # second look.
-SIZES: dict[str, tuple[float, float]] = {"small": (0.084, 0.098), "large": (0.142, 0.170)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.098, 0.112), "large": (0.155, 0.185)}
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
-FEWEST_OBJECTS, MOST_OBJECTS = 4, 7
-MOST_LARGE = {4: 3, 5: 3, 6: 2, 7: 2}  # by the number of objects: more leave no room
+FEWEST_OBJECTS, MOST_OBJECTS = 4, 6
+MOST_LARGE = {4: 3, 5: 3, 6: 2}  # by the number of objects: more leave no room
 GAP = 0.03  # least distance between the circles that hold two objects
 BORDER = 0.015  # least distance between such a circle and the picture's edge
 
@@ -45,18 +43,8 @@ def _circle(x: Array, y: Array) -> Array:
     return np.hypot(x, y) - 1.0
 
 
-def _ring(x: Array, y: Array) -> Array:
-    return np.abs(np.hypot(x, y) - 0.72) - 0.31
-
-
 def _square(x: Array, y: Array) -> Array:
     return np.maximum(np.abs(x), np.abs(y)) - 0.85
-
-
-def _diamond(x: Array, y: Array) -> Array:
-    width, height = 0.74, 1.2
-    slope = math.hypot(1 / width, 1 / height)
-    return (np.abs(x) / width + np.abs(y) / height - 1.0) / slope
 
 
 def _triangle(x: Array, y: Array) -> Array:
@@ -91,9 +79,7 @@ class _Shape:
 
 _SHAPES: dict[str, _Shape] = {
     "circle": _Shape(_circle, 1.0),
-    "ring": _Shape(_ring, 1.03),
     "square": _Shape(_square, 1.21),
-    "diamond": _Shape(_diamond, 1.2),
     "triangle": _Shape(_triangle, 1.2),
     "star": _Shape(_star, 1.22),
     "cross": _Shape(_cross, 1.12),
@@ -144,15 +130,15 @@ def _first(pair: tuple[float, object]) -> float:
 
 
 def draw_layout(random: Random) -> tuple[SceneObject, ...]:
-    """4 to 7 objects that do not overlap and share most of their attributes.
+    """4 to 6 objects that do not overlap and share most of their attributes.
 
     A scene owns few shapes, colours and textures, so that most objects have others like them in all
     but one attribute: a single word rarely tells an object apart.
     """
     count = FEWEST_OBJECTS + int(random.random() * (MOST_OBJECTS - FEWEST_OBJECTS + 1))
-    shapes = shuffled(random, SHAPES)[: 2 if random.random() < 0.65 else 3]
-    colours = shuffled(random, tuple(COLOURS))[: 2 if random.random() < 0.6 else 3]
-    textures = shuffled(random, TEXTURES)[: pick(random, (1, 2, 2, 3))]
+    shapes = shuffled(random, SHAPES)[: pick(random, (2, 3, 3, 4))]
+    colours = shuffled(random, tuple(COLOURS))[: pick(random, (2, 3, 3, 4))]
+    textures = shuffled(random, TEXTURES)[: pick(random, (1, 1, 2, 2, 3))]
     while True:
         large = 0
         drawn = []

@@ -32,7 +32,7 @@ from cmsa_fast.data.scene_sentences import (
 )
 
 # Probability of each kind of sentence; a scene is redrawn until the kinds drawn for it can be said.
-MIXTURE: dict[str, float] = {"attribute": 0.38, "place": 0.28, "relation": 0.22, "ordinal": 0.12}
+MIXTURE: dict[str, float] = {"attribute": 0.38, "place": 0.29, "relation": 0.22, "ordinal": 0.11}
 # Share of relation sentences that are order-sensitive by intent; others may be so by chance.
 ORDER_SENSITIVE_SHARE = 0.4
 # Share of relation sentences whose target's phrase alone must fit more than one object; the rest

@@ -71,6 +71,9 @@ class CMSAModel(nn.Module):
             [cast(CMSA, level).out_channels for level in self.attention], fused_channels
         )
         self.mask = nn.Conv2d(fused_channels, 1, 3, padding=1)  # Eq. 6, before its sigmoid
+        if self.mask.bias is not None:
+            # Objects cover about an eighth of a picture: start from there, not from one half.
+            nn.init.constant_(self.mask.bias, -2.0)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """

@@ -131,7 +131,9 @@ def _dilate(layer: nn.Sequential, *, before: int, after: int) -> None:
 class NarrowBackbone(_Backbone):
     """A small residual network with the same three levels, for pictures of some 100 pixels on a CPU.
 
-    Group normalisation (Wu and He, ECCV 2018) needs neither large batches nor pretrained statistics.
+    Group normalisation (Wu and He, ECCV 2018) needs neither large batches nor pretrained statistics. Each level
+    leaves through a 1x1 convolution without a ReLU: CMSA takes features for directions, and those of rectified
+    features lie in one corner of the space, close to each other.
     """
 
     def __init__(self, widths: Sequence[int] = (24, 48, 64, 96, 128), *, blocks: int = 2) -> None:
@@ -158,11 +160,16 @@ class NarrowBackbone(_Backbone):
         self.res4 = _residual_layer(res3, res4, blocks=blocks, dilation=2)
         self.res5 = _residual_layer(res4, res5, blocks=blocks, dilation=4)
         self.channels = (res3, res4, res5)
+        self.outputs = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 1, bias=False), _group_norm(width))
+            for width in self.channels
+        )
 
     def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         res3 = self.res3(self.res2(self.stem(images)))
         res4 = self.res4(res3)
-        return res3, res4, self.res5(res4)
+        of_res3, of_res4, of_res5 = self.outputs
+        return of_res3(res3), of_res4(res4), of_res5(self.res5(res4))
 
 
 class _ResidualBlock(nn.Module):

@@ -1,5 +1,7 @@
 """Cross-modal self-attention (Ye et al., CVPR 2019, Eq. 1-4) as a module."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,12 @@ _LENGTH_FLOOR = 1e-6
 
 # Squared length of a token [unit visual, unit word, coordinates]: 1 + 1 + six coordinates of mean square 1/3.
 _TOKEN_SQUARE = 4.0
+
+
+class _Parts(NamedTuple):
+    query: Tensor
+    key: Tensor
+    value: Tensor
 
 
 class CMSA(nn.Module):
@@ -121,9 +129,17 @@ class CMSA(nn.Module):
         spatial = spatial_coordinates(height, width, dtype=visual.dtype, device=visual.device)
         spatial = spatial.flatten(1).T  # [P, 8]
 
-        place_parts, word_parts = self._project(unit_visual, unit_words, spatial)
+        places, sentence = self._project(unit_visual, unit_words, spatial)
         attended = cross_modal_attention(
-            *place_parts, *word_parts, word_mask, image_index=image_index, backend=self.backend
+            places.query,
+            places.key,
+            places.value,
+            sentence.query,
+            sentence.key,
+            sentence.value,
+            word_mask,
+            image_index=image_index,
+            backend=self.backend,
         )
         residual = torch.cat(
             [
@@ -137,7 +153,7 @@ class CMSA(nn.Module):
         if not return_word_attention:
             return fused
         received = received_word_attention(
-            place_parts[0], word_parts[0], word_parts[1], word_mask, image_index=image_index
+            places.query, sentence.query, sentence.key, word_mask, image_index=image_index
         )
         return fused, received
 
@@ -149,7 +165,7 @@ class CMSA(nn.Module):
 
     def _project(
         self, unit_visual: Tensor, unit_words: Tensor, spatial: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    ) -> tuple[_Parts, _Parts]:
         """Query, key and value of the places [B', P, d] and of the words [B, N, d], one product for each."""
         weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])  # [3d, C]
         of_visual, of_words, of_spatial = weight.split(
@@ -157,7 +173,7 @@ class CMSA(nn.Module):
         )
         places = F.linear(unit_visual, of_visual) + F.linear(spatial, of_spatial)
         words = F.linear(unit_words, of_words)
-        return places.chunk(3, dim=2), words.chunk(3, dim=2)
+        return _Parts(*places.chunk(3, dim=2)), _Parts(*words.chunk(3, dim=2))
 
     def _check(
         self, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
