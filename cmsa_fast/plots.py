@@ -195,7 +195,7 @@ def _draw_words(
 
 
 def _fit(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    text = " ".join(text.split())  # Pillow measures single lines only
+    text = " ".join(text.split())  # one line, whatever was typed
     if len(text) <= width and font.getlength(text) <= width:
         return text
     text = text[:width]  # no letter is narrower than a pixel

@@ -116,6 +116,13 @@ def test_sentences_of_any_length(sentence: str) -> None:
     assert sheet.size == draw_example(example()).size
 
 
+def test_line_breaks_in_sentences_and_words_are_blanks() -> None:
+    broken, plain = (replace(example(), sentence=text) for text in ("two\r\nlines", "two lines"))
+    assert draw_example(broken).tobytes() == draw_example(plain).tobytes()
+    broken, plain = (replace(example(), tokens=["dog", text]) for text in ('"\n"', '" "'))
+    assert draw_example(broken).tobytes() == draw_example(plain).tobytes()
+
+
 def test_many_and_long_words_stay_on_the_sheet() -> None:
     many = example(words=20)
     assert draw_example(many).height > draw_example(example()).height
