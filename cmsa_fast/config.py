@@ -70,10 +70,10 @@ class Recipe:
 PRESETS: dict[PresetName, Recipe] = {
     "demo": Recipe(
         size=128,
-        steps=2400,
+        steps=2250,
         pictures_per_step=8,
         sentences_per_picture=4,
-        learning_rate=2e-3,
+        learning_rate=1.5e-3,
         warmup_steps=200,
         weight_decay=0.0,
         power=0.9,

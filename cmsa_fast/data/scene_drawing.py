@@ -25,7 +25,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "green": (44, 160, 66),
     "blue": (40, 84, 222),
     "white": (242, 242, 242),
-    "black": (24, 24, 24),
 }
 # Radius, as a share of the side. The ranges are far apart so that "small" and "large" need no
 # second look.
@@ -136,9 +135,9 @@ def draw_layout(random: Random) -> tuple[SceneObject, ...]:
     but one attribute: a single word rarely tells an object apart.
     """
     count = FEWEST_OBJECTS + int(random.random() * (MOST_OBJECTS - FEWEST_OBJECTS + 1))
-    shapes = shuffled(random, SHAPES)[: pick(random, (2, 3, 3, 4))]
-    colours = shuffled(random, tuple(COLOURS))[: pick(random, (2, 3, 3, 4))]
-    textures = shuffled(random, TEXTURES)[: pick(random, (1, 1, 2, 2, 3))]
+    shapes = shuffled(random, SHAPES)[: pick(random, (2, 2, 3))]
+    colours = shuffled(random, tuple(COLOURS))[: pick(random, (3, 4, 5))]
+    textures = shuffled(random, TEXTURES)[: pick(random, (1, 1, 1, 2, 3))]
     while True:
         large = 0
         drawn = []

@@ -32,24 +32,24 @@ from cmsa_fast.data.scene_sentences import (
 )
 
 # Probability of each kind of sentence; a scene is redrawn until the kinds drawn for it can be said.
-MIXTURE: dict[str, float] = {"attribute": 0.38, "place": 0.29, "relation": 0.22, "ordinal": 0.11}
+MIXTURE: dict[str, float] = {"attribute": 0.39, "place": 0.28, "relation": 0.22, "ordinal": 0.11}
 # Share of relation sentences that are order-sensitive by intent; others may be so by chance.
-ORDER_SENSITIVE_SHARE = 0.4
+ORDER_SENSITIVE_SHARE = 0.3
 # Share of relation sentences whose target's phrase alone must fit more than one object; the rest
 # are free in this.
-RELATION_NEEDED_SHARE = 0.85
+RELATION_NEEDED_SHARE = 0.7
 # Share of the layouts whose order-sensitive relations are directions where there are any; else
 # "next to", being true both ways, would be most of them.
 DIRECTION_SHARE = 0.9
 # Sorts of place words, each with the share of place sentences that try it.
 PLACES: tuple[tuple[tuple[str, ...], float], ...] = (
-    (tuple(EXTREMES), 0.5),
-    (tuple(HALVES), 0.2),
-    (tuple(CORNERS), 0.2),
+    (tuple(EXTREMES), 0.3),
+    (tuple(HALVES), 0.3),
+    (tuple(CORNERS), 0.3),
     ((MIDDLE,), 0.1),
 )
 GENERIC_SHARE = 0.2  # share of phrases that try a generic noun ("object") before the shape's name
-SPARE_ADJECTIVE_SHARE = 0.3  # share of attribute sentences that try one adjective more than needed
+SPARE_ADJECTIVE_SHARE = 0.5  # share of attribute sentences that try one adjective more than needed
 ARTICLE_SHARE = 0.25  # share of sentences that begin with "the"
 _SPREAD_TRIES = 24  # layouts tried before the sentences need not spread evenly over the objects
 _TRIES = 4000  # layouts tried in all; the worst scene of thousands takes a few dozen

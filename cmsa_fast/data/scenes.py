@@ -26,7 +26,7 @@ MOST_SENTENCES = 12
 class ScenesDataset:
     """Coloured shapes, drawn on demand, with sentences that each mean exactly one object.
 
-    A scene has 4 to 7 objects that share shapes, colours, sizes and textures; its sentences name an
+    A scene has 4 to 6 objects that share shapes, colours, sizes and textures; its sentences name an
     object by its attributes ("small red circle"), its place ("top square"), a relation ("star left
     of the blue square") or by counting ("second circle from the left"), in the shares of `MIXTURE`.
     Every sentence has passed `cmsa_fast.data.scene_meaning.Interpreter`, which finds the object

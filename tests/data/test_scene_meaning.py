@@ -201,44 +201,44 @@ class TestMargins:
     @pytest.mark.parametrize("words", ["top", "highest"])
     def test_top(self, words: str, lead: float, found: int | None) -> None:
         first, second = thing("small red star", 0.2, 0.3), thing("small blue star", 0.8, 0.3 + lead)
-        other = thing("small blue ring", 0.5, 0.1)
+        other = thing("small blue circle", 0.5, 0.1)
         assert refer(f"{words} star", first, second, other) == found
         assert refer(f"{words} object", first, second, other) == 2
 
     def test_an_edge_further_out_makes_the_extreme_doubtful(self) -> None:
-        small, large = thing("small red ring", 0.3, 0.3), thing("large red ring", 0.7, 0.39)
-        assert refer("lowest ring", small, large) == 1
-        assert refer("top ring", small, thing("small red ring", 0.7, 0.39)) == 0
-        assert refer("top ring", small, thing("large red ring", 0.7, 0.39, radius=0.18)) is None
+        small, large = thing("small red circle", 0.3, 0.3), thing("large red circle", 0.7, 0.39)
+        assert refer("lowest circle", small, large) == 1
+        assert refer("top circle", small, thing("small red circle", 0.7, 0.39)) == 0
+        assert refer("top circle", small, thing("large red circle", 0.7, 0.39, radius=0.18)) is None
 
     @pytest.mark.parametrize("place", ["left {}", "{} on the left"])
     def test_half(self, place: str) -> None:
-        text = place.format("ring")
-        left, right = thing("small red ring", 0.41, 0.3), thing("small red ring", 0.51, 0.6)
+        text = place.format("circle")
+        left, right = thing("small red circle", 0.41, 0.3), thing("small red circle", 0.51, 0.6)
         assert refer(text, left, right) == 0
-        assert refer(text, thing("small red ring", 0.43, 0.3), right) is None
+        assert refer(text, thing("small red circle", 0.43, 0.3), right) is None
         assert (
-            refer(text, thing("small red ring", 0.1, 0.3), thing("small red ring", 0.49, 0.6))
+            refer(text, thing("small red circle", 0.1, 0.3), thing("small red circle", 0.49, 0.6))
             is None
         )
         assert refer(text, right) is None
 
     @pytest.mark.parametrize("place", ["bottom right {}", "{} in the bottom right corner"])
     def test_corner(self, place: str) -> None:
-        text = place.format("ring")
-        corner = thing("small red ring", 0.8, 0.8)
-        assert refer(text, corner, thing("small red ring", 0.8, 0.59)) == 0
-        assert refer(text, corner, thing("small red ring", 0.8, 0.61)) is None
+        text = place.format("circle")
+        corner = thing("small red circle", 0.8, 0.8)
+        assert refer(text, corner, thing("small red circle", 0.8, 0.59)) == 0
+        assert refer(text, corner, thing("small red circle", 0.8, 0.61)) is None
         assert (
-            refer(text, thing("small red ring", 0.59, 0.9), thing("small red ring", 0.2, 0.2))
+            refer(text, thing("small red circle", 0.59, 0.9), thing("small red circle", 0.2, 0.2))
             is None
         )
 
     def test_middle(self) -> None:
-        middle, away = thing("small red ring", 0.5, 0.38), thing("small red ring", 0.5, 0.75)
-        assert refer("ring in the middle", middle, away) == 0
-        assert refer("ring in the middle", middle, thing("small red ring", 0.5, 0.73)) is None
-        assert refer("ring in the middle", thing("small red ring", 0.5, 0.36), away) is None
+        middle, away = thing("small red circle", 0.5, 0.38), thing("small red circle", 0.5, 0.75)
+        assert refer("circle in the middle", middle, away) == 0
+        assert refer("circle in the middle", middle, thing("small red circle", 0.5, 0.73)) is None
+        assert refer("circle in the middle", thing("small red circle", 0.5, 0.36), away) is None
 
     @pytest.mark.parametrize(
         ("x", "y", "found"),
@@ -271,7 +271,7 @@ class TestMargins:
         red = thing("small red square", 0.8, 0.2)
         assert refer("star left of the square", star, blue, red) is None
         assert refer("star left of the blue square", star, blue, red) == 0
-        assert refer("star left of the ring", star, blue, red) is None
+        assert refer("star left of the circle", star, blue, red) is None
 
     @pytest.mark.parametrize(("gap", "found"), [(0.04, 0), (0.06, None)])
     @pytest.mark.parametrize(("other", "clear"), [(0.12, False), (0.14, True)])
@@ -284,32 +284,32 @@ class TestMargins:
         assert answer == (found if clear else None)
 
     def test_counting(self) -> None:
-        row = [thing("small red ring", x, 0.5) for x in (0.7, 0.1, 0.3, 0.9)]
-        assert refer("second ring from the left", *row) == 2
-        assert refer("third ring from the left", *row) == 0
-        assert refer("second ring from the right", *row) == 0
-        assert refer("second ring from the left", row[0]) is None
-        assert refer("second ring from the left", *row, thing("small red ring", 0.36, 0.8)) is None
-        assert refer("third ring from the top", *row) is None
+        row = [thing("small red circle", x, 0.5) for x in (0.7, 0.1, 0.3, 0.9)]
+        assert refer("second circle from the left", *row) == 2
+        assert refer("third circle from the left", *row) == 0
+        assert refer("second circle from the right", *row) == 0
+        assert refer("second circle from the left", row[0]) is None
+        assert refer("second circle from the left", *row, thing("small red circle", 0.36, 0.8)) is None
+        assert refer("third circle from the top", *row) is None
 
     def test_counting_by_edges_must_agree(self) -> None:
-        first, third = thing("small red ring", 0.1, 0.2), thing("small red ring", 0.9, 0.2)
-        second = thing("small red ring", 0.4, 0.2)
-        near = thing("large red ring", 0.475, 0.8, radius=0.17)
-        assert refer("second ring from the left", first, second, third) == 1
-        assert refer("second ring from the left", first, second, third, near) is None
+        first, third = thing("small red circle", 0.1, 0.2), thing("small red circle", 0.9, 0.2)
+        second = thing("small red circle", 0.4, 0.2)
+        near = thing("large red circle", 0.475, 0.8, radius=0.17)
+        assert refer("second circle from the left", first, second, third) == 1
+        assert refer("second circle from the left", first, second, third, near) is None
 
     def test_attributes(self) -> None:
         layout = (
             thing("small red star", 0.2, 0.2),
             thing("large red star", 0.8, 0.2, texture="striped"),
-            thing("small red ring", 0.5, 0.8, texture="dotted"),
+            thing("small red circle", 0.5, 0.8, texture="dotted"),
         )
         assert refer("small red star", *layout) == 0
         assert refer("little star", *layout) == 0
         assert refer("big thing", *layout) == 1
         assert refer("striped object", *layout) == 1
-        assert refer("dotted red ring", *layout) == 2
+        assert refer("dotted red circle", *layout) == 2
         assert refer("red star", *layout) is None
         assert refer("blue star", *layout) is None
 
@@ -334,26 +334,26 @@ class TestOrder:
     def test_an_adjective_that_changes_sides(self) -> None:
         layout = (
             thing("small red star", 0.2, 0.2),
-            thing("small blue ring", 0.5, 0.2),
+            thing("small blue circle", 0.5, 0.2),
             thing("small blue star", 0.2, 0.8),
-            thing("small red ring", 0.5, 0.8),
+            thing("small red circle", 0.5, 0.8),
         )
-        assert self.sensitive("red star left of the blue ring", *layout)
+        assert self.sensitive("red star left of the blue circle", *layout)
 
     def test_next_to_works_both_ways(self) -> None:
-        layout = thing("small red star", 0.4, 0.5), thing("small red ring", 0.63, 0.5)
-        assert self.sensitive("star next to the ring", *layout)
-        assert not self.sensitive("star left of the ring", *layout), (
-            "the ring is not left of the star"
+        layout = thing("small red star", 0.4, 0.5), thing("small red circle", 0.63, 0.5)
+        assert self.sensitive("star next to the circle", *layout)
+        assert not self.sensitive("star left of the circle", *layout), (
+            "the circle is not left of the star"
         )
 
     def test_readings_keep_every_word(self) -> None:
-        form = read("small red star left of the large ring")
+        form = read("small red star left of the large circle")
         assert form is not None
         readings = [words_of(reading) for reading in other_readings(form)]
         words = sorted(words_of(form).split())
         assert all(sorted(reading.split()) == words for reading in readings)
         assert len(set(readings)) == len(readings) == 7
         assert words_of(form) not in readings
-        assert "large ring left of the small red star" in readings
-        assert "large red star left of the small ring" in readings
+        assert "large circle left of the small red star" in readings
+        assert "large red star left of the small circle" in readings

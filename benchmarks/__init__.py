@@ -1,0 +1,1 @@
+"""Speed, memory and parity, measured; results are kept in results/."""

@@ -1,0 +1,122 @@
+"""How one training step of the full-size model splits among backbone, CMSA and fusion, on the CPU.
+
+    python -m benchmarks.paper_step --json benchmarks/results/paper-step-cpu.json
+
+One 320 px picture and a sentence of 20 words, random weights. Each stage's backward is run on its own, from the
+gradient that the next one gave.
+"""
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmsa_fast.config import PRESETS
+from cmsa_fast.models import CMSAModel
+from cmsa_fast.nn import segmentation_loss
+
+from .attention import machine
+
+_VOCABULARY = 12112  # words of the list the paper's code published
+
+
+def step(model: CMSAModel, images: Tensor, words: Tensor, masks: Tensor) -> dict[str, list[float]]:
+    """Seconds of forward and backward of each stage."""
+    seconds: dict[str, list[float]] = {}
+    start = time.perf_counter()
+    features = model.backbone(images)
+    seconds["backbone"] = [time.perf_counter() - start]
+    levels = [level.detach().requires_grad_() for level in features]
+
+    start = time.perf_counter()
+    vectors = model.words(words)
+    outputs = [
+        attention(level, vectors) for attention, level in zip(model.attention, levels, strict=True)
+    ]
+    seconds["CMSA"] = [time.perf_counter() - start]
+    fused = [output.detach().requires_grad_() for output in outputs]
+
+    start = time.perf_counter()
+    logits = model.mask(model.fusion(fused))
+    logits = torch.nn.functional.interpolate(logits, images.shape[2:], mode="bilinear")
+    loss = segmentation_loss(logits, masks)
+    seconds["fusion"] = [time.perf_counter() - start]
+
+    start = time.perf_counter()
+    loss.backward()
+    seconds["fusion"].append(time.perf_counter() - start)
+    start = time.perf_counter()
+    torch.autograd.backward(outputs, [part.grad for part in fused])
+    seconds["CMSA"].append(time.perf_counter() - start)
+    start = time.perf_counter()
+    torch.autograd.backward(features, [level.grad for level in levels])
+    seconds["backbone"].append(time.perf_counter() - start)
+    return seconds
+
+
+def collect() -> dict[str, Any]:
+    """The second of two steps, with the optimiser's update beside it."""
+    recipe = PRESETS["paper"]
+    torch.manual_seed(0)
+    model = CMSAModel(_VOCABULARY).train()
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
+    images = torch.rand(1, 3, recipe.size, recipe.size)
+    words = torch.randint(_VOCABULARY, (1, recipe.max_words))
+    masks = torch.zeros(1, recipe.size, recipe.size, dtype=torch.bool)
+    masks[:, 80:240, 80:240] = True
+    for _ in range(2):
+        optimizer.zero_grad()
+        stages = step(model, images, words, masks)
+        start = time.perf_counter()
+        optimizer.step()
+        update = time.perf_counter() - start
+    return {
+        "machine": machine(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "stages": {
+            name: {"forward_s": forward, "backward_s": backward}
+            for name, (forward, backward) in stages.items()
+        },
+        "optimiser_s": update,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def format_table(figures: dict[str, Any]) -> str:
+    """The figures for people."""
+    stages = figures["stages"]
+    total = sum(sum(stage.values()) for stage in stages.values()) + figures["optimiser_s"]
+    lines = [f"{'':12}{'forward':>10}{'backward':>10}{'share':>8}"]
+    for name, stage in stages.items():
+        forward, backward = stage["forward_s"], stage["backward_s"]
+        share = (forward + backward) / total
+        lines.append(f"{name:12}{forward:>8.2f} s{backward:>8.2f} s{share:>8.0%}")
+    update = figures["optimiser_s"]
+    lines.append(f"{'optimiser':12}{update:>8.2f} s{'':>10}{update / total:>8.0%}")
+    lines.append(f"{total:.1f} s a step, peak memory {figures['peak_gib']:.1f} GiB")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    figures = collect()
+    print(format_table(figures))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
