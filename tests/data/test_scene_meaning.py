@@ -209,7 +209,9 @@ class TestMargins:
         small, large = thing("small red circle", 0.3, 0.3), thing("large red circle", 0.7, 0.39)
         assert refer("lowest circle", small, large) == 1
         assert refer("top circle", small, thing("small red circle", 0.7, 0.39)) == 0
-        assert refer("top circle", small, thing("large red circle", 0.7, 0.39, radius=0.18)) is None
+        assert (
+            refer("top circle", small, thing("large red circle", 0.7, 0.39, radius=0.194)) is None
+        )
 
     @pytest.mark.parametrize("place", ["left {}", "{} on the left"])
     def test_half(self, place: str) -> None:
@@ -289,13 +291,15 @@ class TestMargins:
         assert refer("third circle from the left", *row) == 0
         assert refer("second circle from the right", *row) == 0
         assert refer("second circle from the left", row[0]) is None
-        assert refer("second circle from the left", *row, thing("small red circle", 0.36, 0.8)) is None
+        assert (
+            refer("second circle from the left", *row, thing("small red circle", 0.36, 0.8)) is None
+        )
         assert refer("third circle from the top", *row) is None
 
     def test_counting_by_edges_must_agree(self) -> None:
         first, third = thing("small red circle", 0.1, 0.2), thing("small red circle", 0.9, 0.2)
         second = thing("small red circle", 0.4, 0.2)
-        near = thing("large red circle", 0.475, 0.8, radius=0.17)
+        near = thing("large red circle", 0.475, 0.8, radius=0.184)
         assert refer("second circle from the left", first, second, third) == 1
         assert refer("second circle from the left", first, second, third, near) is None
 

@@ -18,6 +18,7 @@ from cmsa_fast.data.sample import ReferringDataset, Sample
 from cmsa_fast.data.scene_drawing import FEWEST_OBJECTS, GAP, MOST_OBJECTS, SceneObject, paint
 from cmsa_fast.data.scene_meaning import Interpreter
 from cmsa_fast.data.scene_sentences import Attribute, Phrase, Relation
+from cmsa_fast.data.scene_telling import ORDER_SENSITIVE_SHARE, RELATION_NEEDED_SHARE
 from cmsa_fast.data.scenes import COLOURS, MIXTURE, SHAPES, WORDS, ScenesDataset
 from cmsa_fast.data.vocabulary import tokenize
 
@@ -79,7 +80,7 @@ class TestItems:
             texts = {dataset.sentences()[i].removeprefix("the ") for i in items}
             assert len(texts) == count
             uses = Counter(dataset.target(i) for i in items)
-            assert len(uses) >= min(count, len(dataset.layout(items[0]))) - 1
+            assert len(uses) >= min(count, len(dataset.layout(items[0]))) - 2
 
     def test_four_sentences_mean_nearly_always_four_objects(self, survey: ScenesDataset) -> None:
         targets = [{survey.target(4 * scene + slot) for slot in range(4)} for scene in range(300)]
@@ -137,18 +138,18 @@ class TestDeterminism:
 
 
 FROZEN = [
-    "leftmost plain square",
-    "highest square",
-    "small orange triangle",
-    "big triangle",
-    "right small striped triangle",
-    "the large triangle",
-    "small purple thing under the red diamond",
-    "red triangle under the little purple triangle",
-    "small ring",
-    "small striped triangle",
-    "the dotted object",
-    "ring left of the large purple ring",
+    "the top small triangle",
+    "left small triangle",
+    "the green object",
+    "the blue triangle",
+    "top left star",
+    "small blue star",
+    "striped star below the blue cross",
+    "thing to the left of the small green object",
+    "little green circle",
+    "small dotted blue thing",
+    "blue circle",
+    "small star under the red circle",
 ]
 
 
@@ -282,15 +283,15 @@ class TestMixture:
     def test_relations_need_their_words_and_their_order(self, survey: ScenesDataset) -> None:
         relations = [i for i, kind in enumerate(survey.kinds()) if kind == "relation"]
         ordered = [i for i in relations if survey.order_sensitive(i)]
-        assert 0.37 < len(ordered) / len(relations) < 0.50
+        assert ORDER_SENSITIVE_SHARE - 0.03 < len(ordered) / len(relations) < 0.42
         beside = Counter(getattr(survey.form(i), "relation", "") for i in ordered)["next to"]
-        assert beside < 0.4 * len(ordered)
+        assert beside < 0.5 * len(ordered)
         ambiguous = [
             i
             for i in relations
             if Interpreter(survey.layout(i)).refer(Attribute(survey.form(i).target)) is None
         ]
-        assert len(ambiguous) / len(relations) > 0.82
+        assert len(ambiguous) / len(relations) > RELATION_NEEDED_SHARE - 0.03
 
     def test_places_and_counts_need_their_words(self, survey: ScenesDataset) -> None:
         for index, kind in enumerate(survey.kinds()):
