@@ -9,7 +9,6 @@ all of them alike. Peak memory is measured in a fresh process for each case.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -43,6 +42,16 @@ def peak_memory(name: str) -> float:
     command = [sys.executable, "-m", "benchmarks.attention", "--peak-of", name]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(result.stdout)
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process. Not getrusage's, which a process inherits from its parent on Linux."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(
+        "/proc/self/status has no VmHWM; peak memory can be measured on Linux alone."
+    )
 
 
 def import_seconds(statement: str) -> float:
@@ -144,9 +153,9 @@ def main() -> None:
     if arguments.peak_of:
         case = cases.build(arguments.peak_of)
         torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own buffers
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_mib()
         case.run()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        print(peak_mib() - before)
         return
     figures = collect()
     print(format_table(figures))

@@ -8,7 +8,6 @@ gradient that the next one gave.
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from cmsa_fast.config import PRESETS
 from cmsa_fast.models import CMSAModel
 from cmsa_fast.nn import segmentation_loss
 
-from .attention import machine
+from .attention import machine, peak_mib
 
 _VOCABULARY = 12112  # words of the list the paper's code published
 
@@ -87,7 +86,7 @@ def collect() -> dict[str, Any]:
             for name, (forward, backward) in stages.items()
         },
         "optimiser_s": update,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_mib() / 1024,
     }
 
 
