@@ -9,23 +9,54 @@ from torch import Tensor
 
 
 def token_attention(
-    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Tensor | None = None,
+    *,
+    scale: float = 1.0,
 ) -> Tensor:
-    """Softmax attention over tokens, without the 1/sqrt(d) scale (Eq. 3 has none).
+    """Softmax attention over tokens, by default without the 1/sqrt(d) scale (Eq. 3 has none).
 
     Args:
         query: [B, Tq, d].
         key: [B, Tk, d].
         value: [B, Tk, e].
         key_mask: bool [B, Tk], True where a key may be attended to. None: everywhere.
+        scale: the factor of every logit.
 
     Returns:
         [B, Tq, e], the attended values.
     """
-    logits = query @ key.mT  # [B, Tq, Tk]
+    if key_mask is not None:
+        key, value = (part.masked_fill(~key_mask[..., None], 0) for part in (key, value))
+    logits = query @ key.mT * scale  # [B, Tq, Tk]
     if key_mask is not None:
         logits = logits.masked_fill(~key_mask[:, None, :], -torch.inf)
     return logits.softmax(-1) @ value
+
+
+def joint_attention_tail(
+    attended: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    word_mask: Tensor | None = None,
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """Eq. 4 without its residual: the mean over true words n of act(attended[b, p, n] weight^T + bias).
+
+    Shapes and meaning are those of `cmsa_fast.kernels.joint_attention_tail`; arguments are not checked here.
+
+    Returns:
+        [B, P, C].
+    """
+    word_mask = _mask_or_all(word_mask, attended[:, 0])
+    attended = attended.masked_fill(~word_mask[:, None, :, None], 0)
+    projected = attended @ weight.T  # [B, P, N, C]
+    if bias is not None:
+        projected = projected + bias
+    return _mean_over_true_words(projected.relu() if relu else projected, word_mask)
 
 
 def cross_modal_attention(
