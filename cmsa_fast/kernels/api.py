@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 
 from . import reference, separable
+from .checks import (
+    BACKENDS,
+    autocast,
+    check_alike,
+    check_backend,
+    check_floating,
+    check_word_mask,
+)
 
-BACKENDS = ("auto", "reference", "torch", "triton")
-
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+__all__ = ["BACKENDS", "cross_modal_attention", "received_word_attention"]
 
 
 def cross_modal_attention(
@@ -62,7 +68,7 @@ def cross_modal_attention(
     _check_places_and_words(places, words)
     _check_sentences(place_query, word_query, word_mask, image_index)
 
-    features = _autocast(*places.values(), *words.values())
+    features = autocast(*places.values(), *words.values())
     return _implementation(backend)(*features, word_mask, image_index=image_index)
 
 
@@ -98,7 +104,7 @@ def received_word_attention(
     _check_places_and_words({"place_query": place_query}, words)
     _check_sentences(place_query, word_query, word_mask, image_index)
 
-    place_query, word_query, word_key = _autocast(place_query, word_query, word_key)
+    place_query, word_query, word_key = autocast(place_query, word_query, word_key)
     return separable.received_word_attention(
         place_query, word_query, word_key, word_mask, image_index=image_index
     )
@@ -111,8 +117,7 @@ def _implementation(backend: str) -> Callable[..., Tensor]:
 
 
 def _check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}.")
+    check_backend(backend)
     if backend == "triton":
         raise NotImplementedError(
             'backend="triton" is not available: this version has no Triton kernels yet. '
@@ -124,19 +129,8 @@ def _check_features(features: dict[str, Tensor]) -> None:
     """Tensors of rank 3 with one floating dtype and one device."""
     first_name, first = next(iter(features.items()))
     for name, part in features.items():
-        if not isinstance(part, Tensor):
-            raise TypeError(f"{name} must be a tensor; got {type(part).__name__}.")
-        if part.dtype not in _DTYPES:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"{name} must have one of the dtypes {allowed}; got {part.dtype}.")
-        if part.dtype != first.dtype:
-            raise TypeError(
-                f"{name} must have the dtype of {first_name}, {first.dtype}; got {part.dtype}."
-            )
-        if part.device != first.device:
-            raise ValueError(
-                f"{name} must be on the device of {first_name}, {first.device}; got {part.device}."
-            )
+        check_floating(name, part)
+        check_alike(name, part, first_name, first)
         if part.ndim != 3 or 0 in part.shape[1:]:
             axis = "places" if name.startswith("place") else "words"
             raise ValueError(
@@ -176,25 +170,7 @@ def _check_sentences(
 ) -> None:
     sentences, pictures = len(word_query), len(place_query)
     if word_mask is not None:
-        if not isinstance(word_mask, Tensor) or word_mask.dtype != torch.bool:
-            found = word_mask.dtype if isinstance(word_mask, Tensor) else type(word_mask).__name__
-            raise TypeError(f"word_mask must be a bool tensor; got {found}.")
-        if word_mask.shape != word_query.shape[:2]:
-            raise ValueError(
-                f"word_mask must have shape [batch, words] = {list(word_query.shape[:2])}; "
-                f"got {list(word_mask.shape)}."
-            )
-        if word_mask.device != word_query.device:
-            raise ValueError(
-                f"word_mask must be on the device of word_query, {word_query.device}; "
-                f"got {word_mask.device}."
-            )
-        empty = (~word_mask.any(1)).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(
-                "word_mask must have a true word in every sentence; "
-                f"sentences {empty[:8]} of {sentences} have none."
-            )
+        check_word_mask(word_mask, word_query.shape[:2], "word_query", word_query.device)
     if image_index is None:
         if sentences != pictures:
             raise ValueError(
@@ -224,12 +200,3 @@ def _check_sentences(
             f"image_index must lie in 0..{pictures - 1}; got values from {int(image_index.min())} "
             f"to {int(image_index.max())}."
         )
-
-
-def _autocast(*features: Tensor) -> tuple[Tensor, ...]:
-    """Cast as autocast casts the operands of a matrix product."""
-    device = features[0].device.type
-    if not torch.is_autocast_enabled(device) or features[0].dtype == torch.float64:
-        return features
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(part.to(dtype) for part in features)

@@ -13,7 +13,6 @@ def token_attention(
     key: Tensor,
     value: Tensor,
     key_mask: Tensor | None = None,
-    *,
     scale: float = 1.0,
 ) -> Tensor:
     """Softmax attention over tokens, by default without the 1/sqrt(d) scale (Eq. 3 has none).
@@ -41,7 +40,6 @@ def joint_attention_tail(
     weight: Tensor,
     bias: Tensor | None = None,
     word_mask: Tensor | None = None,
-    *,
     relu: bool = False,
 ) -> Tensor:
     """Eq. 4 without its residual: the mean over true words n of act(attended[b, p, n] weight^T + bias).
