@@ -153,7 +153,7 @@ def joint_errors(function: Function, case: JointCase, truth: list[Array]) -> lis
     for part in found:
         assert part.dtype == case.grad.dtype
     return [
-        _norm(part.cpu().double().numpy() - true) / norm
+        _relative(_norm(part.cpu().double().numpy() - true), norm)
         for part, true, norm in zip(found, truth, norms, strict=True)
     ]
 
@@ -165,7 +165,7 @@ def assert_joint_within_budget(function: Function, cases: JointCase | Sequence[J
     extended precision for float64) on the CPU.
     """
     cases = [cases] if isinstance(cases, JointCase) else cases
-    truths = [_exact(case) for case in cases]
+    truths = [exact(case) for case in cases]
     ours, literal = (
         _medians([measure(case, truth) for case, truth in zip(cases, truths, strict=True)])
         for measure in (functools.partial(joint_errors, function), _literal_errors)
@@ -180,7 +180,7 @@ def assert_joint_within_budget(function: Function, cases: JointCase | Sequence[J
     assert not over, "; ".join(over)
 
 
-def _exact(case: JointCase) -> list[Array]:
+def exact(case: JointCase) -> list[Array]:
     """The literal form's result and gradients, in more digits than the case has."""
     case = case.to("cpu")
     if case.grad.dtype != torch.float64:
@@ -198,7 +198,7 @@ def _literal_errors(case: JointCase, truth: list[Array]) -> list[float]:
         return joint_errors(case.operation.literal, case, truth)
     rounding = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     single = case.to(torch.float32)
-    of_single = joint_errors(case.operation.literal, single, _exact(single))
+    of_single = joint_errors(case.operation.literal, single, exact(single))
     return [rounding * error for error in of_single]
 
 
@@ -258,6 +258,13 @@ def _normal(dtype: torch.dtype, seed: int) -> Callable[..., Tensor]:
 
 def _medians(rows: list[list[float]]) -> list[float]:
     return torch.tensor(rows, dtype=torch.float64).median(0).values.tolist()
+
+
+def _relative(distance: float, norm: float) -> float:
+    """An exact zero (a ReLU that lets nothing pass) must be met exactly."""
+    if norm == 0:
+        return 0.0 if distance == 0 else float("inf")
+    return distance / norm
 
 
 def _norm(part: Array) -> float:
