@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .mean_softmax import Block, Gradients, Keys, prepare, times
+from .offsets import common_offset
 
 # Elements of a [S, rows, P] array, and the fewest rows for whose sake sentences are done apart: a product with
 # fewer is slow.
@@ -48,7 +49,7 @@ def separable_attention(
     Raises:
         RuntimeError: on differentiating the gradient; it has no derivative of its own.
     """
-    weight = _word_weights(word_mask, word_query)
+    weight = word_weights(word_mask, word_query)
     inputs = (place_query, place_key, place_value, word_query, word_key, word_value)
     return _Separable.apply(*inputs, weight, image_index)
 
@@ -68,7 +69,7 @@ def received_word_attention(
     Returns:
         [B, N], summing to 1 over true words, 0 on padding.
     """
-    weight = _word_weights(word_mask, word_query)
+    weight = word_weights(word_mask, word_query)
     received = torch.empty_like(weight)
     with torch.no_grad(), torch.autocast(place_query.device.type, enabled=False):
         for picture, sentences in _groups(len(word_query), image_index, place_query.shape[1]):
@@ -78,7 +79,7 @@ def received_word_attention(
     return received.to(place_query.dtype)
 
 
-def _word_weights(word_mask: Tensor | None, words: Tensor) -> Tensor:
+def word_weights(word_mask: Tensor | None, words: Tensor) -> Tensor:
     """[B, N]: 1 / (number of true words) on true words, 0 on padding, in the dtype to compute in."""
     compute = torch.float64 if words.dtype == torch.float64 else torch.float32
     if word_mask is None:
@@ -110,19 +111,9 @@ def _blocks(sentences: int, places: int) -> Iterator[slice]:
 
 
 def _split_offset(features: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """[..., R, d] rows and the offset they have in common: (rows - offset, offset [..., 1, d]).
-
-    The offset is the (weighted) mean of the rows where it outweighs their spread around it, else zero:
-    subtracting a mean that a few outliers made would cost the other rows their accuracy.
-    """
-    if weight is None:
-        weight = features.new_full(features.shape[:-1], 1 / features.shape[-2])
-    mean = weight[..., None, :] @ features  # [..., 1, d]
-    square = (weight * torch.linalg.vector_norm(features, dim=-1).square()).sum(-1)
-    # The mean square is that of the mean and that of the spread together.
-    common = 2 * mean.square().sum((-2, -1)) > square
-    mean = mean * common[..., None, None]
-    return (features - mean if common.any() else features), mean
+    """[..., R, d] rows and the offset they have in common: (rows - offset, offset [..., 1, d])."""
+    offset = common_offset(features, weight)
+    return (features - offset if offset.any() else features), offset
 
 
 class _Places(NamedTuple):

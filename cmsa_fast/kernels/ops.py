@@ -1,0 +1,154 @@
+"""The Triton kernels as operators of PyTorch: schemas, fake implementations, autograd and FLOP formulas.
+
+This module knows torch alone. The kernels are imported when an operator first runs, so that a graph can be traced,
+and the package imported, where Triton is not installed. Nothing here looks at a tensor's values: where the kernels'
+way depends on data they branch on the GPU, so that CUDA graphs can capture them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+_library = torch.library.Library("cmsa_fast", "DEF")
+_DEVICES = ("CUDA", "CPU")  # the CPU's is Triton's interpreter
+
+_FEATURES = (
+    "Tensor place_query, Tensor place_key, Tensor place_value, "
+    "Tensor word_query, Tensor word_key, Tensor word_value, Tensor weight, Tensor? image_index"
+)
+# The result, then what backward needs of the softmaxes: E_C over places and over words, and for each of the two
+# the row maximum, the ratio, the log-sum-exp of direct tokens, and whether there are any.
+_STATE = 10
+
+_library.define(f"separable_forward({_FEATURES}) -> ({', '.join(['Tensor'] * (1 + _STATE))})")
+_library.define(
+    f"separable_backward(Tensor grad, {_FEATURES}, Tensor attended, Tensor[] state)"
+    f" -> ({', '.join(['Tensor'] * 6)})"
+)
+
+
+def _separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    from .triton import separable
+
+    *features, weight, image_index = arguments
+    attended, state = separable.forward(features, weight, image_index)
+    return attended, *state
+
+
+def _separable_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    from .triton import separable
+
+    *features, weight, image_index, attended, state = arguments
+    gradients = separable.backward(grad, features, weight, image_index, attended, state)
+    return tuple(gradients)
+
+
+def _fake_separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    place_query, _, place_value, word_query, _, _, weight, _ = arguments
+    batch, words = word_query.shape[:2]
+    places, value_width = place_value.shape[1:]
+    statistics = [
+        (weight.new_empty(batch, places), *(weight.new_empty(batch, places, words) for _ in range(2)),
+         weight.new_empty(batch, dtype=torch.int32))
+        for _ in range(2)
+    ]  # fmt: skip
+    return (
+        place_query.new_empty(batch, places, value_width),
+        weight.new_empty(batch, words, places),
+        weight.new_empty(batch, words, words),
+        *statistics[0],
+        *statistics[1],
+    )
+
+
+def _fake_separable_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.empty_like(part, memory_format=torch.contiguous_format) for part in arguments[:6]
+    )
+
+
+def _save_separable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_separable(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 8
+    inputs, (attended, *state) = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+    gradients = torch.ops.cmsa_fast.separable_backward(grad, *inputs, attended, state)
+    return *gradients, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        'the attention\'s "triton" backend has no second derivative: its gradient cannot be '
+        'differentiated again (create_graph=True). Use backend="reference" for double backward.'
+    )
+
+
+for _device in _DEVICES:
+    _library.impl("separable_forward", _separable_forward, _device)
+    _library.impl("separable_backward", _separable_backward, _device)
+torch.library.register_fake("cmsa_fast::separable_forward", _fake_separable_forward, lib=_library)
+torch.library.register_fake("cmsa_fast::separable_backward", _fake_separable_backward, lib=_library)
+torch.library.register_autograd(
+    "cmsa_fast::separable_forward",
+    _differentiate_separable,
+    setup_context=_save_separable,
+    lib=_library,
+)
+torch.library.register_autograd(
+    "cmsa_fast::separable_backward", _refuse_second_derivative, lib=_library
+)
+
+
+def separable_attention(
+    features: list[Tensor], weight: Tensor, image_index: Tensor | None
+) -> Tensor:
+    """`cmsa_fast.kernels.cross_modal_attention` by the Triton kernels; arguments are not checked here.
+
+    Args:
+        features: place query, key, value and word query, key, value.
+        weight: [B, N], 1 / (number of true words) on true words, 0 on padding; float64 for float64 features, else
+            float32.
+        image_index: int64 [B], or None.
+
+    Returns:
+        [B, P, e] in the features' dtype.
+    """
+    return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
+
+
+def _separable_products(keys: int, shapes: tuple[Any, ...]) -> tuple[int, int]:
+    """FLOP of the products over one set of keys: forward, and backward with the logits computed anew."""
+    (_, places, width), (_, _, value_width), (batch, words, _) = shapes
+    pairs = 2 * batch * places * keys
+    of_words = 2 * batch * words * keys * width
+    forward = pairs * (width + value_width + 2 * words) + of_words
+    backward = pairs * (3 * width + 2 * value_width + 6 * words) + 2 * of_words
+    return forward, backward
+
+
+@register_flop_formula(torch.ops.cmsa_fast.separable_forward)
+def _separable_forward_flop(
+    place_query: Any, place_key: Any, place_value: Any, word_query: Any, *_: Any, **__: Any
+) -> int:
+    shapes = (place_query, place_value, word_query)
+    return sum(_separable_products(keys, shapes)[0] for keys in (place_query[1], word_query[1]))
+
+
+@register_flop_formula(torch.ops.cmsa_fast.separable_backward)
+def _separable_backward_flop(
+    grad: Any,
+    place_query: Any,
+    place_key: Any,
+    place_value: Any,
+    word_query: Any,
+    *_: Any,
+    **__: Any,
+) -> int:
+    shapes = (place_query, place_value, word_query)
+    return sum(_separable_products(keys, shapes)[1] for keys in (place_query[1], word_query[1]))
