@@ -46,7 +46,7 @@ class _MeanOverWords(torch.autograd.Function):
         mean = attended.new_empty(batch, places, width, dtype=compute_dtype(attended))
         for number, true in enumerate(_true_words(batch, word_mask)):
             for rows in blocks(places, words * width, _BLOCK):
-                mean[number, rows] = attended[number, rows][:, true].mean(1, dtype=mean.dtype)
+                mean[number, rows] = attended[number, rows][:, true].to(mean.dtype).mean(1)
         return mean
 
     @staticmethod

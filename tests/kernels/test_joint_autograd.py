@@ -121,6 +121,13 @@ def test_two_runs_are_equal_to_the_bit(draw: Draw, dtype: torch.dtype) -> None:
     assert_equal(run(case), run(case))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_input_is_computed_in_float32(draw: Draw, dtype: torch.dtype) -> None:
+    case = draw(dtype=dtype)
+    single = run(case.to(torch.float32))
+    assert_equal([part.to(dtype) for part in single], run(case))
+
+
 def test_inputs_are_left_as_they_were(draw: Draw) -> None:
     case = draw(spread=3.0)
     before = [part.clone() for part in (*case.inputs, case.mask, case.grad) if part is not None]
