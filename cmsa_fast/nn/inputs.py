@@ -1,0 +1,74 @@
+"""What every cross-modal module requires of its features, words and masks."""
+
+import torch
+from torch import Tensor
+
+from ..kernels.checks import check_alike, check_floating, check_word_mask
+
+
+def check_inputs(
+    visual: Tensor,
+    words: Tensor,
+    word_mask: Tensor | None,
+    image_index: Tensor | None,
+    *,
+    visual_channels: int,
+    word_channels: int,
+) -> None:
+    """Check the arguments of a module that brings sentences to pictures.
+
+    Args:
+        visual: [B, visual_channels, H, W], or [B_images, visual_channels, H, W] with image_index.
+        words: [B, N, word_channels].
+        word_mask: bool [B, N] with a true word in every sentence, or None.
+        image_index: int64 [B] in 0..B_images-1, or None.
+
+    Raises:
+        TypeError: an argument is no tensor or has the wrong dtype.
+        ValueError: shapes or devices do not fit, a sentence has no real word, or image_index is out of range.
+    """
+    for name, part in {"visual": visual, "words": words}.items():
+        check_floating(name, part)
+    if visual.ndim != 4 or visual.shape[1] != visual_channels or 0 in visual.shape[2:]:
+        raise ValueError(
+            f"visual must have shape [batch, {visual_channels}, height, width] with at least one place; "
+            f"got {list(visual.shape)}."
+        )
+    if words.ndim != 3 or words.shape[2] != word_channels or words.shape[1] == 0:
+        raise ValueError(
+            f"words must have shape [batch, words, {word_channels}] with at least one word; "
+            f"got {list(words.shape)}."
+        )
+    check_alike("words", words, "visual", visual)
+    if word_mask is not None:
+        check_word_mask(word_mask, words.shape[:2], "words", words.device)
+    _check_image_index(len(visual), words, image_index)
+
+
+def _check_image_index(pictures: int, words: Tensor, image_index: Tensor | None) -> None:
+    sentences = len(words)
+    if image_index is None:
+        if pictures != sentences:
+            raise ValueError(
+                f"words must have visual's batch of {pictures}, unless image_index says which picture "
+                f"each sentence belongs to; got {sentences}."
+            )
+        return
+    if not isinstance(image_index, Tensor) or image_index.dtype != torch.int64:
+        found = image_index.dtype if isinstance(image_index, Tensor) else type(image_index).__name__
+        raise TypeError(f"image_index must be an int64 tensor; got {found}.")
+    if image_index.shape != (sentences,):
+        raise ValueError(
+            f"image_index must have shape [batch] = [{sentences}]; got {list(image_index.shape)}."
+        )
+    if image_index.device != words.device:
+        raise ValueError(
+            f"image_index must be on the device of words, {words.device}; got {image_index.device}."
+        )
+    if sentences and not pictures:
+        raise ValueError(f"visual must hold at least one picture for {sentences} sentences; got 0.")
+    if sentences and not 0 <= int(image_index.min()) <= int(image_index.max()) < pictures:
+        raise ValueError(
+            f"image_index must lie in 0..{pictures - 1}; got values from {int(image_index.min())} "
+            f"to {int(image_index.max())}."
+        )
