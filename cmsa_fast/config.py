@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 PresetName = Literal["demo", "paper"]
+ModelName = Literal["cmsa", "cmsa-released"]
 Backbone = Literal["narrow", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 
@@ -29,7 +30,7 @@ class Recipe:
         backbone: "narrow", "resnet18", "resnet34", "resnet50" or "resnet101".
         backbone_weights: "imagenet", "voc-labels", "none", or the path of a file.
         word_channels: Cl, width of the word table.
-        attention_channels: d, width of query, key and value.
+        attention_channels: d, width of query, key and value (of cmsa-released: at Res5).
         fused_channels: channels of the gated fusion.
     """
 
@@ -133,6 +134,14 @@ class TrainOptions:
         ),
     ] = "demo"
 
+    model: Annotated[
+        ModelName,
+        tyro.conf.arg(
+            help="cmsa: the paper's network, Eq. 1-6. cmsa-released: the network of the code published with it "
+            "(rectified projections, pooled keys, squeezed levels, gates per channel)."
+        ),
+    ] = "cmsa"
+
     data: Annotated[
         Literal["scenes", "refer"],
         tyro.conf.arg(
@@ -220,7 +229,7 @@ class TrainOptions:
     word_channels: Annotated[int | None, _of_preset("word_channels")] = None
     """Width of the word table."""
     attention_channels: Annotated[int | None, _of_preset("attention_channels")] = None
-    """Width of query, key and value."""
+    """Width of query, key and value; with --model cmsa-released at Res5, less at Res4 and Res3."""
     fused_channels: Annotated[int | None, _of_preset("fused_channels")] = None
     """Channels of the gated fusion."""
 

@@ -31,7 +31,7 @@ class Example:
         prediction: bool [H, W].
         sentence: as it was written.
         tokens: the N words the model saw.
-        attention: [3, N], what each word received at Res3, Res4 and Res5.
+        attention: [3, N], what each word received at Res3, Res4 and Res5. None where the model cannot say.
     """
 
     image: Tensor
@@ -39,7 +39,7 @@ class Example:
     prediction: Tensor
     sentence: str
     tokens: Sequence[str]
-    attention: Tensor
+    attention: Tensor | None
 
     @property
     def iou(self) -> float:
@@ -79,16 +79,21 @@ def draw_example(example: Example) -> Image.Image:
     """Input, truth and prediction side by side; below, the words with their attention at each level.
 
     The rows of words are the paper's Fig. 4: the darker a word's ground, the more attention it received,
-    relative to the most attended word of its level. What is too long for its line ends in an ellipsis.
+    relative to the most attended word of its level. Without attention the words stand in one row, on white. What
+    is too long for its line ends in an ellipsis.
 
     Raises:
         ValueError: a mask does not have the picture's size, or attention does not fit the tokens.
     """
-    expected = (len(_LEVELS), len(example.tokens))
-    if not example.tokens or tuple(example.attention.shape) != expected:
+    labels: Sequence[str] = _LEVELS
+    attention = example.attention
+    if attention is None:
+        labels, attention = ("words",), torch.zeros(1, len(example.tokens))
+    expected = (len(labels), len(example.tokens))
+    if not example.tokens or tuple(attention.shape) != expected:
         raise ValueError(
             f"attention must have shape {list(expected)}, levels x tokens, with at least one token; "
-            f"got {list(example.attention.shape)}."
+            f"got {list(attention.shape)}."
         )
     panels = [
         ("input", example.image),
@@ -99,7 +104,7 @@ def draw_example(example: Example) -> Image.Image:
     top = 2 * _ROW
     room = width - _LABEL - 2 * _GAP
     tokens = [_fit(token, room - 10, _font(15)) for token in example.tokens]
-    word_rows = [_lay_out(tokens, room)] * len(_LEVELS)
+    word_rows = [_lay_out(tokens, room)] * len(labels)
     below = sum(len(rows) * _ROW + 4 for rows in word_rows)
     sheet = Image.new("RGB", (width, top + _PANEL + _GAP + below + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
@@ -111,8 +116,8 @@ def draw_example(example: Example) -> Image.Image:
         offset = ((_PANEL - panel.width) // 2, (_PANEL - panel.height) // 2)
         sheet.paste(panel, (left + offset[0], top + offset[1]))
     y = top + _PANEL + _GAP
-    for level, weights, rows in zip(_LEVELS, example.attention.tolist(), word_rows, strict=True):
-        draw.text((_GAP, y + 4), level, _INK, _font(13))
+    for label, weights, rows in zip(labels, attention.tolist(), word_rows, strict=True):
+        draw.text((_GAP, y + 4), label, _INK, _font(13))
         y = _draw_words(draw, rows, tokens, weights, y)
     return sheet
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .checkpoint import ModelConfig, load_model, vocabulary_of
 from .data.images import read_image
 from .data.transforms import Letterbox
+from .models import ExplainsWords
 from .plots import overlay
 
 
@@ -21,13 +22,14 @@ class Prediction:
         mask: bool [H, W], at the picture's own size: probability above 0.5.
         probability: float32 [H, W].
         tokens: the N words the model saw; a word it does not know is "<unk>".
-        word_attention: [3, N], the attention each received at Res3, Res4 and Res5; rows sum to 1.
+        word_attention: [3, N], the attention each received at Res3, Res4 and Res5; rows sum to 1. None where the
+            model cannot say (cmsa-released).
     """
 
     mask: Tensor
     probability: Tensor
     tokens: tuple[str, ...]
-    word_attention: Tensor
+    word_attention: Tensor | None
 
 
 class Predictor:
@@ -102,7 +104,9 @@ class Predictor:
         words = torch.tensor([ids], device=self.device)
         logits = self.model.segment(self._features, words)
         probability = self._letterbox.restore(logits)[0, 0].sigmoid().cpu()
-        attention = self.model.word_attention(self._features, words)[0].cpu()
+        attention = None
+        if isinstance(self.model, ExplainsWords):
+            attention = self.model.word_attention(self._features, words)[0].cpu()
         tokens = tuple(self.vocabulary.tokens[word] for word in ids)
         return Prediction(probability > 0.5, probability, tokens, attention)
 

@@ -17,7 +17,7 @@ from .data.scenes import MOST_SENTENCES, WORDS, ScenesDataset
 from .data.shuffled import ShuffledSentences
 from .data.vocabulary import Vocabulary, tokenize
 from .evaluation import Evaluation, evaluate, predict_batch
-from .models import build_model
+from .models import ExplainsWords, build_model
 from .nn import WordTable
 from .plots import Example, save_examples
 from .run_folder import (
@@ -224,10 +224,12 @@ def _model(
     # A run that goes on takes its backbone from the checkpoint.
     fresh = recipe.backbone_weights != "none" and not options.resume
     weights = recipe.backbone_weights if fresh else None
-    model = build_model("cmsa", **model_options, backbone_weights=weights)
+    model = build_model(options.model, **model_options, backbone_weights=weights)
     if table is not None:
         model.words = table
-    config = ModelConfig("cmsa", model_options, vocabulary.tokens, recipe.size, recipe.max_words)
+    config = ModelConfig(
+        options.model, model_options, vocabulary.tokens, recipe.size, recipe.max_words
+    )
     return model, config
 
 
@@ -302,12 +304,12 @@ def _examples(
         batch: Batch = collate([sample])
         (prediction,) = predict_batch(model, batch, device)
         moved = batch.to(device)
-        features = model.encode_image(moved.images)  # type: ignore[operator]
-        attention = model.word_attention(features, moved.words, moved.word_mask)  # type: ignore[operator]
+        attention = None
+        if isinstance(model, ExplainsWords):
+            features = model.encode_image(moved.images)
+            attention = model.word_attention(features, moved.words, moved.word_mask)[0].cpu()
         tokens = [collate.vocabulary.tokens[word] for word in batch.words[0].tolist()]
         examples.append(
-            Example(
-                sample.image, sample.mask, prediction, sample.sentence, tokens, attention[0].cpu()
-            )
+            Example(sample.image, sample.mask, prediction, sample.sentence, tokens, attention)
         )
     return examples

@@ -35,7 +35,7 @@ def help_of(command: list[str]) -> str:
 def entries(shown: str) -> dict[str, str]:
     """Option -> its text, from --help as shown."""
     plain = " ".join(line.strip(" │╭╮╰╯─") for line in shown.splitlines())
-    parts = re.split(r" (--[a-z-]+(?= ))(?= (?:[A-Z]{3,5}|\{[a-z0-9,]+\}| ))", " " + plain)
+    parts = re.split(r" (--[a-z-]+(?= ))(?= (?:[A-Z]{3,5}|\{[a-z0-9,-]+\}| ))", " " + plain)
     found: dict[str, str] = {}
     for option, text in zip(parts[1::2], parts[2::2], strict=True):
         found.setdefault(option, " ".join(text.split()))
@@ -130,6 +130,10 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "resume nowhere": (lambda _: ["--resume"], "--resume needs --run-dir"),
     "device": (lambda _: ["--device", "abacus"], "--device abacus cannot be used here"),
     "backend": (lambda _: ["--backend", "magic"], "backend must be one of"),
+    "width": (
+        lambda _: ["--model", "cmsa-released", "--attention-channels", "7"],
+        "attention_channels must be at least 8",
+    ),
     "weights": (
         lambda f: ["--backbone", "resnet18", "--backbone-weights", f"{f}/none.pth"],
         "none.pth",
@@ -177,7 +181,15 @@ def test_a_run_is_never_overwritten(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--stepz", "3"], ["--steps", "many"], ["--data", "films"], ["extra"], ["--root"]]
+    "arguments",
+    [
+        ["--stepz", "3"],
+        ["--steps", "many"],
+        ["--data", "films"],
+        ["--model", "unet"],
+        ["extra"],
+        ["--root"],
+    ],
 )
 def test_usage_errors_exit_with_2(arguments: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:

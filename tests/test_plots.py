@@ -103,6 +103,15 @@ def test_words_are_the_darker_the_more_attention_they_got() -> None:
             assert ground == tuple(round(255 + share * (c - 255)) for c in (255, 176, 0))
 
 
+def test_without_attention_the_words_stand_once_on_white() -> None:
+    with_attention = draw_example(example(words=3))
+    sheet = draw_example(replace(example(words=3), attention=None))
+    assert (sheet.width, sheet.height) == (800, with_attention.height - 2 * 30)
+    words = np.asarray(sheet)[52 + 256 + 8 :]
+    assert (np.ptp(words, 2) == 0).all()  # no ground has a colour
+    assert (words < 128).any()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 1000), (999, 7), (300, 256)])
 def test_extreme_shapes(size: tuple[int, int]) -> None:
     assert draw_example(example(*size)).width == 800

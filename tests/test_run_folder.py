@@ -94,6 +94,7 @@ def test_options_repeated_are_fine_and_others_are_not(tmp_path: Path) -> None:
         ({"evaluate_split": "testA"}, "--evaluate-split was val"),
         ({"root": Path("other")}, "--root was None"),
         ({"preset": "paper"}, "--preset was demo"),
+        ({"model": "cmsa-released"}, "--model was cmsa when .* got cmsa-released"),
     ):
         with pytest.raises(ValueError, match=text):
             resumed_options(TrainOptions(run_dir=tmp_path, resume=True, **given))  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from cmsa_fast.cli import main
 from cmsa_fast.config import TrainOptions
 from cmsa_fast.data.scenes import ScenesDataset
 from cmsa_fast.evaluation import Evaluation
+from cmsa_fast.models import ReleasedCMSAModel
 from cmsa_fast.report import format_result
 from cmsa_fast.train_job import NO_WORD_ORDER, WORD_ORDER, Result, run_training
 from cmsa_fast.training import Progress
@@ -130,6 +131,19 @@ def test_a_broken_run_goes_on(
     assert main(["train", f"--run-dir={tmp_path}", "--resume", "--num-workers=0"]) == 0
     assert same_weights(scenes, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+
+
+def test_the_published_code_s_network_from_the_command_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", *arguments(model="cmsa-released"), f"--run-dir={folder}"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert json.loads((folder / "options.json").read_text())["options"]["model"] == "cmsa-released"
+    model, config = load_model(folder)
+    assert isinstance(model, ReleasedCMSAModel)
+    assert config.name == "cmsa-released"
+    before = weights(folder)
+    assert main(["train", f"--run-dir={folder}", "--resume", "--num-workers=0"]) == 0
+    assert all(torch.equal(part, before[name]) for name, part in weights(folder).items())
 
 
 def test_a_default_folder_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

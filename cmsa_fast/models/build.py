@@ -1,14 +1,18 @@
 """Models by name, and what every model answers."""
 
 import inspect
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from .cmsa import CMSAModel
+from .cmsa_released import ReleasedCMSAModel
 from .features import ImageFeatures
 
-MODELS: dict[str, type[nn.Module]] = {"cmsa": CMSAModel}
+MODELS: dict[str, type[nn.Module]] = {
+    "cmsa": CMSAModel,
+    "cmsa-released": ReleasedCMSAModel,
+}
 
 
 class ReferringModel(Protocol):
@@ -36,11 +40,29 @@ class ReferringModel(Protocol):
         """The two in a row."""
 
 
+@runtime_checkable
+class ExplainsWords(Protocol):
+    """A model that can also say how much attention each word received."""
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """As in `ReferringModel`."""
+
+    def word_attention(
+        self,
+        features: ImageFeatures,
+        words: Tensor,
+        word_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """Arguments as in `ReferringModel.segment` -> [B, 3, N], rows summing to 1 over the real words."""
+
+
 def build_model(name: str, **options: Any) -> nn.Module:
     """Build a network by name.
 
     Args:
-        name: one of MODELS; "cmsa" is the paper's network (`CMSAModel`).
+        name: one of MODELS; "cmsa" is the paper's network (`CMSAModel`), "cmsa-released" that of the code
+            published with it (`ReleasedCMSAModel`).
         options: passed to the network's class.
 
     Raises:
