@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from ..offsets import split_offset
-from .separable_forward import Keys, Statistics, launch_forward
 from .separable_keys import KeyGradients, launch_keys
+from .separable_mean import launch_mean
+from .separable_query import launch_query
 from .separable_rows import launch_rows
+from .separable_statistics import Keys, Statistics, launch_statistics
 from .word_factor import word_factor
 from .word_logits import to_keys, to_words
 
@@ -67,20 +69,12 @@ def forward(
     real = weight > 0
     place_factor = word_factor(operands.word_query, operands.place_key, image_index)
     words_factor = word_factor(operands.word_query, operands.word_key, key_mask=real)
-    attended, of_places, of_words = launch_forward(
-        operands.place_query,
-        Keys(operands.place_key, operands.place_value, place_factor, None, image_index),
-        operands.word_query,
-        Keys(operands.word_key, operands.word_value, words_factor, real, None),
-        weight,
-        operands.offset,
-    )
-    return attended, [
-        place_factor,
-        words_factor,
-        *of_places._replace(any_direct=of_places.any_direct.amax(1)),
-        *of_words._replace(any_direct=of_words.any_direct.amax(1)),
-    ]
+    places = Keys(operands.place_key, operands.place_value, place_factor, None, image_index)
+    words = Keys(operands.word_key, operands.word_value, words_factor, real, None)
+    shared = (operands.place_query, places, operands.word_query, words, weight)
+    of_places, of_words = launch_statistics(*shared)
+    attended = launch_mean(*shared, operands.offset, of_places, of_words)
+    return attended, [place_factor, words_factor, *of_places, *of_words]
 
 
 def backward(
@@ -107,10 +101,11 @@ def backward(
     words = Keys(operands.word_key, operands.word_value, words_factor, weight > 0, None)
     groups = None if image_index is None else _groups(image_index, len(operands.place_query))
 
-    grad_query, place_rows, word_rows = launch_rows(
-        grad, attended, operands.offset, operands.place_query, places, operands.word_query, words,
-        weight, groups, of_places, of_words,
-    )  # fmt: skip
+    shared = (operands.place_query, places, operands.word_query, words, weight)
+    place_rows, word_rows = launch_rows(
+        grad, attended, operands.offset, *shared, of_places, of_words
+    )
+    grad_query = launch_query(grad, *shared, groups, (of_places, place_rows), (of_words, word_rows))
     place_grads = launch_keys(
         grad, operands.place_query, places, operands.word_query, weight, groups, None,
         of_places, place_rows,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .launch import accumulator, architecture, launch, precision
 from .primitives import any_true, column, direct_softmax, load_tile, products, store_tile
-from .separable_forward import Keys, Statistics
 from .separable_rows import RowGradients
+from .separable_statistics import Keys, Statistics
 from .tiles import row_splits, separable_tile, slice_width, word_block
 
 
