@@ -19,7 +19,7 @@ def check_inputs(
 
     Args:
         visual: [B, visual_channels, H, W], or [B_images, visual_channels, H, W] with image_index.
-        words: [B, N, word_channels].
+        words: [B, N, word_channels], in visual's dtype, but under autocast.
         word_mask: bool [B, N] with a true word in every sentence, or None.
         image_index: int64 [B] in 0..B_images-1, or None.
 
@@ -39,6 +39,8 @@ def check_inputs(
             f"words must have shape [batch, words, {word_channels}] with at least one word; "
             f"got {list(words.shape)}."
         )
+    if torch.is_autocast_enabled(visual.device.type):
+        words = words.to(visual.dtype)  # autocast casts both when they are used
     check_alike("words", words, "visual", visual)
     if word_mask is not None:
         check_word_mask(word_mask, words.shape[:2], "words", words.device)

@@ -48,7 +48,12 @@ class _Tokens(NamedTuple):
 
     def of_sentences(self, places: Tensor) -> Tensor:
         """[B_images, ...] -> [B, ...]."""
-        return places if self.image_index is None else places.index_select(0, self.image_index)
+        if self.image_index is None:
+            return places
+        # Which of the two has a gradient without atomics depends on the device.
+        if places.is_cuda:
+            return places[self.image_index]
+        return places.index_select(0, self.image_index)
 
     def mean(self, features: Tensor) -> Tensor:
         """[B, ..., N, C] -> [B, ..., C], the mean over true words; features must be finite on padding."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_training import CONFIG, RECIPE, SIZE, pictures, run
 from torch import nn
+from torch.nn import functional as F
 
 from cmsa_fast.checkpoint import load_model
 from cmsa_fast.config import ModelName
@@ -48,6 +49,19 @@ def test_the_three_calls_agree() -> None:
     torch.testing.assert_close(gathered, logits, rtol=1e-4, atol=1e-5)
     alone = model(images[1:], words[:1, 1:])  # without the padded word
     torch.testing.assert_close(alone, logits[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_is_its_parts() -> None:
+    model = small()
+    images, words = torch.rand(2, 3, 37, 50), torch.tensor([[3, 4], [5, 6]])
+    res3, res4, res5 = model.backbone(images)
+    res5 = F.conv2d(res5, model.squeeze.weight, model.squeeze.bias)  # no activation
+    vectors = model.words.weight[words]
+    levels = [part(x, vectors) for part, x in zip(model.attention, (res3, res4, res5), strict=True)]
+    small_logits = model.mask(model.fusion(levels))
+    assert small_logits.shape == (2, 1, 5, 7)
+    expected = F.interpolate(small_logits, size=(37, 50), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model(images, words), expected)
 
 
 def test_words_change_the_mask() -> None:

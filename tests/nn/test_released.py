@@ -152,16 +152,38 @@ def test_windows_pair_true_words_wherever_padding_stands(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LEVELS)
-def test_lower_precision_stays_near(kind: str) -> None:
+def test_the_literal_attention_can_be_asked_for(kind: str) -> None:
+    module = build(kind)
+    visual, words = draw(3, 5, 4, 3)
+    mask = padding(3, 5)
+    expected = module(visual, words, mask)
+    module.backend = "reference"
+    assert (module(visual, words, mask) - expected).norm() <= 1e-12 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_lower_precision_stays_near(kind: str, dtype: torch.dtype) -> None:
+    module = build(kind).to(dtype)
+    visual, words = (part.to(dtype) for part in draw(3, 6, 5, 4))
+    mask = padding(3, 6)
+    exact = literal(module.double(), visual.double(), words.double(), mask)
+    module.to(dtype)
+    error = (literal(module, visual, words, mask) - exact).norm()
+    floor = torch.finfo(dtype).eps * exact.norm()
+    assert (module(visual, words, mask) - exact).norm() <= 2 * max(error, floor)
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_autocast_is_as_near_as_its_dtype(kind: str) -> None:
     module = build(kind)
     visual, words = draw(3, 6, 5, 4)
-    mask = padding(3, 6)
-    exact = literal(module, visual, words, mask)
-    module.float()
-    visual, words = visual.float(), words.float()
-    error = (literal(module, visual, words, mask) - exact).norm()
-    floor = torch.finfo(torch.float32).eps * exact.norm()
-    assert (module(visual, words, mask) - exact).norm() <= 2 * max(error, floor)
+    exact = literal(module, visual, words, padding(3, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module.float()(visual.bfloat16(), words.float(), padding(3, 6))
+        error = literal(module, visual.bfloat16(), words.float(), padding(3, 6)) - exact
+    floor = torch.finfo(torch.bfloat16).eps * exact.norm()
+    assert (found - exact).norm() <= 2 * max(error.norm(), floor)
 
 
 @pytest.mark.parametrize("kind", LEVELS)
