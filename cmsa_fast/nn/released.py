@@ -287,9 +287,8 @@ class SqueezedCMSA(_PooledAttention):
     def _fuse(self, tokens: _Tokens) -> Tensor:
         width = self.attention_channels
         places, words = tokens.linear(self.squeeze.weight, self.squeeze.bias)
-        squeezed = (
-            tokens.of_sentences(places)[:, :, None] + words[:, None]
-        ).relu_()  # [B, P, N, S]
+        squeezed = tokens.of_sentences(places)[:, :, None] + words[:, None]  # [B, P, N, S]
+        squeezed = squeezed.relu_()
         projected = F.linear(squeezed, *self._weights())
         pooled = pool_places(projected[..., width:], tokens.height, tokens.width)
         pooled = pool_words(pooled, tokens.word_mask).relu()

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from cmsa_fast.checkpoint import load_model
-from cmsa_fast.config import ModelName
+from cmsa_fast.config import PRESETS, ModelName
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.models import MODELS, ExplainsWords, ReleasedCMSAModel, build_model
+from cmsa_fast.nn import segmentation_loss
 from cmsa_fast.predictor import Predictor
 
 NAME = "cmsa-released"
@@ -149,3 +150,20 @@ def test_it_trains_is_kept_and_predicts(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model.eval()(letterbox.image(sample.image)[None], ids)
     assert torch.equal(prediction.probability, letterbox.restore(logits)[0, 0].sigmoid())
+
+
+@pytest.mark.slow
+def test_the_full_size_model_takes_a_step() -> None:
+    torch.manual_seed(0)
+    recipe = PRESETS["paper"]
+    model = ReleasedCMSAModel(12112).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    images = torch.rand(1, 3, recipe.size, recipe.size)
+    masks = torch.zeros(1, recipe.size, recipe.size, dtype=torch.bool)
+    masks[:, 100:200, 50:150] = True
+    before = {name: part.detach().clone() for name, part in model.named_parameters()}
+    loss = segmentation_loss(model(images, torch.randint(12112, (1, 20))), masks)
+    loss.backward()
+    optimizer.step()
+    moved = {n.split(".")[0] for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"backbone", "words", "squeeze", "attention", "fusion", "mask"}
