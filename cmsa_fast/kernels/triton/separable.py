@@ -11,6 +11,7 @@ from .separable_mean import launch_mean
 from .separable_query import launch_query
 from .separable_rows import launch_rows
 from .separable_statistics import Keys, Statistics, launch_statistics
+from .separable_values import launch_values
 from .word_factor import word_factor
 from .word_logits import to_keys, to_words
 
@@ -106,14 +107,10 @@ def backward(
         grad, attended, operands.offset, *shared, of_places, of_words
     )
     grad_query = launch_query(grad, *shared, groups, (of_places, place_rows), (of_words, word_rows))
-    place_grads = launch_keys(
-        grad, operands.place_query, places, operands.word_query, weight, groups, None,
-        of_places, place_rows,
-    )  # fmt: skip
-    word_grads = launch_keys(
-        grad, operands.place_query, words, operands.word_query, weight, None, image_index,
-        of_words, word_rows,
-    )  # fmt: skip
+    of_keys = (grad, operands.place_query)
+    sentences = (operands.word_query, weight)
+    place_grads = launch_keys(*of_keys, places, *sentences, groups, None, of_places, place_rows)
+    word_grads = launch_keys(*of_keys, words, *sentences, None, image_index, of_words, word_rows)
     place_logits = _finish(place_grads, place_factor)
     word_logits = _finish(word_grads, words_factor)
     dtype = grad_query.dtype
@@ -122,10 +119,10 @@ def backward(
     return [
         grad_query,
         to_keys(place_grads.key, place_logits, operands.word_query, groups),
-        place_grads.value.sum(0).to(dtype),
+        launch_values(*of_keys, places, *sentences, groups, None, of_places).to(dtype),
         grad_word_query.to(dtype),
         to_keys(word_grads.key, word_logits, operands.word_query, None),
-        word_grads.value.sum(0).to(dtype),
+        launch_values(*of_keys, words, *sentences, None, image_index, of_words).to(dtype),
     ]
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from .launch import accumulator, architecture, launch, precision
 from .primitives import any_true, column, direct_softmax, load_tile, products, store_tile
 from .separable_statistics import Keys, Statistics
-from .tiles import separable_tile, slice_width, word_block
+from .separable_tiles import separable_tile
+from .tiles import slice_width, word_block
 
 
 @triton.jit
@@ -177,7 +178,7 @@ def launch_mean(
     batch, number, width = word_query.shape
     count, value_width = places.value.shape[1:]
     tile = separable_tile("separable_mean", max(width, value_width), query.dtype, architecture())
-    values = slice_width(value_width)
+    values = slice_width(value_width, tile)
     attended = query.new_empty(batch, count, value_width)
     launch(
         _separable_mean_kernel,

@@ -16,7 +16,8 @@ from .launch import accumulator, architecture, launch, precision
 from .primitives import any_true, column, direct_softmax, load_tile, products, store_tile
 from .separable_rows import RowGradients
 from .separable_statistics import Keys, Statistics
-from .tiles import separable_tile, slice_width, word_block
+from .separable_tiles import separable_tile
+from .tiles import slice_width, word_block
 
 
 @triton.jit
@@ -233,7 +234,7 @@ def launch_query(
     number, width = word_query.shape[1:]
     count, value_width = places.value.shape[1:]
     tile = separable_tile("separable_query", max(width, value_width), query.dtype, architecture())
-    channels = slice_width(width)
+    channels = slice_width(width, tile)
     grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     order, first = groups if groups is not None else (None, None)
     launch(

@@ -17,7 +17,8 @@ from torch import Tensor
 from .launch import accumulator, architecture, launch, precision
 from .primitives import any_true, column, direct_softmax, load_tile, products, store_tile
 from .separable_statistics import Keys, Statistics
-from .tiles import separable_tile, word_block
+from .separable_tiles import separable_tile
+from .tiles import word_block
 
 
 class RowGradients(NamedTuple):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .launch import accumulator, architecture, launch, precision
 from .primitives import any_true, load_tile, products, store_tile, token_products
-from .tiles import FLOOR, separable_tile, word_block
+from .separable_tiles import FLOOR, separable_tile
+from .tiles import word_block
 
 
 class Keys(NamedTuple):

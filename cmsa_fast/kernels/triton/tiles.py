@@ -1,4 +1,4 @@
-"""How much of a problem one program of each kernel takes on, by architecture and width."""
+"""How much of a problem one program of each kernel takes on, by architecture, precision and width."""
 
 from typing import NamedTuple
 
@@ -14,19 +14,14 @@ class Tile(NamedTuple):
     channels: int  # of a contraction over the width, at a time
     warps: int
     stages: int  # loads in flight
+    slice: int = 512  # channels of a wide accumulator; wider tensors are spread over the grid
 
 
 # The interpreter runs any size; small ones make small inputs cross several tiles.
 INTERPRETED = Tile(rows=16, keys=16, channels=16, warps=1, stages=1)
 
-# Rows whose Z falls below take the direct form; see `cmsa_fast.kernels.mean_softmax`.
-FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
-
 # Programs that keep every current GPU busy: about one for each of its processors.
 _PROGRAMS = 128
-
-# The widest slice of channels that one program accumulates.
-_SLICE = 512
 
 
 def word_block(words: int) -> int:
@@ -34,16 +29,9 @@ def word_block(words: int) -> int:
     return max(16, triton.next_power_of_2(words))
 
 
-def slice_width(width: int) -> int:
-    """Channels that one program accumulates; wider tensors are spread over the grid."""
-    return min(_SLICE, max(16, triton.next_power_of_2(width)))
-
-
-def separable_tile(kernel: str, width: int, dtype: torch.dtype, architecture: int) -> Tile:
-    """The tile of a kernel at this width, on an architecture of `launch.ARCHITECTURES` or in the interpreter."""
-    if not architecture:
-        return INTERPRETED
-    return Tile(64, 32, 64, 8, 2)
+def slice_width(width: int, tile: Tile) -> int:
+    """Channels that one program accumulates."""
+    return min(tile.slice, max(16, triton.next_power_of_2(width)))
 
 
 def row_splits(rows: int, block: int, programs: int, architecture: int) -> tuple[int, int]:
@@ -51,3 +39,12 @@ def row_splits(rows: int, block: int, programs: int, architecture: int) -> tuple
     wanted = 2 if not architecture else max(1, _PROGRAMS // programs)
     per_part = triton.cdiv(triton.cdiv(rows, wanted), block) * block
     return triton.cdiv(rows, per_part), per_part
+
+
+def arithmetic(dtype: torch.dtype) -> str:
+    """How products are computed: "half" for 16-bit input, "tf32" or "ieee" for float32 as PyTorch is set."""
+    if dtype.itemsize == 2:
+        return "half"
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "ieee"

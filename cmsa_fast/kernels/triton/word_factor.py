@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .launch import accumulator, architecture, launch, precision
 from .primitives import products, store_tile
-from .tiles import separable_tile, word_block
+from .separable_tiles import separable_tile
+from .tiles import word_block
 
 
 @triton.jit

@@ -1,0 +1,243 @@
+"""Compile every shipped tile of every Triton kernel for every architecture, without a GPU.
+
+    python -m benchmarks.compile_report --json benchmarks/results/compile.json
+
+Each launcher runs on tensors without data under a stand-in for the driver, so that what is compiled is what a
+launch on that GPU would compile. For each kernel the report has its shared memory beside the most that a block may
+have there, its registers, and the bytes of them that it spills. The exit status is 1 where one does not fit or
+spills more than 256 bytes.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+# The most shared memory that a block may ask for, in bytes, by compute capability.
+SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+ARCHITECTURES = tuple(SHARED_LIMIT)
+MOST_SPILLED = 256
+
+ARITHMETICS = ("bfloat16", "float16", "tf32", "float32")
+WIDTHS = (64, 128, 256, 512)
+_PLACES, _WORDS, _BATCH = 1600, 20, 2
+
+_REASON = (
+    "a [rows, width] accumulator in float32 holds half the registers, and the loop beside it needs "
+    "a few more than the rest"
+)
+
+
+class Case(NamedTuple):
+    """One compilation of all kernels of a family.
+
+    Attributes:
+        family: one of FAMILIES.
+        architecture: compute capability times ten.
+        arithmetic: one of ARITHMETICS; "tf32" and "float32" are float32 input under the two settings of PyTorch.
+        width: of queries, keys and values.
+    """
+
+    family: str
+    architecture: int
+    arithmetic: str
+    width: int
+
+
+def _separable(width: int, dtype: torch.dtype) -> None:
+    from cmsa_fast.kernels.triton import separable
+
+    features = [
+        torch.empty(_BATCH, size, width, dtype=dtype, device="meta")
+        for size in [_PLACES] * 3 + [_WORDS] * 3
+    ]
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = torch.empty(_BATCH, _WORDS, dtype=exact, device="meta")
+    attended, state = separable.forward(features, weight, None)
+    separable.backward(torch.empty_like(attended), features, weight, None, attended, state)
+
+
+FAMILIES: dict[str, Callable[[int, torch.dtype], None]] = {"separable": _separable}
+
+
+class _Driver:
+    """What Triton asks of a driver before it launches."""
+
+    def __init__(self, architecture: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def _compiling_for(architecture: int) -> Iterator[list[tuple[str, dict[str, Any], Any]]]:
+    """Launches compile for the architecture and run nothing; yields their names, options and results."""
+    import triton
+
+    compiled: list[tuple[str, dict[str, Any], Any]] = []
+    run = triton.JITFunction.run
+
+    def compile_only(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        result = run(kernel, *arguments, grid=grid, warmup=True, **options)
+        compiled.append((kernel.fn.__name__, options, result))
+
+    triton.runtime.driver.set_active(_Driver(architecture))
+    triton.JITFunction.run = compile_only
+    try:
+        yield compiled
+    finally:
+        triton.JITFunction.run = run
+        triton.runtime.driver.set_active(None)
+
+
+def _registers(ptx: str) -> tuple[int, int]:
+    """Registers of a thread, and bytes of them spilled (the larger of what is stored and what is loaded back)."""
+    import triton
+
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    target = re.search(r"\.target (\w+)", ptx)
+    if target is None:
+        raise RuntimeError("Triton wrote PTX without a .target directive.")
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "kernel.ptx"
+        source.write_text(ptx, encoding="utf-8")
+        # Triton brings an older assembler and a newer one for the newest PTX.
+        for assembler in ("ptxas", "ptxas-blackwell"):
+            command = [folder / assembler, "-v", f"--gpu-name={target[1]}", source]
+            command += ["-o", Path(scratch) / "kernel.cubin"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                break
+        else:
+            raise RuntimeError(f"ptxas failed for {target[1]}: {done.stderr}")
+    used = re.search(r"Used (\d+) registers", done.stderr)
+    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    if used is None or spilled is None:
+        raise RuntimeError(f"ptxas -v said nothing of registers or spills: {done.stderr}")
+    return int(used[1]), int(spilled[1])
+
+
+def compile_case(case: Case) -> list[dict[str, Any]]:
+    """One row for each kernel of the case."""
+    dtype = torch.float32 if case.arithmetic == "tf32" else getattr(torch, case.arithmetic)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if case.arithmetic == "tf32" else "highest")
+    try:
+        with _compiling_for(case.architecture) as compiled:
+            FAMILIES[case.family](case.width, dtype)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, options, result in compiled:
+        registers, spilled = _registers(result.asm["ptx"])
+        row = {
+            **case._asdict(),
+            "kernel": name.strip("_"),
+            "tile": {
+                key.lower(): value
+                for key, value in sorted(options.items())
+                if key in ("ROWS", "KEYS", "CHUNK", "CHANNELS", "VALUES", "SLICE")
+                or key.startswith("num_")
+            },
+            "shared_bytes": result.metadata.shared,
+            "shared_limit": SHARED_LIMIT[case.architecture],
+            "registers": registers,
+            "spilled_bytes": spilled,
+        }
+        if spilled:
+            row["reason"] = _REASON
+        # A kernel launched on places and on words has two variants; the worse one stands.
+        worse = rows.get(name)
+        if worse is None or worse["spilled_bytes"] < spilled:
+            rows[name] = row
+    return list(rows.values())
+
+
+def is_fit(row: dict[str, Any]) -> bool:
+    return row["shared_bytes"] <= row["shared_limit"] and row["spilled_bytes"] <= MOST_SPILLED
+
+
+def format_row(row: dict[str, Any]) -> str:
+    tile = " ".join(f"{key}={value}" for key, value in row["tile"].items())
+    text = (
+        f"sm_{row['architecture']:<4}{row['arithmetic']:10}{row['width']:>4}  {row['kernel']:30}"
+        f"{row['shared_bytes']:>7} of {row['shared_limit']} B{row['registers']:>5} registers"
+        f"{row['spilled_bytes']:>6} B spilled  {tile}"
+    )
+    return text if is_fit(row) else text + "  DOES NOT FIT"
+
+
+def _compile_quietly(case: Case) -> list[dict[str, Any]]:
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    return compile_case(case)
+
+
+def collect(cases: Sequence[Case], processes: int) -> list[dict[str, Any]]:
+    """Rows of all cases, printed as they come."""
+    rows = []
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for found in pool.imap(_compile_quietly, cases):
+            for row in found:
+                print(format_row(row), flush=True)
+            rows += found
+    return rows
+
+
+def environment() -> dict[str, str]:
+    import triton
+
+    return {"torch": torch.__version__, "triton": triton.__version__}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="also write the table to this file")
+    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument(
+        "--architecture", nargs="+", type=int, choices=ARCHITECTURES, default=list(ARCHITECTURES)
+    )
+    parser.add_argument("--arithmetic", nargs="+", choices=ARITHMETICS, default=list(ARITHMETICS))
+    parser.add_argument("--width", nargs="+", type=int, default=list(WIDTHS))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    if os.environ.pop("TRITON_INTERPRET", None):
+        print("TRITON_INTERPRET is set: ignored, since nothing is run here.", file=sys.stderr)
+    cases = [
+        Case(*options)
+        for options in itertools.product(
+            arguments.family, arguments.architecture, arguments.arithmetic, arguments.width
+        )
+    ]
+    rows = collect(cases, arguments.processes)
+    if arguments.json:
+        text = json.dumps({"environment": environment(), "rows": rows}, indent=1)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    unfit = [row for row in rows if not is_fit(row)]
+    print(f"{len(rows)} kernels compiled, {len(unfit)} do not fit.")
+    sys.exit(bool(unfit))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Tiles of the separable kernels. `python -m benchmarks.compile_report` says what each costs."""
+
+import torch
+
+from .tiles import INTERPRETED, Tile, arithmetic
+
+# Rows whose Z falls below take the direct form; see `cmsa_fast.kernels.mean_softmax`.
+FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
+
+# The most words: wider tiles of the words' factors were not compiled.
+MAX_WORDS = 64
+
+_WIDTHS = (128, 256, 512)
+
+# kernel -> arithmetic -> a tile for widths up to each of _WIDTHS; beyond the last, its slice is repeated.
+_TILES = {
+    "word_factor": {
+        "half": (Tile(16, 64, 64, 4, 3),) * 3,
+        "tf32": (Tile(16, 64, 32, 4, 3),) * 3,
+        "ieee": (Tile(16, 64, 32, 4, 2),) * 3,
+    },
+    "word_logits": {
+        "half": (Tile(16, 64, 64, 4, 2),) * 3,
+        "tf32": (Tile(16, 64, 64, 4, 2),) * 3,
+        "ieee": (Tile(16, 32, 64, 4, 2),) * 3,
+    },
+    # Nothing wide is accumulated: larger blocks read less.
+    "separable_statistics": {
+        "half": (Tile(64, 64, 64, 4, 3),) * 3,
+        "tf32": (Tile(64, 32, 32, 4, 3),) * 3,
+        "ieee": (Tile(32, 32, 32, 4, 2),) * 3,
+    },
+    "separable_rows": {
+        "half": (Tile(64, 32, 64, 8, 2),) * 3,
+        "tf32": (Tile(32, 32, 32, 4, 2),) * 3,
+        "ieee": (Tile(32, 32, 32, 8, 2),) * 3,
+    },
+    # A [rows, width] accumulator in float32 takes half the registers at width 512 with 8 warps.
+    "separable_mean": {
+        "half": (Tile(64, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), Tile(64, 32, 64, 8, 2)),
+        "tf32": (Tile(64, 32, 32, 8, 2, 128),) * 3,
+        "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
+    },
+    # Narrower chunks than elsewhere leave registers for two more products.
+    "separable_query": {
+        "half": (Tile(64, 32, 64, 8, 2), Tile(64, 32, 64, 8, 2), Tile(64, 32, 32, 8, 2)),
+        "tf32": (Tile(64, 32, 32, 8, 2, 128),) * 3,
+        "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
+    },
+    # Here keys are what a program owns and rows what it walks over.
+    "separable_values": {
+        "half": (Tile(64, 64, 64, 8, 2), Tile(64, 64, 64, 8, 2), Tile(64, 32, 64, 8, 2)),
+        "tf32": (Tile(32, 64, 32, 8, 2, 128),) * 3,
+        "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
+    },
+    "separable_keys": {
+        "half": (Tile(64, 32, 64, 8, 2),) * 3,
+        "tf32": (Tile(32, 32, 32, 8, 2, 128),) * 3,
+        "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
+    },
+}
+
+
+def separable_tile(kernel: str, width: int, dtype: torch.dtype, architecture: int) -> Tile:
+    """The tile of a kernel at this width, on an architecture of `launch.ARCHITECTURES` or in the interpreter."""
+    if not architecture:
+        return INTERPRETED
+    tiles = _TILES[kernel][arithmetic(dtype)]
+    return next(
+        (tile for tile, most in zip(tiles, _WIDTHS, strict=True) if width <= most), tiles[-1]
+    )
