@@ -104,11 +104,20 @@ class CMSAModel(nn.Module):
             [B, 1, H, W] at the pictures' size, bilinear from one eighth of it.
         """
         vectors = self.words(words)
-        levels = [
-            attention(level, vectors, word_mask, image_index=image_index)
-            for attention, level in zip(self.attention, features.levels, strict=True)
+        projected = [
+            cast(CMSA, attention).project(
+                level,
+                vectors,
+                word_mask,
+                weight=cast(nn.Conv2d, convolution).weight,
+                bias=cast(nn.Conv2d, convolution).bias,
+                image_index=image_index,
+            )
+            for attention, convolution, level in zip(
+                self.attention, self.fusion.project, features.levels, strict=True
+            )
         ]
-        logits = self.mask(self.fusion(levels))
+        logits = self.mask(self.fusion.fuse(projected))
         return F.interpolate(logits, size=features.size, mode="bilinear", align_corners=False)
 
     def word_attention(

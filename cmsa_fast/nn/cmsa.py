@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import BACKENDS, cross_modal_attention, received_word_attention
+from ..kernels.checks import check_alike, check_floating
 from .coordinates import COORDINATE_CHANNELS, spatial_coordinates
+from .inputs import check_inputs
 
 # The floor under a vector's length (the published code's 1e-12 under its square): zero stays zero.
 _LENGTH_FLOOR = 1e-6
@@ -20,6 +22,14 @@ class _Parts(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
+
+
+class _Tokens(NamedTuple):
+    """The parts of the tokens f_pn."""
+
+    visual: Tensor  # [B_images, P, Cv], of length 1
+    words: Tensor  # [B, N, Cl], of length 1; zero on padding
+    spatial: Tensor  # [P, 8]
 
 
 class CMSA(nn.Module):
@@ -120,36 +130,18 @@ class CMSA(nn.Module):
         Raises:
             TypeError, ValueError: shapes, dtypes or devices do not fit, or a sentence has no real word.
         """
-        self._check(visual, words, word_mask, image_index)
-        height, width = visual.shape[2:]
-        if word_mask is not None:
-            words = words.masked_fill(~word_mask[..., None], 0)
-        unit_visual = F.normalize(visual.flatten(2).mT, dim=2, eps=_LENGTH_FLOOR)  # [B', P, Cv]
-        unit_words = F.normalize(words, dim=2, eps=_LENGTH_FLOOR)  # [B, N, Cl]
-        spatial = spatial_coordinates(height, width, dtype=visual.dtype, device=visual.device)
-        spatial = spatial.flatten(1).T  # [P, 8]
-
-        places, sentence = self._project(unit_visual, unit_words, spatial)
-        attended = cross_modal_attention(
-            places.query,
-            places.key,
-            places.value,
-            sentence.query,
-            sentence.key,
-            sentence.value,
-            word_mask,
-            image_index=image_index,
-            backend=self.backend,
-        )
+        tokens = self._tokens(visual, words, word_mask, image_index)
+        places, sentence = self._project(tokens)
+        attended = self._attend(places, sentence, word_mask, image_index)
         residual = torch.cat(
             [
-                unit_visual if image_index is None else unit_visual.index_select(0, image_index),
-                _mean_word(unit_words, word_mask)[:, None].expand(-1, height * width, -1),
-                spatial.expand(len(words), -1, -1),
+                _of_sentences(tokens.visual, image_index),
+                _mean_word(tokens.words, word_mask)[:, None].expand(-1, len(tokens.spatial), -1),
+                tokens.spatial.expand(len(words), -1, -1),
             ],
             dim=2,
         )
-        fused = (self.output(attended) + residual).mT.unflatten(2, (height, width))
+        fused = (self.output(attended) + residual).mT.unflatten(2, visual.shape[2:])
         if not return_word_attention:
             return fused
         received = received_word_attention(
@@ -157,57 +149,129 @@ class CMSA(nn.Module):
         )
         return fused, received
 
+    def project(
+        self,
+        visual: Tensor,
+        words: Tensor,
+        word_mask: Tensor | None = None,
+        *,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """`F.conv2d(self(visual, words, word_mask, image_index=image_index), weight, bias)`, exactly and faster.
+
+        The result of Eq. 4, Cv+Cl+8 channels at every place, is never built. The convolution is linear, so its
+        weight meets `output.weight` before the places do, unit visual features once per picture, the mean word
+        once per sentence and the coordinates once per size.
+
+        Args:
+            visual: as in `forward`, like words, word_mask and image_index.
+            words: [B, N, Cl].
+            word_mask: bool [B, N] or None.
+            weight: [E, Cv+Cl+8, 1, 1], of a 1x1 convolution.
+            bias: [E], or None.
+            image_index: int64 [B] or None.
+
+        Returns:
+            [B, E, H, W].
+
+        Raises:
+            TypeError, ValueError: as `forward`; weight or bias does not fit.
+        """
+        tokens = self._tokens(visual, words, word_mask, image_index)
+        self._check_convolution(weight, bias)
+        weight = weight.flatten(1)  # [E, C]
+        of_visual, of_words, of_spatial = self._split(weight)
+        pictures = len(visual)
+        residual = torch.baddbmm(
+            F.linear(of_spatial, tokens.spatial).expand(pictures, -1, -1),
+            of_visual.expand(pictures, -1, -1),
+            tokens.visual.mT,
+        )  # [B_images, E, P]
+        mean_word = F.linear(_mean_word(tokens.words, word_mask), of_words, bias)
+        residual = _of_sentences(residual, image_index) + mean_word[..., None]
+
+        attended = self._attend(*self._project(tokens), word_mask, image_index)
+        of_attended = (weight @ self.output.weight).expand(len(words), -1, -1)  # [B, E, d]
+        projected = torch.baddbmm(residual, of_attended, attended.mT)
+        return projected.unflatten(2, visual.shape[2:])
+
     def extra_repr(self) -> str:
         return (
             f"visual_channels={self.visual_channels}, word_channels={self.word_channels}, "
             f"attention_channels={self.attention_channels}, backend={self.backend!r}"
         )
 
-    def _project(
-        self, unit_visual: Tensor, unit_words: Tensor, spatial: Tensor
-    ) -> tuple[_Parts, _Parts]:
+    def _tokens(
+        self, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
+    ) -> _Tokens:
+        check_inputs(
+            visual,
+            words,
+            word_mask,
+            image_index,
+            visual_channels=self.visual_channels,
+            word_channels=self.word_channels,
+        )
+        if word_mask is not None:
+            words = words.masked_fill(~word_mask[..., None], 0)
+        height, width = visual.shape[2:]
+        spatial = spatial_coordinates(height, width, dtype=visual.dtype, device=visual.device)
+        return _Tokens(
+            F.normalize(visual.flatten(2).mT, dim=2, eps=_LENGTH_FLOOR),
+            F.normalize(words, dim=2, eps=_LENGTH_FLOOR),
+            spatial.flatten(1).T,
+        )
+
+    def _project(self, tokens: _Tokens) -> tuple[_Parts, _Parts]:
         """Query, key and value of the places [B', P, d] and of the words [B, N, d], one product for each."""
         weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])  # [3d, C]
-        of_visual, of_words, of_spatial = weight.split(
-            [self.visual_channels, self.word_channels, COORDINATE_CHANNELS], dim=1
-        )
-        places = F.linear(unit_visual, of_visual) + F.linear(spatial, of_spatial)
-        words = F.linear(unit_words, of_words)
+        of_visual, of_words, of_spatial = self._split(weight)
+        places = F.linear(tokens.visual, of_visual) + F.linear(tokens.spatial, of_spatial)
+        words = F.linear(tokens.words, of_words)
         return _Parts(*places.chunk(3, dim=2)), _Parts(*words.chunk(3, dim=2))
 
-    def _check(
-        self, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
-    ) -> None:
-        for name, part in {"visual": visual, "words": words}.items():
-            if not isinstance(part, Tensor):
-                raise TypeError(f"{name} must be a tensor; got {type(part).__name__}.")
-        if visual.ndim != 4 or visual.shape[1] != self.visual_channels or 0 in visual.shape[2:]:
+    def _attend(
+        self,
+        places: _Parts,
+        words: _Parts,
+        word_mask: Tensor | None,
+        image_index: Tensor | None,
+    ) -> Tensor:
+        """[B, P, d]."""
+        return cross_modal_attention(
+            *places, *words, word_mask, image_index=image_index, backend=self.backend
+        )
+
+    def _split(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """[rows, C] -> the columns that meet visual features, words and coordinates."""
+        return weight.split([self.visual_channels, self.word_channels, COORDINATE_CHANNELS], dim=1)
+
+    def _check_convolution(self, weight: Tensor, bias: Tensor | None) -> None:
+        check_floating("weight", weight)
+        check_alike("weight", weight, "output.weight", self.output.weight)
+        if weight.ndim != 4 or weight.shape[1:] != (self.out_channels, 1, 1):
             raise ValueError(
-                f"visual must have shape [batch, {self.visual_channels}, height, width] with at least "
-                f"one place; got {list(visual.shape)}."
+                f"weight must have shape [channels, {self.out_channels}, 1, 1], a 1x1 convolution's; "
+                f"got {list(weight.shape)}."
             )
-        if words.ndim != 3 or words.shape[2] != self.word_channels or words.shape[1] == 0:
-            raise ValueError(
-                f"words must have shape [batch, words, {self.word_channels}] with at least one word; "
-                f"got {list(words.shape)}."
-            )
-        if visual.dtype != words.dtype:
-            raise TypeError(f"words must have visual's dtype, {visual.dtype}; got {words.dtype}.")
-        if image_index is None and len(visual) != len(words):
-            raise ValueError(
-                f"words must have visual's batch of {len(visual)}, unless image_index says which picture "
-                f"each sentence belongs to; got {len(words)}."
-            )
-        if word_mask is None:
+        if bias is None:
             return
-        if not isinstance(word_mask, Tensor) or word_mask.dtype != torch.bool:
-            found = word_mask.dtype if isinstance(word_mask, Tensor) else type(word_mask).__name__
-            raise TypeError(f"word_mask must be a bool tensor; got {found}.")
-        if word_mask.shape != words.shape[:2]:
+        check_floating("bias", bias)
+        check_alike("bias", bias, "weight", weight)
+        if bias.shape != weight.shape[:1]:
             raise ValueError(
-                f"word_mask must have shape [batch, words] = {list(words.shape[:2])}; "
-                f"got {list(word_mask.shape)}."
+                f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}."
             )
+
+
+def _of_sentences(places: Tensor, image_index: Tensor | None) -> Tensor:
+    """[B_images, ...] -> [B, ...]."""
+    if image_index is None:
+        return places
+    # Which of the two has a gradient without atomics depends on the device.
+    return places[image_index] if places.is_cuda else places.index_select(0, image_index)
 
 
 def _mean_word(unit_words: Tensor, word_mask: Tensor | None) -> Tensor:

@@ -52,15 +52,22 @@ class GatedFusion(nn.Module):
         Raises:
             ValueError: the levels are not as many as in_channels named, or differ in batch or size.
         """
-        if len(levels) != len(self.project):
-            raise ValueError(f"levels must be {len(self.project)} tensors; got {len(levels)}.")
-        shapes = {(len(level), *level.shape[2:]) for level in levels}
-        if len(shapes) != 1:
-            raise ValueError(
-                "levels must share batch, height and width; "
-                f"got {[list(level.shape) for level in levels]}."
-            )
-        projected = [conv(level) for conv, level in zip(self.project, levels, strict=True)]
+        self._check("levels", levels)
+        return self.fuse([conv(level) for conv, level in zip(self.project, levels, strict=True)])
+
+    def fuse(self, projected: Sequence[Tensor]) -> Tensor:
+        """`forward` for levels that met their 1x1 convolution in `project` already; see `CMSA.project`.
+
+        Args:
+            projected: X^i, [B, fused_channels, H, W] each.
+
+        Returns:
+            [B, fused_channels, H, W].
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        self._check("projected", projected)
         memory = [conv(x).sigmoid() for conv, x in zip(self.memory, projected, strict=True)]
         reset = [conv(x).sigmoid() for conv, x in zip(self.reset, projected, strict=True)]
         shared = [(g * m) * x for g, m, x in zip(self.gamma, memory, projected, strict=True)]
@@ -71,6 +78,16 @@ class GatedFusion(nn.Module):
             gathered = x * (1 - (1 + gamma) * m) + total
             gated.append(r * gathered.tanh() + (1 - r) * x)
         return functools.reduce(operator.add, gated)
+
+    def _check(self, name: str, levels: Sequence[Tensor]) -> None:
+        if len(levels) != len(self.project):
+            raise ValueError(f"{name} must be {len(self.project)} tensors; got {len(levels)}.")
+        shapes = {(len(level), *level.shape[2:]) for level in levels}
+        if len(shapes) != 1:
+            raise ValueError(
+                f"{name} must share batch, height and width; "
+                f"got {[list(level.shape) for level in levels]}."
+            )
 
 
 def _projection(in_channels: int, channels: int) -> nn.Conv2d:

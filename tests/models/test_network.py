@@ -40,6 +40,22 @@ def test_the_three_calls_agree() -> None:
     assert (received[0, :, 0] == 0).all()
 
 
+def test_segment_is_levels_fusion_and_mask() -> None:
+    model = small().double()
+    features = model.encode_image(torch.rand(2, 3, 37, 50, dtype=torch.float64))
+    words = torch.tensor([[0, 3, 4], [5, 6, 7], [1, 2, 8]])
+    mask = torch.tensor([[False, True, True], [True] * 3, [True, True, False]])
+    index = torch.tensor([1, 0, 1])
+    levels = [
+        attention(level, model.words(words), mask, image_index=index)
+        for attention, level in zip(model.attention, features.levels, strict=True)
+    ]
+    logits = model.mask(model.fusion(levels))
+    logits = nn.functional.interpolate(logits, features.size, mode="bilinear", align_corners=False)
+    ours = model.segment(features, words, mask, index)
+    assert (ours - logits).norm() <= 1e-10 * logits.norm()
+
+
 def test_words_change_the_mask() -> None:
     model = small()
     images = torch.rand(1, 3, 32, 32)

@@ -141,7 +141,7 @@ def test_messages() -> None:
         module(visual, words, none[:, :3])
     with pytest.raises(ValueError, match="true word in every sentence"):
         module(visual, words, none)
-    with pytest.raises(TypeError, match="words must have visual's dtype"):
+    with pytest.raises(TypeError, match="words must have the dtype of visual"):
         module(visual, words.double())
     with pytest.raises(TypeError, match="visual must be a tensor"):
         module([1], words)

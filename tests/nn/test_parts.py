@@ -183,6 +183,9 @@ def test_fusion_is_equation_5() -> None:
         expected = expected + r[i] * g.tanh() + (1 - r[i]) * x[i]
     torch.testing.assert_close(fusion(levels), expected, rtol=1e-12, atol=1e-12)
     assert m[0].shape == (2, 1, 4, 3)
+    assert torch.equal(fusion.fuse(x), fusion(levels))
+    with pytest.raises(ValueError, match="projected must be 3 tensors"):
+        fusion.fuse(x[:2])
     with pytest.raises(ValueError, match="share batch, height"):
         fusion([*levels[:2], levels[2][..., :2]])
     with pytest.raises(ValueError, match="at least two levels"):
