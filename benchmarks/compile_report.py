@@ -123,8 +123,8 @@ def _registers(ptx: str) -> tuple[int, int]:
         source.write_text(ptx, encoding="utf-8")
         # Triton brings an older assembler and a newer one for the newest PTX.
         for assembler in ("ptxas", "ptxas-blackwell"):
-            command = [folder / assembler, "-v", f"--gpu-name={target[1]}", source]
-            command += ["-o", Path(scratch) / "kernel.cubin"]
+            output = Path(scratch) / "kernel.cubin"
+            command = [folder / assembler, "-v", f"--gpu-name={target[1]}", source, "-o", output]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 break

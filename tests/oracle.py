@@ -97,6 +97,10 @@ def fast(*arguments: Tensor | None, image_index: Tensor | None = None) -> Tensor
     return cross_modal_attention(*arguments, image_index=image_index, backend="torch")  # type: ignore[arg-type]
 
 
+def fused(*arguments: Tensor | None, image_index: Tensor | None = None) -> Tensor:
+    return cross_modal_attention(*arguments, image_index=image_index, backend="triton")  # type: ignore[arg-type]
+
+
 def exact(case: Case) -> list[Array]:
     """The literal form's result and six gradients, in more digits than the case has.
 

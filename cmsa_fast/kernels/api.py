@@ -9,13 +9,19 @@ from . import reference, separable
 from .checks import (
     BACKENDS,
     autocast,
+    automatic_backend,
     check_alike,
     check_backend,
     check_floating,
+    check_triton,
     check_word_mask,
+    values_can_be_read,
 )
 
 __all__ = ["BACKENDS", "cross_modal_attention", "received_word_attention"]
+
+# The most words of the Triton kernels: wider tiles of the words' factors were not compiled.
+MAX_TRITON_WORDS = 64
 
 
 def cross_modal_attention(
@@ -49,7 +55,9 @@ def cross_modal_attention(
         image_index: int64 [B], which of the B_images pictures each sentence belongs to. None: sentence b
             belongs to picture b.
         backend: "reference" is the literal form with its [B, P*N, P*N] array; "torch" the exact factorisation
-            in plain PyTorch; "auto" the fastest available, today "torch".
+            in plain PyTorch; "triton" the same by Triton kernels, for up to 64 words; "auto" is "triton" for CUDA
+            tensors in float32, bfloat16 or float16 where Triton is installed, else "torch". A backend asked for
+            by name never gives way to another.
 
     Returns:
         [B, P, e], in the inputs' dtype (under autocast in autocast's).
@@ -57,11 +65,11 @@ def cross_modal_attention(
     Raises:
         TypeError: an argument is no tensor or has the wrong dtype.
         ValueError: shapes or devices do not fit, a sentence has no real word, image_index is out of range, or
-            backend is unknown.
-        NotImplementedError: backend is "triton", whose kernels this version does not have.
-        RuntimeError: the "torch" backend's gradient is differentiated again.
+            backend is unknown; or "triton" is asked for by name where it cannot run.
+        ImportError: "triton" is asked for by name and not installed.
+        RuntimeError: the gradient of "torch" or "triton" is differentiated again.
     """
-    _check_backend(backend)
+    check_backend(backend)
     places = {"place_query": place_query, "place_key": place_key, "place_value": place_value}
     words = {"word_query": word_query, "word_key": word_key, "word_value": word_value}
     _check_features({**places, **words})
@@ -69,6 +77,17 @@ def cross_modal_attention(
     _check_sentences(place_query, word_query, word_mask, image_index)
 
     features = autocast(*places.values(), *words.values())
+    if backend == "auto":
+        backend = (
+            automatic_backend(features) if word_query.shape[1] <= MAX_TRITON_WORDS else "torch"
+        )
+    elif backend == "triton":
+        check_triton(features[0])
+        if word_query.shape[1] > MAX_TRITON_WORDS:
+            raise ValueError(
+                f'backend="triton" takes up to {MAX_TRITON_WORDS} words; got {word_query.shape[1]}. '
+                'Use backend="torch" instead.'
+            )
     return _implementation(backend)(*features, word_mask, image_index=image_index)
 
 
@@ -113,16 +132,11 @@ def received_word_attention(
 def _implementation(backend: str) -> Callable[..., Tensor]:
     if backend == "reference":
         return reference.cross_modal_attention
-    return separable.separable_attention
-
-
-def _check_backend(backend: str) -> None:
-    check_backend(backend)
     if backend == "triton":
-        raise NotImplementedError(
-            'backend="triton" is not available: this version has no Triton kernels yet. '
-            'Use backend="torch", the same result in plain PyTorch, or "auto".'
-        )
+        from . import ops
+
+        return ops.separable_attention
+    return separable.separable_attention
 
 
 def _check_features(features: dict[str, Tensor]) -> None:
@@ -195,6 +209,10 @@ def _check_sentences(
             f"place_query must hold at least one picture for {sentences} sentences; "
             f"got {list(place_query.shape)}."
         )
+    if not values_can_be_read(image_index):
+        within = ((image_index >= 0) & (image_index < pictures)).all()
+        torch._assert_async(within, f"image_index must lie in 0..{pictures - 1}.")
+        return
     if sentences and not 0 <= int(image_index.min()) <= int(image_index.max()) < pictures:
         raise ValueError(
             f"image_index must lie in 0..{pictures - 1}; got values from {int(image_index.min())} "

@@ -1,5 +1,6 @@
 """Checks of arguments that the public functions share, the choice of backend, and autocast."""
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ BACKENDS = ("auto", "reference", "torch", "triton")
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_OLDEST_CAPABILITY = (8, 0)
 
 
 def check_backend(backend: str) -> None:
@@ -20,9 +22,54 @@ def check_backend(backend: str) -> None:
 def automatic_backend(features: Sequence[Tensor]) -> str:
     """The backend that "auto" stands for, by the first of the features as they are computed with."""
     first = features[0]
-    if first.is_cuda and first.dtype in _TRITON_DTYPES and importlib.util.find_spec("triton"):
+    if not first.is_cuda or first.dtype not in _TRITON_DTYPES:
+        return "torch"
+    # Whoever compiles for a GPU has Triton.
+    if torch.compiler.is_compiling() or not _obstacle(first.device):
         return "triton"
     return "torch"
+
+
+def check_triton(first: Tensor) -> None:
+    """Whether the Triton kernels, asked for by name, can run on the device and in the dtype of the features.
+
+    Raises:
+        ImportError: Triton is not installed.
+        TypeError: the dtype is float64, on a GPU.
+        ValueError: the device is no GPU that the kernels run on, nor is Triton in its interpreter.
+    """
+    if torch.compiler.is_compiling():
+        return  # the operator checks again when it runs
+    obstacle = _obstacle(first.device)
+    if obstacle:
+        error = ImportError if "installed" in obstacle else ValueError
+        raise error(f'backend="triton" {obstacle} Use backend="torch" instead.')
+    if first.is_cuda and first.dtype not in _TRITON_DTYPES:
+        raise TypeError(
+            'backend="triton" computes in float32, bfloat16 or float16 on a GPU; '
+            f'got {first.dtype}. Use backend="torch" instead.'
+        )
+
+
+@functools.lru_cache
+def _obstacle(device: torch.device) -> str:
+    """Why the Triton kernels cannot run on a device, or an empty text."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs the package triton, which is not installed."
+    if device.type == "cpu":
+        import triton
+
+        if triton.knobs.runtime.interpret:
+            return ""
+    if device.type != "cuda" or torch.version.hip:
+        return f"runs on NVIDIA GPUs (and on the CPU in Triton's interpreter, TRITON_INTERPRET=1); got {device}."
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _OLDEST_CAPABILITY:
+        return (
+            f"needs compute capability {'.'.join(map(str, _OLDEST_CAPABILITY))} or newer; "
+            f"{device} has {'.'.join(map(str, capability))}."
+        )
+    return ""
 
 
 def check_floating(name: str, part: Tensor) -> None:
@@ -65,16 +112,27 @@ def check_word_mask(
 ) -> None:
     """[batch, words] with a true word in every sentence."""
     check_mask("word_mask", word_mask, "batch, words", shape, of_name, device)
-    empty = rows_without_true(word_mask)
+    check_rows("word_mask must have a true word in every sentence", "sentences", word_mask)
+
+
+def check_rows(rule: str, rows: str, mask: Tensor) -> None:
+    """A true entry in every row [rows, ...] of a mask; the message is the rule and which rows break it."""
+    if not values_can_be_read(mask):
+        torch._assert_async(mask.any(1).all(), f"{rule}.")
+        return
+    empty = (~mask.any(1)).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(
-            "word_mask must have a true word in every sentence; "
-            f"sentences {empty[:8]} of {len(word_mask)} have none."
-        )
+        raise ValueError(f"{rule}; {rows} {empty[:8]} of {len(mask)} have none.")
 
 
-def rows_without_true(mask: Tensor) -> list[int]:
-    return (~mask.any(1)).nonzero().flatten().tolist()
+def values_can_be_read(tensor: Tensor) -> bool:
+    """Whether the host may look at values: not while a graph is traced or a CUDA graph captured.
+
+    There the same rules are asserted on the device, `torch._assert_async`.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def autocast(*features: Tensor) -> tuple[Tensor, ...]:

@@ -14,8 +14,9 @@ from .checks import (
     check_backend,
     check_floating,
     check_mask,
+    check_rows,
+    check_triton,
     check_word_mask,
-    rows_without_true,
 )
 
 
@@ -51,8 +52,9 @@ def joint_attention(
     Raises:
         TypeError: an argument is no tensor or has the wrong dtype, or scale is no number.
         ValueError: shapes or devices do not fit, a batch entry has no key to attend to, scale is not finite, or
-            backend is unknown.
-        RuntimeError: the "torch" backend's gradient is differentiated again.
+            backend is unknown; or "triton" is asked for by name where it cannot run.
+        ImportError: "triton" is asked for by name and not installed.
+        RuntimeError: the gradient of "torch" or "triton" is differentiated again.
     """
     check_backend(backend)
     names = ("query", "key", "value")
@@ -67,12 +69,7 @@ def joint_attention(
         )
     if key_mask is not None:
         check_mask("key_mask", key_mask, "batch, keys", key.shape[:2], "key", key.device)
-        empty = rows_without_true(key_mask)
-        if empty:
-            raise ValueError(
-                "key_mask must have a true key in every batch entry; "
-                f"entries {empty[:8]} of {len(key_mask)} have none."
-            )
+        check_rows("key_mask must have a true key in every batch entry", "entries", key_mask)
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise TypeError(f"scale must be a number; got {type(scale).__name__}.")
     if not math.isfinite(scale):
@@ -80,6 +77,8 @@ def joint_attention(
 
     if backend == "auto":
         backend = automatic_backend((query, key, value))
+    elif backend == "triton":
+        check_triton(query)
     with torch.autocast(query.device.type, enabled=False):
         return _attention(backend)(query, key, value, key_mask, float(scale))
 
@@ -113,8 +112,10 @@ def joint_attention_tail(
 
     Raises:
         TypeError: an argument is no tensor or has the wrong dtype.
-        ValueError: shapes or devices do not fit, a sentence has no real word, or backend is unknown.
-        RuntimeError: the "torch" backend's gradient is differentiated again.
+        ValueError: shapes or devices do not fit, a sentence has no real word, or backend is unknown; or "triton"
+            is asked for by name where it cannot run.
+        ImportError: "triton" is asked for by name and not installed.
+        RuntimeError: the gradient of "torch" or "triton" is differentiated again.
     """
     check_backend(backend)
     if bias is None:
@@ -139,6 +140,8 @@ def joint_attention_tail(
 
     if backend == "auto":
         backend = automatic_backend((attended, weight))
+    elif backend == "triton":
+        check_triton(attended)
     with torch.autocast(attended.device.type, enabled=False):
         return _tail(backend)(attended, weight, bias, word_mask, relu)
 

@@ -1,7 +1,7 @@
 """The Triton kernels as operators of PyTorch: schemas, fake implementations, autograd and FLOP formulas.
 
-This module knows torch alone. The kernels are imported when an operator first runs, so that a graph can be traced,
-and the package imported, where Triton is not installed. Nothing here looks at a tensor's values: where the kernels'
+This module knows torch alone. The kernels are imported when an operator first runs: a graph can be traced, and the
+package imported, where Triton is not installed. Nothing here looks at the values of a tensor: where the kernels
 way depends on data they branch on the GPU, so that CUDA graphs can capture them.
 """
 
@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+
+from .checks import check_triton
+from .separable import word_weights
 
 _library = torch.library.Library("cmsa_fast", "DEF")
 _DEVICES = ("CUDA", "CPU")  # the CPU's is Triton's interpreter
@@ -30,9 +33,10 @@ _library.define(
 
 
 def _separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    *features, weight, image_index = arguments
+    check_triton(features[0])
     from .triton import separable
 
-    *features, weight, image_index = arguments
     attended, state = separable.forward(features, weight, image_index)
     return attended, *state
 
@@ -106,19 +110,23 @@ torch.library.register_autograd(
 
 
 def separable_attention(
-    features: list[Tensor], weight: Tensor, image_index: Tensor | None
+    place_query: Tensor,
+    place_key: Tensor,
+    place_value: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_value: Tensor,
+    word_mask: Tensor | None = None,
+    *,
+    image_index: Tensor | None = None,
 ) -> Tensor:
     """`cmsa_fast.kernels.cross_modal_attention` by the Triton kernels; arguments are not checked here.
 
-    Args:
-        features: place query, key, value and word query, key, value.
-        weight: [B, N], 1 / (number of true words) on true words, 0 on padding; float64 for float64 features, else
-            float32.
-        image_index: int64 [B], or None.
-
-    Returns:
-        [B, P, e] in the features' dtype.
+    Raises:
+        RuntimeError: on differentiating the gradient; it has no derivative of its own.
     """
+    weight = word_weights(word_mask, word_query)
+    features = (place_query, place_key, place_value, word_query, word_key, word_value)
     return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
 
 

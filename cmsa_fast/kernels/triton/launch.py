@@ -37,7 +37,9 @@ def architecture() -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """kernel[grid](*arguments, **constants) on the device of the first argument."""
+    """kernel[grid](*arguments, **constants) on the device of the first tensor; nothing for an empty grid."""
+    if 0 in grid:
+        return
     tensor = next(part for part in arguments if isinstance(part, Tensor))
     on_device = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
     with on_device:

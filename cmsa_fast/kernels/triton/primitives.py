@@ -153,4 +153,4 @@ def direct_softmax(
     present = key_mask
     if MASKED:
         present = tl.load(mask + key_rows, mask=key_mask, other=0) != 0
-    return tl.where(present[None, :], tl.exp(logits - logsumexp[:, None]), 0.0)
+    return tl.where(present[None, :], tl.exp(tl.minimum(logits - logsumexp[:, None], 0.0)), 0.0)

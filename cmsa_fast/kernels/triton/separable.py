@@ -32,20 +32,20 @@ def _operands(features: list[Tensor], weight: Tensor, image_index: Tensor | None
     16-bit features are taken as they are: their products are exact in float32, and a copy less its offset would
     be rounded again.
     """
-    places, words = features[:3], features[3:]
+    query, key, value = features[:3]
     padding = weight[..., None] == 0
-    words = [part.masked_fill(padding, 0).contiguous() for part in words]
-    if weight.dtype != places[0].dtype:
+    words = [part.masked_fill(padding, 0).contiguous() for part in features[3:]]
+    if weight.dtype != query.dtype:
         offset = weight.new_zeros(len(words[0]), words[2].shape[2])
-        return _Operands(*places, *words, offset)
-    query, query_offset = split_offset(places[0])
-    value, value_offset = split_offset(places[2])
+        return _Operands(query, key, value, words[0], words[1], words[2], offset)
+    query, query_offset = split_offset(query)
+    value, value_offset = split_offset(value)
     if image_index is not None:
         query_offset, value_offset = query_offset[image_index], value_offset[image_index]
     word_value, word_offset = split_offset(words[2], weight)
     return _Operands(
         query,
-        split_offset(places[1])[0],
+        split_offset(key)[0],
         value,
         (words[0] + query_offset).masked_fill(padding, 0),
         split_offset(words[1], weight)[0].masked_fill(padding, 0),

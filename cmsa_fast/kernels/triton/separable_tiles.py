@@ -7,9 +7,6 @@ from .tiles import INTERPRETED, Tile, arithmetic
 # Rows whose Z falls below take the direct form; see `cmsa_fast.kernels.mean_softmax`.
 FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 
-# The most words: wider tiles of the words' factors were not compiled.
-MAX_WORDS = 64
-
 _WIDTHS = (128, 256, 512)
 
 # kernel -> arithmetic -> a tile for widths up to each of _WIDTHS; beyond the last, its slice is repeated.
@@ -20,13 +17,13 @@ _TILES = {
         "ieee": (Tile(16, 64, 32, 4, 2),) * 3,
     },
     "word_logits": {
-        "half": (Tile(16, 64, 64, 4, 2),) * 3,
-        "tf32": (Tile(16, 64, 64, 4, 2),) * 3,
+        "half": (Tile(16, 32, 64, 4, 2),) * 3,
+        "tf32": (Tile(16, 32, 64, 4, 2),) * 3,
         "ieee": (Tile(16, 32, 64, 4, 2),) * 3,
     },
     # Nothing wide is accumulated: larger blocks read less.
     "separable_statistics": {
-        "half": (Tile(64, 64, 64, 4, 3),) * 3,
+        "half": (Tile(64, 64, 64, 8, 3),) * 3,
         "tf32": (Tile(64, 32, 32, 4, 3),) * 3,
         "ieee": (Tile(32, 32, 32, 4, 2),) * 3,
     },
