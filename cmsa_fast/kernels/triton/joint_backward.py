@@ -6,7 +6,14 @@ from torch import Tensor
 
 from . import joint_tiles, launch
 from .joint_backward_keys import launch_key_gradient, launch_value_gradient
-from .joint_blocks import LOG2_E, block_product, in_wide_range, load_block, real_keys
+from .joint_blocks import (
+    LOG2_E,
+    block_product,
+    in_wide_range,
+    load_block,
+    load_logsumexp,
+    real_keys,
+)
 
 
 @triton.jit(do_not_specialize=["query_count"])
@@ -21,20 +28,31 @@ def _attended_dot_gradient(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Each row's sum over channels of grad * attended, which is its sum over keys of P * dP."""
     row_blocks = tl.cdiv(query_count, ROWS)
     batch = (tl.program_id(0) // row_blocks).to(tl.int64)
     rows = (tl.program_id(0) % row_blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real_rows = rows < query_count
-    grad += batch * grad_strides[0]
-    attended += batch * attended_strides[0]
-    total = tl.zeros([ROWS], ACCUMULATOR)
-    for first in range(0, value_width, CHANNELS):
-        channels = (first + tl.arange(0, CHANNELS)).to(tl.int64)
-        of_grad = load_block(grad, grad_strides, rows, channels, real_rows, value_width)
-        of_attended = load_block(attended, attended_strides, rows, channels, real_rows, value_width)
-        total += tl.sum(of_grad.to(ACCUMULATOR) * of_attended.to(ACCUMULATOR), 1)
+    # The diagonal of a product that rounds as dP does: a row with all its weight on one key has dP equal to the
+    # sum to the last bit, and so no gradient of its logits, as it should.
+    products = block_product(
+        grad + batch * grad_strides[0],
+        grad_strides,
+        rows,
+        real_rows,
+        attended + batch * attended_strides[0],
+        attended_strides,
+        rows,
+        real_rows,
+        value_width,
+        CHANNELS,
+        ACCUMULATOR,
+        PRECISION,
+    )
+    diagonal = tl.arange(0, ROWS)[:, None] == tl.arange(0, ROWS)[None, :]
+    total = tl.sum(tl.where(diagonal, products, 0.0), 1)
     tl.store(projection + batch * query_count + rows, total, mask=real_rows)
 
 
@@ -77,8 +95,9 @@ def _joint_query_gradient(
     query += batch * query_strides[0]
     key += batch * key_strides[0]
     value += batch * value_strides[0]
-    log_sums = tl.load(logsumexp + batch * query_count + rows, mask=real_rows, other=float("inf"))
-    projected = tl.load(projection + batch * query_count + rows, mask=real_rows, other=0.0)
+    statistics = batch * query_count + rows
+    largest, added = load_logsumexp(logsumexp, statistics, real_rows)
+    projected = tl.load(projection + statistics, mask=real_rows, other=0.0)
 
     if WHOLE:
         value_channels = tl.arange(0, VALUE_CHANNELS).to(tl.int64)
@@ -123,8 +142,8 @@ def _joint_query_gradient(
                 PRECISION,
             )
             key_block = load_block(key, key_strides, keys, slice_channels, real, width)
-        weights = tl.exp2(logits * (SCALE * LOG2_E) - log_sums[:, None])
-        weights = tl.where(real[None, :], weights, 0.0)
+        logits = tl.where(real[None, :], logits * (SCALE * LOG2_E), float("-inf"))
+        weights = tl.exp2((logits - largest[:, None]) - added[:, None])
         of_logits = weights * (of_weights - projected[:, None])
         key_block = in_wide_range(key_block)
         total = tl.dot(of_logits.to(key_block.dtype), key_block, total, input_precision=PRECISION)
@@ -154,7 +173,7 @@ def launch_joint_backward(
     Returns:
         The gradients of query, key and value, contiguous, in the inputs' dtype; 0 at keys that are not real.
     """
-    projection = _launch_projection(grad, attended, logsumexp)
+    projection = _launch_projection(grad, attended, logsumexp, query.shape[2])
     arguments = (grad, query, key, value, key_mask, scale, logsumexp, projection)
     return (
         _launch_query_gradient(*arguments),
@@ -163,10 +182,13 @@ def launch_joint_backward(
     )
 
 
-def _launch_projection(grad: Tensor, attended: Tensor, logsumexp: Tensor) -> Tensor:
+def _launch_projection(grad: Tensor, attended: Tensor, logsumexp: Tensor, width: int) -> Tensor:
     batch, query_count, value_width = grad.shape
-    tile = joint_tiles.projection_tile()
-    projection = logsumexp.new_empty(logsumexp.shape)
+    # Contracted in the same steps as the queries' gradient contracts dP.
+    gradient_tile = joint_tiles.query_gradient_tile(grad.dtype, width, value_width)
+    whole = joint_tiles.fits_whole(gradient_tile, width, value_width)
+    tile = joint_tiles.projection_tile(grad.dtype)
+    projection = logsumexp.new_empty(logsumexp.shape[:2])
     launch.launch(
         _attended_dot_gradient,
         (batch * triton.cdiv(query_count, tile.rows),),
@@ -178,8 +200,9 @@ def _launch_projection(grad: Tensor, attended: Tensor, logsumexp: Tensor) -> Ten
         query_count,
         value_width,
         ROWS=tile.rows,
-        CHANNELS=tile.channels,
+        CHANNELS=joint_tiles.step(gradient_tile, value_width, whole),
         ACCUMULATOR=launch.accumulator(grad.dtype),
+        PRECISION=launch.precision(grad.dtype),
         num_warps=tile.warps,
         num_stages=tile.stages,
     )

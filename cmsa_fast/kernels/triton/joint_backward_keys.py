@@ -5,7 +5,14 @@ import triton.language as tl
 from torch import Tensor
 
 from . import joint_tiles, launch
-from .joint_blocks import LOG2_E, block_product, in_wide_range, load_block, real_keys
+from .joint_blocks import (
+    LOG2_E,
+    block_product,
+    in_wide_range,
+    load_block,
+    load_logsumexp,
+    real_keys,
+)
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count", "rows_per_split"])
@@ -96,10 +103,10 @@ def _joint_key_gradient(
             )
             query_block = load_block(query, query_strides, rows, slice_channels, real_rows, width)
         statistics = batch * query_count + rows
-        # A logsumexp of inf makes the weights of rows past the end 0.
-        log_sums = tl.load(logsumexp + statistics, mask=real_rows, other=float("inf"))
+        largest, added = load_logsumexp(logsumexp, statistics, real_rows)
         projected = tl.load(projection + statistics, mask=real_rows, other=0.0)
-        weights = tl.exp2(logits * (SCALE * LOG2_E) - log_sums[None, :])
+        logits = tl.where(real[:, None], logits * (SCALE * LOG2_E), float("-inf"))
+        weights = tl.exp2((logits - largest[None, :]) - added[None, :])
         of_logits = weights * (of_weights - projected[None, :])
         query_block = in_wide_range(query_block)
         total = tl.dot(
@@ -179,10 +186,9 @@ def _joint_value_gradient(
                 ACCUMULATOR,
                 PRECISION,
             )
-        log_sums = tl.load(
-            logsumexp + batch * query_count + rows, mask=real_rows, other=float("inf")
-        )
-        weights = tl.exp2(logits * (SCALE * LOG2_E) - log_sums[None, :])
+        largest, added = load_logsumexp(logsumexp, batch * query_count + rows, real_rows)
+        logits = tl.where(real[:, None], logits * (SCALE * LOG2_E), float("-inf"))
+        weights = tl.exp2((logits - largest[None, :]) - added[None, :])
         grad_block = load_block(grad, grad_strides, rows, slice_channels, real_rows, value_width)
         total = tl.dot(weights.to(grad_block.dtype), grad_block, total, input_precision=PRECISION)
 

@@ -53,6 +53,13 @@ def real_keys(key_mask, mask_strides, batch, keys, key_count):  # [KEYS]
 
 
 @triton.jit
+def load_logsumexp(logsumexp, rows, real_rows):  # [ROWS], [ROWS]
+    """The two parts of the rows' logsumexp; past the end inf, which makes weights 0, and 0."""
+    largest = tl.load(logsumexp + rows * 2, mask=real_rows, other=float("inf"))
+    return largest, tl.load(logsumexp + rows * 2 + 1, mask=real_rows, other=0.0)
+
+
+@triton.jit
 def in_wide_range(part):
     """`part`, as float32 if it is float16, whose range is too small for derivatives of logits."""
     if part.dtype == tl.float16:

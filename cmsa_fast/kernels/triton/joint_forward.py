@@ -87,13 +87,19 @@ def _joint_forward(
             input_precision=PRECISION,
         )
 
-    # A row without a real key attends to nothing: 0, with a logsumexp of -inf.
+    # A row without a real key attends to nothing.
     total = total / tl.where(sums == 0, 1.0, sums)[:, None]
     outputs = (batch * query_count + rows)[:, None] * value_width + value_channels[None, :]
     inside = real_rows[:, None] & (value_channels < value_width)[None, :]
     tl.store(attended + outputs, total.to(attended.dtype.element_ty), mask=inside)
     if tl.program_id(1) == 0:
-        tl.store(logsumexp + batch * query_count + rows, largest + tl.log2(sums), mask=real_rows)
+        # A row without a real key: inf, which makes its weights 0 in the backward pass.
+        empty = sums == 0
+        largest = tl.where(empty, float("inf"), largest)
+        added = tl.log2(tl.where(empty, 1.0, sums))
+        parts = logsumexp + (batch * query_count + rows) * 2
+        tl.store(parts, largest, mask=real_rows)
+        tl.store(parts + 1, added, mask=real_rows)
 
 
 def launch_joint_forward(
@@ -110,8 +116,10 @@ def launch_joint_forward(
         scale: of the logits; each new one is compiled anew.
 
     Returns:
-        The attended values [B, Tq, e] in the inputs' dtype, and the logarithm to base 2 of each row's sum of
-        exponentials [B, Tq] in float32 (float64 for float64 inputs).
+        The attended values [B, Tq, e] in the inputs' dtype, 0 in rows without a real key.
+        The logarithm to base 2 of each row's sum of exponentials, as two parts to be added [B, Tq, 2], float32
+        (float64 for float64 inputs): the row's largest logit, and what the others add to it. Their rounded sum
+        would lose the second part beside large logits. inf and 0 in rows without a real key.
     """
     batch, query_count, width = query.shape
     key_count, value_width = value.shape[1:]
@@ -119,7 +127,7 @@ def launch_joint_forward(
     whole = joint_tiles.fits_whole(tile, width)
     values = joint_tiles.slice_width(value_width)
     attended = query.new_empty(batch, query_count, value_width)
-    logsumexp = query.new_empty(batch, query_count, dtype=joint_tiles.summed_in(query.dtype))
+    logsumexp = query.new_empty(batch, query_count, 2, dtype=joint_tiles.summed_in(query.dtype))
     launch.launch(
         _joint_forward,
         (batch * triton.cdiv(query_count, tile.rows), triton.cdiv(value_width, values)),

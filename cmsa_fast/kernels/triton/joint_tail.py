@@ -135,7 +135,10 @@ def real_words(word_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     if word_mask is None:
         return None, None
     padded = (~word_mask).to(torch.int8)
-    return padded.argsort(dim=1, stable=True).to(torch.int32), word_mask.sum(1, dtype=torch.int32)
+    order = padded.argsort(dim=1, stable=True).to(
+        torch.int32, memory_format=torch.contiguous_format
+    )
+    return order, word_mask.sum(1, dtype=torch.int32)
 
 
 def mean_over_words(attended: Tensor, word_mask: Tensor | None) -> Tensor:

@@ -216,7 +216,7 @@ def _launch_attended_gradient(
 ) -> Tensor:
     batch, places, words, width = attended.shape
     channels = len(weight)
-    tile = joint_tiles.tail_gradient_tile(attended.dtype)
+    tile = joint_tiles.tail_attended_gradient_tile(attended.dtype)
     slice_width = joint_tiles.slice_width(width)
     grad_attended = attended.new_empty(attended.shape)
     launch.launch(
@@ -261,7 +261,7 @@ def _launch_weight_gradient(
     """Sums of parts, one for each sentence and split, because sentences divide by different counts of words."""
     batch, places, words, width = attended.shape
     channels = len(weight)
-    tile = joint_tiles.tail_gradient_tile(attended.dtype)
+    tile = joint_tiles.tail_weight_gradient_tile(attended.dtype)
     slice_width = joint_tiles.slice_width(width)
     blocks, slices = triton.cdiv(channels, tile.keys), triton.cdiv(width, slice_width)
     splits = joint_tiles.splits(batch * blocks * slices, words * triton.cdiv(places, tile.rows))

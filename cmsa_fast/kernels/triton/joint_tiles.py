@@ -133,11 +133,11 @@ _FLOAT32: _Tiles = (
 
 _FLOAT64 = Tile(rows=16, keys=16, channels=16, warps=8, stages=1)
 
-_PROJECTION = Tile(rows=32, keys=16, channels=128, warps=4, stages=3)
+_PROJECTION = Tile(rows=64, keys=64, channels=64, warps=4, stages=2)
 
-_TAIL = Tile(rows=64, keys=128, channels=64, warps=4, stages=3)
-_TAIL_GRADIENT = Tile(rows=64, keys=64, channels=64, warps=8, stages=3)
-_TAIL_FLOAT32 = Tile(rows=32, keys=32, channels=64, warps=8, stages=2)
+_TAIL = Tile(rows=64, keys=128, channels=64, warps=8, stages=3)
+_TAIL_ATTENDED_GRADIENT = Tile(rows=64, keys=64, channels=64, warps=8, stages=3)
+_TAIL_WEIGHT_GRADIENT = Tile(rows=32, keys=64, channels=64, warps=8, stages=3)
 
 
 def forward_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
@@ -160,19 +160,26 @@ def value_gradient_tile(dtype: torch.dtype, width: int, value_width: int) -> Til
     return _tile(_VALUE_GRADIENT, dtype, width, value_width)
 
 
-def projection_tile() -> Tile:
-    """The tile of the sums of grad * attended, without keys."""
-    return INTERPRETED if launch.interpreted() else _PROJECTION
+def projection_tile(dtype: torch.dtype) -> Tile:
+    """The tile of the sums of grad * attended, which takes its channels from the queries' gradient."""
+    return _one_tile(_PROJECTION, dtype)
 
 
 def tail_tile(dtype: torch.dtype) -> Tile:
     """The tile of the tail: rows are places, keys its output channels."""
-    return _tail_tile(_TAIL, dtype)
+    return _one_tile(_TAIL, dtype)
 
 
-def tail_gradient_tile(dtype: torch.dtype) -> Tile:
-    """The tile of the tail's gradients, both of them."""
-    return _tail_tile(_TAIL_GRADIENT, dtype)
+def tail_attended_gradient_tile(dtype: torch.dtype) -> Tile:
+    """The tile of the tail's gradient of the attended values."""
+    return _one_tile(_TAIL_ATTENDED_GRADIENT, dtype)
+
+
+def tail_weight_gradient_tile(dtype: torch.dtype) -> Tile:
+    """The tile of the tail's gradient of the weight."""
+    if launch.architecture() in _LARGE:
+        return _one_tile(_TAIL_ATTENDED_GRADIENT, dtype)
+    return _one_tile(_TAIL_WEIGHT_GRADIENT, dtype)
 
 
 def summed_in(dtype: torch.dtype) -> torch.dtype:
@@ -225,9 +232,9 @@ def _tile(
     return tiles[sum(max(width, value_width) > bound for bound in _BOUNDS)]
 
 
-def _tail_tile(tile: Tile, dtype: torch.dtype) -> Tile:
+def _one_tile(tile: Tile, dtype: torch.dtype) -> Tile:
     if launch.architecture() == launch.INTERPRETER:
         return INTERPRETED
     if dtype == torch.float64:
         return _FLOAT64
-    return _TAIL_FLOAT32 if dtype == torch.float32 else tile
+    return _FLOAT32[-1] if dtype == torch.float32 else tile
