@@ -22,8 +22,8 @@ _FEATURES = (
     "Tensor word_query, Tensor word_key, Tensor word_value, Tensor weight, Tensor? image_index"
 )
 # The result, then what backward needs of the softmaxes: E_C over places and over words, and for each of the two
-# the row maximum, the ratio, the log-sum-exp of direct tokens, and whether there are any.
-_STATE = 10
+# the five tensors of its statistics.
+_STATE = 12
 
 _library.define(f"separable_forward({_FEATURES}) -> ({', '.join(['Tensor'] * (1 + _STATE))})")
 _library.define(
@@ -54,7 +54,7 @@ def _fake_separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
     batch, words = word_query.shape[:2]
     places, value_width = place_value.shape[1:]
     statistics = [
-        (weight.new_empty(batch, places), *(weight.new_empty(batch, places, words) for _ in range(2)),
+        (weight.new_empty(batch, places), *(weight.new_empty(batch, places, words) for _ in range(3)),
          weight.new_empty(batch, dtype=torch.int32))
         for _ in range(2)
     ]  # fmt: skip

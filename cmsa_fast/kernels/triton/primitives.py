@@ -124,14 +124,15 @@ def direct_softmax(
     key_stride,
     key_mask,
     mask,
-    logsumexp,
+    largest,
+    ratio,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """The softmax of the tokens query[query_rows] + word over the keys, [Q, K]; 0 where logsumexp is +inf."""
+    """exp(logits - largest) * ratio of the tokens query[query_rows] + word over the keys, [Q, K]."""
     logits = token_products(
         query,
         query_rows,
@@ -153,4 +154,6 @@ def direct_softmax(
     present = key_mask
     if MASKED:
         present = tl.load(mask + key_rows, mask=key_mask, other=0) != 0
-    return tl.where(present[None, :], tl.exp(tl.minimum(logits - logsumexp[:, None], 0.0)), 0.0)
+    # The maximum and the sum stand apart: their logarithm together would be rounded where logits are large.
+    softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
+    return tl.where(present[None, :], softmax, 0.0)

@@ -97,7 +97,7 @@ def backward(
     """
     operands = _operands(features, weight, image_index)
     place_factor, words_factor = state[:2]
-    of_places, of_words = Statistics(*state[2:6]), Statistics(*state[6:])
+    of_places, of_words = Statistics(*state[2:7]), Statistics(*state[7:])
     places = Keys(operands.place_key, operands.place_value, place_factor, None, image_index)
     words = Keys(operands.word_key, operands.word_value, words_factor, weight > 0, None)
     groups = None if image_index is None else _groups(image_index, len(operands.place_query))

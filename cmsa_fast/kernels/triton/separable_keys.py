@@ -36,7 +36,6 @@ def _key_gradient_kernel(
     key,  # [G, K, WIDTH]
     value,  # [G, K, VALUE_WIDTH]
     word_query,  # [B, N, WIDTH]
-    weight,  # [B, N]
     exp_word,  # [B, N, K]
     mask,  # [B, K]
     image_index,  # [B]
@@ -44,7 +43,8 @@ def _key_gradient_kernel(
     first,
     maximum,  # [B, P]
     ratio,  # [B, P, N]
-    direct,  # [B, P, N]
+    direct_maximum,  # [B, P, N]
+    direct_ratio,  # [B, P, N]
     any_direct,  # [B]
     delta,  # [B, P]
     correction,  # [B, P, N]
@@ -180,20 +180,18 @@ def _key_gradient_kernel(
         of_words = tl.zeros([KEYS, WORDS], ACCUMULATOR)
         shares = tl.zeros([KEYS, WORDS], ACCUMULATOR)
         if tl.load(any_direct + sentence) > 0:
-            scale = tl.max(
-                tl.load(weight + sentence * words + column_of, mask=word_present, other=0.0), axis=0
-            )
             for start in range(part * rows_per_part, last, ROWS):
                 place = start + tl.arange(0, ROWS)
                 place_mask = place < last
                 direct_tile = load_tile(
-                    direct + sentence * places * words, place, column_of, words, 1,
+                    direct_ratio + sentence * places * words, place, column_of, words, 1,
                     place_mask, word_present,
                 )  # fmt: skip
-                direct_tile = tl.where(
-                    place_mask[:, None] & word_present[None, :], direct_tile, float("inf")
-                )
-                if any_true(direct_tile < float("inf")):
+                largest_tile = load_tile(
+                    direct_maximum + sentence * places * words, place, column_of, words, 1,
+                    place_mask, word_present,
+                )  # fmt: skip
+                if any_true(direct_tile > 0):
                     mean_tile = load_tile(
                         direct_mean + sentence * places * words, place, column_of, words, 1,
                         place_mask, word_present,
@@ -217,16 +215,15 @@ def _key_gradient_kernel(
                     if WIDE:
                         query_tile = query_tile.to(ACCUMULATOR)
                     for number in range(0, words):
-                        logsumexp = column(direct_tile, number)
-                        if tl.min(logsumexp, axis=0) < float("inf"):
+                        share = column(direct_tile, number)
+                        if tl.max(share, axis=0) > 0:
                             softmax = direct_softmax(
                                 own_query, place, query_row_stride, query_stride, place_mask,
                                 word_query + (sentence * words + number) * WIDTH,
                                 own_key, row, key_row_stride, key_stride, present,
-                                own_mask, logsumexp,
+                                own_mask, column(largest_tile, number), share,
                                 WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
                             )  # fmt: skip
-                            softmax *= scale
                             centred = gradient - column(mean_tile, number)[:, None]
                             of_logits = softmax * centred
                             chosen = (column_of == number)[None, :]
@@ -296,7 +293,6 @@ def launch_keys(
         keys.key,
         keys.value,
         word_query,
-        weight,
         keys.exp_word,
         keys.mask,
         image_index,

@@ -13,9 +13,9 @@ from .tiles import slice_width, word_block
 
 @triton.jit
 def _add_mean(
-    accumulated, rows, row_mask, query, query_row_stride, query_stride, word_query, words, weight,
+    accumulated, rows, row_mask, query, query_row_stride, query_stride, word_query, words,
     key, key_row_stride, key_stride, value, value_row_stride, value_stride,
-    exp_word, mask, keys, maximum, ratio, direct, any_direct, channel,
+    exp_word, mask, keys, maximum, ratio, direct_maximum, direct_ratio, any_direct, channel,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, WORDS: tl.constexpr, KEYS: tl.constexpr,
     CHUNK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -44,27 +44,27 @@ def _add_mean(
         )  # fmt: skip
 
     if tl.load(any_direct) > 0:
-        direct_tile = load_tile(direct, rows, column_of, words, 1, row_mask, word_mask)
-        is_direct = row_mask[:, None] & word_mask[None, :] & (direct_tile < float("inf"))
-        direct_tile = tl.where(is_direct, direct_tile, float("inf"))
-        if any_true(is_direct):
+        direct_tile = load_tile(direct_ratio, rows, column_of, words, 1, row_mask, word_mask)
+        if any_true(direct_tile > 0):
+            largest_tile = load_tile(direct_maximum, rows, column_of, words, 1, row_mask, word_mask)
             for number in range(0, words):
-                logsumexp = column(direct_tile, number)
-                if tl.min(logsumexp, axis=0) < float("inf"):
+                share = column(direct_tile, number)
+                if tl.max(share, axis=0) > 0:
                     for start in range(0, keys, KEYS):
                         row = start + tl.arange(0, KEYS)
                         present = row < keys
                         softmax = direct_softmax(
                             query, rows, query_row_stride, query_stride, row_mask,
                             word_query + number * WIDTH,
-                            key, row, key_row_stride, key_stride, present, mask, logsumexp,
+                            key, row, key_row_stride, key_stride, present, mask,
+                            column(largest_tile, number), share,
                             WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
                         )  # fmt: skip
                         value_tile = load_tile(
                             value, row, channel, value_row_stride, value_stride, present, inside
                         )
                         accumulated = tl.dot(
-                            (softmax * weight).to(value_tile.dtype), value_tile, accumulated,
+                            softmax.to(value_tile.dtype), value_tile, accumulated,
                             input_precision=PRECISION, out_dtype=ACCUMULATOR,
                         )  # fmt: skip
     return accumulated
@@ -78,7 +78,6 @@ def _separable_mean_kernel(
     word_query,  # [B, N, WIDTH]
     word_key,  # [B, N, WIDTH]
     word_value,  # [B, N, VALUE_WIDTH]
-    weight,  # [B, N]
     place_exp_word,  # [B, N, P]
     word_exp_word,  # [B, N, N]
     word_mask,  # [B, N]
@@ -87,11 +86,13 @@ def _separable_mean_kernel(
     attended,  # [B, P, VALUE_WIDTH]
     place_maximum,
     place_ratio,
-    place_direct,
+    place_direct_maximum,
+    place_direct_ratio,
     place_any_direct,
     word_maximum,
     word_ratio,
-    word_direct,
+    word_direct_maximum,
+    word_direct_ratio,
     word_any_direct,
     places,
     words,
@@ -121,9 +122,6 @@ def _separable_mean_kernel(
     row_mask = rows < places
     channel = tl.program_id(2) * VALUES + tl.arange(0, VALUES)
     inside = channel < VALUE_WIDTH
-    number = tl.arange(0, WORDS)
-    # All true words weigh the same.
-    scale = tl.max(tl.load(weight + sentence * words + number, mask=number < words, other=0.0), 0)
     of_sentence = sentence * places
     own_query = query + group * query_batch_stride
     own_word_query = word_query + sentence * words * WIDTH
@@ -132,22 +130,24 @@ def _separable_mean_kernel(
     accumulated = tl.zeros([ROWS, VALUES], ACCUMULATOR) + added.to(ACCUMULATOR)[None, :]
     accumulated = _add_mean(
         accumulated, rows, row_mask, own_query, query_row_stride, query_stride,
-        own_word_query, words, scale,
+        own_word_query, words,
         word_key + sentence * words * WIDTH, WIDTH, 1,
         word_value + sentence * words * VALUE_WIDTH, VALUE_WIDTH, 1,
         word_exp_word + sentence * words * words, word_mask + sentence * words, words,
         word_maximum + of_sentence, word_ratio + of_sentence * words,
-        word_direct + of_sentence * words, word_any_direct + sentence, channel,
+        word_direct_maximum + of_sentence * words,
+        word_direct_ratio + of_sentence * words, word_any_direct + sentence, channel,
         WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, True, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     accumulated = _add_mean(
         accumulated, rows, row_mask, own_query, query_row_stride, query_stride,
-        own_word_query, words, scale,
+        own_word_query, words,
         place_key + group * key_batch_stride, key_row_stride, key_stride,
         place_value + group * value_batch_stride, value_row_stride, value_stride,
         place_exp_word + sentence * words * places, word_mask, places,
         place_maximum + of_sentence, place_ratio + of_sentence * words,
-        place_direct + of_sentence * words, place_any_direct + sentence, channel,
+        place_direct_maximum + of_sentence * words,
+        place_direct_ratio + of_sentence * words, place_any_direct + sentence, channel,
         WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, False, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     store_tile(
@@ -189,7 +189,6 @@ def launch_mean(
         word_query,
         words.key,
         words.value,
-        weight,
         places.exp_word,
         words.exp_word,
         words.mask,

@@ -23,9 +23,10 @@ from .tiles import slice_width, word_block
 @triton.jit
 def _add_query_gradient(
     accumulated, rows, row_mask, grad, grad_row_stride, grad_stride,
-    query, query_row_stride, query_stride, word_query, words, weight,
+    query, query_row_stride, query_stride, word_query, words,
     key, key_row_stride, key_stride, value, value_row_stride, value_stride,
-    exp_word, mask, keys, maximum, ratio, direct, any_direct, delta, correction, direct_mean, channel,
+    exp_word, mask, keys, maximum, ratio, direct_maximum, direct_ratio, any_direct,
+    delta, correction, direct_mean, channel,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, WORDS: tl.constexpr, KEYS: tl.constexpr,
     CHUNK: tl.constexpr, MASKED: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
@@ -67,22 +68,22 @@ def _add_query_gradient(
         )  # fmt: skip
 
     if tl.load(any_direct) > 0:
-        direct_tile = load_tile(direct, rows, column_of, words, 1, row_mask, word_mask)
-        is_direct = row_mask[:, None] & word_mask[None, :] & (direct_tile < float("inf"))
-        direct_tile = tl.where(is_direct, direct_tile, float("inf"))
-        if any_true(is_direct):
+        direct_tile = load_tile(direct_ratio, rows, column_of, words, 1, row_mask, word_mask)
+        if any_true(direct_tile > 0):
+            largest_tile = load_tile(direct_maximum, rows, column_of, words, 1, row_mask, word_mask)
             mean_tile = load_tile(direct_mean, rows, column_of, words, 1, row_mask, word_mask)
             for number in range(0, words):
-                logsumexp = column(direct_tile, number)
-                if tl.min(logsumexp, axis=0) < float("inf"):
-                    mean = delta_of + column(mean_tile, number)
+                share = column(direct_tile, number)
+                if tl.max(share, axis=0) > 0:
+                    mean = column(mean_tile, number)
                     for start in range(0, keys, KEYS):
                         row = start + tl.arange(0, KEYS)
                         present = row < keys
                         softmax = direct_softmax(
                             query, rows, query_row_stride, query_stride, row_mask,
                             word_query + number * WIDTH,
-                            key, row, key_row_stride, key_stride, present, mask, logsumexp,
+                            key, row, key_row_stride, key_stride, present, mask,
+                            column(largest_tile, number), share,
                             WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
                         )  # fmt: skip
                         gradient = products(
@@ -90,7 +91,8 @@ def _add_query_gradient(
                             value, row, value_row_stride, value_stride, present,
                             VALUE_WIDTH, CHUNK, PRECISION, ACCUMULATOR,
                         )  # fmt: skip
-                        of_logits = weight * softmax * (gradient - mean[:, None])
+                        # Subtracted in the order in which the mean was formed: a saturated token gives exactly 0.
+                        of_logits = softmax * ((gradient - delta_of[:, None]) - mean[:, None])
                         key_tile = load_tile(
                             key, row, channel, key_row_stride, key_stride, present, inside
                         )
@@ -112,7 +114,6 @@ def _separable_query_kernel(
     word_query,  # [B, N, WIDTH]
     word_key,  # [B, N, WIDTH]
     word_value,  # [B, N, VALUE_WIDTH]
-    weight,  # [B, N]
     place_exp_word,  # [B, N, P]
     word_exp_word,  # [B, N, N]
     word_mask,  # [B, N]
@@ -121,11 +122,13 @@ def _separable_query_kernel(
     grad_query,  # [G, P, WIDTH]
     place_maximum,
     place_ratio,
-    place_direct,
+    place_direct_maximum,
+    place_direct_ratio,
     place_any_direct,
     word_maximum,
     word_ratio,
-    word_direct,
+    word_direct_maximum,
+    word_direct_ratio,
     word_any_direct,
     place_delta,
     place_correction,
@@ -163,7 +166,6 @@ def _separable_query_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < places
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    number = tl.arange(0, WORDS)
     own_query = query + group * query_batch_stride
 
     begin = group
@@ -174,32 +176,32 @@ def _separable_query_kernel(
     accumulated = tl.zeros([ROWS, CHANNELS], ACCUMULATOR)
     for position in range(begin, end):
         sentence = tl.load(order + position).to(tl.int64) if GROUPED else group
-        weights = tl.load(weight + sentence * words + number, mask=number < words, other=0.0)
-        scale = tl.max(weights, axis=0)
         of_sentence = sentence * places
         own_grad = grad + sentence * grad_batch_stride
         own_word_query = word_query + sentence * words * WIDTH
         own_mask = word_mask + sentence * words
         accumulated = _add_query_gradient(
             accumulated, rows, row_mask, own_grad, grad_row_stride, grad_stride,
-            own_query, query_row_stride, query_stride, own_word_query, words, scale,
+            own_query, query_row_stride, query_stride, own_word_query, words,
             word_key + sentence * words * WIDTH, WIDTH, 1,
             word_value + sentence * words * VALUE_WIDTH, VALUE_WIDTH, 1,
             word_exp_word + sentence * words * words, own_mask, words,
             word_maximum + of_sentence, word_ratio + of_sentence * words,
-            word_direct + of_sentence * words, word_any_direct + sentence,
+            word_direct_maximum + of_sentence * words,
+            word_direct_ratio + of_sentence * words, word_any_direct + sentence,
             word_delta + of_sentence, word_correction + of_sentence * words,
             word_direct_mean + of_sentence * words, channel,
             WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, True, WIDE, PRECISION, ACCUMULATOR,
         )  # fmt: skip
         accumulated = _add_query_gradient(
             accumulated, rows, row_mask, own_grad, grad_row_stride, grad_stride,
-            own_query, query_row_stride, query_stride, own_word_query, words, scale,
+            own_query, query_row_stride, query_stride, own_word_query, words,
             place_key + group * key_batch_stride, key_row_stride, key_stride,
             place_value + group * value_batch_stride, value_row_stride, value_stride,
             place_exp_word + sentence * words * places, own_mask, places,
             place_maximum + of_sentence, place_ratio + of_sentence * words,
-            place_direct + of_sentence * words, place_any_direct + sentence,
+            place_direct_maximum + of_sentence * words,
+            place_direct_ratio + of_sentence * words, place_any_direct + sentence,
             place_delta + of_sentence, place_correction + of_sentence * words,
             place_direct_mean + of_sentence * words, channel,
             WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, False, WIDE, PRECISION, ACCUMULATOR,
@@ -247,7 +249,6 @@ def launch_query(
         word_query,
         words.key,
         words.value,
-        weight,
         places.exp_word,
         words.exp_word,
         words.mask,

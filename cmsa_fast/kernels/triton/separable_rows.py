@@ -83,7 +83,7 @@ def _row_gradients(
     rows, row_mask, grad, grad_row_stride, grad_stride, delta,
     query, query_row_stride, query_stride, word_query, words, weight,
     key, key_row_stride, key_stride, value, value_row_stride, value_stride,
-    exp_word, mask, keys, maximum, ratio, direct, any_direct,
+    exp_word, mask, keys, maximum, ratio, direct_maximum, direct_ratio, any_direct,
     delta_out, correction_out, direct_mean_out,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, WORDS: tl.constexpr, KEYS: tl.constexpr,
     CHUNK: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
@@ -116,13 +116,12 @@ def _row_gradients(
 
     direct_mean = tl.zeros([rows.shape[0], WORDS], ACCUMULATOR)
     if tl.load(any_direct) > 0:
-        direct_tile = load_tile(direct, rows, column_of, words, 1, row_mask, word_mask)
-        is_direct = row_mask[:, None] & word_mask[None, :] & (direct_tile < float("inf"))
-        direct_tile = tl.where(is_direct, direct_tile, float("inf"))
-        if any_true(is_direct):
+        direct_tile = load_tile(direct_ratio, rows, column_of, words, 1, row_mask, word_mask)
+        if any_true(direct_tile > 0):
+            largest_tile = load_tile(direct_maximum, rows, column_of, words, 1, row_mask, word_mask)
             for number in range(0, words):
-                logsumexp = column(direct_tile, number)
-                if tl.min(logsumexp, axis=0) < float("inf"):
+                share = column(direct_tile, number)
+                if tl.max(share, axis=0) > 0:
                     mean = tl.zeros([rows.shape[0]], ACCUMULATOR)
                     for start in range(0, keys, KEYS):
                         row = start + tl.arange(0, KEYS)
@@ -130,7 +129,8 @@ def _row_gradients(
                         softmax = direct_softmax(
                             query, rows, query_row_stride, query_stride, row_mask,
                             word_query + number * WIDTH,
-                            key, row, key_row_stride, key_stride, present, mask, logsumexp,
+                            key, row, key_row_stride, key_stride, present, mask,
+                            column(largest_tile, number), share / weight,
                             WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
                         )  # fmt: skip
                         gradient = products(
@@ -165,11 +165,13 @@ def _separable_rows_kernel(
     image_index,  # [B]
     place_maximum,
     place_ratio,
-    place_direct,
+    place_direct_maximum,
+    place_direct_ratio,
     place_any_direct,
     word_maximum,
     word_ratio,
-    word_direct,
+    word_direct_maximum,
+    word_direct_ratio,
     word_any_direct,
     place_delta,
     place_correction,
@@ -233,7 +235,8 @@ def _separable_rows_kernel(
         own_query, query_row_stride, query_stride, own_word_query, words, scale,
         own_word_key, WIDTH, 1, own_word_value, VALUE_WIDTH, 1, own_word_exp, own_mask, words,
         word_maximum + of_sentence, word_ratio + of_sentence * words,
-        word_direct + of_sentence * words, word_any_direct + sentence, word_delta + of_sentence,
+        word_direct_maximum + of_sentence * words,
+        word_direct_ratio + of_sentence * words, word_any_direct + sentence, word_delta + of_sentence,
         word_correction + of_sentence * words, word_direct_mean + of_sentence * words,
         WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, True, PRECISION, ACCUMULATOR,
     )  # fmt: skip
@@ -244,7 +247,8 @@ def _separable_rows_kernel(
         place_value + group * value_batch_stride, value_row_stride, value_stride,
         place_exp_word + sentence * words * places, own_mask, places,
         place_maximum + of_sentence, place_ratio + of_sentence * words,
-        place_direct + of_sentence * words, place_any_direct + sentence, place_delta + of_sentence,
+        place_direct_maximum + of_sentence * words,
+        place_direct_ratio + of_sentence * words, place_any_direct + sentence, place_delta + of_sentence,
         place_correction + of_sentence * words, place_direct_mean + of_sentence * words,
         WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, False, PRECISION, ACCUMULATOR,
     )  # fmt: skip

@@ -28,7 +28,8 @@ class Statistics(NamedTuple):
 
     maximum: Tensor  # [B, P], the largest logit of the places' factor
     ratio: Tensor  # [B, P, N], R = weight / Z; 0 where the direct form is taken, and on padding
-    direct: Tensor  # [B, P, N], log-sum-exp of the tokens that take the direct form, else +inf
+    direct_maximum: Tensor  # [B, P, N], the largest logit of a token that takes the direct form
+    direct_ratio: Tensor  # [B, P, N], weight / sum of exp(logits - maximum) of such a token, else 0
     any_direct: Tensor  # int32 [B], whether there are any; [B, row blocks] before it is reduced
 
 
@@ -36,7 +37,7 @@ class Statistics(NamedTuple):
 def _statistics(
     rows, row_mask, query, query_row_stride, query_stride, word_query, words, weight,
     key, key_row_stride, key_stride, exp_word, mask, keys,
-    maximum_out, ratio_out, direct_out, any_direct_out,
+    maximum_out, ratio_out, direct_maximum_out, direct_ratio_out, any_direct_out,
     WIDTH: tl.constexpr, WORDS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     MASKED: tl.constexpr, FLOOR: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +73,8 @@ def _statistics(
     ratio = tl.where(real & (total >= FLOOR), weight[None, :] / tl.maximum(total, FLOOR), 0.0)
     under_any = any_true(under)
 
-    direct = tl.full([rows.shape[0], WORDS], float("inf"), ACCUMULATOR)
+    direct_maximum = tl.zeros([rows.shape[0], WORDS], ACCUMULATOR)
+    direct_ratio = tl.zeros([rows.shape[0], WORDS], ACCUMULATOR)
     if under_any:
         for number in range(0, words):
             chosen = under & (column_of == number)[None, :]
@@ -96,11 +98,13 @@ def _statistics(
                         tl.exp(logits - larger[:, None]), axis=1
                     )
                     largest = larger
-                direct = tl.where(chosen, (largest + tl.log(summed))[:, None], direct)
+                direct_maximum = tl.where(chosen, largest[:, None], direct_maximum)
+                direct_ratio = tl.where(chosen, weight[None, :] / summed[:, None], direct_ratio)
 
     tl.store(maximum_out + rows, maximum, mask=row_mask)
     store_tile(ratio_out, ratio, rows, column_of, words, 1, row_mask, word_mask)
-    store_tile(direct_out, direct, rows, column_of, words, 1, row_mask, word_mask)
+    store_tile(direct_maximum_out, direct_maximum, rows, column_of, words, 1, row_mask, word_mask)
+    store_tile(direct_ratio_out, direct_ratio, rows, column_of, words, 1, row_mask, word_mask)
     tl.store(any_direct_out, under_any.to(tl.int32))
 
 
@@ -117,11 +121,13 @@ def _separable_statistics_kernel(
     image_index,  # [B]
     place_maximum,
     place_ratio,
-    place_direct,
+    place_direct_maximum,
+    place_direct_ratio,
     place_any_direct,
     word_maximum,
     word_ratio,
-    word_direct,
+    word_direct_maximum,
+    word_direct_ratio,
     word_any_direct,
     places,
     words,
@@ -157,7 +163,8 @@ def _separable_statistics_kernel(
         word_key + sentence * words * WIDTH, WIDTH, 1,
         word_exp_word + sentence * words * words, word_mask + sentence * words, words,
         word_maximum + of_sentence, word_ratio + of_sentence * words,
-        word_direct + of_sentence * words, word_any_direct + flag,
+        word_direct_maximum + of_sentence * words,
+        word_direct_ratio + of_sentence * words, word_any_direct + flag,
         WIDTH, WORDS, KEYS, CHUNK, True, FLOOR, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     _statistics(
@@ -165,7 +172,8 @@ def _separable_statistics_kernel(
         place_key + group * key_batch_stride, key_row_stride, key_stride,
         place_exp_word + sentence * words * places, word_mask, places,
         place_maximum + of_sentence, place_ratio + of_sentence * words,
-        place_direct + of_sentence * words, place_any_direct + flag,
+        place_direct_maximum + of_sentence * words,
+        place_direct_ratio + of_sentence * words, place_any_direct + flag,
         WIDTH, WORDS, KEYS, CHUNK, False, FLOOR, PRECISION, ACCUMULATOR,
     )  # fmt: skip
 
@@ -191,8 +199,7 @@ def launch_statistics(
     statistics = [
         Statistics(
             weight.new_empty(batch, count),
-            weight.new_empty(batch, count, number),
-            weight.new_empty(batch, count, number),
+            *(weight.new_empty(batch, count, number) for _ in range(3)),
             torch.empty(batch, blocks, dtype=torch.int32, device=query.device),
         )
         for _ in range(2)

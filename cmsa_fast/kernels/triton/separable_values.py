@@ -21,7 +21,6 @@ def _value_gradient_kernel(
     query,  # [G', P, WIDTH]
     key,  # [G, K, WIDTH]
     word_query,  # [B, N, WIDTH]
-    weight,  # [B, N]
     exp_word,  # [B, N, K]
     mask,  # [B, K]
     image_index,  # [B]
@@ -29,7 +28,8 @@ def _value_gradient_kernel(
     first,
     maximum,  # [B, P]
     ratio,  # [B, P, N]
-    direct,  # [B, P, N]
+    direct_maximum,  # [B, P, N]
+    direct_ratio,  # [B, P, N]
     any_direct,  # [B]
     grad_value,  # [parts, G, K, VALUE_WIDTH]
     places,
@@ -110,34 +110,32 @@ def _value_gradient_kernel(
             )  # fmt: skip
 
         if tl.load(any_direct + sentence) > 0:
-            scale = tl.max(
-                tl.load(weight + sentence * words + column_of, mask=word_present, other=0.0), axis=0
-            )
             for start in range(part * rows_per_part, last, ROWS):
                 place = start + tl.arange(0, ROWS)
                 place_mask = place < last
                 direct_tile = load_tile(
-                    direct + sentence * places * words, place, column_of, words, 1,
+                    direct_ratio + sentence * places * words, place, column_of, words, 1,
                     place_mask, word_present,
                 )  # fmt: skip
-                direct_tile = tl.where(
-                    place_mask[:, None] & word_present[None, :], direct_tile, float("inf")
-                )
+                largest_tile = load_tile(
+                    direct_maximum + sentence * places * words, place, column_of, words, 1,
+                    place_mask, word_present,
+                )  # fmt: skip
                 grad_tile = load_tile(
                     own_grad, place, channel, grad_row_stride, grad_stride, place_mask, inside
                 )
                 for number in range(0, words):
-                    logsumexp = column(direct_tile, number)
-                    if tl.min(logsumexp, axis=0) < float("inf"):
+                    share = column(direct_tile, number)
+                    if tl.max(share, axis=0) > 0:
                         softmax = direct_softmax(
                             own_query, place, query_row_stride, query_stride, place_mask,
                             word_query + (sentence * words + number) * WIDTH,
                             own_key, row, key_row_stride, key_stride, present,
-                            own_mask, logsumexp,
+                            own_mask, column(largest_tile, number), share,
                             WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
                         )  # fmt: skip
                         accumulated = tl.dot(
-                            tl.trans(softmax * scale).to(grad_tile.dtype), grad_tile, accumulated,
+                            tl.trans(softmax).to(grad_tile.dtype), grad_tile, accumulated,
                             input_precision=PRECISION, out_dtype=ACCUMULATOR,
                         )  # fmt: skip
     store_tile(
@@ -188,7 +186,6 @@ def launch_values(
         query,
         keys.key,
         word_query,
-        weight,
         keys.exp_word,
         keys.mask,
         image_index,
