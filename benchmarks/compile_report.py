@@ -83,7 +83,8 @@ class _Driver:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        # Triton keeps what it compiled by device, whatever its architecture.
+        return self.target.arch
 
     def get_current_stream(self, device: int | None = None) -> int:
         return 0
@@ -110,14 +111,14 @@ def _compiling_for(architecture: int) -> Iterator[list[tuple[str, dict[str, Any]
         triton.runtime.driver.set_active(None)
 
 
-def _registers(ptx: str) -> tuple[int, int]:
+def _registers(ptx: str, architecture: int) -> tuple[int, int]:
     """Registers of a thread, and bytes of them spilled (the larger of what is stored and what is loaded back)."""
     import triton
 
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    target = re.search(r"\.target (\w+)", ptx)
+    target = re.search(rf"\.target (sm_{architecture}\w?)\b", ptx)
     if target is None:
-        raise RuntimeError("Triton wrote PTX without a .target directive.")
+        raise RuntimeError(f"Triton wrote PTX for another architecture than sm_{architecture}.")
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "kernel.ptx"
         source.write_text(ptx, encoding="utf-8")
@@ -149,7 +150,7 @@ def compile_case(case: Case) -> list[dict[str, Any]]:
         torch.set_float32_matmul_precision(before)
     rows: dict[str, dict[str, Any]] = {}
     for name, options, result in compiled:
-        registers, spilled = _registers(result.asm["ptx"])
+        registers, spilled = _registers(result.asm["ptx"], case.architecture)
         row = {
             **case._asdict(),
             "kernel": name.strip("_"),

@@ -41,6 +41,8 @@ _TILES = {
     # Narrower chunks than elsewhere leave registers for two more products.
     "separable_query": {
         "half": (Tile(64, 32, 64, 8, 2), Tile(64, 32, 64, 8, 2), Tile(64, 32, 32, 8, 2)),
+        # Its gradients of logits leave the range of float16, so keys are widened to float32 beside them.
+        "float16": (Tile(64, 32, 32, 8, 2, 256),) * 3,
         "tf32": (Tile(64, 32, 32, 8, 2, 128),) * 3,
         "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
     },
@@ -62,7 +64,9 @@ def separable_tile(kernel: str, width: int, dtype: torch.dtype, architecture: in
     """The tile of a kernel at this width, on an architecture of `launch.ARCHITECTURES` or in the interpreter."""
     if not architecture:
         return INTERPRETED
-    tiles = _TILES[kernel][arithmetic(dtype)]
+    of_kernel = _TILES[kernel]
+    kind = "float16" if dtype == torch.float16 and "float16" in of_kernel else arithmetic(dtype)
+    tiles = of_kernel[kind]
     return next(
         (tile for tile, most in zip(tiles, _WIDTHS, strict=True) if width <= most), tiles[-1]
     )
