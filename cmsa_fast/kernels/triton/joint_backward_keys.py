@@ -271,7 +271,7 @@ def launch_value_gradient(
     batch, query_count, width = query.shape
     key_count, value_width = value.shape[1:]
     tile = joint_tiles.value_gradient_tile(query.dtype, width, value_width)
-    whole = joint_tiles.fits_whole(tile, width)
+    whole = joint_tiles.fits_whole(tile, width, joint_tiles.slice_width(value_width))
     slice_width = joint_tiles.slice_width(value_width)
     blocks, slices = (
         batch * triton.cdiv(key_count, tile.keys),

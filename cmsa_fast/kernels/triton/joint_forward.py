@@ -124,7 +124,7 @@ def launch_joint_forward(
     batch, query_count, width = query.shape
     key_count, value_width = value.shape[1:]
     tile = joint_tiles.forward_tile(query.dtype, width, value_width)
-    whole = joint_tiles.fits_whole(tile, width)
+    whole = joint_tiles.fits_whole(tile, width, joint_tiles.slice_width(value_width))
     values = joint_tiles.slice_width(value_width)
     attended = query.new_empty(batch, query_count, value_width)
     logsumexp = query.new_empty(batch, query_count, 2, dtype=joint_tiles.summed_in(query.dtype))

@@ -1,7 +1,7 @@
 """How the joint attention's kernels and its tail's are cut into programs, by architecture, dtype and width.
 
-Every tile was compiled for its architectures with and without a mask: it fits their shared memory, and no thread
-spills more than 256 bytes of registers.
+Every tile was compiled for its architectures: it fits their shared memory, and at widths that are multiples of 16
+no thread spills more than 256 bytes of registers.
 """
 
 import torch
@@ -137,6 +137,7 @@ _PROJECTION = Tile(rows=64, keys=64, channels=64, warps=4, stages=2)
 
 _TAIL = Tile(rows=64, keys=128, channels=64, warps=8, stages=3)
 _TAIL_ATTENDED_GRADIENT = Tile(rows=64, keys=64, channels=64, warps=8, stages=3)
+_TAIL_WEIGHT_GRADIENT_FLOAT32 = Tile(rows=16, keys=16, channels=64, warps=8, stages=2)
 _TAIL_WEIGHT_GRADIENT = Tile(rows=32, keys=64, channels=64, warps=8, stages=3)
 
 
@@ -177,6 +178,8 @@ def tail_attended_gradient_tile(dtype: torch.dtype) -> Tile:
 
 def tail_weight_gradient_tile(dtype: torch.dtype) -> Tile:
     """The tile of the tail's gradient of the weight."""
+    if dtype == torch.float32 and not launch.interpreted():
+        return _TAIL_WEIGHT_GRADIENT_FLOAT32
     if launch.architecture() in _LARGE:
         return _one_tile(_TAIL_ATTENDED_GRADIENT, dtype)
     return _one_tile(_TAIL_WEIGHT_GRADIENT, dtype)
