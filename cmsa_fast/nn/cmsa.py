@@ -225,12 +225,18 @@ class CMSA(nn.Module):
         )
 
     def _project(self, tokens: _Tokens) -> tuple[_Parts, _Parts]:
-        """Query, key and value of the places [B', P, d] and of the words [B, N, d], one product for each."""
-        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])  # [3d, C]
-        of_visual, of_words, of_spatial = self._split(weight)
-        places = F.linear(tokens.visual, of_visual) + F.linear(tokens.spatial, of_spatial)
-        words = F.linear(tokens.words, of_words)
-        return _Parts(*places.chunk(3, dim=2)), _Parts(*words.chunk(3, dim=2))
+        """Query, key and value of the places [B', P, d] and of the words [B, N, d]."""
+        weights = [self._split(part.weight) for part in (self.query, self.key, self.value)]
+        of_visual, of_words, of_spatial = zip(*weights, strict=True)
+        pictures = len(tokens.visual)
+        # The columns that meet words stay where they are: a few words do not pay for a copy of them.
+        places = torch.baddbmm(
+            F.linear(tokens.spatial, torch.cat(of_spatial)).expand(pictures, -1, -1),
+            tokens.visual,
+            torch.cat(of_visual).mT.expand(pictures, -1, -1),
+        )
+        words = (F.linear(tokens.words, part) for part in of_words)
+        return _Parts(*places.chunk(3, dim=2)), _Parts(*words)
 
     def _attend(
         self,
