@@ -149,5 +149,3 @@ def test_messages() -> None:
         CMSA(3, 3, 0)
     with pytest.raises(ValueError, match="backend must be one of"):
         CMSA(3, 3, 3, backend="numpy")
-    with pytest.raises(NotImplementedError, match="Triton"):
-        CMSA(11, 7, 5, backend="triton")(visual, words)
