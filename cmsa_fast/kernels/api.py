@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from . import reference, separable
@@ -13,9 +12,10 @@ from .checks import (
     check_alike,
     check_backend,
     check_floating,
+    check_image_index,
+    check_range,
     check_triton,
     check_word_mask,
-    values_can_be_read,
 )
 
 __all__ = ["BACKENDS", "cross_modal_attention", "received_word_attention"]
@@ -192,29 +192,10 @@ def _check_sentences(
                 "they must be equal unless image_index says which picture each sentence belongs to."
             )
         return
-    if not isinstance(image_index, Tensor) or image_index.dtype != torch.int64:
-        found = image_index.dtype if isinstance(image_index, Tensor) else type(image_index).__name__
-        raise TypeError(f"image_index must be an int64 tensor; got {found}.")
-    if image_index.shape != (sentences,):
-        raise ValueError(
-            f"image_index must have shape [batch] = [{sentences}]; got {list(image_index.shape)}."
-        )
-    if image_index.device != word_query.device:
-        raise ValueError(
-            f"image_index must be on the device of word_query, {word_query.device}; "
-            f"got {image_index.device}."
-        )
+    check_image_index(image_index, sentences, "word_query", word_query.device)
     if sentences and not pictures:
         raise ValueError(
             f"place_query must hold at least one picture for {sentences} sentences; "
             f"got {list(place_query.shape)}."
         )
-    if not values_can_be_read(image_index):
-        within = ((image_index >= 0) & (image_index < pictures)).all()
-        torch._assert_async(within, f"image_index must lie in 0..{pictures - 1}.")
-        return
-    if sentences and not 0 <= int(image_index.min()) <= int(image_index.max()) < pictures:
-        raise ValueError(
-            f"image_index must lie in 0..{pictures - 1}; got values from {int(image_index.min())} "
-            f"to {int(image_index.max())}."
-        )
+    check_range("image_index", image_index, pictures)

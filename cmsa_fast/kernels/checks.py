@@ -125,6 +125,32 @@ def check_rows(rule: str, rows: str, mask: Tensor) -> None:
         raise ValueError(f"{rule}; {rows} {empty[:8]} of {len(mask)} have none.")
 
 
+def check_image_index(
+    image_index: Tensor, sentences: int, of_name: str, device: torch.device
+) -> None:
+    """int64 [sentences] on the device of argument `of_name`; `check_range` looks at its values."""
+    if not isinstance(image_index, Tensor) or image_index.dtype != torch.int64:
+        found = image_index.dtype if isinstance(image_index, Tensor) else type(image_index).__name__
+        raise TypeError(f"image_index must be an int64 tensor; got {found}.")
+    if image_index.shape != (sentences,):
+        raise ValueError(
+            f"image_index must have shape [batch] = [{sentences}]; got {list(image_index.shape)}."
+        )
+    if image_index.device != device:
+        raise ValueError(
+            f"image_index must be on the device of {of_name}, {device}; got {image_index.device}."
+        )
+
+
+def check_range(name: str, index: Tensor, count: int) -> None:
+    """Values in 0..count - 1."""
+    rule = f"{name} must lie in 0..{count - 1}"
+    if not values_can_be_read(index):
+        torch._assert_async(((index >= 0) & (index < count)).all(), f"{rule}.")
+    elif len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
+        raise ValueError(f"{rule}; got values from {int(index.min())} to {int(index.max())}.")
+
+
 def values_can_be_read(tensor: Tensor) -> bool:
     """Whether the host may look at values: not while a graph is traced or a CUDA graph captured.
 

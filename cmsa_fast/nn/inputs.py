@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from ..kernels.checks import check_alike, check_floating, check_word_mask
+from ..kernels.checks import (
+    check_alike,
+    check_floating,
+    check_image_index,
+    check_range,
+    check_word_mask,
+)
 
 
 def check_inputs(
@@ -56,21 +62,7 @@ def _check_image_index(pictures: int, words: Tensor, image_index: Tensor | None)
                 f"each sentence belongs to; got {sentences}."
             )
         return
-    if not isinstance(image_index, Tensor) or image_index.dtype != torch.int64:
-        found = image_index.dtype if isinstance(image_index, Tensor) else type(image_index).__name__
-        raise TypeError(f"image_index must be an int64 tensor; got {found}.")
-    if image_index.shape != (sentences,):
-        raise ValueError(
-            f"image_index must have shape [batch] = [{sentences}]; got {list(image_index.shape)}."
-        )
-    if image_index.device != words.device:
-        raise ValueError(
-            f"image_index must be on the device of words, {words.device}; got {image_index.device}."
-        )
+    check_image_index(image_index, sentences, "words", words.device)
     if sentences and not pictures:
         raise ValueError(f"visual must hold at least one picture for {sentences} sentences; got 0.")
-    if sentences and not 0 <= int(image_index.min()) <= int(image_index.max()) < pictures:
-        raise ValueError(
-            f"image_index must lie in 0..{pictures - 1}; got values from {int(image_index.min())} "
-            f"to {int(image_index.max())}."
-        )
+    check_range("image_index", image_index, pictures)

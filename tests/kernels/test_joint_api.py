@@ -256,8 +256,12 @@ def test_what_auto_stands_for(
 ) -> None:
     found = SimpleNamespace() if installed else None
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: found)
-    tensor = SimpleNamespace(is_cuda=is_cuda, dtype=dtype)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device = torch.device("cuda" if is_cuda else "cpu")
+    tensor = SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device=device)
+    checks._obstacle.cache_clear()
     backend = checks.automatic_backend((tensor,))  # type: ignore[arg-type]
+    checks._obstacle.cache_clear()
     assert backend == ("triton" if has_kernels and is_cuda and installed else "torch")
     assert backend in BACKENDS
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmsa_fast.kernels import cross_modal_attention, received_word_attention
+from cmsa_fast.kernels import checks, cross_modal_attention, received_word_attention
 
 
 def arguments(**changed: Any) -> dict[str, Any]:
@@ -187,12 +190,6 @@ ATTENTION_ONLY = [
         ValueError,
         "backend must be one of auto, reference, torch, triton; got None.",
     ),
-    (
-        {"backend": "triton"},
-        NotImplementedError,
-        'backend="triton" is not available: this version has no Triton kernels yet. '
-        'Use backend="torch", the same result in plain PyTorch, or "auto".',
-    ),
 ]
 
 
@@ -244,3 +241,64 @@ def test_right_arguments_pass(backend: str) -> None:
         backend=backend,
     )
     assert result.shape == (2, 5, 6)
+
+
+@pytest.fixture
+def fresh_checks() -> Iterator[None]:
+    checks._obstacle.cache_clear()
+    yield
+    checks._obstacle.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_checks")
+@pytest.mark.parametrize(
+    ("installed", "device", "capability", "kind", "sentence"),
+    [
+        (False, "cuda", (9, 0), ImportError, "needs the package triton, which is not installed."),
+        (
+            True,
+            "cpu",
+            (9, 0),
+            ValueError,
+            "runs on NVIDIA GPUs (and on the CPU in Triton's interpreter, TRITON_INTERPRET=1); got cpu.",
+        ),
+        (
+            True,
+            "cuda:1",
+            (7, 5),
+            ValueError,
+            "needs compute capability 8.0 or newer; cuda:1 has 7.5.",
+        ),
+    ],
+)
+def test_where_triton_cannot_run(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: bool,
+    device: str,
+    capability: tuple[int, int],
+    kind: type[Exception],
+    sentence: str,
+) -> None:
+    """Asked for by name it never gives way to another backend; "auto" does."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    if not installed:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    where = torch.device(device)
+    tensor: Any = SimpleNamespace(is_cuda=where.type == "cuda", dtype=torch.float32, device=where)
+    expected = f'backend="triton" {sentence} Use backend="torch" instead.'
+    with pytest.raises(kind, match=f"^{re.escape(expected)}$"):
+        checks.check_triton(tensor)
+    assert checks.automatic_backend((tensor,)) == "torch"
+
+
+@pytest.mark.usefixtures("fresh_checks")
+def test_float64_is_for_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    tensor: Any = SimpleNamespace(is_cuda=True, dtype=torch.float64, device=torch.device("cuda"))
+    with pytest.raises(
+        TypeError, match=r"float32, bfloat16 or float16 on a GPU; got torch\.float64"
+    ):
+        checks.check_triton(tensor)

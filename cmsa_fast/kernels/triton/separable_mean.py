@@ -48,8 +48,8 @@ def _add_mean(
         if any_true(direct_tile > 0):
             largest_tile = load_tile(direct_maximum, rows, column_of, words, 1, row_mask, word_mask)
             for number in range(0, words):
-                share = column(direct_tile, number)
-                if tl.max(share, axis=0) > 0:
+                token_ratio = column(direct_tile, number)
+                if tl.max(token_ratio, axis=0) > 0:
                     for start in range(0, keys, KEYS):
                         row = start + tl.arange(0, KEYS)
                         present = row < keys
@@ -57,7 +57,7 @@ def _add_mean(
                             query, rows, query_row_stride, query_stride, row_mask,
                             word_query + number * WIDTH,
                             key, row, key_row_stride, key_stride, present, mask,
-                            column(largest_tile, number), share,
+                            column(largest_tile, number), token_ratio,
                             WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
                         )  # fmt: skip
                         value_tile = load_tile(

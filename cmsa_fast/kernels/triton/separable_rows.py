@@ -120,8 +120,8 @@ def _row_gradients(
         if any_true(direct_tile > 0):
             largest_tile = load_tile(direct_maximum, rows, column_of, words, 1, row_mask, word_mask)
             for number in range(0, words):
-                share = column(direct_tile, number)
-                if tl.max(share, axis=0) > 0:
+                token_ratio = column(direct_tile, number)
+                if tl.max(token_ratio, axis=0) > 0:
                     mean = tl.zeros([rows.shape[0]], ACCUMULATOR)
                     for start in range(0, keys, KEYS):
                         row = start + tl.arange(0, KEYS)
@@ -130,7 +130,7 @@ def _row_gradients(
                             query, rows, query_row_stride, query_stride, row_mask,
                             word_query + number * WIDTH,
                             key, row, key_row_stride, key_stride, present, mask,
-                            column(largest_tile, number), share / weight,
+                            column(largest_tile, number), token_ratio / weight,
                             WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
                         )  # fmt: skip
                         gradient = products(

@@ -125,13 +125,13 @@ def _value_gradient_kernel(
                     own_grad, place, channel, grad_row_stride, grad_stride, place_mask, inside
                 )
                 for number in range(0, words):
-                    share = column(direct_tile, number)
-                    if tl.max(share, axis=0) > 0:
+                    token_ratio = column(direct_tile, number)
+                    if tl.max(token_ratio, axis=0) > 0:
                         softmax = direct_softmax(
                             own_query, place, query_row_stride, query_stride, place_mask,
                             word_query + (sentence * words + number) * WIDTH,
                             own_key, row, key_row_stride, key_stride, present,
-                            own_mask, column(largest_tile, number), share,
+                            own_mask, column(largest_tile, number), token_ratio,
                             WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
                         )  # fmt: skip
                         accumulated = tl.dot(
