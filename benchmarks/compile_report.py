@@ -32,6 +32,7 @@ MOST_SPILLED = 256
 ARITHMETICS = ("bfloat16", "float16", "tf32", "float32")
 WIDTHS = (64, 128, 256, 512)
 _PLACES, _WORDS, _BATCH = 1600, 20, 2
+_CHANNELS = 2008  # of the released network's widest level
 
 _REASON = (
     "a [rows, width] accumulator in float32 holds half the registers, and the loop beside it needs "
@@ -68,7 +69,32 @@ def _separable(width: int, dtype: torch.dtype) -> None:
     separable.backward(torch.empty_like(attended), features, weight, None, attended, state)
 
 
-FAMILIES: dict[str, Callable[[int, torch.dtype], None]] = {"separable": _separable}
+def _joint(width: int, dtype: torch.dtype) -> None:
+    from cmsa_fast.kernels.triton.joint_backward import launch_joint_backward
+    from cmsa_fast.kernels.triton.joint_forward import launch_joint_forward
+    from cmsa_fast.kernels.triton.joint_tail import launch_tail_forward
+    from cmsa_fast.kernels.triton.joint_tail_backward import launch_tail_backward
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    tokens, keys = _PLACES * _WORDS, _PLACES // 4 * _WORDS // 2
+    query, key, value = (empty(_BATCH, size, width) for size in (tokens, keys, keys))
+    mask = torch.empty(_BATCH, keys, dtype=torch.bool, device="meta")
+    attended, logsumexp = launch_joint_forward(query, key, value, mask, 1.0)
+    launch_joint_backward(attended, query, key, value, mask, 1.0, attended, logsumexp)
+
+    words = torch.empty(_BATCH, _WORDS, dtype=torch.bool, device="meta")
+    projected = (
+        attended.unflatten(1, (_PLACES, _WORDS)),
+        empty(_CHANNELS, width),
+        empty(_CHANNELS),
+    )
+    result = launch_tail_forward(*projected, words, True)
+    launch_tail_backward(result, *projected, words, True)
+
+
+FAMILIES: dict[str, Callable[[int, torch.dtype], None]] = {"separable": _separable, "joint": _joint}
 
 
 class _Driver:
@@ -125,7 +151,8 @@ def _registers(ptx: str, architecture: int) -> tuple[int, int]:
         # Triton brings an older assembler and a newer one for the newest PTX.
         for assembler in ("ptxas", "ptxas-blackwell"):
             output = Path(scratch) / "kernel.cubin"
-            command = [folder / assembler, "-v", f"--gpu-name={target[1]}", source, "-o", output]
+            files = (str(source), "-o", str(output))
+            command = [str(folder / assembler), "-v", f"--gpu-name={target[1]}", *files]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 break

@@ -150,9 +150,9 @@ def _attention(backend: str) -> Callable[..., Tensor]:
     if backend == "reference":
         return reference.token_attention
     if backend == "triton":
-        from . import ops
+        from . import joint_ops
 
-        return ops.joint_attention
+        return joint_ops.joint_attention
     return joint.joint_attention
 
 
@@ -160,9 +160,9 @@ def _tail(backend: str) -> Callable[..., Tensor]:
     if backend == "reference":
         return reference.joint_attention_tail
     if backend == "triton":
-        from . import ops
+        from . import joint_ops
 
-        return ops.joint_attention_tail
+        return joint_ops.joint_attention_tail
     return joint_tail.joint_attention_tail
 
 

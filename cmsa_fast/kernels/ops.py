@@ -1,4 +1,4 @@
-"""The Triton kernels as operators of PyTorch: schemas, fake implementations, autograd and FLOP formulas.
+"""The separable attention's Triton kernels as operators: schemas, fake implementations, autograd, FLOP formulas.
 
 This module knows torch alone. The kernels are imported when an operator first runs: a graph can be traced, and the
 package imported, where Triton is not installed. Nothing here looks at the values of a tensor: where the kernels
@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .checks import check_triton
+from .registration import register, register_gradient
 from .separable import word_weights
-
-_library = torch.library.Library("cmsa_fast", "DEF")
-_DEVICES = ("CUDA", "CPU")  # the CPU's is Triton's interpreter
 
 _FEATURES = (
     "Tensor place_query, Tensor place_key, Tensor place_value, "
@@ -24,12 +22,6 @@ _FEATURES = (
 # The result, then what backward needs of the softmaxes: E_C over places and over words, and for each of the two
 # the five tensors of its statistics.
 _STATE = 12
-
-_library.define(f"separable_forward({_FEATURES}) -> ({', '.join(['Tensor'] * (1 + _STATE))})")
-_library.define(
-    f"separable_backward(Tensor grad, {_FEATURES}, Tensor attended, Tensor[] state)"
-    f" -> ({', '.join(['Tensor'] * 6)})"
-)
 
 
 def _separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -86,26 +78,20 @@ def _differentiate_separable(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[An
     return *gradients, None, None
 
 
-def _refuse_second_derivative(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        'the attention\'s "triton" backend has no second derivative: its gradient cannot be '
-        'differentiated again (create_graph=True). Use backend="reference" for double backward.'
-    )
-
-
-for _device in _DEVICES:
-    _library.impl("separable_forward", _separable_forward, _device)
-    _library.impl("separable_backward", _separable_backward, _device)
-torch.library.register_fake("cmsa_fast::separable_forward", _fake_separable_forward, lib=_library)
-torch.library.register_fake("cmsa_fast::separable_backward", _fake_separable_backward, lib=_library)
-torch.library.register_autograd(
-    "cmsa_fast::separable_forward",
-    _differentiate_separable,
-    setup_context=_save_separable,
-    lib=_library,
+register(
+    "separable_forward",
+    f"({_FEATURES}) -> ({', '.join(['Tensor'] * (1 + _STATE))})",
+    _separable_forward,
+    _fake_separable_forward,
 )
-torch.library.register_autograd(
-    "cmsa_fast::separable_backward", _refuse_second_derivative, lib=_library
+register(
+    "separable_backward",
+    f"(Tensor grad, {_FEATURES}, Tensor attended, Tensor[] state) -> ({', '.join(['Tensor'] * 6)})",
+    _separable_backward,
+    _fake_separable_backward,
+)
+register_gradient(
+    "separable_forward", _differentiate_separable, _save_separable, "separable_backward"
 )
 
 

@@ -274,10 +274,10 @@ def test_the_triton_backend_is_given_the_arguments(monkeypatch: pytest.MonkeyPat
         given.append(arguments)
         return arguments[0]
 
-    ops = ModuleType("cmsa_fast.kernels.ops")
+    ops = ModuleType("cmsa_fast.kernels.joint_ops")
     ops.joint_attention = ops.joint_attention_tail = record  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, ops.__name__, ops)
-    monkeypatch.setattr(kernels, "ops", ops, raising=False)
+    monkeypatch.setattr(kernels, "joint_ops", ops, raising=False)
 
     attention = attention_arguments(key_mask=mask([1, 0, 1], [0, 0, 1]))
     joint_attention(**attention, scale=2, backend="triton")

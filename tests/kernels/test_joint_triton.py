@@ -20,6 +20,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from cmsa_fast.kernels import joint_ops  # noqa: E402
 from cmsa_fast.kernels.triton import joint_tiles, launch  # noqa: E402
 from cmsa_fast.kernels.triton.joint_backward import launch_joint_backward  # noqa: E402
 from cmsa_fast.kernels.triton.joint_forward import launch_joint_forward  # noqa: E402
@@ -32,41 +33,12 @@ if DEVICE == "cuda":  # the interpreter's products of bfloat16 are wrong
     DTYPES.append(torch.bfloat16)
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float
-    ) -> Tensor:
-        attended, logsumexp = launch_joint_forward(query, key, value, key_mask, scale)
-        ctx.save_for_backward(query, key, value, key_mask, attended, logsumexp)
-        ctx.scale = scale
-        return attended
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, attended, logsumexp = ctx.saved_tensors
-        found = launch_joint_backward(grad, *inputs, ctx.scale, attended, logsumexp)
-        return *found, None, None
-
-
-class _Tail(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, ctx.relu = arguments
-        ctx.save_for_backward(*tensors)
-        return launch_tail_forward(*tensors, ctx.relu)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *launch_tail_backward(grad, *ctx.saved_tensors, ctx.relu), None, None
-
-
 def attention(*arguments: Tensor | None, scale: float = 1.0) -> Tensor:
-    return _Attention.apply(*arguments, scale)
+    return joint_ops.joint_attention(*arguments, scale)  # type: ignore[arg-type]
 
 
 def tail(*arguments: Tensor | None, relu: bool) -> Tensor:
-    return _Tail.apply(*arguments, relu)
+    return joint_ops.joint_attention_tail(*arguments, relu)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,31 @@ def test_opcheck(pictures: int | None) -> None:
     torch.library.opcheck(backward, (case.grad, *plain, attended, state))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck_of_the_joint_attention(masked: bool) -> None:
+    from cmsa_fast.kernels import joint_ops  # noqa: F401
+
+    operators = torch.ops.cmsa_fast
+    query, key, value = (torch.randn(2, size, 4, device=DEVICE) for size in (5, 3, 3))
+    mask = torch.tensor([[1, 0, 1], [1, 1, 1]], device=DEVICE).bool() if masked else None
+    attended, logsumexp = operators.joint_forward(query, key, value, mask, 1.0)
+    inputs = [part.clone().requires_grad_() for part in (query, key, value)]
+    torch.library.opcheck(operators.joint_forward.default, (*inputs, mask, 1.0))
+    arguments = (torch.randn_like(attended), query, key, value, mask, 1.0, attended, logsumexp)
+    torch.library.opcheck(operators.joint_backward.default, arguments)
+
+    tokens, weight = torch.randn(2, 2, 3, 4, device=DEVICE), torch.randn(5, 4, device=DEVICE)
+    bias = torch.randn(5, device=DEVICE) if masked else None
+    inputs = [
+        None if part is None else part.clone().requires_grad_() for part in (tokens, weight, bias)
+    ]
+    for relu in (False, True):
+        torch.library.opcheck(operators.joint_tail_forward.default, (*inputs, mask, relu))
+        arguments = (torch.randn(2, 2, 5, device=DEVICE), tokens, weight, bias, mask, relu)
+        torch.library.opcheck(operators.joint_tail_backward.default, arguments)
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels compute float64 in the interpreter alone")
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("pictures", [None, 2])

@@ -72,7 +72,17 @@ def test_wide_features(width: int) -> None:
 @pytest.mark.parametrize("scale", [2.5, 4.0])
 def test_steep_logits_take_the_direct_form(scale: float, dtype: torch.dtype) -> None:
     cases = [
-        draw(18, 3, 17, 9, 1, scale=scale, dtype=dtype, seed=seed, grad_scale=10.0 ** (-7 * (seed % 2)))
+        draw(
+            18,
+            3,
+            17,
+            9,
+            1,
+            scale=scale,
+            dtype=dtype,
+            seed=seed,
+            grad_scale=10.0 ** (-7 * (seed % 2)),
+        )
         for seed in range(5)
     ]
     assert_within_budget(cases, on_device)

@@ -199,7 +199,9 @@ def launch_statistics(
     statistics = [
         Statistics(
             weight.new_empty(batch, count),
-            *(weight.new_empty(batch, count, number) for _ in range(3)),
+            weight.new_empty(batch, count, number),
+            weight.new_empty(batch, count, number),
+            weight.new_empty(batch, count, number),
             torch.empty(batch, blocks, dtype=torch.int32, device=query.device),
         )
         for _ in range(2)

@@ -1,0 +1,38 @@
+"""How the kernels become operators of PyTorch: the namespace `torch.ops.cmsa_fast`, and what all of them share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_library = torch.library.Library("cmsa_fast", "DEF")
+_DEVICES = ("CUDA", "CPU")  # the CPU's is Triton's interpreter
+
+
+def register(
+    name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+) -> None:
+    """Define an operator with its implementation and with what it gives for tensors without data."""
+    _library.define(name + schema)
+    for device in _DEVICES:
+        _library.impl(name, implementation, device)
+    torch.library.register_fake(f"cmsa_fast::{name}", fake, lib=_library)
+
+
+def register_gradient(
+    name: str, differentiate: Callable[..., Any], save: Callable[..., None], backward: str
+) -> None:
+    """Give an operator its gradient, which operator `backward` computes and which has no derivative itself."""
+    torch.library.register_autograd(
+        f"cmsa_fast::{name}", differentiate, setup_context=save, lib=_library
+    )
+    torch.library.register_autograd(
+        f"cmsa_fast::{backward}", _refuse_second_derivative, lib=_library
+    )
+
+
+def _refuse_second_derivative(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        'the attention\'s "triton" backend has no second derivative: its gradient cannot be '
+        'differentiated again (create_graph=True). Use backend="reference" for double backward.'
+    )
