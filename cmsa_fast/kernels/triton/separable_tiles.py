@@ -41,7 +41,7 @@ _TILES = {
     # Narrower chunks than elsewhere leave registers for two more products.
     "separable_query": {
         "half": (Tile(64, 32, 64, 8, 2), Tile(64, 32, 64, 8, 2), Tile(64, 32, 32, 8, 2)),
-        # Its gradients of logits leave the range of float16, so keys are widened to float32 beside them.
+        # Gradients of logits leave the range of float16, so what they multiply is widened to float32.
         "float16": (Tile(64, 32, 32, 8, 2, 256),) * 3,
         "tf32": (Tile(64, 32, 32, 8, 2, 128),) * 3,
         "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
@@ -54,6 +54,7 @@ _TILES = {
     },
     "separable_keys": {
         "half": (Tile(64, 32, 64, 8, 2),) * 3,
+        "float16": (Tile(64, 32, 32, 8, 2, 256),) * 3,
         "tf32": (Tile(32, 32, 32, 8, 2, 128),) * 3,
         "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
     },
