@@ -1,0 +1,208 @@
+"""Correctness, speed and memory of the kernels on one GPU.
+
+    python -m benchmarks.gpu --out DIR
+
+Run it from the checkout: nothing is installed and nothing is fetched. DIR gets gpu.json and plots (*.png).
+
+It does, in this order, until --minutes are spent:
+  1. correctness of every kernel and dtype against the literal equations, several processes side by side, which
+     also compile what is timed later; then the same at the paper's size
+  2. the ceilings: matrix products by the library in each dtype, and copies
+  3. speed and peak memory, forward, backward and both: the paper's size with all peers first, then our own grid of
+     places, words and batches, then the joint attention and its tail at every width, then other dtypes
+
+What fails is written down and the rest goes on; what does not fit the time is written down as skipped. The exit
+status is 1 where a form of our own is incorrect or failed, 2 where the arguments are wrong.
+
+  python -m benchmarks.gpu --out /tmp/gpu                     all of it (8 minutes)
+  python -m benchmarks.gpu --out /tmp/gpu --quick             the paper's size alone
+  python -m benchmarks.gpu --out /tmp/gpu --only joint tail   only these sections
+  python -m benchmarks.gpu --out /tmp/gpu --redraw            draw the plots of an existing gpu.json again
+  python -m benchmarks.gpu --out /tmp/gpu --device cpu --quick    a trial on the CPU, at tiny sizes, in seconds
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from . import driver, metadata, plan, schema, summary
+from .driver import Deadline
+from .plan import Job
+
+_CORRECTNESS_SHARE = (
+    0.4  # of the time, at most, for the small cases and what is compiled beside them
+)
+_NOTES = (
+    "forward is timed without gradients; backward behind a forward that is not timed; each run with a cold L2",
+    "the tokens of the all-pairs peers are made before the clock starts, in their favour; their mean over words, "
+    "without which the result is not the same, is timed",
+    "own_flop counts two products forward, five backward, seven both (the tail: one, three, four); "
+    "recomputation beyond that is not counted. floor_flop is that of the cheapest exact form",
+    "times and shares are the CUDA graph's where there is one; ratios between forms are of times with launches",
+    "inexact: timed, but beyond the error budget, and so left out of goals, comparisons and plots",
+)
+
+
+class Results:
+    """The result file, written whenever something was added."""
+
+    def __init__(self, folder: Path, arguments: dict[str, Any], minutes: float) -> None:
+        self.path = folder / "gpu.json"
+        self._start = time.monotonic()
+        self._lock = threading.Lock()
+        self.content: dict[str, Any] = {
+            "schema": schema.VERSION,
+            "metadata": {
+                **metadata.host(arguments),
+                "device": None,
+                "minutes": minutes,
+                "seconds": 0.0,
+                "finished": False,
+                "notes": list(_NOTES),
+            },
+            "correctness": [],
+            "ceilings": [],
+            "speed": [],
+            "summary": {"counts": {}, "goals": [], "comparisons": []},
+            "plots": {},
+        }
+
+    def add(self, job: Job, record: dict[str, Any]) -> None:
+        with self._lock:
+            if job["kind"] == "metadata":
+                self.content["metadata"]["device"] = record
+            else:
+                self.content[job["kind"]].append(record)
+            self._write()
+        if job["kind"] != "metadata":
+            name = " ".join(str(value) for value in _key(job, record))
+            print(
+                f"[{time.monotonic() - self._start:6.1f} s] {name}: {record['status']}", flush=True
+            )
+
+    def finish(self, finished: bool) -> None:
+        """Plots, then the file as it stays; `finished` is False where something ended it early."""
+        with self._lock:
+            self.content["metadata"]["finished"] = finished
+            self._write()
+            self.content["plots"] = draw(self.content, self.path.parent)
+            self._write()
+
+    def _write(self) -> None:
+        summary.add_shares(self.content)
+        self.content["summary"] = summary.summarise(self.content)
+        self.content["metadata"]["seconds"] = time.monotonic() - self._start
+        write(self.content, self.path)
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """In one step, so that whoever is ended in between leaves a whole file."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def draw(content: dict[str, Any], folder: Path) -> dict[str, str | None]:
+    """The plots' names, each with None or why it was not drawn."""
+    try:
+        from . import plots
+    except ImportError as error:
+        reason = f"{error}; draw them where Pillow is: python -m benchmarks.gpu --redraw --out DIR"
+        return {"*.png": reason}
+    return plots.draw_all(content, folder)
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All of it; returns what the file holds."""
+    device, only, quick = arguments.device, tuple(arguments.only), arguments.quick
+    deadline = Deadline(arguments.minutes * 60)
+    results = Results(
+        arguments.out, vars(arguments) | {"out": str(arguments.out)}, arguments.minutes
+    )
+    on_cpu = device == "cpu"
+    cores = os.cpu_count() or 1
+    side_by_side = 1 if on_cpu else max(1, min(14, cores - 2))
+    environment = {"TRITON_INTERPRET": "1"} if on_cpu else {}
+    speed, finished = plan.speed(device, quick, only), False
+    try:
+        first: list[Job] = [{"kind": "metadata", "device": device, "items": ["metadata"]}]
+        driver.do_all(first, 1, environment, Deadline(_START_S), results.add)
+        found = results.content["metadata"]["device"]
+        if found is None or "error" in found:
+            raise SystemExit(f"{device} cannot be used: {(found or {}).get('error', 'no answer')}")
+        together: list[Job] = plan.correctness(device, quick) if "correctness" in only else []
+        if not on_cpu:  # what takes longest to compile first
+            together = plan.warm_ups(speed) + together
+        share = Deadline(min(deadline.left(), _CORRECTNESS_SHARE * deadline.seconds))
+        threads = {"OMP_NUM_THREADS": str(max(1, cores // side_by_side))}
+        driver.do_all(together, side_by_side, environment | threads, share, results.add)
+        alone: list[Job] = plan.ceilings(device, quick) if "ceilings" in only or speed else []
+        if "correctness" in only and not on_cpu:
+            alone = plan.correctness(device, quick, full=True) + alone
+        driver.do_all(alone + speed, 1, environment, deadline, results.add)
+        finished = True
+    finally:
+        results.finish(finished)
+    return results.content
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
+    )
+    parser.add_argument("--quick", action="store_true", help="the most important sizes alone")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=plan.SECTIONS,
+        default=list(plan.SECTIONS),
+        help="these alone (and the ceilings with any speed)",
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="stop then (default 8)")
+    parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1 and so on, or cpu")
+    parser.add_argument(
+        "--redraw", action="store_true", help="only draw the plots of DIR/gpu.json again"
+    )
+    arguments = parser.parse_args()
+    if not arguments.minutes > 0:
+        parser.error(f"--minutes must be above 0; got {arguments.minutes}.")
+    if arguments.redraw:
+        path = arguments.out / "gpu.json"
+        if not path.is_file():
+            parser.error(f"there is no {path} to draw.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["plots"] = draw(content, arguments.out)
+        write(content, path)
+        print(json.dumps(content["plots"], indent=1))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the file is finished
+    content = measure(arguments)
+    print(summary.format_tables(content))
+    print(
+        f"{arguments.out / 'gpu.json'}, {content['metadata']['seconds']:.0f} s; plots: {content['plots']}"
+    )
+    ours_failed = any(record["status"] == "failed" for record in content["correctness"]) or any(
+        record["own"] and record["status"] in ("failed", "inexact") for record in content["speed"]
+    )
+    sys.exit(int(ours_failed))
+
+
+def _key(job: Job, record: dict[str, Any]) -> list[Any]:
+    names = ("operation", "form", "dtype", "case", "name", "size_name", "pass")
+    return [record[name] for name in names if name in record]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Whether a form keeps the error budget against the literal equations, and repeats itself bit for bit."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import budget, forms
+from .budget import Case, Function
+
+_FULL_SEEDS, _SEEDS = 1, 3
+_POISON_MIB = (1, 8, 64)
+
+
+def measure(job: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
+    """The errors of one case (its medians over seeds) beside what is allowed: the fields of a record."""
+    operation, device, dtype = job["operation"], job["device"], job["dtype"]
+    if device == "cpu" and dtype == "bfloat16" and job["form"] == "fused":
+        return {"status": "skipped", "reason": "Triton's interpreter multiplies bfloat16 wrongly"}
+    form = forms.OWN[operation][job["form"]]
+    ours, literal, repeatable, finite = [], [], True, True
+    with budget.matmul_precision(dtype):
+        for drawn in draw_cases(operation, case, budget.torch_dtype(dtype), device):
+            truth = _truth(operation, drawn, full=bool(case.get("full")))
+            _poison(device)
+            found = budget.run(form, drawn)
+            again = budget.run(form, drawn)
+            repeatable &= all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
+            finite &= all(bool(part.isfinite().all()) for part in found)
+            ours.append(budget.errors(found, truth))
+            literal.append(budget.errors(budget.run(forms.LITERAL[operation], drawn), truth))
+    names = forms.FEATURES[operation]
+    outputs = ["result", *(f"gradient of {name}" for name in names)]
+    # The rounding of float32 is the floor under TF32 too: its literal form sets the budget.
+    eps = torch.finfo(budget.torch_dtype(dtype)).eps
+    figures = budget.verdict(outputs, ours, literal, eps)
+    reasons = [
+        f"{name}: error {row['error']}, allowed {row['allowed']}"
+        for name, row in figures.items()
+        if not row["kept"]
+    ]
+    if not finite:
+        reasons.append("some of the output is not finite")
+    if not repeatable:
+        reasons.append("two runs differ")
+    return {
+        "status": "passed" if not reasons else "failed",
+        "reason": "; ".join(reasons) or None,
+        "errors": figures,
+        "repeatable": repeatable,
+        "seeds": len(ours),
+    }
+
+
+def draw_cases(
+    operation: str, case: dict[str, Any], dtype: torch.dtype, device: str
+) -> Iterator[Case]:
+    """A case for each seed, with padding (but at full size)."""
+    full = bool(case.get("full"))
+    for seed in range(case.get("seeds", _FULL_SEEDS if full else _SEEDS)):
+        drawn = forms.draw(
+            operation,
+            case["size"],
+            dtype,
+            device,
+            seed=seed,
+            spread=case.get("spread", 1.0),
+            masked=not full,
+            pictures=case.get("pictures"),
+        )
+        yield _strided(drawn) if case.get("strided") else drawn
+
+
+def _truth(operation: str, case: Case, full: bool) -> list[Tensor]:
+    """The literal form in float64 on the CPU; at full size the torch backend in float64, where the case is."""
+    if not full:
+        return budget.exact(forms.LITERAL[operation], case.to("cpu"))
+    backend: Function = forms.OWN[operation]["torch"]
+    return budget.exact(backend, case)
+
+
+def _strided(case: Case) -> Case:
+    """The same numbers, of which neither the last axis nor the rows lie side by side in memory."""
+
+    def spread_out(part: Tensor) -> Tensor:
+        wide = part.new_full((*part.shape[:-1], 2 * part.shape[-1]), torch.nan)
+        wide[..., ::2] = part
+        return wide[..., ::2]
+
+    features = tuple(part if part is None else spread_out(part) for part in case.features)
+    return Case(features, case.mask, spread_out(case.grad), case.options)
+
+
+def _poison(device: str) -> None:
+    """Leave NaN in the memory that the next allocations get, so that an element never written is seen."""
+    fill: Callable[[int], Tensor] = lambda mib: torch.full(  # noqa: E731
+        (mib * 2**18,), torch.nan, device=device
+    )
+    if device != "cpu":
+        blocks = [fill(mib) for mib in _POISON_MIB for _ in range(4)]
+        del blocks

@@ -1,0 +1,216 @@
+"""What is measured: our own forms of the three operations and their peers, as tables of named callables.
+
+To add a form of our own, add its line to the table of its operation in OWN.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmsa_fast.kernels import (
+    cross_modal_attention,
+    joint_attention,
+    joint_attention_tail,
+    reference,
+)
+
+from . import peers
+from .budget import Case, Function
+
+Leaves = tuple[Tensor | None, ...]
+
+# operation -> name -> form(*features, mask, **options)
+OWN: dict[str, dict[str, Function]] = {
+    "separable": {
+        "fused": functools.partial(cross_modal_attention, backend="triton"),
+        "torch": functools.partial(cross_modal_attention, backend="torch"),
+    },
+    "joint": {
+        "fused": functools.partial(joint_attention, backend="triton"),
+        "torch": functools.partial(joint_attention, backend="torch"),
+    },
+    "tail": {
+        "fused": functools.partial(joint_attention_tail, backend="triton"),
+        "torch": functools.partial(joint_attention_tail, backend="torch"),
+    },
+}
+# These look at values on the host, which ends a capture.
+NOT_CAPTURED = {"torch": "looks at values on the host, so that it cannot be captured"}
+
+LITERAL: dict[str, Function] = {
+    "separable": reference.cross_modal_attention,
+    "joint": reference.token_attention,
+    "tail": reference.joint_attention_tail,
+}
+FEATURES = {
+    "separable": (
+        "place_query",
+        "place_key",
+        "place_value",
+        "word_query",
+        "word_key",
+        "word_value",
+    ),
+    "joint": ("query", "key", "value"),
+    "tail": ("attended", "weight", "bias"),
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form and how it is fed.
+
+    Attributes:
+        name: of one of OWN or `peers.PEERS`.
+        own: whether it is ours.
+        call: call(*leaves, mask, **options).
+        leaves: the tensors it takes, from the features; done before the clock starts.
+        gradients: the features' gradients from those of the leaves, for the comparison alone.
+        all_pairs: whether it works on all pairs of tokens.
+    """
+
+    name: str
+    own: bool
+    call: Function
+    leaves: Callable[[Leaves], Leaves]
+    gradients: Callable[[Sequence[Tensor], Leaves], list[Tensor]]
+    all_pairs: bool
+
+
+def get(operation: str, name: str) -> Form:
+    """A form by its name.
+
+    Raises:
+        KeyError: no such form.
+    """
+    if name in OWN[operation]:
+        call = OWN[operation][name]
+        return Form(name, True, call, lambda parts: parts, _unchanged, operation == "joint")
+    peer = peers.PEERS[operation][name]
+    if operation != "separable":
+        return Form(name, False, peer, lambda parts: parts, _unchanged, operation == "joint")
+    return Form(name, False, peer, _tokens, _of_parts, True)
+
+
+def draw(
+    operation: str,
+    size: dict[str, int],
+    dtype: torch.dtype,
+    device: str,
+    *,
+    seed: int = 0,
+    spread: float = 1.0,
+    masked: bool = False,
+    pictures: int | None = None,
+) -> Case:
+    """A case of normal features, exact in `dtype`, whose logits have a deviation of about `spread` squared.
+
+    Drawn on the CPU for small sizes, so that they are the same on every device.
+    """
+    where = device if _elements(operation, size) > 2**22 else "cpu"
+    generator = torch.Generator(where).manual_seed(seed)
+
+    def normal(*shape: int, times: float = 1.0) -> Tensor:
+        values = torch.randn(*shape, generator=generator, device=where)
+        return (values * times).to(dtype).to(device)
+
+    batch, width = size["batch"], size["width"]
+    mask = None
+    if operation == "tail":
+        places, words, channels = size["places"], size["words"], size["channels"]
+        features: Leaves = (
+            normal(batch, places, words, width, times=spread),
+            normal(channels, width, times=width**-0.5),
+            normal(channels),
+        )
+        mask = _padding(batch, words).to(device) if masked else None
+        return Case(features, mask, normal(batch, places, channels), {"relu": True})
+    if operation == "joint":
+        times = spread * width**-0.25
+        counts = (size["queries"], size["keys"], size["keys"])
+        features = tuple(
+            normal(batch, count, width, times=times if index < 2 else 1.0)
+            for index, count in enumerate(counts)
+        )
+        mask = _padding(batch, size["keys"]).to(device) if masked else None
+        return Case(features, mask, normal(batch, size["queries"], width), {"scale": 1.0})
+    # A token is a sum of two parts, and a logit one of four products.
+    times = spread * (4 * width) ** -0.25
+    parts = [(pictures or batch, size["places"])] * 3 + [(batch, size["words"])] * 3
+    features = tuple(
+        normal(*shape, width, times=1.0 if index % 3 == 2 else times)
+        for index, shape in enumerate(parts)
+    )
+    index = None
+    if pictures is not None:
+        index = torch.randint(pictures, (batch,), generator=generator, device=where).to(device)
+    mask = _padding(batch, size["words"]).to(device) if masked else None
+    grad = normal(batch, size["places"], width)
+    return Case(features, mask, grad, {"image_index": index})
+
+
+def work(operation: str, size: dict[str, int], part: str, all_pairs: bool) -> float:
+    """FLOP of the products: two forward, five backward with the logits made anew, and both.
+
+    What a form computes beyond that is not counted. The tail has one product forward and three backward.
+    """
+    batch, width = size["batch"], size["width"]
+    counts = {"forward": 2, "backward": 5, "forward + backward": 7}
+    if operation == "tail":
+        counts = {"forward": 1, "backward": 3, "forward + backward": 4}
+        product = size["places"] * size["words"] * size["channels"]
+    elif operation == "joint":
+        product = size["queries"] * size["keys"]
+    else:
+        product = (size["places"] * (size["words"] if all_pairs else 1)) ** 2
+    return 2.0 * batch * product * width * counts[part]
+
+
+def least_bytes(leaves: Leaves, grad: Tensor, part: str) -> float:
+    """Each input read once, each output written once."""
+    inputs = sum(leaf.nbytes for leaf in leaves if leaf is not None)
+    of_part = {
+        "forward": inputs + grad.nbytes,
+        "backward": 2 * inputs + grad.nbytes,
+        "forward + backward": 2 * inputs + 2 * grad.nbytes,
+    }
+    return float(of_part[part])
+
+
+def _elements(operation: str, size: dict[str, int]) -> int:
+    rows = size["queries"] if operation == "joint" else size["places"]
+    return size["batch"] * rows * size["width"] * (size["words"] if operation == "tail" else 1)
+
+
+def _padding(batch: int, count: int) -> Tensor:
+    """bool [B, count]: entries are padded at the front, between, at the back, not, and so on."""
+    mask = torch.ones(batch, count, dtype=torch.bool)
+    if count >= 3:
+        mask[0::4, : count // 3] = False
+        mask[1::4, 1 : count // 2] = False
+        mask[2::4, -(count // 3) :] = False
+    return mask
+
+
+def _tokens(features: Leaves) -> Leaves:
+    """Query, key and value of all tokens, [B, P*N, d]."""
+    given = [part for part in features if part is not None]
+    return tuple(
+        (place[:, :, None] + word[:, None]).flatten(1, 2)
+        for place, word in zip(given[:3], given[3:], strict=True)
+    )
+
+
+def _unchanged(gradients: Sequence[Tensor], features: Leaves) -> list[Tensor]:
+    return list(gradients)
+
+
+def _of_parts(gradients: Sequence[Tensor], features: Leaves) -> list[Tensor]:
+    """The six parts' gradients are sums of the tokens'."""
+    place, word = features[0], features[3]
+    assert place is not None and word is not None  # noqa: PT018
+    pairs = [part.unflatten(1, (place.shape[1], word.shape[1])).float() for part in gradients]
+    return [part.sum(2) for part in pairs] + [part.sum(1) for part in pairs]

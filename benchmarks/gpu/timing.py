@@ -1,0 +1,144 @@
+"""Clocks: CUDA events on a GPU, the wall clock on a CPU; interleaved rounds; CUDA graphs; peak memory."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_ROUNDS, FEWEST_ROUNDS = 30, 3
+_FLUSH_BYTES = 256 * 2**20  # several times the L2 of any GPU
+
+
+@dataclass
+class Entry:
+    """Something to time.
+
+    Attributes:
+        run: does it once.
+        before: what is done before each run and not timed (a backward's forward); its result goes to `run`.
+        rounds: how often it is measured.
+        samples: milliseconds.
+    """
+
+    run: Callable[[Any], object]
+    before: Callable[[], Any] = lambda: None
+    rounds: int = 0
+    samples: list[float] = field(default_factory=list)
+
+
+class Clock:
+    """Times runs on a device, each with a cold L2."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device != "cpu"
+        if self.cuda:
+            self._flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device)
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def once(self, entry: Entry) -> float:
+        """Milliseconds of one run."""
+        given = entry.before()
+        if not self.cuda:
+            start = time.perf_counter()
+            entry.run(given)
+            return (time.perf_counter() - start) * 1e3
+        self._flush.zero_()
+        self._events[0].record()
+        result = entry.run(given)
+        self._events[1].record()
+        self._events[1].synchronize()
+        del result
+        return self._events[0].elapsed_time(self._events[1])
+
+    def plan(self, entry: Entry, target_s: float, limit_s: float) -> float:
+        """Set the rounds of a warm entry from one run of it, and give that run's milliseconds.
+
+        About `target_s` is spent, what is not timed counted in, and never more than `limit_s`; an entry for
+        which even one round would take longer gets none.
+        """
+        start = time.perf_counter()
+        milliseconds = self.once(entry)
+        seconds = max(time.perf_counter() - start, 1e-6)
+        wanted = min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(target_s / seconds)))
+        entry.rounds = min(wanted, int(limit_s / seconds))
+        return milliseconds
+
+    def interleave(self, entries: Sequence[Entry]) -> None:
+        """All rounds of all entries in turn, so that a clock that drifts moves all of them alike."""
+        for number in range(max((entry.rounds for entry in entries), default=0)):
+            for entry in entries:
+                if number < entry.rounds:
+                    entry.samples.append(self.once(entry))
+
+
+def summary(samples: Sequence[float]) -> dict[str, float]:
+    """The median with the 20 and 80 percentiles, in milliseconds."""
+    ordered = sorted(samples)
+
+    def percentile(share: float) -> float:
+        place = share * (len(ordered) - 1)
+        low = int(place)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+    return {
+        "median_ms": statistics.median(ordered),
+        "low_ms": percentile(0.2),
+        "high_ms": percentile(0.8),
+        "rounds": len(ordered),
+    }
+
+
+def peak_mib(entry: Entry, device: str) -> float | None:
+    """MiB that one run adds to what is allocated before it; None on a CPU."""
+    if device == "cpu":
+        return None
+    given = entry.before()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = entry.run(given)
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    del result
+    return (peak - before) / 2**20
+
+
+def capture(run: Callable[[], Sequence[Tensor]]) -> tuple[torch.cuda.CUDAGraph, bool]:
+    """A CUDA graph of a run, and whether its replay gives the same bits as the run itself."""
+    expected = [part.clone() for part in run()]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = run()
+    for part in found:
+        part.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    same = all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+    return graph, same
+
+
+def kernel_names(run: Callable[[], object]) -> list[dict[str, Any]]:
+    """The kernels of one run by the time they took, longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    rows = [
+        {"kernel": row.key, "calls": row.count, "ms": row.self_device_time_total / 1e3}
+        for row in profiler.key_averages()
+        if row.self_device_time_total > 0
+    ]
+    if not rows:
+        raise RuntimeError("the profiler saw no kernel.")
+    return sorted(rows, key=lambda row: -row["ms"])[:12]
