@@ -5,6 +5,7 @@ The interpreter multiplies bfloat16 wrongly, so bfloat16 is tested on GPUs alone
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from torch import Tensor
 from cmsa_fast.kernels import cross_modal_attention
 
 pytest.importorskip("triton", reason="the kernels need Triton, which is not installed")
+
+from cmsa_fast.kernels.triton import separable  # noqa: E402
 
 ON_GPU = torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16 if ON_GPU else torch.float64]
@@ -27,6 +30,16 @@ def on_device(*arguments: Tensor | None, image_index: Tensor | None = None) -> T
     return fused(*moved[:-1], image_index=moved[-1]).cpu()
 
 
+@pytest.fixture(params=separable.PLANS)
+def _plan(request: pytest.FixtureRequest) -> Iterator[None]:
+    with separable.only(request.param):
+        yield
+
+
+each_plan = pytest.mark.usefixtures("_plan")
+
+
+@each_plan
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("places", "words", "width", "value_width", "batch", "pictures"),
@@ -35,7 +48,7 @@ def on_device(*arguments: Tensor | None, image_index: Tensor | None = None) -> T
         (1, 4, 7, 7, 2, None),
         (17, 1, 7, 9, 3, None),
         (2, 2, 1, 1, 1, None),
-        (37, 19, 18, 35, 2, None),
+        (33, 19, 18, 35, 1, None),
         (19, 5, 17, 9, 4, 2),
         (16, 16, 16, 16, 1, None),
     ],
@@ -52,22 +65,25 @@ def test_sizes(
     """One place or word, sizes just beyond a tile, several tiles of everything, pictures without a sentence."""
     sizes = (places, words, width, value_width, batch)
     cases = [
-        draw(*sizes, pictures=pictures, scale=0.7, dtype=dtype, seed=seed) for seed in range(3)
+        draw(*sizes, pictures=pictures, scale=0.7, dtype=dtype, seed=seed) for seed in range(2)
     ]
     assert_within_budget(cases, on_device)
 
 
+@each_plan
 @pytest.mark.parametrize("words", [2, 33, 64])
 def test_counts_of_words(words: int) -> None:
     assert_within_budget(draw(18, words, 9, 5, 2, seed=words), on_device)
 
 
+@each_plan
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [130, 512, 530])
 def test_wide_features(width: int) -> None:
     assert_within_budget(draw(33, 5, width, width + 7, 1, scale=width**-0.25), on_device)
 
 
+@each_plan
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [2.5, 4.0])
 def test_steep_logits_take_the_direct_form(scale: float, dtype: torch.dtype) -> None:
@@ -88,6 +104,7 @@ def test_steep_logits_take_the_direct_form(scale: float, dtype: torch.dtype) -> 
     assert_within_budget(cases, on_device)
 
 
+@each_plan
 @pytest.mark.parametrize("dtype", [torch.float32, DTYPES[-1]], ids=str)
 @pytest.mark.parametrize(
     "offsets",
@@ -101,20 +118,22 @@ def test_steep_logits_take_the_direct_form(scale: float, dtype: torch.dtype) -> 
 def test_common_offsets(offsets: dict[str, float], dtype: torch.dtype) -> None:
     from test_parity import shifted
 
-    cases = [shifted(draw(18, 3, 9, 5, dtype=dtype, seed=seed), **offsets) for seed in range(5)]
+    cases = [shifted(draw(18, 3, 9, 5, dtype=dtype, seed=seed), **offsets) for seed in range(3)]
     assert_within_budget(cases, on_device)
 
 
+@each_plan
 @pytest.mark.parametrize("size", [300.0, 1e4])
 def test_large_logits(size: float) -> None:
     from test_extreme_logits import with_largest_logit
 
-    cases = [with_largest_logit(draw(17, 3, 13, 7, 1, seed=seed), size) for seed in range(7)]
+    cases = [with_largest_logit(draw(14, 3, 13, 7, 1, seed=seed), size) for seed in range(5)]
     assert_within_budget(cases, on_device)
     for case in cases:
         assert all(part.isfinite().all() for part in run(on_device, case))
 
 
+@each_plan
 def test_padding_has_no_influence_whatever_stands_there() -> None:
     case = draw(18, 6, 9, 5, 3)
     poisoned = {}
@@ -131,6 +150,7 @@ def test_padding_has_no_influence_whatever_stands_there() -> None:
             assert not other[~case.word_mask].any()
 
 
+@each_plan
 def test_strides_are_honoured() -> None:
     """Transposed, sliced, expanded and reversed-batch features, and a gradient without memory of its own."""
     case = draw(18, 5, 9, 9, 3, padded=False)
@@ -152,10 +172,8 @@ def test_strides_are_honoured() -> None:
         assert torch.equal(one, other)
 
 
-def test_nothing_is_read_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buffers that start as NaN change nothing."""
-    case = draw(18, 3, 9, 5, 3, pictures=2, scale=3.0)
-    expected = run(on_device, case)
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every new buffer start as NaN."""
 
     def poisoned(make):  # type: ignore[no-untyped-def]
         def made(*arguments: object, **options: object) -> Tensor:
@@ -167,13 +185,23 @@ def test_nothing_is_read_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
     monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
+
+
+@each_plan
+def test_nothing_is_read_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buffers that start as NaN change nothing."""
+    case = draw(18, 3, 9, 5, 2, scale=3.0)
+    expected = run(on_device, case)
+
+    poison(monkeypatch)
     for one, other in zip(expected, run(on_device, case), strict=True):
         assert torch.equal(one, other)
 
 
+@each_plan
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_two_runs_are_equal_to_the_bit(dtype: torch.dtype) -> None:
-    case = draw(18, 3, 17, 9, 3, pictures=2, scale=3.0, dtype=dtype)
+    case = draw(18, 3, 17, 9, 3, scale=3.0, dtype=dtype)
     for one, other in zip(run(on_device, case), run(on_device, case), strict=True):
         assert torch.equal(one, other)
 
@@ -186,7 +214,8 @@ def test_sharing_pictures_is_the_same_as_repeating_them() -> None:
         None,
         case.grad,
     )
-    shared, apart = run(on_device, case), run(on_device, repeated)
+    with separable.only("fused"):
+        shared, apart = run(on_device, case), run(on_device, repeated)
     assert torch.equal(shared[0], apart[0])
     for one, other in zip(shared[4:], apart[4:], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -206,3 +235,32 @@ def test_more_words_than_the_kernels_take() -> None:
         on_device(*case.features)
     automatic = cross_modal_attention(*case.features)
     assert torch.equal(automatic, cross_modal_attention(*case.features, backend="torch"))
+
+
+def test_what_pictures_share_is_not_read_before_it_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = draw(18, 3, 9, 5, 3, pictures=2, scale=3.0)
+    expected = run(on_device, case)
+    poison(monkeypatch)
+    for one, other in zip(expected, run(on_device, case), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_pictures_larger_than_a_slab_are_worked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmsa_fast.kernels.triton import tiled
+
+    case = draw(9, 3, 5, 4, 3)
+    with separable.only("tiled"):
+        together = run(on_device, case)
+        monkeypatch.setattr(tiled, "_SLAB", 1)
+        for one, other in zip(together, run(on_device, case), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_an_unknown_plan() -> None:
+    with (
+        pytest.raises(ValueError, match="plan must be one of fused, tiled; got 'best'"),
+        separable.only("best"),
+    ):
+        pass

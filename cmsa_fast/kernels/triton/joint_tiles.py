@@ -137,7 +137,7 @@ _PROJECTION = Tile(rows=64, keys=64, channels=64, warps=4, stages=2)
 
 _TAIL = Tile(rows=64, keys=128, channels=64, warps=8, stages=3)
 _TAIL_ATTENDED_GRADIENT = Tile(rows=64, keys=64, channels=64, warps=8, stages=3)
-_TAIL_WEIGHT_GRADIENT_FLOAT32 = Tile(rows=16, keys=16, channels=64, warps=8, stages=2)
+_TAIL_GRADIENT_FLOAT32 = Tile(rows=16, keys=16, channels=64, warps=8, stages=2)
 _TAIL_WEIGHT_GRADIENT = Tile(rows=32, keys=64, channels=64, warps=8, stages=3)
 
 
@@ -173,13 +173,15 @@ def tail_tile(dtype: torch.dtype) -> Tile:
 
 def tail_attended_gradient_tile(dtype: torch.dtype) -> Tile:
     """The tile of the tail's gradient of the attended values."""
+    if dtype == torch.float32 and not launch.interpreted():
+        return _TAIL_GRADIENT_FLOAT32
     return _one_tile(_TAIL_ATTENDED_GRADIENT, dtype)
 
 
 def tail_weight_gradient_tile(dtype: torch.dtype) -> Tile:
     """The tile of the tail's gradient of the weight."""
     if dtype == torch.float32 and not launch.interpreted():
-        return _TAIL_WEIGHT_GRADIENT_FLOAT32
+        return _TAIL_GRADIENT_FLOAT32
     if launch.architecture() in _LARGE:
         return _one_tile(_TAIL_ATTENDED_GRADIENT, dtype)
     return _one_tile(_TAIL_WEIGHT_GRADIENT, dtype)

@@ -4,8 +4,6 @@ Work is shared out as in `separable_values`. The gradient of C comes without its
 direct form; beside it stands the softmax summed over places, by which rounding is taken out of it later.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -13,20 +11,11 @@ from torch import Tensor
 
 from .launch import accumulator, architecture, launch, precision
 from .primitives import any_true, column, direct_softmax, load_tile, products, store_tile
+from .separable_operands import WordLogits
 from .separable_rows import RowGradients
 from .separable_statistics import Keys, Statistics
 from .separable_tiles import separable_tile
 from .tiles import row_splits, slice_width, word_block
-
-
-class KeyGradients(NamedTuple):
-    """Sums over the places, each in parts."""
-
-    key: Tensor  # [parts, G, K, d], without what the words' logits bring
-    word_logits: Tensor  # [parts, B, N, K], of C before the factor E_C
-    share: Tensor  # [parts, B, N, K], the softmax summed over places, before the factor E_C
-    direct_logits: Tensor  # [parts, B, N, K], of the logits of tokens in the direct form
-    direct_share: Tensor  # [parts, B, N, K]
 
 
 @triton.jit
@@ -263,14 +252,15 @@ def launch_keys(
     image_index: Tensor | None,
     statistics: Statistics,
     gradients: RowGradients,
-) -> KeyGradients:
+) -> tuple[Tensor, WordLogits]:
     """
     Args:
         grad, query, keys, word_query, weight, groups, image_index, statistics: as in `launch_values`.
         gradients: the rows' of the softmax over these keys.
 
     Returns:
-        In the dtype of weight.
+        The keys' gradient [parts, G, K, d] without what the words' logits bring, in parts to be added up, and what
+        the gradient of those logits is made of; in the dtype of weight.
     """
     batch, number, width = word_query.shape
     places = query.shape[1]
@@ -281,10 +271,8 @@ def launch_keys(
     blocks = triton.cdiv(count, tile.keys)
     parts, rows_per_part = row_splits(places, tile.rows, blocks * sets, arch)
     channels = slice_width(width, tile)
-    found = KeyGradients(
-        weight.new_empty(parts, sets, count, width),
-        *(weight.new_empty(parts, batch, number, count) for _ in range(4)),
-    )
+    grad_key = weight.new_empty(parts, sets, count, width)
+    word_logits = WordLogits(*(weight.new_empty(parts, batch, number, count) for _ in range(4)))
     launch(
         _key_gradient_kernel,
         (blocks, sets, parts * triton.cdiv(width, channels)),
@@ -300,7 +288,8 @@ def launch_keys(
         first,
         *statistics,
         *gradients,
-        *found,
+        grad_key,
+        *word_logits,
         places,
         number,
         count,
@@ -327,4 +316,4 @@ def launch_keys(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return found
+    return grad_key, word_logits

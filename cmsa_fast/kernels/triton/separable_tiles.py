@@ -32,6 +32,22 @@ _TILES = {
         "tf32": (Tile(32, 32, 32, 4, 2),) * 3,
         "ieee": (Tile(32, 32, 32, 8, 2),) * 3,
     },
+    # The tiled plan's kernels read the products and accumulate little.
+    "tiled_weights": {
+        "half": (Tile(32, 128, 64, 4, 3),) * 3,
+        "tf32": (Tile(32, 64, 32, 4, 2),) * 3,
+        "ieee": (Tile(16, 64, 32, 4, 2),) * 3,
+    },
+    "tiled_gradients": {
+        "half": (Tile(32, 64, 64, 4, 2),) * 3,
+        "tf32": (Tile(32, 64, 32, 8, 2),) * 3,
+        "ieee": (Tile(16, 64, 32, 8, 2),) * 3,
+    },
+    "tiled_word_logits": {
+        "half": (Tile(64, 64, 64, 8, 2),) * 3,
+        "tf32": (Tile(32, 64, 32, 8, 2),) * 3,
+        "ieee": (Tile(32, 32, 32, 8, 2),) * 3,
+    },
     # A [rows, width] accumulator in float32 takes half the registers at width 512 with 8 warps.
     "separable_mean": {
         "half": (Tile(64, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), Tile(64, 32, 64, 8, 2)),
