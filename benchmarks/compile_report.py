@@ -10,6 +10,7 @@ spills more than 256 bytes.
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -56,7 +57,7 @@ class Case(NamedTuple):
     width: int
 
 
-def _separable(width: int, dtype: torch.dtype) -> None:
+def _separable(plan: str, width: int, dtype: torch.dtype) -> None:
     from cmsa_fast.kernels.triton import separable
 
     features = [
@@ -65,8 +66,9 @@ def _separable(width: int, dtype: torch.dtype) -> None:
     ]
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     weight = torch.empty(_BATCH, _WORDS, dtype=exact, device="meta")
-    attended, state = separable.forward(features, weight, None)
-    separable.backward(torch.empty_like(attended), features, weight, None, attended, state)
+    with separable.only(plan):
+        attended, state = separable.forward(features, weight, None)
+        separable.backward(torch.empty_like(attended), features, weight, None, attended, state)
 
 
 def _joint(width: int, dtype: torch.dtype) -> None:
@@ -94,7 +96,29 @@ def _joint(width: int, dtype: torch.dtype) -> None:
     launch_tail_backward(result, *projected, words, True)
 
 
-FAMILIES: dict[str, Callable[[int, torch.dtype], None]] = {"separable": _separable, "joint": _joint}
+def _level_tail(width: int, dtype: torch.dtype) -> None:
+    from cmsa_fast.kernels.triton.tail import launch_level_tail
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    visual, words, coordinates = 2048, 1000, 8
+    launch_level_tail(
+        empty(_BATCH, _PLACES, width),
+        empty(visual + words + coordinates, width),
+        empty(_BATCH, visual, _PLACES).mT,
+        empty(_BATCH, words),
+        empty(coordinates, _PLACES),
+        None,
+    )
+
+
+FAMILIES: dict[str, Callable[[int, torch.dtype], None]] = {
+    "separable-fused": functools.partial(_separable, "fused"),
+    "separable-tiled": functools.partial(_separable, "tiled"),
+    "joint": _joint,
+    "level_tail": _level_tail,
+}
 
 
 class _Driver:
@@ -237,18 +261,19 @@ def environment() -> dict[str, str]:
     return {"torch": torch.__version__, "triton": triton.__version__}
 
 
+def _case(row: dict[str, Any]) -> Case:
+    return Case(*(row[field] for field in Case._fields))
+
+
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Put the rows in place of those of the same cases; others of the same versions stay."""
+    """Put the rows in place of those of the same cases; others that are shipped stay, if of the same versions."""
     kept = []
     if path.is_file():
         table = json.loads(path.read_text(encoding="utf-8"))
         if table["environment"] == environment():
-            compiled = {tuple(row[field] for field in Case._fields) for row in rows}
-            kept = [
-                row
-                for row in table["rows"]
-                if tuple(row[field] for field in Case._fields) not in compiled
-            ]
+            compiled = {_case(row) for row in rows}
+            others = set(shipped()) - compiled
+            kept = [row for row in table["rows"] if _case(row) in others]
     rows = sorted(
         kept + rows,
         key=lambda row: (*(str(row[field]).zfill(3) for field in Case._fields), row["kernel"]),

@@ -34,12 +34,12 @@ _TILES = {
     },
     # The tiled plan's kernels read the products and accumulate little.
     "tiled_weights": {
-        "half": (Tile(32, 128, 64, 4, 3),) * 3,
-        "tf32": (Tile(32, 64, 32, 4, 2),) * 3,
+        "half": (Tile(32, 64, 64, 8, 3),) * 3,
+        "tf32": (Tile(32, 64, 32, 8, 2),) * 3,
         "ieee": (Tile(16, 64, 32, 4, 2),) * 3,
     },
     "tiled_gradients": {
-        "half": (Tile(32, 64, 64, 4, 2),) * 3,
+        "half": (Tile(32, 64, 64, 8, 2),) * 3,
         "tf32": (Tile(32, 64, 32, 8, 2),) * 3,
         "ieee": (Tile(16, 64, 32, 8, 2),) * 3,
     },
