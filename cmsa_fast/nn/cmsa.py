@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import BACKENDS, cross_modal_attention, received_word_attention
+from ..kernels import BACKENDS, cross_modal_attention, level_tail, received_word_attention
 from ..kernels.checks import check_alike, check_floating
 from .coordinates import COORDINATE_CHANNELS, spatial_coordinates
 from .inputs import check_inputs
@@ -63,7 +63,7 @@ class CMSA(nn.Module):
             visual_channels: Cv, channels of the visual features.
             word_channels: Cl, channels of the word features.
             attention_channels: d, the width of query, key and value (512 in the paper).
-            backend: passed to `cmsa_fast.kernels.cross_modal_attention`.
+            backend: passed to `cmsa_fast.kernels.cross_modal_attention` and `level_tail`.
 
         Raises:
             ValueError: a number of channels is below 1, or backend is unknown.
@@ -133,15 +133,15 @@ class CMSA(nn.Module):
         tokens = self._tokens(visual, words, word_mask, image_index)
         places, sentence = self._project(tokens)
         attended = self._attend(places, sentence, word_mask, image_index)
-        residual = torch.cat(
-            [
-                _of_sentences(tokens.visual, image_index),
-                _mean_word(tokens.words, word_mask)[:, None].expand(-1, len(tokens.spatial), -1),
-                tokens.spatial.expand(len(words), -1, -1),
-            ],
-            dim=2,
-        )
-        fused = (self.output(attended) + residual).mT.unflatten(2, visual.shape[2:])
+        fused = level_tail(
+            attended,
+            self.output.weight,
+            tokens.visual,
+            _mean_word(tokens.words, word_mask),
+            tokens.spatial.T,
+            image_index=image_index,
+            backend=self.backend,
+        ).unflatten(2, visual.shape[2:])
         if not return_word_attention:
             return fused
         received = received_word_attention(
