@@ -110,8 +110,12 @@ def _joint_query_gradient(
         if WHOLE:
             key_block = load_block(key, key_strides, keys, slice_channels, real, width)
             value_block = load_block(value, value_strides, keys, value_channels, real, value_width)
-            logits = tl.dot(query_block, tl.trans(key_block), input_precision=PRECISION)
-            of_weights = tl.dot(grad_block, tl.trans(value_block), input_precision=PRECISION)
+            logits = tl.dot(
+                query_block, tl.trans(key_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
+            )
+            of_weights = tl.dot(
+                grad_block, tl.trans(value_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
+            )
         else:
             logits = block_product(
                 query,
@@ -146,7 +150,13 @@ def _joint_query_gradient(
         weights = tl.exp2((logits - largest[:, None]) - added[:, None])
         of_logits = weights * (of_weights - projected[:, None])
         key_block = in_wide_range(key_block)
-        total = tl.dot(of_logits.to(key_block.dtype), key_block, total, input_precision=PRECISION)
+        total = tl.dot(
+            of_logits.to(key_block.dtype),
+            key_block,
+            total,
+            input_precision=PRECISION,
+            out_dtype=ACCUMULATOR,
+        )
 
     outputs = (batch * query_count + rows)[:, None] * width + slice_channels[None, :]
     inside = real_rows[:, None] & (slice_channels < width)[None, :]

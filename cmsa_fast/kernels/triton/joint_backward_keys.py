@@ -70,8 +70,12 @@ def _joint_key_gradient(
             grad_block = load_block(
                 grad, grad_strides, rows, value_channels, real_rows, value_width
             )
-            logits = tl.dot(key_block, tl.trans(query_block), input_precision=PRECISION)
-            of_weights = tl.dot(value_block, tl.trans(grad_block), input_precision=PRECISION)
+            logits = tl.dot(
+                key_block, tl.trans(query_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
+            )
+            of_weights = tl.dot(
+                value_block, tl.trans(grad_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
+            )
         else:
             logits = block_product(
                 key,
@@ -110,7 +114,11 @@ def _joint_key_gradient(
         of_logits = weights * (of_weights - projected[None, :])
         query_block = in_wide_range(query_block)
         total = tl.dot(
-            of_logits.to(query_block.dtype), query_block, total, input_precision=PRECISION
+            of_logits.to(query_block.dtype),
+            query_block,
+            total,
+            input_precision=PRECISION,
+            out_dtype=ACCUMULATOR,
         )
 
     total = tl.where(real[:, None], total * SCALE, 0.0)
@@ -170,7 +178,9 @@ def _joint_value_gradient(
         real_rows = rows < query_count
         if WHOLE:
             query_block = load_block(query, query_strides, rows, channels, real_rows, width)
-            logits = tl.dot(key_block, tl.trans(query_block), input_precision=PRECISION)
+            logits = tl.dot(
+                key_block, tl.trans(query_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
+            )
         else:
             logits = block_product(
                 key,
@@ -190,7 +200,13 @@ def _joint_value_gradient(
         logits = tl.where(real[:, None], logits * (SCALE * LOG2_E), float("-inf"))
         weights = tl.exp2((logits - largest[None, :]) - added[None, :])
         grad_block = load_block(grad, grad_strides, rows, slice_channels, real_rows, value_width)
-        total = tl.dot(weights.to(grad_block.dtype), grad_block, total, input_precision=PRECISION)
+        total = tl.dot(
+            weights.to(grad_block.dtype),
+            grad_block,
+            total,
+            input_precision=PRECISION,
+            out_dtype=ACCUMULATOR,
+        )
 
     total = tl.where(real[:, None], total, 0.0)
     batches = tl.num_programs(0) // key_blocks

@@ -38,7 +38,13 @@ def block_product(
         channels = (first + tl.arange(0, CHANNELS)).to(tl.int64)
         left_block = load_block(left, left_strides, left_rows, channels, left_real, width)
         right_block = load_block(right, right_strides, right_rows, channels, right_real, width)
-        total = tl.dot(left_block, tl.trans(right_block), total, input_precision=PRECISION)
+        total = tl.dot(
+            left_block,
+            tl.trans(right_block),
+            total,
+            input_precision=PRECISION,
+            out_dtype=ACCUMULATOR,
+        )
     return total
 
 

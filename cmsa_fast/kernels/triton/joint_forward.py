@@ -54,7 +54,9 @@ def _joint_forward(
         real = real_keys(key_mask, mask_strides, batch, keys, key_count)
         if WHOLE:
             key_block = load_block(key, key_strides, keys, channels, real, width)
-            logits = tl.dot(query_block, tl.trans(key_block), input_precision=PRECISION)
+            logits = tl.dot(
+                query_block, tl.trans(key_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
+            )
         else:
             logits = block_product(
                 query,
@@ -85,6 +87,7 @@ def _joint_forward(
             value_block,
             total * shrink[:, None],
             input_precision=PRECISION,
+            out_dtype=ACCUMULATOR,
         )
 
     # A row without a real key attends to nothing.

@@ -78,7 +78,11 @@ def _tail_attended_gradient(
             weight, weight_strides, outputs, slice_channels, real_outputs, width
         )
         total = tl.dot(
-            of_projected.to(weight_block.dtype), weight_block, total, input_precision=PRECISION
+            of_projected.to(weight_block.dtype),
+            weight_block,
+            total,
+            input_precision=PRECISION,
+            out_dtype=ACCUMULATOR,
         )
 
     total = total / tl.maximum(count, 1)
@@ -166,7 +170,11 @@ def _tail_weight_gradient(
         bias_total += tl.sum(of_projected.to(ACCUMULATOR), 1)
         token_block = load_block(tokens, attended_strides, rows, slice_channels, real_rows, width)
         total = tl.dot(
-            of_projected.to(token_block.dtype), token_block, total, input_precision=PRECISION
+            of_projected.to(token_block.dtype),
+            token_block,
+            total,
+            input_precision=PRECISION,
+            out_dtype=ACCUMULATOR,
         )
 
     count = tl.maximum(count, 1)
