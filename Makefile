@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test test-all benchmark lint
+.PHONY: train test test-all benchmark compile-report lint
 
 train: $(READY)  ## train the demo preset on the embedded scenes, evaluate it, draw pictures
 	$(BIN)/python train.py $(ARGS)
@@ -18,6 +18,9 @@ test-all: $(READY)  ## everything
 
 benchmark: $(READY)  ## parity and speed
 	$(BIN)/python -m pytest -q -s benchmarks/ $(ARGS)
+
+compile-report: $(READY)  ## compile every tile of every kernel for every architecture, without a GPU
+	$(BIN)/python -m benchmarks.compile_report --json benchmarks/results/compile.json $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
