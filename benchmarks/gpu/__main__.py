@@ -35,9 +35,11 @@ from . import driver, metadata, plan, schema, summary
 from .driver import Deadline
 from .plan import Job
 
-_CORRECTNESS_SHARE = (
-    0.4  # of the time, at most, for the small cases and what is compiled beside them
-)
+# For the first answer of the device, which the time does not bound.
+_START_S = 150.0
+# Of the time, at most, for the small cases of correctness and what is compiled beside them.
+_TOGETHER_SHARE = 0.4
+_MOST_WORKERS = 14  # each holds a CUDA context
 _NOTES = (
     "forward is timed without gradients; backward behind a forward that is not timed; each run with a cold L2",
     "the tokens of the all-pairs peers are made before the clock starts, in their favour; their mean over words, "
@@ -45,7 +47,8 @@ _NOTES = (
     "own_flop counts two products forward, five backward, seven both (the tail: one, three, four); "
     "recomputation beyond that is not counted. floor_flop is that of the cheapest exact form",
     "times and shares are the CUDA graph's where there is one; ratios between forms are of times with launches",
-    "inexact: timed, but beyond the error budget, and so left out of goals, comparisons and plots",
+    "inexact: timed, but beyond the error budget, and so left out of goals, comparisons and plots; a peer's "
+    "errors are written down too, but it is left out only where they are no numbers",
 )
 
 
@@ -69,6 +72,7 @@ class Results:
             "correctness": [],
             "ceilings": [],
             "speed": [],
+            "kernels": [],
             "summary": {"counts": {}, "goals": [], "comparisons": []},
             "plots": {},
         }
@@ -125,27 +129,28 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     results = Results(
         arguments.out, vars(arguments) | {"out": str(arguments.out)}, arguments.minutes
     )
-    on_cpu = device == "cpu"
-    cores = os.cpu_count() or 1
-    side_by_side = 1 if on_cpu else max(1, min(14, cores - 2))
-    environment = {"TRITON_INTERPRET": "1"} if on_cpu else {}
+    first: list[Job] = [{"kind": "metadata", "device": device, "items": ["metadata"]}]
+    small = plan.correctness(device, quick) if "correctness" in only else []
     speed, finished = plan.speed(device, quick, only), False
+    ceilings = plan.ceilings(device, quick) if "ceilings" in only or speed else []
     try:
-        first: list[Job] = [{"kind": "metadata", "device": device, "items": ["metadata"]}]
-        driver.do_all(first, 1, environment, Deadline(_START_S), results.add)
-        found = results.content["metadata"]["device"]
-        if found is None or "error" in found:
-            raise SystemExit(f"{device} cannot be used: {(found or {}).get('error', 'no answer')}")
-        together: list[Job] = plan.correctness(device, quick) if "correctness" in only else []
-        if not on_cpu:  # what takes longest to compile first
-            together = plan.warm_ups(speed) + together
-        share = Deadline(min(deadline.left(), _CORRECTNESS_SHARE * deadline.seconds))
-        threads = {"OMP_NUM_THREADS": str(max(1, cores // side_by_side))}
-        driver.do_all(together, side_by_side, environment | threads, share, results.add)
-        alone: list[Job] = plan.ceilings(device, quick) if "ceilings" in only or speed else []
-        if "correctness" in only and not on_cpu:
-            alone = plan.correctness(device, quick, full=True) + alone
-        driver.do_all(alone + speed, 1, environment, deadline, results.add)
+        if device == "cpu":
+            jobs = first + small + ceilings + speed
+            driver.do_all(jobs, 1, {"TRITON_INTERPRET": "1"}, deadline, results.add)
+        else:
+            driver.do_all(first, 1, {}, Deadline(_START_S), results.add)
+            found = results.content["metadata"]["device"] or {"error": "it does not answer"}
+            if "error" in found:
+                raise SystemExit(f"{device} cannot be used: {found['error']}")
+            # Side by side, what takes longest to compile first.
+            together = plan.warm_ups(speed) + plan.kernels(device, only) + small
+            cores = os.cpu_count() or 1
+            workers = max(1, min(_MOST_WORKERS, cores - 2))
+            threads = {"OMP_NUM_THREADS": str(max(1, cores // workers))}
+            share = Deadline(min(deadline.left(), _TOGETHER_SHARE * deadline.seconds))
+            driver.do_all(together, workers, threads, share, results.add)
+            full = plan.correctness(device, quick, full=True) if small else []
+            driver.do_all(full + ceilings + speed, 1, {}, deadline, results.add)
         finished = True
     finally:
         results.finish(finished)

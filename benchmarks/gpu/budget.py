@@ -106,8 +106,8 @@ def verdict(
         # Where the literal form itself breaks down, it allows nothing more than rounding.
         allowed = 2 * max(of_literal if math.isfinite(of_literal) else 0.0, eps)
         figures[output] = {
-            "error": _number(error),
-            "literal": _number(of_literal),
+            "error": number(error),
+            "literal": number(of_literal),
             "allowed": allowed,
             "kept": error <= allowed,
         }
@@ -119,7 +119,8 @@ def _median(values: Sequence[float]) -> float:
     return math.nan if any(math.isnan(value) for value in values) else statistics.median(values)
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
     return value if math.isfinite(value) else None
 
 

@@ -10,6 +10,9 @@ from . import budget, forms
 from .budget import Case, Function
 
 _FULL_SEEDS, _SEEDS = 1, 3
+_SPREAD = (
+    2.0  # logits of deviation 4: rounding is that of the literal form, not of single operations
+)
 _POISON_MIB = (1, 8, 64)
 
 
@@ -65,7 +68,7 @@ def draw_cases(
             dtype,
             device,
             seed=seed,
-            spread=case.get("spread", 1.0),
+            spread=case.get("spread", 1.0 if full else _SPREAD),
             masked=not full,
             pictures=case.get("pictures"),
         )

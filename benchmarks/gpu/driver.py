@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import plan
 from .plan import Job
@@ -54,11 +54,12 @@ class WorkerProcess:
         self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
-        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (it lives as long)
+        self._log: IO[str] | None = None
 
     def send(self, job: Job) -> None:
         """Give a worker its job."""
         if self._process is None or self._process.poll() is not None:
+            self.stop()
             self._start()
         assert self._process is not None and self._process.stdin is not None  # noqa: PT018
         try:
@@ -80,21 +81,27 @@ class WorkerProcess:
             raise WorkerDied(f"no answer within {limit_s:.0f} s") from None
         if line is None:
             code = self._process.wait() if self._process is not None else None
-            self._process = None
-            raise WorkerDied(f"the worker ended with status {code}: {self._last_words()}")
+            words = self._last_words()
+            self.stop()
+            raise WorkerDied(f"the worker ended with status {code}: {words}")
         message: dict[str, Any] = json.loads(line)
         return message
 
     def stop(self) -> None:
+        """End the process, if there is one; `send` starts another."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):  # with what its libraries started
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            with contextlib.suppress(OSError):  # what was not read any more
+                self._process.__exit__(None, None, None)
             self._process = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def _start(self) -> None:
-        self._log.seek(0)
-        self._log.truncate()
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (`stop` closes it)
         self._lines = queue.Queue()
         self._process = subprocess.Popen(
             self._command,
@@ -117,6 +124,8 @@ class WorkerProcess:
         lines.put(None)
 
     def _last_words(self) -> str:
+        if self._log is None:
+            return "it said nothing"
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
         return lines[-1][:400] if lines else "it said nothing"

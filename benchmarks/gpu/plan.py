@@ -14,6 +14,7 @@ PASSES = ("forward", "backward", "forward + backward")
 SECTIONS = ("correctness", "ceilings", "separable", "joint", "tail")
 OWN = ("fused", "torch")  # the names in `forms.OWN` by importance; a test compares the two
 PEERS = ("sdpa efficient", "naive", "naive compiled", "chunked", "flex")
+FEW_PEERS = ("sdpa efficient", "naive", "chunked")
 TAIL_PEERS = ("naive", "naive compiled")
 
 WORDS, PLACES, BATCHES = (20, 10, 5, 3), (1600, 400, 6400), (8, 1, 32)
@@ -53,6 +54,7 @@ HEADLINE = separable_size(1600, 20, 8)
 _SEPARABLE_CASES: tuple[list[dict[str, Any]], ...] = (
     [
         {"size": separable_size(100, 7, 3, 64)},
+        {"size": separable_size(100, 7, 3, 64), "spread": 1.0, "seeds": 10},
         {"size": separable_size(100, 7, 3, 64), "spread": 4.0, "seeds": 10},
         {"size": separable_size(100, 7, 3, 64), "spread": 30.0, "seeds": 10},
         {"size": separable_size(100, 7, 3, 64), "strided": True},
@@ -165,7 +167,6 @@ def _speed(
     names: tuple[str, ...],
     dtype: str = "bfloat16",
     target_s: float = 0.2,
-    profile: bool = False,
 ) -> Job:
     return {
         "kind": "speed",
@@ -176,7 +177,6 @@ def _speed(
         "items": list(names),
         "target_s": target_s,
         "case_limit_s": CASE_LIMIT_S,
-        "profile": profile,
     }
 
 
@@ -197,15 +197,16 @@ def speed(device: str, quick: bool, only: tuple[str, ...] = SECTIONS) -> list[Jo
     without_flex = tuple(name for name in PEERS if name != "flex")
     jobs = [
         # FlexAttention's backward has tiles of 16 x 16 at this width: one picture is enough of it.
-        _speed("separable", HEADLINE, device, OWN + without_flex, target_s=0.6, profile=True),
-        _speed("joint", joint_size(WIDTH, 8), device, OWN + PEERS, target_s=0.6, profile=True),
+        _speed("separable", HEADLINE, device, OWN + without_flex, target_s=0.6),
+        _speed("joint", joint_size(WIDTH, 8), device, OWN + PEERS, target_s=0.6),
         _speed("joint", joint_size(WIDTH, 1), device, OWN + PEERS, target_s=0.6),
         _speed("separable", separable_size(1600, 20, 1), device, OWN + PEERS, target_s=0.6),
     ]
     if not quick:
         done = [job["size"] for job in jobs]
+        few = [separable_size(400, words, 8) for words in (5, 20)]
         jobs += [
-            _speed("separable", size, device, OWN)
+            _speed("separable", size, device, OWN + (FEW_PEERS if size in few else ()))
             for batch in BATCHES
             for places in PLACES
             for words in WORDS
@@ -222,13 +223,19 @@ def speed(device: str, quick: bool, only: tuple[str, ...] = SECTIONS) -> list[Jo
             for dtype in ("float16", "float32", "tf32")
             for operation, size in (("separable", HEADLINE), ("joint", joint_size(WIDTH, 1)))
         ]
-        jobs += [
-            _speed(
-                "separable", separable_size(400, words, 8), device, (*OWN, *PEERS[:2], "chunked")
-            )
-            for words in (5, 20)
-        ]
     return [job for job in jobs if job["operation"] in only]
+
+
+def kernels(device: str, only: tuple[str, ...] = SECTIONS) -> list[Job]:
+    """Which kernels run; none on a CPU."""
+    if device == "cpu":
+        return []
+    sizes = {"separable": separable_size(1600, 20, 1), "joint": joint_size(WIDTH, 1)}
+    return [
+        {**_speed(operation, size, device, ("sdpa efficient", "fused")), "kind": "kernels"}
+        for operation, size in sizes.items()
+        if operation in only
+    ]
 
 
 def warm_ups(jobs: list[Job]) -> list[Job]:
@@ -257,9 +264,11 @@ def keys(job: Job) -> list[tuple[str, Key]]:
         return [(item, {**shared, "case": item}) for item in job["items"]]
     if job["kind"] == "ceilings":
         return [(item, {"name": item}) for item in job["items"]]
-    if job["kind"] == "speed":
+    if job["kind"] in ("speed", "kernels"):
         shared = {"operation": job["operation"], "dtype": job["dtype"]}
         shared["size_name"] = size_name(job["size"])
+        if job["kind"] == "kernels":
+            return [(item, {**shared, "form": item}) for item in job["items"]]
         return [
             (item, {**shared, "form": item, "pass": part})
             for item in job["items"]

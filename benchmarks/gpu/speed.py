@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import budget, forms, timing
-from .budget import Case
+from . import budget, forms, parity, timing
+from .parity import Bound, Exact
 from .plan import PASSES
 from .timing import Clock, Entry
 
@@ -17,12 +16,11 @@ Emit = Callable[[dict[str, Any]], None]
 Step = Callable[[str, float], None]
 
 _PREPARE_LIMIT_S = 75.0
-_COMPILED = ("naive compiled", "flex")
 
 
 @dataclass
 class _Prepared:
-    """A form at a size: what is timed, and what is known before it is."""
+    """A form at a size: what is timed, and what is known before it is. Dictionaries are by pass."""
 
     form: forms.Form
     parity: dict[str, Any]
@@ -32,9 +30,8 @@ class _Prepared:
     graphs: dict[str, Entry] = field(default_factory=dict)
     graph_notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     peaks: dict[str, float | None] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)  # pass -> why it is not measured
+    notes: dict[str, str] = field(default_factory=dict)  # why it is not measured
     estimates: dict[str, float] = field(default_factory=dict)
-    kernels: list[dict[str, Any]] | str | None = None
 
 
 def measure(
@@ -53,7 +50,7 @@ def measure(
     with budget.matmul_precision(job["dtype"]):
         step("inputs", _PREPARE_LIMIT_S)
         case = forms.draw(operation, job["size"], budget.torch_dtype(job["dtype"]), device)
-        truth, allowed = _reference(operation, case, job["dtype"])
+        truth = parity.exact(operation, job["size"], case, job["dtype"])
         clock = Clock(device)
         prepared = []
         for item in items:
@@ -61,11 +58,11 @@ def measure(
             reason = _why_not(item, device)
             try:
                 if reason is None:
-                    prepared.append(_prepare(job, item, case, truth, allowed, clock))
+                    prepared.append(_prepare(job, item, case, truth, clock))
                     continue
                 status = "skipped"
             except Exception as error:  # a form that fails is part of the figures
-                status, reason = "failed", describe(error)
+                status, reason = "failed", timing.describe(error)
             for part in PASSES:
                 emit(_identity(job, item, part) | {"status": status, "reason": reason})
             if not alive():
@@ -86,97 +83,49 @@ def measure(
 
 def warm_up(job: dict[str, Any], items: list[str], step: Step) -> None:
     """Run forms once each way, so that what they compile is kept on disk."""
+    for item in items:
+        step(item, _PREPARE_LIMIT_S)
+        bound = _bind(job, item)
+        with budget.matmul_precision(job["dtype"]):
+            bound.forward()
+            bound.both()
+
+
+def kernel_names(job: dict[str, Any], item: str) -> dict[str, Any]:
+    """The kernels that a form runs forward and backward: the fields of a record."""
+    bound = _bind(job, item)
     with budget.matmul_precision(job["dtype"]):
-        dtype = budget.torch_dtype(job["dtype"])
-        case = forms.draw(job["operation"], job["size"], dtype, job["device"])
-        for item in items:
-            step(item, _PREPARE_LIMIT_S)
-            call, leaves = _bind(job, forms.get(job["operation"], item), case)
-            with torch.no_grad():
-                call(leaves)
-            _gradients(call(leaves), leaves, case.grad)
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line of reasonable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)[:400]}"
+        bound.both()
+        return {"status": "measured", "reason": None, "kernels": timing.kernel_names(bound.both)}
 
 
 def _why_not(item: str, device: str) -> str | None:
     """Why a form is not measured on a device, if so."""
-    if device == "cpu" and item in _COMPILED:
+    if device == "cpu" and item in parity.COMPILED:
         return "compiled peers are measured on a GPU alone"
     if device == "cpu" and item == "fused":
         return "Triton's interpreter is no measure of speed"
     return None
 
 
-def _bind(
-    job: dict[str, Any], form: forms.Form, case: Case
-) -> tuple[Callable[[list[Tensor | None]], Tensor], list[Tensor | None]]:
-    """The form as a function of its leaves, and these."""
-    if form.name in _COMPILED and not form.own:
-        torch._dynamo.reset()  # so that one size's compilation does not count against another's
-    leaves = [
-        None if part is None else part.detach().requires_grad_(True)
-        for part in form.leaves(case.features)
-    ]
-    options = dict(case.options)
-    if not form.own and job["operation"] == "separable":
-        options = {"words": job["size"]["words"]}
-    return (lambda parts: form.call(*parts, case.mask, **options)), leaves
-
-
-def _gradients(result: Tensor, leaves: list[Tensor | None], grad: Tensor) -> tuple[Tensor, ...]:
-    given = [part for part in leaves if part is not None]
-    return torch.autograd.grad(result, given, grad)
-
-
-def _reference(operation: str, case: Case, dtype: str) -> tuple[list[Tensor], list[float]]:
-    """The torch backend in a wider dtype, and the error that is allowed for each output.
-
-    The literal form does not fit at every size, so the torch backend in the same dtype stands for it in the
-    budget, error <= 2 max(its error, eps); the torch backend itself is compared with the literal form by
-    `correctness`.
-    """
-    backend = forms.OWN[operation]["torch"]
-    wide = torch.float64 if dtype in ("float32", "tf32") else torch.float32
-    with budget.matmul_precision("float32"):
-        truth = budget.run(backend, case.to(wide))
-    own = budget.errors(budget.run(backend, case), truth)
-    return truth, [2 * max(error, budget.rounding(dtype)) for error in own]
+def _bind(job: dict[str, Any], item: str) -> Bound:
+    operation, size = job["operation"], job["size"]
+    case = forms.draw(operation, size, budget.torch_dtype(job["dtype"]), job["device"])
+    return parity.bind(operation, item, size, case)
 
 
 def _prepare(
-    job: dict[str, Any],
-    item: str,
-    case: Case,
-    truth: list[Tensor],
-    allowed: list[float],
-    clock: Clock,
+    job: dict[str, Any], item: str, case: budget.Case, truth: Exact, clock: Clock
 ) -> _Prepared:
     """Compare a form with the exact one, which compiles and warms it, then make its entries."""
-    device, form = job["device"], forms.get(job["operation"], item)
-    call, leaves = _bind(job, form, case)
+    device = job["device"]
+    bound = parity.bind(job["operation"], item, job["size"], case)
     start = time.perf_counter()
-    result = call(leaves)
-    gradients = _gradients(result, leaves, case.grad)
-    found = [result.detach(), *form.gradients(gradients, case.features)]
-    errors = budget.errors(found, truth)
-    del result, gradients, found
-    kept = all(error <= most for error, most in zip(errors, allowed, strict=True))
-    parity = {
-        "kept": kept,
-        "errors": [error if error == error else None for error in errors],
-        "allowed": allowed,
-    }
-    with torch.no_grad():
-        call(leaves)
-    made = _Prepared(form, parity, time.perf_counter() - start, {})
-    frozen = tuple(leaves)
-    for part, entry in _entries(call, leaves, case.grad).items():
-        made.bytes_[part] = forms.least_bytes(frozen, case.grad, part)
+    errors = parity.compare(bound, case, truth)
+    bound.forward()
+    made = _Prepared(bound.form, errors, time.perf_counter() - start, {})
+    for part, entry in _entries(bound).items():
+        made.bytes_[part] = forms.least_bytes(bound.leaves, case.grad, part)
         made.estimates[part] = clock.plan(entry, job["target_s"], job["case_limit_s"])
         made.peaks[part] = timing.peak_mib(entry, device)
         if not entry.rounds:
@@ -187,31 +136,16 @@ def _prepare(
             continue
         made.entries[part] = entry
         _add_graph(job, made, part, entry, clock)
-    if job["profile"] and device != "cpu" and item in ("fused", "sdpa efficient"):
-        both = made.entries.get(PASSES[2])
-        if both is not None:
-            try:
-                made.kernels = timing.kernel_names(lambda: both.run(None))
-            except Exception as error:  # the names are wanted, not needed
-                made.kernels = describe(error)
     return made
 
 
-def _entries(
-    call: Callable[[list[Tensor | None]], Tensor], leaves: list[Tensor | None], grad: Tensor
-) -> dict[str, Entry]:
+def _entries(bound: Bound) -> dict[str, Entry]:
     """Forward without gradients, backward alone behind a forward that is not timed, and both."""
-
-    def forward(_: Any) -> list[Tensor]:
-        with torch.no_grad():
-            return [call(leaves)]
-
-    def both(_: Any) -> list[Tensor]:
-        result = call(leaves)
-        return [result.detach(), *_gradients(result, leaves, grad)]
-
-    backward = Entry(lambda result: _gradients(result, leaves, grad), lambda: call(leaves))
-    return {PASSES[0]: Entry(forward), PASSES[1]: backward, PASSES[2]: Entry(both)}
+    return {
+        PASSES[0]: Entry(lambda _: [bound.forward()]),
+        PASSES[1]: Entry(bound.gradients, bound.call),
+        PASSES[2]: Entry(lambda _: bound.both()),
+    }
 
 
 def _add_graph(job: dict[str, Any], made: _Prepared, part: str, entry: Entry, clock: Clock) -> None:
@@ -229,10 +163,11 @@ def _add_graph(job: dict[str, Any], made: _Prepared, part: str, entry: Entry, cl
         try:
             graph, same = timing.capture(lambda: entry.run(None))  # type: ignore[arg-type, return-value]
         except Exception as error:  # a form that cannot be captured is part of the figures
-            reason = describe(error)
+            reason = timing.describe(error)
         else:
             replay = Entry(lambda _: graph.replay())
             clock.plan(replay, job["target_s"], job["case_limit_s"])
+            replay.rounds = max(replay.rounds, 1)
             made.graphs[part] = replay
             made.graph_notes[part] = {"same_bits": same}
             return
@@ -262,15 +197,16 @@ def _record(job: dict[str, Any], one: _Prepared, part: str) -> dict[str, Any]:
     }
     if part in one.notes:
         return record | {"status": "skipped", "reason": one.notes[part]}
+    if one.entries[part].failure:
+        return record | {"status": "failed", "reason": one.entries[part].failure}
     graph = dict(one.graph_notes[part])
-    if part in one.graphs and one.graphs[part].samples:
-        graph |= timing.summary(one.graphs[part].samples)
+    if part in one.graphs:
+        replay = one.graphs[part]
+        graph |= {"reason": replay.failure} if replay.failure else timing.summary(replay.samples)
     record |= timing.summary(one.entries[part].samples) | {"graph": graph, "reason": None}
     if "median_ms" in graph:
         record["launch_overhead_ms"] = record["median_ms"] - graph["median_ms"]
-    if part == PASSES[2] and one.kernels is not None:
-        record["kernels"] = one.kernels
-    if not one.parity["kept"]:
+    if not one.parity["kept"] and (one.form.own or None in one.parity["errors"]):
         reason = f"errors {one.parity['errors']} beyond those allowed, {one.parity['allowed']}"
         return record | {"status": "inexact", "reason": reason}
     return record | {"status": "measured"}

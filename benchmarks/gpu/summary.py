@@ -55,7 +55,10 @@ def add_shares(results: Results) -> None:
 
 def summarise(results: Results) -> dict[str, Any]:
     """Counts, goals and comparisons; the shares must have been added."""
-    counts = {section: _count(results[section]) for section in ("correctness", "ceilings", "speed")}
+    counts = {
+        section: _count(results[section])
+        for section in ("correctness", "ceilings", "speed", "kernels")
+    }
     return {"counts": counts, "goals": _goals(results), "comparisons": _comparisons(results)}
 
 
@@ -153,15 +156,8 @@ def _comparisons(results: Results) -> list[dict[str, Any]]:
 
 
 def format_tables(results: Results) -> str:
-    """Everything for people: what failed first, then ceilings, speed, comparisons and goals."""
+    """Everything for people, the most important last: what failed, and the goals."""
     lines = []
-    for record in results["correctness"]:
-        if record["status"] != "passed":
-            name = f"{record['operation']} {record['form']} {record['dtype']} [{record['case']}]"
-            lines.append(f"{record['status'].upper()} {name}: {record['reason']}")
-    for section, counts in results["summary"]["counts"].items():
-        said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        lines.append(f"{section}: {said or 'not done'}")
     for record in results["ceilings"]:
         value = f"{record['value']:.1f} {record['unit']}" if "value" in record else record["reason"]
         lines.append(f"  {record['name']}: {value}")
@@ -180,12 +176,23 @@ def format_tables(results: Results) -> str:
             f"{'' if record['peak_mib'] is None else format(record['peak_mib'], '.0f') + ' MiB':>11}"
             f"{'' if record['status'] == 'measured' else '  ' + record['status'].upper()}"
         )
+    for record in results["kernels"]:
+        name = f"kernels of {record['operation']} {record['form']}"
+        said = ", ".join(row["kernel"] for row in record.get("kernels", [])) or record["reason"]
+        lines.append(f"{name}: {said}")
     for row in results["summary"]["comparisons"]:
         lines.append(
             f"{row['operation']} {row['dtype']} {row['size_name']}, {row['pass']}: {row['form']} is "
             f"{row['times_faster']:.2f} times as fast as {row['than']}"
             f"{'' if row['verdict'] == 'faster' else '  (SLOWER)'}"
         )
+    for section, counts in results["summary"]["counts"].items():
+        said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        lines.append(f"{section}: {said or 'not done'}")
+    for record in results["correctness"]:
+        if record["status"] != "passed":
+            name = f"{record['operation']} {record['form']} {record['dtype']} [{record['case']}]"
+            lines.append(f"{record['status'].upper()} {name}: {record['reason']}")
     for goal in results["summary"]["goals"]:
         met = {True: "met", False: "NOT MET", None: "not measured"}[goal["met"]]
         found = "" if goal["measured"] is None else f"{goal['measured']:.3g}, "

@@ -22,12 +22,14 @@ class Entry:
         before: what is done before each run and not timed (a backward's forward); its result goes to `run`.
         rounds: how often it is measured.
         samples: milliseconds.
+        failure: what went wrong in the rounds, after which it is left out of them.
     """
 
     run: Callable[[Any], object]
     before: Callable[[], Any] = lambda: None
     rounds: int = 0
     samples: list[float] = field(default_factory=list)
+    failure: str | None = None
 
 
 class Clock:
@@ -71,8 +73,18 @@ class Clock:
         """All rounds of all entries in turn, so that a clock that drifts moves all of them alike."""
         for number in range(max((entry.rounds for entry in entries), default=0)):
             for entry in entries:
-                if number < entry.rounds:
+                if number >= entry.rounds or entry.failure:
+                    continue
+                try:
                     entry.samples.append(self.once(entry))
+                except Exception as error:  # memory that others left in pieces, say
+                    entry.failure = describe(error)
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line of reasonable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)[:400]}"
 
 
 def summary(samples: Sequence[float]) -> dict[str, float]:

@@ -14,11 +14,11 @@ class Worker:
     """Does jobs and says how they go."""
 
     def __init__(self, output: int) -> None:
-        self._output = output
+        self._output = open(output, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 (to the end)
         self.broken: str | None = None
 
     def say(self, **message: Any) -> None:
-        os.write(self._output, (json.dumps(message, allow_nan=False) + "\n").encode())
+        self._output.write(json.dumps(message, allow_nan=False) + "\n")
 
     def step(self, item: str, limit_s: float) -> None:
         self.say(step=item, limit_s=limit_s)
@@ -38,6 +38,7 @@ class Worker:
 
     def do(self, job: dict[str, Any], items: list[str]) -> None:
         from . import ceilings, correctness, metadata, speed
+        from .timing import describe
 
         device = job["device"]
         self.step("start", 120)
@@ -64,12 +65,14 @@ class Worker:
                     if job["kind"] == "ceilings":
                         figures = ceilings.measure(item, device, job["quick"])
                         record = {"name": item, "status": "measured", "reason": None, **figures}
+                    elif job["kind"] == "kernels":
+                        record = {"form": item, **speed.kernel_names(job, item)}
                     else:
                         case = job["cases"][job["all_items"].index(item)]
                         record = {"case": item, **correctness.measure(job, case)}
                 except Exception as error:  # a failure is reported and the rest goes on
-                    key = "name" if job["kind"] == "ceilings" else "case"
-                    record = {key: item, "status": "failed", "reason": speed.describe(error)}
+                    key = {"ceilings": "name", "kernels": "form"}.get(job["kind"], "case")
+                    record = {key: item, "status": "failed", "reason": describe(error)}
                 self.say(record=record)
                 if record["status"] == "failed" and not self.alive(device):
                     return
@@ -86,7 +89,7 @@ def main() -> None:
         try:
             worker.do(job, job["items"])
         except Exception as problem:  # the job's inputs or the clock: nothing of it can be measured
-            from .speed import describe
+            from .timing import describe
 
             error = describe(problem)
             worker.alive(job["device"])

@@ -1,0 +1,103 @@
+"""A form as it is timed, and its error at that size, which is measured before the clock starts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import budget, forms
+from .budget import Case
+
+COMPILED = ("naive compiled", "flex")
+_MOST_PAIRS = 2**27  # of tokens, for which the literal form in float64 fits anywhere
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What a form is compared with.
+
+    Attributes:
+        against: "literal", or "torch backend" where the literal form does not fit; there `correctness` has
+            compared the torch backend with the literal form at smaller sizes.
+        outputs: the result and the gradients.
+        allowed: the error that is allowed for each, 2 max(that of the literal form or the torch backend in the
+            case's dtype, eps).
+    """
+
+    against: str
+    outputs: list[Tensor]
+    allowed: list[float]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A form with its leaves."""
+
+    form: forms.Form
+    call: Callable[[], Tensor]
+    leaves: tuple[Tensor | None, ...]
+    grad: Tensor
+
+    def gradients(self, result: Tensor) -> tuple[Tensor, ...]:
+        given = [part for part in self.leaves if part is not None]
+        return torch.autograd.grad(result, given, self.grad)
+
+    def both(self) -> list[Tensor]:
+        """The result and the gradients of the leaves."""
+        result = self.call()
+        return [result.detach(), *self.gradients(result)]
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():
+            return self.call()
+
+
+def exact(operation: str, size: dict[str, int], case: Case, dtype: str) -> Exact:
+    """The outputs in a wider dtype, and what error is allowed."""
+    if _pairs(operation, size) <= _MOST_PAIRS:
+        against, form = "literal", forms.LITERAL[operation]
+        wide = torch.float64
+    else:
+        against, form = "torch backend", forms.OWN[operation]["torch"]
+        wide = torch.float64 if dtype in ("float32", "tf32") else torch.float32
+    with budget.matmul_precision("float32"):
+        outputs = budget.run(form, case.to(wide))
+    own = budget.errors(budget.run(form, case), outputs)
+    return Exact(against, outputs, [2 * max(error, budget.rounding(dtype)) for error in own])
+
+
+def bind(operation: str, name: str, size: dict[str, int], case: Case) -> Bound:
+    """A form with leaves of its own; what peers need besides is made here, before any clock starts."""
+    form = forms.get(operation, name)
+    if name in COMPILED:
+        torch._dynamo.reset()  # so that one size's compilation does not count against another's
+    leaves = tuple(
+        None if part is None else part.detach().requires_grad_(True)
+        for part in form.leaves(case.features)
+    )
+    options = dict(case.options)
+    if not form.own and operation == "separable":
+        options = {"words": size["words"]}
+    return Bound(form, lambda: form.call(*leaves, case.mask, **options), leaves, case.grad)
+
+
+def compare(bound: Bound, case: Case, truth: Exact) -> dict[str, Any]:
+    """The errors of the result and the features' gradients, those allowed, and whether they keep to them."""
+    result, *gradients = bound.both()
+    found = [result, *bound.form.gradients(gradients, case.features)]
+    errors = budget.errors(found, truth.outputs)
+    return {
+        "kept": all(error <= most for error, most in zip(errors, truth.allowed, strict=True)),
+        "against": truth.against,
+        "errors": [budget.number(error) for error in errors],
+        "allowed": [budget.number(most) for most in truth.allowed],
+    }
+
+
+def _pairs(operation: str, size: dict[str, int]) -> int:
+    if operation == "joint":
+        return size["batch"] * size["queries"] * size["keys"]
+    tokens = size["places"] * size["words"]
+    return size["batch"] * tokens * (size["channels"] if operation == "tail" else tokens)
