@@ -38,7 +38,7 @@ class Chart:
     """A panel: its title, axes and series; ticks_x are the only ones of the x axis where given.
 
     Attributes:
-        bounds: lines without markers, as series: ceilings.
+        bounds: ceilings, straight lines that meet where the first ends; the axes reach beyond that point.
     """
 
     title: str
@@ -68,9 +68,10 @@ class _Panel:
         self._draw = ImageDraw.Draw(sheet)
         self._left, self._top, self._chart = left, top, chart
         points = [point for series in chart.series for point in series.points]
-        self._x = _limits([point[0] for point in points] + list(chart.ticks_x))
+        ridge = [bound.points[-1][0] / 2 for bound in chart.bounds[:1]]
+        self._x = _limits([point[0] for point in points] + list(chart.ticks_x) + ridge)
         self._y = _limits([value for point in points for value in point[1:]])
-        for bound in chart.bounds:  # a ceiling is seen, wherever the points are
+        for bound in chart.bounds[:1]:
             self._y = (self._y[0], max(self._y[1], math.log10(bound.points[-1][1]) + 0.1))
 
     def draw(self) -> None:

@@ -20,6 +20,7 @@ _COLOURS = {
     "flex": (23, 170, 190),
 }
 _OTHER = (140, 86, 75)
+_ORDER = tuple(_COLOURS)  # a form has the same marker in every plot
 _TITLES = {"separable": "separable", "joint": "joint"}
 
 
@@ -124,7 +125,7 @@ def _by_form(records: Sequence[Record], axis: str, figure: str) -> list[Series]:
             if figure == "median_ms":
                 point += (record["low_ms"], record["high_ms"])
             points.append(point)
-        number = len(series)
+        number = _ORDER.index(form) if form in _ORDER else len(_ORDER)
         if points:
             series.append(Series(form, points, _COLOURS.get(form, _OTHER), number))
         replays: list[tuple[float, ...]] = [
@@ -158,10 +159,10 @@ def _roofline(results: Results) -> list[Chart]:
                     if one["form"] == form
                 ],
                 _COLOURS.get(form, _OTHER),
-                number,
+                _ORDER.index(form) if form in _ORDER else len(_ORDER),
                 line=False,
             )
-            for number, form in enumerate(dict.fromkeys(one["form"] for one in found))
+            for form in dict.fromkeys(one["form"] for one in found)
         ]
         matmul, copy = ceilings.get(f"matmul {dtype}"), ceilings.get("copy")
         bounds = []

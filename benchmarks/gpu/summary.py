@@ -180,12 +180,7 @@ def format_tables(results: Results) -> str:
         name = f"kernels of {record['operation']} {record['form']}"
         said = ", ".join(row["kernel"] for row in record.get("kernels", [])) or record["reason"]
         lines.append(f"{name}: {said}")
-    for row in results["summary"]["comparisons"]:
-        lines.append(
-            f"{row['operation']} {row['dtype']} {row['size_name']}, {row['pass']}: {row['form']} is "
-            f"{row['times_faster']:.2f} times as fast as {row['than']}"
-            f"{'' if row['verdict'] == 'faster' else '  (SLOWER)'}"
-        )
+    lines += _format_comparisons(results)
     for section, counts in results["summary"]["counts"].items():
         said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         lines.append(f"{section}: {said or 'not done'}")
@@ -198,6 +193,19 @@ def format_tables(results: Results) -> str:
         found = "" if goal["measured"] is None else f"{goal['measured']:.3g}, "
         lines.append(f"goal {goal['goal']} >= {goal['at_least']:g}: {found}{met}")
     return "\n".join(lines)
+
+
+def _format_comparisons(results: Results) -> list[str]:
+    """A line for each size and pair of forms: how many times faster than the peer ours is, by pass."""
+    groups: dict[str, list[str]] = {}
+    names = {record["size_name"]: short(record["size"]) for record in results["speed"]}
+    for row in results["summary"]["comparisons"]:
+        if row["than"] in plan.OWN:
+            continue
+        title = f"{row['operation']} {row['dtype']} {names[row['size_name']]}: {row['form']} / {row['than']}"
+        mark = "" if row["verdict"] == "faster" else " (SLOWER)"
+        groups.setdefault(title, []).append(f"{row['pass']} {row['times_faster']:.2f}x{mark}")
+    return [f"{title}: {', '.join(parts)}" for title, parts in groups.items()]
 
 
 def short(size: dict[str, int]) -> str:

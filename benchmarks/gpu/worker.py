@@ -25,8 +25,8 @@ class Worker:
 
     def alive(self, device: str) -> bool:
         """Whether the device still answers: after an illegal address, say, it never does again."""
-        if device == "cpu":
-            return True
+        if device == "cpu" or self.broken:
+            return not self.broken
         import torch
 
         try:
@@ -92,8 +92,7 @@ def main() -> None:
             from .timing import describe
 
             error = describe(problem)
-            worker.alive(job["device"])
-        if job["device"] != "cpu" and not worker.broken:
+        if job["device"] != "cpu" and worker.alive(job["device"]):
             import gc
 
             import torch
