@@ -12,13 +12,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .checks import check_triton
-from .registration import register, register_gradient
+from .flops import separable_backward_flop, separable_forward_flop
+from .registration import SEPARABLE_INPUTS, register, register_gradient
 from .separable import word_weights
 
-_FEATURES = (
-    "Tensor place_query, Tensor place_key, Tensor place_value, "
-    "Tensor word_query, Tensor word_key, Tensor word_value, Tensor weight, Tensor? image_index"
-)
 # The result, then what backward needs of the softmaxes: E_C over places and over words, and for each of the two
 # the five tensors of its statistics.
 _STATE = 12
@@ -80,13 +77,13 @@ def _differentiate_separable(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[An
 
 register(
     "separable_forward",
-    f"({_FEATURES}) -> ({', '.join(['Tensor'] * (1 + _STATE))})",
+    f"({SEPARABLE_INPUTS}) -> ({', '.join(['Tensor'] * (1 + _STATE))})",
     _separable_forward,
     _fake_separable_forward,
 )
 register(
     "separable_backward",
-    f"(Tensor grad, {_FEATURES}, Tensor attended, Tensor[] state) -> ({', '.join(['Tensor'] * 6)})",
+    f"(Tensor grad, {SEPARABLE_INPUTS}, Tensor attended, Tensor[] state) -> ({', '.join(['Tensor'] * 6)})",
     _separable_backward,
     _fake_separable_backward,
 )
@@ -116,33 +113,5 @@ def separable_attention(
     return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
 
 
-def _separable_products(keys: int, shapes: tuple[Any, ...]) -> tuple[int, int]:
-    """FLOP of the products over one set of keys: forward, and backward with the logits computed anew."""
-    (_, places, width), (_, _, value_width), (batch, words, _) = shapes
-    pairs = 2 * batch * places * keys
-    of_words = 2 * batch * words * keys * width
-    forward = pairs * (width + value_width + 2 * words) + of_words
-    backward = pairs * (3 * width + 2 * value_width + 6 * words) + 2 * of_words
-    return forward, backward
-
-
-@register_flop_formula(torch.ops.cmsa_fast.separable_forward)
-def _separable_forward_flop(
-    place_query: Any, place_key: Any, place_value: Any, word_query: Any, *_: Any, **__: Any
-) -> int:
-    shapes = (place_query, place_value, word_query)
-    return sum(_separable_products(keys, shapes)[0] for keys in (place_query[1], word_query[1]))
-
-
-@register_flop_formula(torch.ops.cmsa_fast.separable_backward)
-def _separable_backward_flop(
-    grad: Any,
-    place_query: Any,
-    place_key: Any,
-    place_value: Any,
-    word_query: Any,
-    *_: Any,
-    **__: Any,
-) -> int:
-    shapes = (place_query, place_value, word_query)
-    return sum(_separable_products(keys, shapes)[1] for keys in (place_query[1], word_query[1]))
+register_flop_formula(torch.ops.cmsa_fast.separable_forward)(separable_forward_flop)
+register_flop_formula(torch.ops.cmsa_fast.separable_backward)(separable_backward_flop)

@@ -6,15 +6,26 @@ from typing import Any
 import torch
 
 _library = torch.library.Library("cmsa_fast", "DEF")
-_DEVICES = ("CUDA", "CPU")  # the CPU's is Triton's interpreter
+# Where an operator is defined: by Triton kernels on GPUs, and in Triton's interpreter on the CPU; or anywhere.
+TRITON_DEVICES = ("CUDA", "CPU")
+EVERY_DEVICE = ("CompositeExplicitAutograd",)
+
+SEPARABLE_INPUTS = (
+    "Tensor place_query, Tensor place_key, Tensor place_value, "
+    "Tensor word_query, Tensor word_key, Tensor word_value, Tensor weight, Tensor? image_index"
+)
 
 
 def register(
-    name: str, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+    name: str,
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    devices: tuple[str, ...] = TRITON_DEVICES,
 ) -> None:
     """Define an operator with its implementation and with what it gives for tensors without data."""
     _library.define(name + schema)
-    for device in _DEVICES:
+    for device in devices:
         _library.impl(name, implementation, device)
     torch.library.register_fake(f"cmsa_fast::{name}", fake, lib=_library)
 
@@ -27,12 +38,17 @@ def register_gradient(
         f"cmsa_fast::{name}", differentiate, setup_context=save, lib=_library
     )
     torch.library.register_autograd(
-        f"cmsa_fast::{backward}", _refuse_second_derivative, lib=_library
+        f"cmsa_fast::{backward}", refuse_second_derivative, lib=_library
     )
 
 
-def _refuse_second_derivative(ctx: Any, *_: Any) -> None:
+def refuse_second_derivative(ctx: Any, *_: Any) -> None:
+    """The derivative of a gradient that has none.
+
+    Raises:
+        RuntimeError: always.
+    """
     raise RuntimeError(
-        'the attention\'s "triton" backend has no second derivative: its gradient cannot be '
+        "this backend of the attention has no second derivative: its gradient cannot be "
         'differentiated again (create_graph=True). Use backend="reference" for double backward.'
     )

@@ -26,6 +26,13 @@ from torch import Tensor
 
 from .mean_softmax import Block, Gradients, Keys, prepare, times
 from .offsets import common_offset
+from .registration import (
+    EVERY_DEVICE,
+    SEPARABLE_INPUTS,
+    refuse_second_derivative,
+    register,
+    register_gradient,
+)
 
 # Elements of a [S, rows, P] array, and the fewest rows for whose sake sentences are done apart: a product with
 # fewer is slow.
@@ -51,6 +58,8 @@ def separable_attention(
     """
     weight = word_weights(word_mask, word_query)
     inputs = (place_query, place_key, place_value, word_query, word_key, word_value)
+    if torch.compiler.is_compiling():
+        return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
     return _Separable.apply(*inputs, weight, image_index)
 
 
@@ -163,38 +172,86 @@ class _Words(NamedTuple):
         return prepare(place_key[None], query, self.weight)
 
 
+def _forward(
+    place_query: Tensor,
+    place_key: Tensor,
+    place_value: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_value: Tensor,
+    weight: Tensor,
+    image_index: Tensor | None,
+) -> Tensor:
+    of_places = (place_query, place_key, place_value)
+    of_words = (word_query, word_key, word_value)
+    count, places = len(word_query), place_query.shape[1]
+    attended = place_query.new_empty(count, places, place_value.shape[2])
+    with torch.autocast(place_query.device.type, enabled=False):
+        for picture, group in _groups(count, image_index, places):
+            place = _Places.of(of_places, weight.dtype, picture)
+            words = _Words.of(of_words, weight, group)
+            keys = words.keys(place.query_offset, place.key)
+            result = Block(words.keys(place.query_offset), place.query).mean_softmax()
+            result = torch.bmm(result, words.value).add_(place.value_offset + words.value_offset)
+            for rows in _blocks(len(words.query), places):
+                mean_softmax = Block(keys, place.query[rows]).mean_softmax()
+                result[:, rows] += times(mean_softmax, place.value[None])
+            attended[group] = result.to(attended.dtype)
+    return attended
+
+
+def _backward(
+    grad: Tensor,
+    place_query: Tensor,
+    place_key: Tensor,
+    place_value: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_value: Tensor,
+    weight: Tensor,
+    image_index: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """The six gradients."""
+    of_places = (place_query, place_key, place_value)
+    of_words = (word_query, word_key, word_value)
+    place_grads, word_grads = (
+        [torch.zeros(part.shape, dtype=weight.dtype, device=part.device) for part in features]
+        for features in (of_places, of_words)
+    )
+    places = place_query.shape[1]
+    with torch.autocast(grad.device.type, enabled=False):
+        for picture, group in _groups(len(word_query), image_index, places):
+            place = _Places.of(of_places, weight.dtype, picture)
+            words = _Words.of(of_words, weight, group)
+            upstream = grad[group].to(weight.dtype)
+            of_query, of_key, of_value = (part[picture] for part in place_grads)
+
+            own = words.keys(place.query_offset)
+            own_grads = Gradients.zeros(own, words.value)
+            Block(own, place.query).backward(upstream, words.value, of_query, own_grads)
+            own_grads.finish(own)
+
+            keys = words.keys(place.query_offset, place.key)
+            grads = Gradients.zeros(keys, place.value[None])
+            for rows in _blocks(len(words.query), places):
+                Block(keys, place.query[rows]).backward(
+                    upstream[:, rows], place.value[None], of_query[rows], grads
+                )
+            grads.finish(keys)
+
+            of_key += grads.key[0]
+            of_value += grads.value[0]
+            word_grads[0][group] = own_grads.words + grads.words
+            word_grads[1][group] = own_grads.key
+            word_grads[2][group] = own_grads.value
+    return tuple(part.to(grad.dtype) for part in (*place_grads, *word_grads))
+
+
 class _Separable(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        place_query: Tensor,
-        place_key: Tensor,
-        place_value: Tensor,
-        word_query: Tensor,
-        word_key: Tensor,
-        word_value: Tensor,
-        weight: Tensor,
-        image_index: Tensor | None,
-    ) -> Tensor:
-        of_places = (place_query, place_key, place_value)
-        of_words = (word_query, word_key, word_value)
-        ctx.save_for_backward(*of_places, *of_words, weight, image_index)
-        count, places = len(word_query), place_query.shape[1]
-        attended = place_query.new_empty(count, places, place_value.shape[2])
-        with torch.autocast(place_query.device.type, enabled=False):
-            for picture, group in _groups(count, image_index, places):
-                place = _Places.of(of_places, weight.dtype, picture)
-                words = _Words.of(of_words, weight, group)
-                keys = words.keys(place.query_offset, place.key)
-                result = Block(words.keys(place.query_offset), place.query).mean_softmax()
-                result = torch.bmm(result, words.value).add_(
-                    place.value_offset + words.value_offset
-                )
-                for rows in _blocks(len(words.query), places):
-                    mean_softmax = Block(keys, place.query[rows]).mean_softmax()
-                    result[:, rows] += times(mean_softmax, place.value[None])
-                attended[group] = result.to(attended.dtype)
-        return attended
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        return _forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -205,55 +262,40 @@ class _SeparableGradient(torch.autograd.Function):
     """The six gradients; a function of its own, so that to differentiate them again is refused in words."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        grad: Tensor,
-        place_query: Tensor,
-        place_key: Tensor,
-        place_value: Tensor,
-        word_query: Tensor,
-        word_key: Tensor,
-        word_value: Tensor,
-        weight: Tensor,
-        image_index: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        of_places = (place_query, place_key, place_value)
-        of_words = (word_query, word_key, word_value)
-        place_grads, word_grads = (
-            [torch.zeros(part.shape, dtype=weight.dtype, device=part.device) for part in features]
-            for features in (of_places, of_words)
-        )
-        places = place_query.shape[1]
-        with torch.autocast(grad.device.type, enabled=False):
-            for picture, group in _groups(len(word_query), image_index, places):
-                place = _Places.of(of_places, weight.dtype, picture)
-                words = _Words.of(of_words, weight, group)
-                upstream = grad[group].to(weight.dtype)
-                of_query, of_key, of_value = (part[picture] for part in place_grads)
-
-                own = words.keys(place.query_offset)
-                own_grads = Gradients.zeros(own, words.value)
-                Block(own, place.query).backward(upstream, words.value, of_query, own_grads)
-                own_grads.finish(own)
-
-                keys = words.keys(place.query_offset, place.key)
-                grads = Gradients.zeros(keys, place.value[None])
-                for rows in _blocks(len(words.query), places):
-                    Block(keys, place.query[rows]).backward(
-                        upstream[:, rows], place.value[None], of_query[rows], grads
-                    )
-                grads.finish(keys)
-
-                of_key += grads.key[0]
-                of_value += grads.value[0]
-                word_grads[0][group] = own_grads.words + grads.words
-                word_grads[1][group] = own_grads.key
-                word_grads[2][group] = own_grads.value
-        return tuple(part.to(grad.dtype) for part in (*place_grads, *word_grads))
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        return _backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise RuntimeError(
-            "cross_modal_attention's torch backend has no second derivative: its gradient cannot be "
-            'differentiated again (create_graph=True). Use backend="reference" for double backward.'
-        )
+    def backward(ctx: Any, *_: Tensor) -> None:
+        refuse_second_derivative(ctx)
+
+
+def _fake_forward(*arguments: Any) -> Tensor:
+    place_value, word_query = arguments[2:4]
+    return place_value.new_empty(len(word_query), *place_value.shape[1:])
+
+
+def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(part.new_empty(part.shape) for part in arguments[:6])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.cmsa_fast.factored_backward(grad, *ctx.saved_tensors), None, None
+
+
+# While a graph is traced the two are operators, so that it has no branch or loop that depends on data.
+register(
+    "factored_forward", f"({SEPARABLE_INPUTS}) -> Tensor", _forward, _fake_forward, EVERY_DEVICE
+)
+register(
+    "factored_backward",
+    f"(Tensor grad, {SEPARABLE_INPUTS}) -> ({', '.join(['Tensor'] * 6)})",
+    _backward,
+    _fake_backward,
+    EVERY_DEVICE,
+)
+register_gradient("factored_forward", _differentiate, _save, "factored_backward")

@@ -126,18 +126,19 @@ def test_autocast_is_the_cast_of_the_inputs(dtype: torch.dtype) -> None:
         assert torch.equal(one.float(), other.float())
 
 
-def small_cmsa() -> tuple[CMSA, tuple[Tensor, ...]]:
+def small_cmsa(backend: str) -> tuple[CMSA, tuple[Tensor, ...]]:
     torch.manual_seed(0)
-    module = CMSA(6, 5, 4, backend="triton").to(DEVICE)
+    module = CMSA(6, 5, 4, backend=backend).to(DEVICE)
     visual, words = torch.randn(2, 6, 3, 4, device=DEVICE), torch.randn(2, 4, 5, device=DEVICE)
     word_mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]], dtype=torch.bool, device=DEVICE)
     return module, (visual, words, word_mask)
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("with_index", [False, True])
-def test_a_module_compiles_to_one_graph(with_index: bool) -> None:
+def test_a_module_compiles_to_one_graph(with_index: bool, backend: str) -> None:
     """Forward and backward, with the checks of values turned into assertions in the graph."""
-    module, inputs = small_cmsa()
+    module, inputs = small_cmsa(backend)
     index = torch.tensor([1, 0], device=DEVICE) if with_index else None
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     results = []
@@ -153,7 +154,7 @@ def test_a_module_compiles_to_one_graph(with_index: bool) -> None:
 
 
 def test_a_compiled_module_refuses_a_sentence_without_words() -> None:
-    module, (visual, words, word_mask) = small_cmsa()
+    module, (visual, words, word_mask) = small_cmsa("auto")
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     compiled(visual, words, word_mask)
     if DEVICE == "cuda":
