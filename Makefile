@@ -10,11 +10,14 @@ READY := .venv/.ready
 train: $(READY)  ## train the demo preset on the embedded scenes, evaluate it, draw pictures
 	$(BIN)/python train.py $(ARGS)
 
+# One thread for each process: threads of several processes wait for one another.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -p no:benchmark
+
 test: $(READY)  ## what a change must pass
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(TEST) -m "not slow" $(ARGS)
 
 test-all: $(READY)  ## everything
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(TEST) $(ARGS)
 
 benchmark: $(READY)  ## parity and speed
 	$(BIN)/python -m pytest -q -s benchmarks/ $(ARGS)

@@ -43,3 +43,23 @@ def test_the_kernels_load_neither_triton_nor_torchvision() -> None:
         "print(sorted(new & {'triton', 'torchvision'}))"
     )
     assert loaded == "[]"
+
+
+def test_the_operators_load_without_triton_and_say_what_is_missing() -> None:
+    message = python(
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import torch, cmsa_fast.kernels.ops, cmsa_fast.kernels.joint_ops\n"
+        "from cmsa_fast.kernels import cross_modal_attention, joint_attention\n"
+        "parts = [torch.ones(1, n, 4) for n in (5, 5, 5, 3, 3, 3)]\n"
+        "for attend, inputs in ((cross_modal_attention, parts), (joint_attention, parts[:3])):\n"
+        "    try:\n"
+        "        attend(*inputs, backend='triton')\n"
+        "    except ImportError as error:\n"
+        "        print(error)"
+    )
+    sentence = (
+        'backend="triton" needs the package triton, which is not installed. '
+        'Use backend="torch" instead.'
+    )
+    assert message.splitlines() == [sentence, sentence]
