@@ -16,6 +16,7 @@ GPU_SIZES = {
     "separable": plan.HEADLINE,
     "joint": plan.joint_size(plan.WIDTH, 1),
     "tail": plan.tail_size(8),
+    "level": plan.level_size(512, 8),
 }
 
 

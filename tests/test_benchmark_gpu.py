@@ -52,7 +52,7 @@ def test_trial_measures_every_form_that_runs_on_a_cpu(trial: tuple[Path, dict[st
     assert measured >= {
         (operation, name) for operation in ("separable", "joint") for name in ("torch", "naive", "chunked")
     }  # fmt: skip
-    assert ("tail", "naive") in measured
+    assert {("tail", "naive"), ("level", "torch"), ("level", "naive")} <= measured
 
 
 def test_a_form_that_raises_is_written_down_and_the_rest_goes_on(
@@ -69,7 +69,7 @@ def test_a_form_that_raises_is_written_down_and_the_rest_goes_on(
     for record in records:
         assert record["status"] == "failed"
         assert record["reason"].startswith("RuntimeError")
-    order = [*plan.OWN, *plan.PEERS]
+    order = [*plan.OWN["joint"], *plan.PEERS]
     assert order.index("sdpa efficient") < order.index("naive")
 
 
@@ -255,9 +255,10 @@ def test_peers_compute_the_same_as_the_literal_form(
 
 def test_plan_knows_the_forms() -> None:
     for operation, table in forms.OWN.items():
-        assert set(table) <= set(plan.OWN), operation
+        assert set(table) == set(plan.OWN[operation])
+        assert plan.OWN[operation][-1] == "torch"
     assert set(plan.PEERS) == set(peers.ATTENTION)
-    assert set(plan.TAIL_PEERS) == set(peers.PEERS["tail"])
+    assert set(plan.TAIL_PEERS) == set(peers.PEERS["tail"]) == set(peers.PEERS["level"])
 
 
 def test_plan_on_a_gpu_covers_the_grid() -> None:
@@ -278,3 +279,26 @@ def test_plan_on_a_gpu_covers_the_grid() -> None:
     assert widths == {512, 256, 128, 64}
     checked = {job["dtype"] for job in plan.correctness("cuda", quick=False)}
     assert checked == set(plan.PRECISIONS)
+
+
+@pytest.mark.parametrize("name", ["tiled", "fused"])
+def test_a_plan_is_taken_forward_and_backward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmsa_fast.kernels.triton import separable
+
+    taken: list[str] = []
+
+    def watched(plan_: str, pass_: str) -> Callable[..., Any]:
+        original = getattr(separable.PLANS[plan_], pass_)
+
+        def call(*arguments: Any) -> Any:
+            taken.append(f"{plan_} {pass_}")
+            return original(*arguments)
+
+        return call
+
+    for plan_ in ("tiled", "fused"):
+        for pass_ in ("forward", "backward"):
+            monkeypatch.setattr(separable.PLANS[plan_], pass_, watched(plan_, pass_))
+    size = plan.separable_size(9, 3, 2, 8)
+    parity.bind("separable", name, size, forms.draw("separable", size, torch.float32, "cpu")).both()
+    assert taken == [f"{name} forward", f"{name} backward"]

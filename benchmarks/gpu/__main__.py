@@ -9,7 +9,7 @@ It does, in this order, until --minutes are spent:
      also compile what is timed later; then the same at the paper's size
   2. the ceilings: matrix products by the library in each dtype, and copies
   3. speed and peak memory, forward, backward and both: the paper's size with all peers first, then our own grid of
-     places, words and batches, then the joint attention and its tail at every width, then other dtypes
+     places, words and batches, then the tails, the joint attention at every width, other dtypes
 
 What fails is written down and the rest goes on; what does not fit the time is written down as skipped. The exit
 status is 1 where a form of our own is incorrect or failed, 2 where the arguments are wrong.
@@ -44,8 +44,9 @@ _NOTES = (
     "forward is timed without gradients; backward behind a forward that is not timed; each run with a cold L2",
     "the tokens of the all-pairs peers are made before the clock starts, in their favour; their mean over words, "
     "without which the result is not the same, is timed",
-    "own_flop counts two products forward, five backward, seven both (the tail: one, three, four); "
+    "own_flop counts two products forward, five backward, seven both (joint tail 1, 3, 4; level tail 1, 2, 3); "
     "recomputation beyond that is not counted. floor_flop is that of the cheapest exact form",
+    "tiled and fused are the separable kernels' two plans; in float16 the backward of tiled is that of fused",
     "times and shares are the CUDA graph's where there is one; ratios between forms are of times with launches",
     "inexact: timed, but beyond the error budget, and so left out of goals, comparisons and plots; a peer's "
     "errors are written down too, but it is left out only where they are no numbers",

@@ -149,7 +149,7 @@ def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord)
             if item in which:
                 extra: dict[str, Any] = {}
                 if job["kind"] == "speed":
-                    extra = {"size": job["size"], "own": item in plan.OWN}
+                    extra = {"size": job["size"], "own": item in plan.OWN[job["operation"]]}
                 take({**key, **extra, "status": status, "reason": reason})
 
     while items:

@@ -1,8 +1,9 @@
-"""What is measured: our own forms of the three operations and their peers, as tables of named callables.
+"""What is measured: our own forms of the four operations and their peers, as tables of named callables.
 
-To add a form of our own, add its line to the table of its operation in OWN.
+To add a form of our own, add its line to the table of its operation in OWN, and its name to `plan.OWN`.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from cmsa_fast.kernels import (
     cross_modal_attention,
     joint_attention,
     joint_attention_tail,
+    level_tail,
     reference,
 )
 
@@ -22,10 +24,33 @@ from .budget import Case, Function
 
 Leaves = tuple[Tensor | None, ...]
 
+_COORDINATES = 8  # of a place, in the paper
+
+
+def _only(plan: str) -> contextlib.AbstractContextManager[None]:
+    """The kernels of the separable attention take this plan, forward and backward, whatever the sizes."""
+    from cmsa_fast.kernels.triton import separable
+
+    return separable.only(plan)
+
+
+_separable = functools.partial(cross_modal_attention, backend="triton")
+
+
+def _level(backend: str) -> Function:
+    """`level_tail`, called as the other operations are; it has no mask."""
+
+    def form(*parts: Tensor, image_index: Tensor | None = None) -> Tensor:
+        return level_tail(*parts[:5], image_index=image_index, backend=backend)
+
+    return form
+
+
 # operation -> name -> form(*features, mask, **options)
 OWN: dict[str, dict[str, Function]] = {
     "separable": {
-        "fused": functools.partial(cross_modal_attention, backend="triton"),
+        "tiled": _separable,
+        "fused": _separable,
         "torch": functools.partial(cross_modal_attention, backend="torch"),
     },
     "joint": {
@@ -36,6 +61,12 @@ OWN: dict[str, dict[str, Function]] = {
         "fused": functools.partial(joint_attention_tail, backend="triton"),
         "torch": functools.partial(joint_attention_tail, backend="torch"),
     },
+    "level": {"fused": _level("triton"), "torch": _level("torch")},
+}
+# Within which a form of an operation runs, forward and backward.
+WITHIN: dict[tuple[str, str], Callable[[], contextlib.AbstractContextManager[None]]] = {
+    ("separable", "tiled"): functools.partial(_only, "tiled"),
+    ("separable", "fused"): functools.partial(_only, "fused"),
 }
 # These look at values on the host, which ends a capture.
 NOT_CAPTURED = {"torch": "looks at values on the host, so that it cannot be captured"}
@@ -44,6 +75,7 @@ LITERAL: dict[str, Function] = {
     "separable": reference.cross_modal_attention,
     "joint": reference.token_attention,
     "tail": reference.joint_attention_tail,
+    "level": _level("reference"),
 }
 FEATURES = {
     "separable": (
@@ -56,6 +88,7 @@ FEATURES = {
     ),
     "joint": ("query", "key", "value"),
     "tail": ("attended", "weight", "bias"),
+    "level": ("attended", "output_weight", "unit_visual", "mean_word", "coordinates"),
 }
 
 
@@ -70,6 +103,7 @@ class Form:
         leaves: the tensors it takes, from the features; done before the clock starts.
         gradients: the features' gradients from those of the leaves, for the comparison alone.
         all_pairs: whether it works on all pairs of tokens.
+        within: makes the context in which it runs, forward and backward.
     """
 
     name: str
@@ -78,6 +112,7 @@ class Form:
     leaves: Callable[[Leaves], Leaves]
     gradients: Callable[[Sequence[Tensor], Leaves], list[Tensor]]
     all_pairs: bool
+    within: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
 def get(operation: str, name: str) -> Form:
@@ -88,7 +123,8 @@ def get(operation: str, name: str) -> Form:
     """
     if name in OWN[operation]:
         call = OWN[operation][name]
-        return Form(name, True, call, lambda parts: parts, _unchanged, operation == "joint")
+        within = WITHIN.get((operation, name), contextlib.nullcontext)
+        return Form(name, True, call, lambda parts: parts, _unchanged, operation == "joint", within)
     peer = peers.PEERS[operation][name]
     if operation != "separable":
         return Form(name, False, peer, lambda parts: parts, _unchanged, operation == "joint")
@@ -128,6 +164,20 @@ def draw(
         )
         mask = _padding(batch, words).to(device) if masked else None
         return Case(features, mask, normal(batch, places, channels), {"relu": True})
+    if operation == "level":
+        places, visual, language = size["places"], size["visual"], size["language"]
+        channels = visual + language + _COORDINATES
+        features = (
+            normal(batch, places, width, times=spread),
+            normal(channels, width, times=width**-0.5),
+            normal(pictures or batch, visual, places, times=visual**-0.5).mT,
+            normal(batch, language, times=language**-0.5),
+            normal(_COORDINATES, places),
+        )
+        index = _pictures(pictures, batch, generator)
+        return Case(features, None, normal(batch, channels, places), {"image_index": index}).to(
+            device
+        )
     if operation == "joint":
         times = spread * width**-0.25
         counts = (size["queries"], size["keys"], size["keys"])
@@ -144,24 +194,26 @@ def draw(
         normal(*shape, width, times=1.0 if index % 3 == 2 else times)
         for index, shape in enumerate(parts)
     )
-    index = None
-    if pictures is not None:
-        index = torch.randint(pictures, (batch,), generator=generator, device=where).to(device)
+    index = _pictures(pictures, batch, generator)
     mask = _padding(batch, size["words"]).to(device) if masked else None
     grad = normal(batch, size["places"], width)
-    return Case(features, mask, grad, {"image_index": index})
+    return Case(features, mask, grad, {"image_index": index}).to(device)
 
 
 def work(operation: str, size: dict[str, int], part: str, all_pairs: bool) -> float:
     """FLOP of the products: two forward, five backward with the logits made anew, and both.
 
-    What a form computes beyond that is not counted. The tail has one product forward and three backward.
+    What a form computes beyond that is not counted. The joint tail has one product forward and three backward,
+    a level's one and two.
     """
     batch, width = size["batch"], size["width"]
     counts = {"forward": 2, "backward": 5, "forward + backward": 7}
     if operation == "tail":
         counts = {"forward": 1, "backward": 3, "forward + backward": 4}
         product = size["places"] * size["words"] * size["channels"]
+    elif operation == "level":
+        counts = {"forward": 1, "backward": 2, "forward + backward": 3}
+        product = size["places"] * (size["visual"] + size["language"] + _COORDINATES)
     elif operation == "joint":
         product = size["queries"] * size["keys"]
     else:
@@ -178,6 +230,13 @@ def least_bytes(leaves: Leaves, grad: Tensor, part: str) -> float:
         "forward + backward": 2 * inputs + 2 * grad.nbytes,
     }
     return float(of_part[part])
+
+
+def _pictures(pictures: int | None, batch: int, generator: torch.Generator) -> Tensor | None:
+    """Which picture each sentence belongs to, where they share some."""
+    if pictures is None:
+        return None
+    return torch.randint(pictures, (batch,), generator=generator, device=generator.device)
 
 
 def _elements(operation: str, size: dict[str, int]) -> int:

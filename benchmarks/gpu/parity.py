@@ -1,6 +1,6 @@
 """A form as it is timed, and its error at that size, which is measured before the clock starts."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,22 +36,30 @@ class Bound:
     """A form with its leaves."""
 
     form: forms.Form
-    call: Callable[[], Tensor]
     leaves: tuple[Tensor | None, ...]
+    mask: Tensor | None
+    options: Mapping[str, Any]
     grad: Tensor
 
+    def result(self) -> Tensor:
+        with self.form.within():
+            return self.form.call(*self.leaves, self.mask, **self.options)
+
     def gradients(self, result: Tensor) -> tuple[Tensor, ...]:
+        """Of the leaves."""
         given = [part for part in self.leaves if part is not None]
-        return torch.autograd.grad(result, given, self.grad)
+        with self.form.within():
+            return torch.autograd.grad(result, given, self.grad)
 
     def both(self) -> list[Tensor]:
         """The result and the gradients of the leaves."""
-        result = self.call()
+        result = self.result()
         return [result.detach(), *self.gradients(result)]
 
     def forward(self) -> Tensor:
+        """The result, without keeping anything for a backward."""
         with torch.no_grad():
-            return self.call()
+            return self.result()
 
 
 def exact(operation: str, size: dict[str, int], case: Case, dtype: str) -> Exact:
@@ -80,7 +88,7 @@ def bind(operation: str, name: str, size: dict[str, int], case: Case) -> Bound:
     options = dict(case.options)
     if not form.own and operation == "separable":
         options = {"words": size["words"]}
-    return Bound(form, lambda: form.call(*leaves, case.mask, **options), leaves, case.grad)
+    return Bound(form, leaves, case.mask, options, case.grad)
 
 
 def compare(bound: Bound, case: Case, truth: Exact) -> dict[str, Any]:
@@ -99,5 +107,7 @@ def compare(bound: Bound, case: Case, truth: Exact) -> dict[str, Any]:
 def _pairs(operation: str, size: dict[str, int]) -> int:
     if operation == "joint":
         return size["batch"] * size["queries"] * size["keys"]
+    if operation == "level":
+        return 0  # its literal form has no pairs
     tokens = size["places"] * size["words"]
     return size["batch"] * tokens * (size["channels"] if operation == "tail" else tokens)

@@ -107,9 +107,36 @@ def tail_compiled(
     return _compiled_tail()(attended, weight, bias, mask, relu=relu)
 
 
+def level(
+    attended: Tensor,
+    output_weight: Tensor,
+    unit_visual: Tensor,
+    mean_word: Tensor,
+    coordinates: Tensor,
+    mask: None,
+    *,
+    image_index: None = None,
+) -> Tensor:
+    """The residual concatenated, [B, P, C], and the sum transposed."""
+    batch, places, _ = attended.shape
+    words = mean_word[:, None].expand(-1, places, -1)
+    residual = torch.cat([unit_visual, words, coordinates.T.expand(batch, -1, -1)], dim=2)
+    return (F.linear(attended, output_weight) + residual).mT.contiguous()
+
+
+@functools.cache
+def _compiled_level() -> Callable[..., Tensor]:
+    return torch.compile(level, dynamic=False)
+
+
+def level_compiled(*parts: Tensor, **options: None) -> Tensor:
+    return _compiled_level()(*parts, **options)
+
+
 # operation -> name -> form(*leaves, mask, **options)
 PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "separable": {name: _all_pairs(attend) for name, attend in ATTENTION.items()},
     "joint": {name: _joint(attend) for name, attend in ATTENTION.items()},
     "tail": {"naive": tail, "naive compiled": tail_compiled},
+    "level": {"naive": level, "naive compiled": level_compiled},
 }

@@ -6,117 +6,43 @@ job) are prepared one after another; an item that kills the worker is left out w
 
 from typing import Any
 
+from .cases import (
+    CASES,
+    TINY_CASES,
+    WIDTH,
+    case_name,
+    joint_size,
+    level_size,
+    separable_size,
+    size_name,
+    tail_size,
+)
+
 Job = dict[str, Any]
 Key = dict[str, str]
 
 PRECISIONS = ("bfloat16", "float16", "tf32", "float32")
 PASSES = ("forward", "backward", "forward + backward")
-SECTIONS = ("correctness", "ceilings", "separable", "joint", "tail")
-OWN = ("fused", "torch")  # the names in `forms.OWN` by importance; a test compares the two
+SECTIONS = ("correctness", "ceilings", "separable", "joint", "tail", "level")
+# The names in `forms.OWN`, by importance; a test compares the two.
+OWN = {
+    "separable": ("tiled", "fused", "torch"),
+    "joint": ("fused", "torch"),
+    "tail": ("fused", "torch"),
+    "level": ("fused", "torch"),
+}
+TRITON = ("tiled", "fused")
 PEERS = ("sdpa efficient", "naive", "naive compiled", "chunked", "flex")
 FEW_PEERS = ("sdpa efficient", "naive", "chunked")
 TAIL_PEERS = ("naive", "naive compiled")
 
 WORDS, PLACES, BATCHES = (20, 10, 5, 3), (1600, 400, 6400), (8, 1, 32)
-WIDTH = 512
-# Tokens of the published code: 40 x 40 places and 20 words, and after its 2 x 2 x 2 max-pooling.
-QUERIES, KEYS = 32000, 4000
 JOINT_WIDTHS = (512, 256, 128, 64)
 
 CASE_LIMIT_S = 2.0  # of one form's measured rounds
 
 
-def size_name(size: dict[str, int]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in size.items())
-
-
-def separable_size(places: int, words: int, batch: int, width: int = WIDTH) -> dict[str, int]:
-    return {"places": places, "words": words, "batch": batch, "width": width}
-
-
-def joint_size(width: int, batch: int) -> dict[str, int]:
-    return {"queries": QUERIES, "keys": KEYS, "batch": batch, "width": width}
-
-
-def tail_size(batch: int) -> dict[str, int]:
-    return {
-        "places": 1600,
-        "words": 20,
-        "batch": batch,
-        "width": WIDTH,
-        "channels": WIDTH,
-    }
-
-
 HEADLINE = separable_size(1600, 20, 8)
-
-# Each case: its size, then what `correctness.draw_cases` makes of the rest. One list holds what compiles alike.
-_SEPARABLE_CASES: tuple[list[dict[str, Any]], ...] = (
-    [
-        {"size": separable_size(100, 7, 3, 64)},
-        {"size": separable_size(100, 7, 3, 64), "spread": 1.0, "seeds": 10},
-        {"size": separable_size(100, 7, 3, 64), "spread": 4.0, "seeds": 10},
-        {"size": separable_size(100, 7, 3, 64), "spread": 30.0, "seeds": 10},
-        {"size": separable_size(100, 7, 3, 64), "strided": True},
-    ],
-    [{"size": separable_size(100, 20, 5, 64), "pictures": 2}],
-    [
-        {"size": separable_size(67, 5, 2, 33)},
-        {"size": separable_size(1, 4, 2, 33)},
-        {"size": separable_size(37, 1, 2, 33)},
-    ],
-    [{"size": separable_size(100, 7, 2, 128)}],
-    [{"size": separable_size(100, 7, 2, 256)}],
-    [{"size": separable_size(131, 20, 2, 512)}],
-    [{"size": separable_size(65, 64, 2, 64)}],
-)
-_JOINT_CASES: tuple[list[dict[str, Any]], ...] = (
-    [
-        {"size": {"queries": 301, "keys": 203, "batch": 3, "width": 64}},
-        {
-            "size": {"queries": 301, "keys": 203, "batch": 3, "width": 64},
-            "spread": 4.0,
-            "seeds": 10,
-        },
-        {
-            "size": {"queries": 301, "keys": 203, "batch": 3, "width": 64},
-            "spread": 30.0,
-            "seeds": 10,
-        },
-        {"size": {"queries": 301, "keys": 203, "batch": 3, "width": 64}, "strided": True},
-    ],
-    [
-        {"size": {"queries": 77, "keys": 131, "batch": 2, "width": 33}},
-        {"size": {"queries": 5, "keys": 1, "batch": 2, "width": 33}},
-    ],
-    [{"size": {"queries": 301, "keys": 203, "batch": 2, "width": 128}}],
-    [{"size": {"queries": 301, "keys": 203, "batch": 2, "width": 256}}],
-    [{"size": {"queries": 301, "keys": 203, "batch": 2, "width": 512}}],
-)
-_TAIL_CASES: tuple[list[dict[str, Any]], ...] = (
-    [
-        {"size": {"places": 67, "words": 7, "batch": 3, "width": 33, "channels": 45}},
-        {
-            "size": {"places": 67, "words": 7, "batch": 3, "width": 33, "channels": 45},
-            "strided": True,
-        },
-    ],
-    [{"size": {"places": 100, "words": 20, "batch": 2, "width": 512, "channels": 512}}],
-)
-_CASES = {"separable": _SEPARABLE_CASES, "joint": _JOINT_CASES, "tail": _TAIL_CASES}
-
-_TINY_CASES = {
-    "separable": ([{"size": separable_size(9, 3, 2, 8)}],),
-    "joint": ([{"size": {"queries": 9, "keys": 7, "batch": 2, "width": 8}}],),
-    "tail": ([{"size": {"places": 5, "words": 3, "batch": 2, "width": 8, "channels": 4}}],),
-}
-
-
-def case_name(case: dict[str, Any]) -> str:
-    """The size, and what is special about it."""
-    rest = [f"{name} {case[name]}" for name in ("spread", "pictures") if name in case]
-    rest += [name for name in ("strided", "full") if case.get(name)]
-    return "; ".join([size_name(case["size"]), *rest])
 
 
 def correctness(device: str, quick: bool, full: bool = False) -> list[Job]:
@@ -126,12 +52,13 @@ def correctness(device: str, quick: bool, full: bool = False) -> list[Job]:
             "separable": ([{"size": separable_size(1600, 20, 1), "full": True}],),
             "joint": ([{"size": joint_size(WIDTH, 1), "full": True}],),
             "tail": ([{"size": tail_size(1), "full": True}],),
+            "level": ([{"size": level_size(2048, 2), "full": True}],),
         }
         precisions: tuple[str, ...] = ("bfloat16",) if quick else ("bfloat16", "float32")
-        names: tuple[str, ...] = ("fused",)
+        names: tuple[str, ...] = TRITON
     else:
-        cases = _TINY_CASES if device == "cpu" else _CASES
-        precisions, names = PRECISIONS, OWN
+        cases = TINY_CASES if device == "cpu" else CASES
+        precisions, names = PRECISIONS, (*TRITON, "torch")
         if device == "cpu":
             precisions = ("float32",) if quick else ("float32", "float16")
         elif quick:
@@ -149,6 +76,7 @@ def correctness(device: str, quick: bool, full: bool = False) -> list[Job]:
         for dtype in precisions
         for name in names
         for operation, lists in cases.items()
+        if name in OWN[operation]
         for list_ in lists
     ]
 
@@ -186,40 +114,55 @@ def speed(device: str, quick: bool, only: tuple[str, ...] = SECTIONS) -> list[Jo
         places, words, width = (16, 3, 8) if quick else (400, 10, WIDTH)
         joint = {"queries": 48, "keys": 24, "batch": 1, "width": 8}
         tail = {"places": 16, "words": 3, "batch": 1, "width": 8, "channels": 8}
+        size, own = separable_size(places, words, 1, width), OWN["separable"]
         jobs = [
-            _speed("separable", separable_size(places, words, 1, width), device, OWN + PEERS, "float32"),
-            _speed("separable", separable_size(2 * places, words, 1, width), device, OWN, "float32"),
-            _speed("separable", separable_size(places, 2 * words, 1, width), device, OWN, "float32"),
-            _speed("joint", joint, device, OWN + PEERS, "float32"),
-            _speed("tail", tail, device, OWN + TAIL_PEERS, "float32"),
+            _speed("separable", size, device, own + PEERS, "float32"),
+            _speed("separable", size | {"places": 2 * places}, device, own, "float32"),
+            _speed("separable", size | {"words": 2 * words}, device, own, "float32"),
+            _speed("joint", joint, device, OWN["joint"] + PEERS, "float32"),
+            _speed("tail", tail, device, OWN["tail"] + TAIL_PEERS, "float32"),
+            _speed("level", level_size(3, 1, 5, 8, 4), device, OWN["level"] + TAIL_PEERS, "float32"),
         ]  # fmt: skip
         return [job for job in jobs if job["operation"] in only]
     without_flex = tuple(name for name in PEERS if name != "flex")
     jobs = [
         # FlexAttention's backward has tiles of 16 x 16 at this width: one picture is enough of it.
-        _speed("separable", HEADLINE, device, OWN + without_flex, target_s=0.6),
-        _speed("joint", joint_size(WIDTH, 8), device, OWN + PEERS, target_s=0.6),
-        _speed("joint", joint_size(WIDTH, 1), device, OWN + PEERS, target_s=0.6),
-        _speed("separable", separable_size(1600, 20, 1), device, OWN + PEERS, target_s=0.6),
+        _speed("separable", HEADLINE, device, OWN["separable"] + without_flex, target_s=0.6),
+        _speed("joint", joint_size(WIDTH, 8), device, OWN["joint"] + PEERS, target_s=0.6),
+        _speed("joint", joint_size(WIDTH, 1), device, OWN["joint"] + PEERS, target_s=0.6),
+        _speed(
+            "separable", separable_size(1600, 20, 1), device, OWN["separable"] + PEERS, target_s=0.6
+        ),
     ]
     if not quick:
         done = [job["size"] for job in jobs]
         few = [separable_size(400, words, 8) for words in (5, 20)]
         jobs += [
-            _speed("separable", size, device, OWN + (FEW_PEERS if size in few else ()))
+            _speed("separable", size, device, OWN["separable"] + (FEW_PEERS if size in few else ()))
             for batch in BATCHES
             for places in PLACES
             for words in WORDS
             if (size := separable_size(places, words, batch)) not in done
         ]
-        jobs += [_speed("tail", tail_size(batch), device, OWN + TAIL_PEERS) for batch in (8, 1)]
         jobs += [
-            _speed("joint", joint_size(width, batch), device, (*OWN, "sdpa efficient", "naive"))
+            _speed("level", level_size(visual, 8), device, OWN["level"] + TAIL_PEERS)
+            for visual in (512, 1024, 2048)
+        ]
+        jobs += [
+            _speed("tail", tail_size(batch), device, OWN["tail"] + TAIL_PEERS) for batch in (8, 1)
+        ]
+        jobs += [
+            _speed(
+                "joint",
+                joint_size(width, batch),
+                device,
+                (*OWN["joint"], "sdpa efficient", "naive"),
+            )
             for width in JOINT_WIDTHS[1:]
             for batch in (8, 1)
         ]
         jobs += [
-            _speed(operation, size, device, OWN, dtype)
+            _speed(operation, size, device, OWN[operation], dtype)
             for dtype in ("float16", "float32", "tf32")
             for operation, size in (("separable", HEADLINE), ("joint", joint_size(WIDTH, 1)))
         ]
@@ -232,7 +175,10 @@ def kernels(device: str, only: tuple[str, ...] = SECTIONS) -> list[Job]:
         return []
     sizes = {"separable": separable_size(1600, 20, 1), "joint": joint_size(WIDTH, 1)}
     return [
-        {**_speed(operation, size, device, ("sdpa efficient", "fused")), "kind": "kernels"}
+        {
+            **_speed(operation, size, device, ("sdpa efficient", *OWN[operation][:-1])),
+            "kind": "kernels",
+        }
         for operation, size in sizes.items()
         if operation in only
     ]
@@ -244,10 +190,16 @@ def warm_ups(jobs: list[Job]) -> list[Job]:
     for job in jobs:
         size = job["size"]
         # The kernels have tiles for up to 16 words and beyond; Triton compiles anew for a batch of one.
-        alike = (size["batch"] == 1, size.get("words", 0) > 16, size["width"], job["dtype"])
+        alike = (
+            size["batch"] == 1,
+            size.get("words", 0) > 16,
+            size["width"],
+            size.get("visual"),
+            job["dtype"],
+        )
         for name in job["items"]:
             compiled_whole = name in ("naive compiled", "flex")
-            if name != "fused" and not compiled_whole:
+            if name not in TRITON and not compiled_whole:
                 continue
             key = (job["operation"], name, *(size.values() if compiled_whole else alike))
             if key in seen:

@@ -9,7 +9,7 @@ import torch
 
 from . import budget, forms, parity, timing
 from .parity import Bound, Exact
-from .plan import PASSES
+from .plan import PASSES, TRITON
 from .timing import Clock, Entry
 
 Emit = Callable[[dict[str, Any]], None]
@@ -103,7 +103,7 @@ def _why_not(item: str, device: str) -> str | None:
     """Why a form is not measured on a device, if so."""
     if device == "cpu" and item in parity.COMPILED:
         return "compiled peers are measured on a GPU alone"
-    if device == "cpu" and item == "fused":
+    if device == "cpu" and item in TRITON:
         return "Triton's interpreter is no measure of speed"
     return None
 
@@ -143,7 +143,7 @@ def _entries(bound: Bound) -> dict[str, Entry]:
     """Forward without gradients, backward alone behind a forward that is not timed, and both."""
     return {
         PASSES[0]: Entry(lambda _: [bound.forward()]),
-        PASSES[1]: Entry(bound.gradients, bound.call),
+        PASSES[1]: Entry(bound.gradients, bound.result),
         PASSES[2]: Entry(lambda _: bound.both()),
     }
 

@@ -200,7 +200,7 @@ def _format_comparisons(results: Results) -> list[str]:
     groups: dict[str, list[str]] = {}
     names = {record["size_name"]: short(record["size"]) for record in results["speed"]}
     for row in results["summary"]["comparisons"]:
-        if row["than"] in plan.OWN:
+        if row["than"] in plan.OWN[row["operation"]]:
             continue
         title = f"{row['operation']} {row['dtype']} {names[row['size_name']]}: {row['form']} / {row['than']}"
         mark = "" if row["verdict"] == "faster" else " (SLOWER)"
@@ -217,5 +217,7 @@ def short(size: dict[str, int]) -> str:
         "queries": "Tq",
         "keys": "Tk",
         "channels": "C",
+        "visual": "Cv",
+        "language": "Cl",
     }
     return " ".join(f"{letters.get(name, 'd')} {value}" for name, value in size.items())
