@@ -39,6 +39,7 @@ from .plan import Job
 _START_S = 150.0
 # Of the time, at most, for the small cases of correctness and what is compiled beside them.
 _TOGETHER_SHARE = 0.4
+_WRITE_EVERY_S = 3.0
 _MOST_WORKERS = 14  # each holds a CUDA context
 _NOTES = (
     "forward is timed without gradients; backward behind a forward that is not timed; each run with a cold L2",
@@ -54,11 +55,11 @@ _NOTES = (
 
 
 class Results:
-    """The result file, written whenever something was added."""
+    """The result file, written every few seconds, so that whatever ends the run leaves what was measured."""
 
     def __init__(self, folder: Path, arguments: dict[str, Any], minutes: float) -> None:
         self.path = folder / "gpu.json"
-        self._start = time.monotonic()
+        self._start = self._written = time.monotonic()
         self._lock = threading.Lock()
         self.content: dict[str, Any] = {
             "schema": schema.VERSION,
@@ -84,7 +85,8 @@ class Results:
                 self.content["metadata"]["device"] = record
             else:
                 self.content[job["kind"]].append(record)
-            self._write()
+            if time.monotonic() > self._written + _WRITE_EVERY_S:
+                self._write()
         if job["kind"] != "metadata":
             name = " ".join(str(value) for value in _key(job, record))
             print(
@@ -102,6 +104,7 @@ class Results:
     def _write(self) -> None:
         summary.add_shares(self.content)
         self.content["summary"] = summary.summarise(self.content)
+        self._written = time.monotonic()
         self.content["metadata"]["seconds"] = time.monotonic() - self._start
         write(self.content, self.path)
 

@@ -58,8 +58,8 @@ _SEPARABLE_CASES: tuple[list[dict[str, Any]], ...] = (
     ],
     [{"size": separable_size(100, 7, 2, 128)}],
     [{"size": separable_size(100, 7, 2, 256)}],
-    [{"size": separable_size(131, 20, 2, 512)}],
     [{"size": separable_size(65, 64, 2, 64)}],
+    [{"size": separable_size(131, 20, 2, 512)}],
 )
 _JOINT_CASES: tuple[list[dict[str, Any]], ...] = (
     [
