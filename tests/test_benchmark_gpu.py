@@ -16,7 +16,7 @@ import torch
 from oracle import draw, errors, exact, fused
 from PIL import Image
 
-from benchmarks.gpu import budget, driver, forms, parity, peers, plan, schema, summary
+from benchmarks.gpu import budget, driver, forms, parity, peers, plan, schema, speed, summary
 from cmsa_fast.kernels import reference
 
 ROOT = Path(__file__).parents[1]
@@ -302,3 +302,31 @@ def test_a_plan_is_taken_forward_and_backward(name: str, monkeypatch: pytest.Mon
     size = plan.separable_size(9, 3, 2, 8)
     parity.bind("separable", name, size, forms.draw("separable", size, torch.float32, "cpu")).both()
     assert taken == [f"{name} forward", f"{name} backward"]
+
+
+def test_a_form_without_a_backward_is_measured_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, result: torch.Tensor) -> torch.Tensor:
+            return result.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no backward here")
+
+    whole = peers.PEERS["joint"]["naive"]
+    monkeypatch.setitem(
+        peers.PEERS["joint"],
+        "naive",
+        lambda *parts, **options: Refused.apply(whole(*parts, **options)),
+    )
+    job = next(job for job in plan.speed("cpu", quick=True) if job["operation"] == "joint")
+    records: list[dict[str, Any]] = []
+    speed.measure(job, ["naive", "chunked"], lambda *_: None, records.append, lambda: True)
+    found = {(record["form"], record["pass"]): record for record in records}
+    assert len(found) == len(records) == 6
+    assert found["naive", "forward"]["status"] == "measured"
+    for part in ("backward", "forward + backward"):
+        assert found["naive", part]["status"] == "failed"
+        assert "no backward here" in found["naive", part]["reason"]
+        assert found["chunked", part]["status"] == "measured"

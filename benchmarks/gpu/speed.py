@@ -31,6 +31,7 @@ class _Prepared:
     graph_notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     peaks: dict[str, float | None] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)  # why it is not measured
+    failures: dict[str, str] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)
 
 
@@ -49,6 +50,9 @@ def measure(
     device, operation = job["device"], job["operation"]
     with budget.matmul_precision(job["dtype"]):
         step("inputs", _PREPARE_LIMIT_S)
+        if device != "cpu" and any(item in parity.COMPILED for item in items):
+            # So that one size's compilation does not count against another's. Never between preparing and timing.
+            torch._dynamo.reset()
         case = forms.draw(operation, job["size"], budget.torch_dtype(job["dtype"]), device)
         truth = parity.exact(operation, job["size"], case, job["dtype"])
         clock = Clock(device)
@@ -85,6 +89,8 @@ def warm_up(job: dict[str, Any], items: list[str], step: Step) -> None:
     """Run forms once each way, so that what they compile is kept on disk."""
     for item in items:
         step(item, _PREPARE_LIMIT_S)
+        if item in parity.COMPILED:
+            torch._dynamo.reset()
         bound = _bind(job, item)
         with budget.matmul_precision(job["dtype"]):
             bound.forward()
@@ -121,19 +127,30 @@ def _prepare(
     device = job["device"]
     bound = parity.bind(job["operation"], item, job["size"], case)
     start = time.perf_counter()
-    errors = parity.compare(bound, case, truth)
+    broken = None
+    try:
+        errors = parity.compare(bound, case, truth)
+    except Exception as error:  # some have no backward at some sizes, or not the memory for it
+        broken = timing.describe(error)
+    if broken is not None:
+        _free(device)
+        errors = parity.compare(bound, case, truth, forward_only=True)
     bound.forward()
     made = _Prepared(bound.form, errors, time.perf_counter() - start, {})
     for part, entry in _entries(bound).items():
+        if broken is not None and part != PASSES[0]:
+            made.failures[part] = broken
+            continue
         made.bytes_[part] = forms.least_bytes(bound.leaves, case.grad, part)
         made.estimates[part] = clock.plan(entry, job["target_s"], job["case_limit_s"])
-        made.peaks[part] = timing.peak_mib(entry, device)
         if not entry.rounds:
+            made.peaks[part] = None
             made.notes[part] = (
                 f"one run takes {made.estimates[part]:.0f} ms: "
                 f"past the cap of {job['case_limit_s']:g} s"
             )
             continue
+        made.peaks[part] = timing.peak_mib(entry, device)
         made.entries[part] = entry
         _add_graph(job, made, part, entry, clock)
     return made
@@ -188,6 +205,9 @@ def _identity(job: dict[str, Any], item: str, part: str) -> dict[str, Any]:
 
 
 def _record(job: dict[str, Any], one: _Prepared, part: str) -> dict[str, Any]:
+    if part in one.failures:
+        identity = _identity(job, one.form.name, part)
+        return identity | {"status": "failed", "reason": one.failures[part]}
     record = _identity(job, one.form.name, part) | {
         "parity": one.parity,
         "prepare_s": one.prepare_s,
