@@ -264,3 +264,15 @@ def test_an_unknown_plan() -> None:
         separable.only("best"),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["place_query", "place_key", "place_value"])
+def test_rows_lie_further_apart_than_32_bits_count(name: str) -> None:
+    """A view with rows 2**27 elements apart: the last begins beyond element 2**31. Untouched memory costs nothing."""
+    case = draw(18, 3, 4, 4, 1, dtype=torch.float16)
+    apart = torch.empty(17 * 2**27 + 4, dtype=torch.float16).as_strided((1, 18, 4), (0, 2**27, 1))
+    apart.copy_(case[name])
+    for one, other in zip(
+        run(on_device, case), run(on_device, case.with_features(**{name: apart})), strict=True
+    ):
+        assert torch.equal(one, other)
