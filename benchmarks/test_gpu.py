@@ -24,10 +24,9 @@ GPU_SIZES = {
 def exact(
     operation: str, size: tuple[tuple[str, int], ...], dtype: str, device: str
 ) -> tuple[budget.Case, parity.Exact]:
-    # Under flatter logits than those of deviation 4 the literal form in float32 errs by less than one rounding;
-    # the torch backend's gradients are there up to 1.7 times beyond the budget.
-    spread = 2.0 if device == "cpu" else 1.0
-    case = forms.draw(operation, dict(size), budget.torch_dtype(dtype), device, spread=spread)
+    case = forms.draw(
+        operation, dict(size), budget.torch_dtype(dtype), device, spread=budget.spread(dtype)
+    )
     return case, parity.exact(operation, dict(size), case, dtype)
 
 

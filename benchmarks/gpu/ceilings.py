@@ -9,7 +9,7 @@ from torch import Tensor
 from . import budget
 from .timing import Clock, Entry, summary
 
-_SIZES, _SMALL_SIZES = (4096, 8192, 16384), (128, 256)
+_SIZES, _SMALL_SIZES = (4096, 8192, 16384), (256, 1024)
 _COPY_BYTES, _SMALL_COPY_BYTES = 4 * 2**30, 2**22
 
 

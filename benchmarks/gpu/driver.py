@@ -43,6 +43,10 @@ class WorkerDied(Exception):
     """A worker ended, or was ended because it took too long."""
 
 
+class Interrupted(Exception):
+    """The whole run is being ended: no worker may start again."""
+
+
 class WorkerProcess:
     """One worker, started when first needed."""
 
@@ -55,9 +59,12 @@ class WorkerProcess:
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._log: IO[str] | None = None
+        self._closed = False
 
     def send(self, job: Job) -> None:
         """Give a worker its job."""
+        if self._closed:
+            raise Interrupted
         if self._process is None or self._process.poll() is not None:
             self.stop()
             self._start()
@@ -79,6 +86,8 @@ class WorkerProcess:
         except queue.Empty:
             self.stop()
             raise WorkerDied(f"no answer within {limit_s:.0f} s") from None
+        if self._closed:
+            raise Interrupted
         if line is None:
             code = self._process.wait() if self._process is not None else None
             words = self._last_words()
@@ -86,6 +95,13 @@ class WorkerProcess:
             raise WorkerDied(f"the worker ended with status {code}: {words}")
         message: dict[str, Any] = json.loads(line)
         return message
+
+    def close(self) -> None:
+        """End the process for good, from another thread than that which uses it."""
+        self._closed = True
+        with contextlib.suppress(ProcessLookupError):
+            if self._process is not None:
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """End the process, if there is one; `send` starts another."""
@@ -203,7 +219,7 @@ def do_all(
 
     def work(worker: WorkerProcess) -> None:
         try:
-            with contextlib.suppress(queue.Empty):
+            with contextlib.suppress(queue.Empty, Interrupted):
                 while True:
                     do(waiting.get_nowait(), worker, deadline, on_record)
         finally:
@@ -219,4 +235,6 @@ def do_all(
                 thread.join(0.2)  # so that an interrupt is heard
     finally:
         for process in processes:
-            process.stop()
+            process.close()
+        for thread in threads:
+            thread.join(5)

@@ -53,7 +53,7 @@ def measure(
         if device != "cpu" and any(item in parity.COMPILED for item in items):
             # So that one size's compilation does not count against another's. Never between preparing and timing.
             torch._dynamo.reset()
-        case = forms.draw(operation, job["size"], budget.torch_dtype(job["dtype"]), device)
+        case = _draw(job)
         truth = parity.exact(operation, job["size"], case, job["dtype"])
         clock = Clock(device)
         prepared = []
@@ -115,9 +115,13 @@ def _why_not(item: str, device: str) -> str | None:
 
 
 def _bind(job: dict[str, Any], item: str) -> Bound:
-    operation, size = job["operation"], job["size"]
-    case = forms.draw(operation, size, budget.torch_dtype(job["dtype"]), job["device"])
-    return parity.bind(operation, item, size, case)
+    return parity.bind(job["operation"], item, job["size"], _draw(job))
+
+
+def _draw(job: dict[str, Any]) -> budget.Case:
+    dtype = budget.torch_dtype(job["dtype"])
+    spread = budget.spread(job["dtype"])
+    return forms.draw(job["operation"], job["size"], dtype, job["device"], spread=spread)
 
 
 def _prepare(
