@@ -16,6 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Libraries add up the terms of a product with few rows one after the other, and round as often: such sums over
+# places are made of sums of so many terms.
+_NARROW = 64
+_TERMS = 32
+
 _FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 
 
@@ -190,7 +195,17 @@ def _dot_words(rows: Tensor, words: Tensor) -> Tensor:
 
 def _add_transposed_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total [T, a, b] += left [S, c, a]^T @ right [S, c, b], summed over sentences where T = 1."""
-    if len(total) == 1:
+    if len(total) == 1 and left.shape[2] > _NARROW:
         total[0].addmm_(left.flatten(0, 1).T, right.flatten(0, 1))
-    else:
-        total.baddbmm_(left.mT, right)
+        return
+    whole = left.shape[1] // _TERMS * _TERMS
+    if whole:
+        parts = (part[:, :whole].unflatten(1, (-1, _TERMS)) for part in (left, right))
+        total += _sum_to(total, torch.einsum("snca,sncb->snab", *parts).sum(1))
+    if whole < left.shape[1]:
+        total += _sum_to(total, torch.bmm(left[:, whole:].mT, right[:, whole:]))
+
+
+def _sum_to(total: Tensor, parts: Tensor) -> Tensor:
+    """[S, a, b] -> the shape of total, [S or 1, a, b]."""
+    return parts if len(parts) == len(total) else parts.sum(0, keepdim=True)

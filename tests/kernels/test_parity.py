@@ -42,6 +42,11 @@ def test_every_count_of_words(words: int) -> None:
     assert_within_budget(draw(11, words, 9, 5, 3, seed=words))
 
 
+def test_flat_logits_over_many_places() -> None:
+    """The literal form adds up few terms at a time here, and errs by less than one rounding."""
+    assert_within_budget(draw(200, 6, 512, batch=1, scale=0.149, padded=False))
+
+
 def test_no_sentence() -> None:
     case = draw(5, 4, 3, batch=0, pictures=2, padded=False)
     features = [part.requires_grad_() for part in case.features]
