@@ -84,7 +84,7 @@ def _backward(
     sets: tuple[Keys, Keys],
     statistics: list[Statistics],
 ) -> list[Tensor]:
-    grad_query: Tensor | None = None
+    grad_query = query.new_zeros(query.shape)
     grad_word_query = weight.new_zeros(word_query.shape)
     of_sets = []
     for keys, found in zip(sets, statistics, strict=True):
@@ -97,15 +97,10 @@ def _backward(
             logits, of_weights, query, keys, word_query, found, rows
         ).finish(keys.exp_word)
         grad_word_query += to_words(word_logits, keys.key, None)
-        if grad_query is None:
-            grad_query = torch.bmm(of_logits, keys.key)
-        else:
-            grad_query = torch.baddbmm(grad_query, of_logits, keys.key)
+        grad_query.baddbmm_(of_logits, keys.key)
         of_keys = _products(of_logits.mT, query, weight.dtype)[None]
         of_sets.append((to_keys(of_keys, word_logits, word_query, None), softmax.mT @ grad))
     (grad_key, grad_value), (grad_word_key, grad_word_value) = of_sets
-    if grad_query is None:
-        raise RuntimeError("the tiled plan was given no keys.")
     return [
         grad_query,
         grad_key,
