@@ -1,5 +1,7 @@
 """How the kernels become operators of PyTorch: the namespace `torch.ops.cmsa_fast`, and what all of them share."""
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,10 +25,25 @@ def register(
     fake: Callable[..., Any],
     devices: tuple[str, ...] = TRITON_DEVICES,
 ) -> None:
-    """Define an operator with its implementation and with what it gives for tensors without data."""
+    """Define an operator with its implementation and with what it gives for tensors without data.
+
+    The implementation runs without autocast, whose casts were made before: backward computes as forward did. Its
+    current GPU is that of its first argument.
+    """
+
+    @functools.wraps(implementation)
+    def run(*arguments: Any) -> Any:
+        device = arguments[0].device
+        with contextlib.ExitStack() as stack:
+            if device.type in ("cpu", "cuda"):
+                stack.enter_context(torch.autocast(device.type, enabled=False))
+            if device.type == "cuda":
+                stack.enter_context(torch.cuda.device(device))
+            return implementation(*arguments)
+
     _library.define(name + schema)
-    for device in devices:
-        _library.impl(name, implementation, device)
+    for key in devices:
+        _library.impl(name, run, key)
     torch.library.register_fake(f"cmsa_fast::{name}", fake, lib=_library)
 
 

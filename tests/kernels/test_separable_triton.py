@@ -5,6 +5,8 @@ The interpreter multiplies bfloat16 wrongly, so bfloat16 is tested on GPUs alone
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -221,6 +223,58 @@ def test_sharing_pictures_is_the_same_as_repeating_them() -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@each_plan
+def test_a_transposed_mask_and_an_expanded_index() -> None:
+    case = draw(9, 4, 5, 3, 3)
+    transposed = replace(case, word_mask=case.word_mask.T.contiguous().T)
+    for one, other in zip(run(on_device, case), run(on_device, transposed), strict=True):
+        assert torch.equal(one, other)
+    shared = draw(9, 4, 5, 3, 3, pictures=1)
+    expanded = replace(shared, image_index=torch.zeros(1, dtype=torch.int64).expand(3))
+    for one, other in zip(run(on_device, shared), run(on_device, expanded), strict=True):
+        assert torch.equal(one, other)
+
+
+@each_plan
+def test_backward_inside_autocast_computes_as_forward_did() -> None:
+    case = draw(9, 4, 5, 3, 2)
+    expected = run(on_device, case)
+    features = [part.detach().requires_grad_() for part in case.features]
+    result = on_device(*features, case.word_mask)
+    with torch.autocast("cuda" if ON_GPU else "cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(result, features, case.grad)
+    for one, other in zip(expected[1:], found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_work_is_split_for_a_gpu_even_where_there_is_none() -> None:
+    from cmsa_fast.kernels.triton.tiles import row_splits
+
+    assert row_splits(5, 16, 0, 90) == (1, 16)
+    assert row_splits(1600, 64, 25, 90) == (5, 320)
+    assert row_splits(1600, 64, 200, 90) == (1, 1600)
+
+
+def test_either_interface_of_pytorch_sets_the_precision() -> None:
+    """In a process of its own: PyTorch refuses to mix the two."""
+    code = (
+        "import torch\n"
+        "from cmsa_fast.kernels.triton.launch import precision\n"
+        "before = precision(torch.float32)\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "print(before, precision(torch.float32), precision(torch.float64))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ieee", "tf32", "ieee"]
+
+
+def test_more_sentences_than_a_grid_holds() -> None:
+    from cmsa_fast.kernels.triton.launch import launch
+
+    with pytest.raises(ValueError, match="at most 65535 pictures or sentences at once; got 65536"):
+        launch(None, (1, 65536), torch.zeros(1))
+
+
 def test_no_sentence() -> None:
     case = draw(5, 4, 3, batch=0, pictures=2, padded=False)
     result, *gradients = run(on_device, case)
@@ -268,7 +322,7 @@ def test_an_unknown_plan() -> None:
 
 @pytest.mark.parametrize("name", ["place_query", "place_key", "place_value"])
 def test_rows_lie_further_apart_than_32_bits_count(name: str) -> None:
-    """A view with rows 2**27 elements apart: the last begins beyond element 2**31. Untouched memory costs nothing."""
+    """A view with rows 2**27 elements apart: the last begins beyond 2**31. Untouched memory costs nothing."""
     case = draw(18, 3, 4, 4, 1, dtype=torch.float16)
     apart = torch.empty(17 * 2**27 + 4, dtype=torch.float16).as_strided((1, 18, 4), (0, 2**27, 1))
     apart.copy_(case[name])

@@ -8,9 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tiles import uses_tf32
+
 # 0 stands for Triton's interpreter; the rest are those with tiles in every table.
 INTERPRETER = 0
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+
+# The most programs that CUDA allows along the second and third axis of a grid.
+_MOST_PROGRAMS = 65535
 
 
 def interpreted() -> bool:
@@ -40,6 +45,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     """kernel[grid](*arguments, **constants) on the device of the first tensor; nothing for an empty grid."""
     if 0 in grid:
         return
+    if max(grid[1:], default=0) > _MOST_PROGRAMS:
+        raise ValueError(
+            f"the Triton kernels take at most {_MOST_PROGRAMS} pictures or sentences at once; "
+            f"got {max(grid[1:])}. Work on them in parts."
+        )
     tensor = next(part for part in arguments if isinstance(part, Tensor))
     on_device = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
     with on_device:
@@ -59,5 +69,5 @@ def precision(dtype: torch.dtype) -> str:
     if dtype == torch.float64:
         return "ieee"
     if dtype == torch.float32:
-        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        return "tf32" if uses_tf32() else "ieee"
     return "tf32"

@@ -30,6 +30,8 @@ _forced: list[str] = []
 def only(plan: str) -> Iterator[None]:
     """Take one of PLANS whatever the sizes, to test and to measure it.
 
+    Where the tiled plan does not apply (shared pictures, the backward of float16) the fused one runs.
+
     Raises:
         ValueError: there is no such plan.
     """
@@ -54,6 +56,7 @@ def forward(
     Returns:
         [B, P, e] in the features' dtype, and what backward needs of the softmaxes.
     """
+    weight, image_index = _contiguous(weight, image_index)
     operands = prepare(features, weight, image_index)
     place_factor = word_factor(operands.word_query, operands.place_key, image_index)
     words_factor = word_factor(operands.word_query, operands.word_key, key_mask=weight > 0)
@@ -80,12 +83,18 @@ def backward(
     Returns:
         The gradients of the six features, in their dtype.
     """
+    weight, image_index = _contiguous(weight, image_index)
     operands = prepare(features, weight, image_index)
     keys = _keys(operands, weight, image_index, *state[:2])
     of_places, of_words = Statistics(*state[2:7]), Statistics(*state[7:])
     # Gradients of logits leave the range of float16, in which the tiled plan would keep them.
     plan = fused if grad.dtype == torch.float16 else _plan(operands, image_index)
     return plan.backward(grad, attended, operands, *keys, weight, of_places, of_words)
+
+
+def _contiguous(weight: Tensor, image_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What the kernels read without strides: a mask may come transposed, an index expanded."""
+    return weight.contiguous(), None if image_index is None else image_index.contiguous()
 
 
 def _keys(

@@ -267,7 +267,7 @@ def launch_keys(
     sets, count, value_width = keys.value.shape
     order, first = groups if groups is not None else (None, None)
     dtype, arch = query.dtype, architecture()
-    tile = separable_tile("separable_keys", max(width, value_width), dtype, arch)
+    tile = separable_tile("separable_keys", max(width, value_width), dtype, arch, number)
     blocks = triton.cdiv(count, tile.keys)
     parts, rows_per_part = row_splits(places, tile.rows, blocks * sets, arch)
     channels = slice_width(width, tile)

@@ -9,6 +9,9 @@ FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 
 _WIDTHS = (128, 256, 512)
 
+# With more words than this their factors take the room of half an accumulator.
+_FEW_WORDS = 32
+
 # kernel -> arithmetic -> a tile for widths up to each of _WIDTHS; beyond the last, its slice is repeated.
 _TILES = {
     "word_factor": {
@@ -77,13 +80,18 @@ _TILES = {
 }
 
 
-def separable_tile(kernel: str, width: int, dtype: torch.dtype, architecture: int) -> Tile:
+def separable_tile(
+    kernel: str, width: int, dtype: torch.dtype, architecture: int, words: int = 0
+) -> Tile:
     """The tile of a kernel at this width, on an architecture of `launch.ARCHITECTURES` or in the interpreter."""
     if not architecture:
         return INTERPRETED
     of_kernel = _TILES[kernel]
     kind = "float16" if dtype == torch.float16 and "float16" in of_kernel else arithmetic(dtype)
     tiles = of_kernel[kind]
-    return next(
+    tile = next(
         (tile for tile, most in zip(tiles, _WIDTHS, strict=True) if width <= most), tiles[-1]
     )
+    if words > _FEW_WORDS:
+        tile = tile._replace(slice=min(tile.slice, 256))
+    return tile

@@ -174,7 +174,7 @@ def launch_values(
     sets, count, value_width = keys.value.shape
     order, first = groups if groups is not None else (None, None)
     dtype, arch = query.dtype, architecture()
-    tile = separable_tile("separable_values", max(width, value_width), dtype, arch)
+    tile = separable_tile("separable_values", max(width, value_width), dtype, arch, number)
     blocks = triton.cdiv(count, tile.keys)
     parts, rows_per_part = row_splits(places, tile.rows, blocks * sets, arch)
     values = slice_width(value_width, tile)

@@ -36,7 +36,7 @@ def slice_width(width: int, tile: Tile) -> int:
 
 def row_splits(rows: int, block: int, programs: int, architecture: int) -> tuple[int, int]:
     """Into how many parts to split a walk over rows so that the grid fills a GPU, and rows in each."""
-    wanted = 2 if not architecture else max(1, _PROGRAMS // programs)
+    wanted = 2 if not architecture else max(1, _PROGRAMS // max(1, programs))
     per_part = triton.cdiv(triton.cdiv(rows, wanted), block) * block
     return triton.cdiv(rows, per_part), per_part
 
@@ -45,6 +45,11 @@ def arithmetic(dtype: torch.dtype) -> str:
     """How products are computed: "half" for 16-bit input, "tf32" or "ieee" for float32 as PyTorch is set."""
     if dtype.itemsize == 2:
         return "half"
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    if dtype == torch.float32 and uses_tf32():
         return "tf32"
     return "ieee"
+
+
+def uses_tf32() -> bool:
+    """PyTorch's setting for products of float32, by whichever of its interfaces it was made."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
