@@ -20,7 +20,28 @@ def level_tail(
     image_index: Tensor | None,
 ) -> Tensor:
     """`cmsa_fast.kernels.level_tail` by the library's matmul; arguments are not checked here."""
+    if torch.compiler.is_compiling():
+        return _traced(attended, output_weight, unit_visual, mean_word, coordinates, image_index)
     return _Tail.apply(attended, output_weight, unit_visual, mean_word, coordinates, image_index)
+
+
+def _traced(
+    attended: Tensor,
+    output_weight: Tensor,
+    unit_visual: Tensor,
+    mean_word: Tensor,
+    coordinates: Tensor,
+    image_index: Tensor | None,
+) -> Tensor:
+    """For a graph: compilers differentiate a product into its own buffer wrongly (torch 2.11 gives zeros)."""
+    batch, places, _ = attended.shape
+    visual = unit_visual if image_index is None else unit_visual[image_index]
+    parts = [
+        visual.mT,
+        mean_word[..., None].expand(-1, -1, places),
+        coordinates.expand(batch, -1, -1),
+    ]
+    return torch.baddbmm(torch.cat(parts, dim=1), output_weight.expand(batch, -1, -1), attended.mT)
 
 
 def gradient_of_attended(grad: Tensor, output_weight: Tensor) -> Tensor:
