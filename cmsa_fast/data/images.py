@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import IO
 
 import numpy as np
@@ -12,10 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cmsa_fast.data.record import Picture
+
 # Left out on purpose: formats that start another program (EPS) or that no data set uses.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 # Formats whose 32-bit integer mode holds 16-bit grey; elsewhere that mode has no agreed white.
 _GREY16_AS_INTEGER = ("PNG", "PPM")
+_SHOWN_FOLDERS = 3
 
 
 def read_image(
@@ -58,6 +64,68 @@ def read_image(
     return _read(source, str(getattr(source, "name", "the given file")), apply_orientation)
 
 
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture in one of some folders, looked for when it is read.
+
+    Attributes:
+        folders: Where to look, in order.
+        file_name: A name, or a relative path whose last part is the name.
+    """
+
+    folders: tuple[Path, ...]
+    file_name: str
+
+    @property
+    def name(self) -> str:
+        """The file, where it is found, else its name."""
+        return str(self._find() or self.file_name)
+
+    def locate(self) -> Path:
+        """The first file of that name in the folders.
+
+        Raises:
+            FileNotFoundError: No folder has it.
+        """
+        found = self._find()
+        if found is not None:
+            return found
+        shown = [str(folder) for folder in self.folders[:_SHOWN_FOLDERS]]
+        if len(self.folders) > _SHOWN_FOLDERS:
+            shown.append(f"{len(self.folders) - _SHOWN_FOLDERS} more folders")
+        raise FileNotFoundError(f"there is no picture {self.file_name} in {', '.join(shown)}")
+
+    def read(self, *, apply_orientation: bool) -> Tensor:
+        """`read_image`, with its errors."""
+        return read_image(self.locate(), apply_orientation=apply_orientation)
+
+    def _find(self) -> Path | None:
+        relative = PurePath(self.file_name)
+        candidates = (
+            path for folder in self.folders for path in (folder / relative, folder / relative.name)
+        )
+        return next((path for path in candidates if path.is_file()), None)
+
+
+def picture_file(folders: Sequence[Path], file_name: str) -> PictureFile:
+    """A picture that a data set's files name.
+
+    Args:
+        folders: Where to look for it, in order.
+        file_name: A name, or a relative path whose last part is the name.
+
+    Raises:
+        ValueError: The name leads out of the folders.
+    """
+    relative = PurePath(file_name)
+    if relative.is_absolute() or ".." in relative.parts or not relative.name:
+        raise ValueError(
+            f"a picture is named {file_name!r}, which is not the name of a file inside the picture "
+            "folder"
+        )
+    return PictureFile(tuple(folders), file_name)
+
+
 class PictureCache:
     """The last few pictures read, so that the sentences of one picture decode it once.
 
@@ -73,13 +141,15 @@ class PictureCache:
         self.capacity = capacity
         # Replaced as a whole and never changed: a thread that reads it while another writes sees
         # either the old entries or the new ones, and no lock has to survive pickling or a fork.
-        self._entries: tuple[tuple[tuple[str, bool], Tensor], ...] = ()
+        self._entries: tuple[tuple[tuple[str | Picture, bool], Tensor], ...] = ()
 
-    def read(self, path: str | os.PathLike[str], *, apply_orientation: bool = True) -> Tensor:
+    def read(
+        self, picture: str | os.PathLike[str] | Picture, *, apply_orientation: bool = True
+    ) -> Tensor:
         """`read_image`, or the very tensor that the last reading of this picture returned.
 
         Args:
-            path: The file.
+            picture: A file, or a picture of a record.
             apply_orientation: As for `read_image`.
 
         Returns:
@@ -88,11 +158,15 @@ class PictureCache:
         Raises:
             FileNotFoundError, ValueError: As `read_image`.
         """
-        key = (os.fspath(path), apply_orientation)
+        source = os.fspath(picture) if isinstance(picture, str | os.PathLike) else picture
+        key = (source, apply_orientation)
         entries = self._entries
         image = next((image for known, image in entries if known == key), None)
         if image is None:
-            image = read_image(path, apply_orientation=apply_orientation)
+            if isinstance(source, str):
+                image = read_image(source, apply_orientation=apply_orientation)
+            else:
+                image = source.read(apply_orientation=apply_orientation)
         others = tuple(entry for entry in entries if entry[0] != key)
         self._entries = ((key, image), *others[: self.capacity - 1])
         return image

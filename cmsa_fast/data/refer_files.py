@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from cmsa_fast.data.images import PictureFile, picture_file
+
 # Expressions in each published split; empty where the numbers were never printed. RefCOCOg's google
 # release lacks its test split, so that its often quoted total of 104 560 is of more than the file.
 PUBLISHED_SENTENCES: Mapping[str, Mapping[str, Mapping[str, int]]] = {
@@ -25,7 +27,6 @@ PUBLISHED_SENTENCES: Mapping[str, Mapping[str, Mapping[str, int]]] = {
 _COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014")
 _SAIAPR_FOLDERS = ("images/saiapr_tc-12", "images/saiaprtc12")
 _SAIAPR_INNER = "*/images"  # as the SAIAPR TC-12 archive unpacks: 00/images, 01/images, ...
-_SHOWN_FOLDERS = 3
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,21 @@ class ReferFiles:
             FileNotFoundError: No folder has it.
             ValueError: The name leads out of the picture folders.
         """
-        relative = PurePath(file_name)
-        if relative.is_absolute() or ".." in relative.parts or not relative.name:
-            raise ValueError(
-                f"{self.instances} names a picture {file_name!r}, which is not the name of a file "
-                "inside the picture folder"
-            )
-        for folder in self.picture_folders:
-            for path in (folder / relative, folder / relative.name):
-                if path.is_file():
-                    return path
-        shown = [str(folder) for folder in self.picture_folders[:_SHOWN_FOLDERS]]
-        if len(self.picture_folders) > _SHOWN_FOLDERS:
-            shown.append(f"{len(self.picture_folders) - _SHOWN_FOLDERS} more folders")
-        raise FileNotFoundError(f"there is no picture {file_name} in {', '.join(shown)}")
+        return self.source(file_name).locate()
+
+    def source(self, file_name: str) -> PictureFile:
+        """The same picture, to be looked for when it is read.
+
+        Args:
+            file_name: As for `picture`.
+
+        Raises:
+            ValueError: The name leads out of the picture folders.
+        """
+        try:
+            return picture_file(self.picture_folders, file_name)
+        except ValueError as error:
+            raise ValueError(f"{self.instances}: {error}") from error
 
 
 def locate_refer_files(

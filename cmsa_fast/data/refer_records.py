@@ -15,24 +15,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cmsa_fast.data.masks import MaskSource, parse_segmentation
+from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.unpickle import load_plain_pickle
+
+_Where = tuple[object, ...]  # spelled out only for a message
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One referred object and its sentences.
+    """Referred objects and their sentences.
 
     Attributes:
         ref_id: Its number.
         image_id: The picture's number.
-        annotation: The annotation's identifier, as text (RefCLEF's are text, COCO's are numbers).
+        annotations: The identifiers of the objects' annotations, as text (RefCLEF's are text, COCO's
+            are numbers). REFER has one; none means that the sentences name nothing.
         split: The split as the file has it.
         sentences: `(sent_id, sentence)`, in the file's order.
     """
 
     ref_id: int
     image_id: int
-    annotation: str
+    annotations: tuple[str, ...]
     split: str
     sentences: tuple[tuple[int, str], ...]
 
@@ -44,12 +48,12 @@ class Target:
     Attributes:
         file_name: The picture's file.
         size: Height and width of the picture in pixels, as the records say.
-        mask: The object's mask, not yet drawn.
+        masks: The objects' masks, not yet drawn.
     """
 
     file_name: str
     size: tuple[int, int]
-    mask: MaskSource
+    masks: tuple[MaskSource, ...]
 
 
 @contextmanager
@@ -68,77 +72,95 @@ def _paused_collection() -> Iterator[None]:
 
 
 @_paused_collection()
-def read_references(path: Path, text: Literal["sent", "raw"]) -> list[Reference]:
+def read_references(
+    path: Path, text: Literal["sent", "raw"], problems: Problems | None = None
+) -> list[Reference]:
     """Reads `refs(<split_by>).p`.
 
     Args:
         path: The pickle.
         text: Which writing of the sentences to take: "sent" is cleaned, "raw" as it was typed.
+        problems: Takes the records that cannot be used. None: the first one is an error.
 
     Returns:
-        Every reference of every split, in the file's order.
+        Every usable reference of every split, in the file's order.
 
     Raises:
         ValueError: The file is no plain pickle, or a record lacks a field or has another type in
             it; the message names the file, the record and the field.
     """
+    problems = problems or Problems(strict=True)
     content = load_plain_pickle(path)
     if not isinstance(content, list):
         raise ValueError(f"{path} holds {_kind(content)} where a list of references is expected")
-    return [
-        _read_reference(record, (path, "reference", i), text) for i, record in enumerate(content)
-    ]
+    references = []
+    for i, record in enumerate(content):
+        with problems:
+            references.append(_read_reference(record, (path, "reference", i), text))
+    return references
 
 
 @_paused_collection()
-def read_targets(path: Path, references: Sequence[Reference]) -> list[Target]:
+def read_targets(
+    path: Path, references: Sequence[Reference], problems: Problems | None = None
+) -> list[Target | None]:
     """Reads from `instances.json` what the references refer to.
 
     Args:
         path: The JSON file.
         references: The references wanted; other annotations are passed over.
+        problems: Takes the references that cannot be used. None: the first one is an error.
 
     Returns:
-        One target for each reference, in order. References to one annotation share its mask.
+        One target for each reference, in order; None for those that cannot be used. References to
+        one annotation share its mask.
 
     Raises:
         ValueError: The file is no JSON of that form, lacks an annotation or a picture that a
             reference needs, has one twice, or has a mask of no known form; the message names the
             file, the record and the field.
     """
+    problems = problems or Problems(strict=True)
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
-    images = _index(content, "images", {str(ref.image_id) for ref in references}, path)
-    annotations = _index(content, "annotations", {ref.annotation for ref in references}, path)
-    pictures = {key: _read_picture(image, (path, "image", key)) for key, image in images.items()}
-    masks = {
-        key: _read_mask(record, (path, "annotation", key)) for key, record in annotations.items()
-    }
-    targets = []
+    wanted_images = {str(ref.image_id) for ref in references}
+    wanted = {key for ref in references for key in ref.annotations}
+    images = _index(content, "images", wanted_images, path, problems)
+    annotations = _index(content, "annotations", wanted, path, problems)
+    masks: dict[str, MaskSource] = {}
+    targets: list[Target | None] = []
     for reference in references:
-        where = (path, "annotation", reference.annotation)
-        for kind, key, table in (
-            ("annotation", reference.annotation, masks),
-            ("image", str(reference.image_id), pictures),
-        ):
-            if key not in table:
-                raise ValueError(
-                    f"{path} has no {kind} {key}, which ref_id {reference.ref_id} needs"
-                )
-        annotation = annotations[reference.annotation]
-        if "image_id" in annotation and str(annotation["image_id"]) != str(reference.image_id):
-            raise ValueError(
-                f"{_text(where)} is of image {annotation['image_id']}, but ref_id "
-                f"{reference.ref_id} uses it for image {reference.image_id}"
-            )
-        file_name, size = pictures[str(reference.image_id)]
-        targets.append(Target(file_name, size, masks[reference.annotation]))
+        target = None
+        with problems:
+            for key in reference.annotations:
+                record = _record(annotations, "annotation", key, reference, path)
+                _check_image(record, (path, "annotation", key), reference)
+                if key not in masks:
+                    masks[key] = _read_mask(record, (path, "annotation", key))
+            key = str(reference.image_id)
+            picture = _record(images, "image", key, reference, path)
+            file_name, size = _read_picture(picture, (path, "image", key))
+            target = Target(file_name, size, tuple(masks[key] for key in reference.annotations))
+        targets.append(target)
     return targets
 
 
-_Where = tuple[object, ...]  # spelled out only for a message
+def _record(
+    table: dict[str, Any], kind: str, key: str, reference: Reference, path: Path
+) -> dict[str, Any]:
+    if key not in table:
+        raise ValueError(f"{path} has no {kind} {key}, which ref_id {reference.ref_id} needs")
+    return table[key]
+
+
+def _check_image(record: dict[str, Any], where: _Where, reference: Reference) -> None:
+    if "image_id" in record and str(record["image_id"]) != str(reference.image_id):
+        raise ValueError(
+            f"{_text(where)} is of image {record['image_id']}, but ref_id "
+            f"{reference.ref_id} uses it for image {reference.image_id}"
+        )
 
 
 def _read_reference(record: Any, where: _Where, text: str) -> Reference:
@@ -154,7 +176,7 @@ def _read_reference(record: Any, where: _Where, text: str) -> Reference:
     return Reference(
         ref_id=_integer(record, "ref_id", where),
         image_id=_integer(record, "image_id", where),
-        annotation=_identifier(annotation, "ann_id", where),
+        annotations=(_identifier(annotation, "ann_id", where),),
         split=_string(record, "split", where),
         sentences=tuple(
             (
@@ -181,7 +203,9 @@ def _read_mask(record: Any, where: _Where) -> MaskSource:
         raise ValueError(f"{_text(where)}: {error}") from error
 
 
-def _index(content: Any, key: str, wanted: set[str], path: Path) -> dict[str, Any]:
+def _index(
+    content: Any, key: str, wanted: set[str], path: Path, problems: Problems
+) -> dict[str, Any]:
     """The wanted records of a list, by their identifier."""
     records = _field(content, key, (path,))
     if not isinstance(records, list):
@@ -189,8 +213,10 @@ def _index(content: Any, key: str, wanted: set[str], path: Path) -> dict[str, An
     found: dict[str, Any] = {}
     for i, record in enumerate(records):
         where = (path, key, i)
-        identifier = _identifier(_field(record, "id", where), "id", where)
-        if identifier in wanted:
+        with problems:
+            identifier = _identifier(_field(record, "id", where), "id", where)
+            if identifier not in wanted:
+                continue
             if identifier in found:
                 raise ValueError(f"{path} has two entries of id {identifier} in its {key!r}")
             found[identifier] = record

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from cmsa_fast.data.refer import ReferDataset
 from cmsa_fast.data.sample import ReferringDataset, Sample
 
-LOGGER = "cmsa_fast.data.refer"
+LOGGER = "cmsa_fast.data.record_dataset"
 FLAT = [4.0, 5.0, 9.0, 9.0]  # two points, which enclose nothing
 
 
@@ -372,5 +372,5 @@ def test_records_that_run_code_are_refused(tmp_path: Path) -> None:
 
 def test_repr_names_the_split(tmp_path: Path) -> None:
     data = ReferDataset(small_refcoco(tmp_path).write(), split="val")
-    assert "split='val'" in repr(data)
+    assert "refcoco (unc) val" in repr(data)
     assert repr(data).endswith("2 sentences")

@@ -44,7 +44,7 @@ def test_records_as_python2_wrote_them(tmp_path: Path) -> None:
         b"sS'sent'\np12\nS'caf\\xc3\\xa9'\np13\nsasa."
     )
     (reference,) = read_references(file, "sent")
-    assert (reference.ref_id, reference.annotation, reference.image_id) == (5, "38_1", 38)
+    assert (reference.ref_id, reference.annotations, reference.image_id) == (5, ("38_1",), 38)
     assert reference.sentences == ((9, "café"),)
 
 
@@ -55,7 +55,12 @@ def test_targets_follow_the_references(tmp_path: Path) -> None:
     targets = read_both(layout)
     assert [target.size for target in targets] == [(23, 37), (41, 29), (23, 37), (31, 31)]
     assert targets[1].file_name == "COCO_train2014_000000000011.jpg"
-    assert [int(target.mask.decode(*target.size).sum()) for target in targets] == [175, 81, 49, 121]
+    assert [int(target.masks[0].decode(*target.size).sum()) for target in targets] == [
+        175,
+        81,
+        49,
+        121,
+    ]
 
 
 def test_identifiers_may_be_text(tmp_path: Path) -> None:
@@ -63,7 +68,7 @@ def test_identifiers_may_be_text(tmp_path: Path) -> None:
     layout.add_picture(38, 5, 9, "38.jpg")
     layout.add_reference(38, [square(1, 1, 3)], ["sky"], ann_id="38_1")
     layout.references[0]["image_id"] = "38"
-    assert read_both(layout)[0].mask.decode(5, 9).sum() == 9
+    assert read_both(layout)[0].masks[0].decode(5, 9).sum() == 9
 
 
 @pytest.mark.parametrize("key", ["ref_id", "ann_id", "image_id", "split", "sentences"])
