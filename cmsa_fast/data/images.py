@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO
@@ -12,7 +13,7 @@ from typing import IO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from cmsa_fast.data.record import Picture
@@ -175,14 +176,47 @@ class PictureCache:
         return PictureCache, (self.capacity,)
 
 
+def read_image_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Reads a picture's size from the start of its file; the pixels are not decoded.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Height and width in pixels as stored, and as `read_image` gives them where it turns the
+        picture upright.
+
+    Raises:
+        FileNotFoundError, ValueError: As `read_image`, as far as the start of the file tells.
+    """
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file, _opened(file, name) as picture:
+            if picture.format == "TIFF":
+                picture.load()  # only then has Pillow turned it upright
+            width, height = picture.size
+            turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no picture at {name}") from None
+    return (height, width), (width, height) if turned else (height, width)
+
+
 def _read(file: IO[bytes], name: str, apply_orientation: bool) -> Tensor:
+    with _opened(file, name) as picture:
+        picture.load()
+        kind = picture.format
+        upright = ImageOps.exif_transpose(picture) if apply_orientation else picture
+        pixels = _rgb8(upright, kind, name)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
+
+
+@contextmanager
+def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
+    """The picture, its pixels not yet decoded; what damage raises inside becomes ValueError."""
     try:
         with Image.open(file, formats=_FORMATS) as picture:
             _refuse_bomb(picture.size, name)
-            picture.load()
-            kind = picture.format
-            upright = ImageOps.exif_transpose(picture) if apply_orientation else picture
-            pixels = _rgb8(upright, kind, name)
+            yield picture
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} is refused as a picture: {error}") from error
     except _RefusedPicture as error:
@@ -195,7 +229,6 @@ def _read(file: IO[bytes], name: str, apply_orientation: bool) -> Tensor:
             f"{name} cannot be read as a picture: it is truncated, damaged, or none of "
             f"{', '.join(_FORMATS)} ({error})"
         ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 
 class _RefusedPicture(Exception):
