@@ -289,13 +289,13 @@ I and U are the pixels in the intersection and the union of a sentence's predict
   mean_iou     mean over all sentences of the IoU in the table
   precision@t  share of the sentences that pass, for t = 0.5, 0.6, 0.7, 0.8, 0.9
 All measures are computed under every convention; the headline is what its papers call the IoU.
-All conventions take every sentence; the validation while CRIS trains takes only an object's first.
+All conventions take every sentence; validation while CRIS trains takes an object's first alone.
 
 native  is the default: outlines stay where they are, and pixels are the picture's own.
-cmsa    thickens every outline by up to a pixel of the square. The repository divides by zero where U = 0;
-        the IoU of 1 is chosen here. RMI and text_objseg are evaluated so, too.
-lavt    stretches the prediction, without its padding, bilinearly and the true mask to nearest pixels.
-cris    The repository rounds thresholds to float32, so that most IoUs of exactly 0.7 or 0.9 pass there.
+cmsa    thickens every outline by up to a pixel of the square. Where U = 0 the repository divides by
+        zero; the IoU of 1 is chosen here. RMI and text_objseg are evaluated so, too.
+lavt    stretches the prediction, without its padding, bilinearly; the truth takes nearest pixels.
+cris    The repository rounds thresholds to float32, so that most IoUs of exactly 0.7 or 0.9 pass.
         It warps pixel indices, to the square and back; here pixel centres go both ways."""
 
 

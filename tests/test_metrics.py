@@ -1,18 +1,16 @@
-"""Overall IoU, mean IoU and precision, against numbers worked out by hand and published ones."""
+"""Overall IoU, mean IoU and precision, against numbers worked out by hand and in fractions."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
+import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from cmsa_fast.data.refer import ReferDataset
 from cmsa_fast.metrics import SegmentationMetrics
 
 
@@ -198,30 +196,154 @@ def test_masks_of_the_wrong_kind_are_refused(
     assert metrics.count == 0
 
 
-@pytest.mark.parametrize("model", ["base", "ours"])
-def test_published_predictions(real: Path, model: str) -> None:
-    folder = real / "refer" / "predictions"
-    records = json.loads((folder / "published_iou.json").read_text())
-    published = {(record["ref_id"], record["sent_id"]): record for record in records}
+def test_every_sentence_is_kept_as_counts() -> None:
+    metrics = measured(("###..", ".###."), ("...", ".#."))
+    assert (metrics.intersections, metrics.predicted, metrics.true) == ([2, 0], [3, 0], [3, 1])
+    assert metrics.unions == [4, 1]
+
+
+def test_counts_stand_in_for_masks() -> None:
+    random = np.random.default_rng(2)
+    masks, counts = SegmentationMetrics(), SegmentationMetrics()
+    for height, width in ((7, 13), (1, 1), (31, 17)):
+        prediction, truth = random.random((2, height, width)) < random.random()
+        masks.update(prediction, truth)
+        # NumPy's whole numbers are taken, too.
+        counts.add((prediction & truth).sum(), prediction.sum(), int(truth.sum()))
+    assert counts.compute() == masks.compute()
+    assert counts.unions == masks.unions
+    assert all(type(count) is int for count in counts.intersections + counts.predicted)
+
+
+@pytest.mark.parametrize(
+    ("counts", "error", "message"),
+    [
+        ((1.0, 2, 3), TypeError, "intersection must be a whole number, but it is a float"),
+        ((1, True, 3), TypeError, "predicted must be a whole number, but it is a bool"),
+        ((1, 2, None), TypeError, "true must be a whole number, but it is a NoneType"),
+        ((-1, 2, 3), ValueError, "intersection must be at least 0 pixels, but it is -1"),
+        ((3, 2, 3), ValueError, "at most predicted and true, but it is 3 with 2 and 3"),
+        ((3, 4, 2), ValueError, "at most predicted and true"),
+    ],
+)
+def test_impossible_counts_are_refused(
+    counts: tuple[int, int, int], error: type[Exception], message: str
+) -> None:
     metrics = SegmentationMetrics()
-    expected = []
-    for split in ("train", "val", "testA"):
-        dataset = ReferDataset(real / "refer", "refcoco", "unc", split)
-        for sample in (dataset[index] for index in range(len(dataset))):
-            record = published.pop((sample.ref_id, sample.sent_id))
-            with Image.open(folder / model / record["mask"]) as picture:
-                metrics.update(np.array(picture) > 0, sample.mask)
-            expected.append(record[model])
-    assert not published
-    assert metrics.count == 66
-    assert metrics.intersections == [record["I"] for record in expected]
-    assert metrics.unions == [record["U"] for record in expected]
-    ious = [record["iou_native"] for record in expected]
-    assert metrics.ious == pytest.approx(ious, rel=1e-12)
+    with pytest.raises(error, match=message):
+        metrics.add(*counts)
+    assert metrics.count == len(metrics.predicted) == len(metrics.true) == 0
+
+
+@pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])
+def test_a_strict_threshold_does_not_pass(tenths: int) -> None:
+    for scale in (1, 3, 10**12):
+        at, above = SegmentationMetrics(strict=True), SegmentationMetrics(strict=True)
+        at.add(tenths * scale, tenths * scale, 10 * scale)
+        above.add(tenths * scale + 1, tenths * scale + 1, 10 * scale)
+        key = f"precision@0.{tenths}"
+        assert at.compute()[key] == 0
+        assert above.compute()[key] == 1
+
+
+def test_two_empty_masks_can_count_as_a_miss() -> None:
+    metrics = SegmentationMetrics(empty_union_iou=0)
+    metrics.add(0, 0, 0)
+    assert set(metrics.compute().values()) == {0.0}
+    metrics.add(1, 1, 2)
+    assert metrics.ious == [0, 0.5]
     values = metrics.compute()
-    intersection, union = (sum(record[key] for record in expected) for key in "IU")
-    assert values["overall_iou"] == pytest.approx(intersection / union, rel=1e-12)
-    assert values["mean_iou"] == pytest.approx(math.fsum(ious) / 66, rel=1e-12)
+    assert (values["overall_iou"], values["mean_iou"]) == (0.5, 0.25)
+    assert (values["precision@0.5"], values["precision@0.6"]) == (0.5, 0)
+
+
+def test_a_pixel_fraction_added_to_the_union() -> None:
+    metrics = SegmentationMetrics(union_offset=1e-6)
+    for intersection, union in ((3, 7), (9, 10), (307200, 307200)):
+        metrics.add(intersection, intersection, union)
+    assert metrics.ious == [3 / (7 + 1e-6), 9 / (10 + 1e-6), 307200 / (307200 + 1e-6)]
+    # 9 / 10.000001 is below 0.9.
+    assert metrics.compute()["precision@0.9"] == pytest.approx(1 / 3)
+    assert metrics.compute()["overall_iou"] == (3 + 9 + 307200) / (7 + 10 + 307200)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e-6, 0.05])
+def test_precision_is_that_of_fractions(strict: bool, offset: float) -> None:
+    metrics = SegmentationMetrics(strict=strict, union_offset=offset)
+    pairs = [
+        (intersection, union) for union in (1, 2, 5, 7, 10, 20) for intersection in range(union + 1)
+    ]
+    for intersection, union in pairs:
+        metrics.add(intersection, intersection, union)
+    ious = [Fraction(i) / (u + Fraction(offset)) for i, u in pairs]
     for tenths in (5, 6, 7, 8, 9):
-        passed = sum(value >= tenths / 10 for value in ious)
-        assert values[f"precision@0.{tenths}"] == passed / 66
+        limit = Fraction(tenths, 10)
+        passed = sum(iou > limit if strict else iou >= limit for iou in ious)
+        assert metrics.compute()[f"precision@0.{tenths}"] == passed / len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"empty_union_iou": 0.5}, "empty_union_iou must be 0 or 1, but it is 0.5"),
+        ({"union_offset": -1e-6}, "union_offset must be at least 0 and below 0.1"),
+        ({"union_offset": 1.0}, "union_offset must be at least 0 and below 0.1"),
+        ({"union_offset": math.nan}, "union_offset must be at least 0 and below 0.1"),
+    ],
+)
+def test_rules_that_make_no_sense(rules: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SegmentationMetrics(**rules)  # type: ignore[arg-type]
+
+
+def test_other_rules_are_not_merged() -> None:
+    metrics, other = measured(("#", "#")), SegmentationMetrics(strict=True)
+    other.add(1, 1, 1)
+    with pytest.raises(ValueError, match="other must follow the same rules"):
+        metrics.merge(other)
+    assert metrics.count == 1
+
+
+@pytest.mark.parametrize("rules", [{}, {"strict": True, "union_offset": 1e-6}])
+def test_any_grouping_and_order_gives_the_same_bits(rules: dict[str, float]) -> None:
+    random = np.random.default_rng(3)
+    true, predicted = random.integers(0, 5000, (2, 700))
+    intersections = [int(random.integers(0, limit + 1)) for limit in np.minimum(true, predicted)]
+    sentences = list(zip(intersections, predicted.tolist(), true.tolist(), strict=True))
+
+    def seen(some: list[tuple[int, int, int]]) -> SegmentationMetrics:
+        metrics = SegmentationMetrics(**rules)  # type: ignore[arg-type]
+        for sentence in some:
+            metrics.add(*sentence)
+        return metrics
+
+    expected = seen(sentences).compute()
+    for _ in range(10):
+        shuffled = [sentences[place] for place in random.permutation(len(sentences))]
+        edges = [0, *sorted(random.integers(0, len(sentences), 6).tolist()), len(sentences)]
+        # Through a pickle, as from another process.
+        parts = [
+            pickle.loads(pickle.dumps(seen(shuffled[a:b])))
+            for a, b in zip(edges, edges[1:], strict=False)
+        ]
+        while len(parts) > 1:
+            part = parts.pop(int(random.integers(len(parts))))
+            parts[int(random.integers(len(parts)))].merge(part)
+        assert parts[0].compute() == expected
+    # The numbers are such that plain running sums of the IoUs do depend on the order.
+    ious = seen(sentences).ious
+    assert len({sum(random.permutation(ious).tolist()) for _ in range(10)}) > 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+def test_masks_on_a_gpu_and_a_cpu() -> None:
+    prediction, truth = torch.rand(2, 13, 17) < 0.5
+    expected = measured()
+    expected.update(prediction, truth)
+    for first in (prediction.cuda(), prediction, prediction.numpy()):
+        for second in (truth.cuda(), truth, truth.numpy()):
+            metrics = SegmentationMetrics()
+            metrics.update(first, second)
+            assert metrics.intersections == expected.intersections
+            assert metrics.unions == expected.unions
