@@ -91,7 +91,10 @@ def read_refer(source: Source, split: str | None, problems: Problems) -> Reading
 
 
 def refer_records(
-    files: ReferFiles, references: list[Reference], problems: Problems
+    files: ReferFiles,
+    references: list[Reference],
+    problems: Problems,
+    skip_crowds: bool = False,
 ) -> list[Record]:
     """Joins references with their annotations and pictures.
 
@@ -99,6 +102,7 @@ def refer_records(
         files: Of the data set.
         references: The references wanted.
         problems: Takes the references that cannot be used.
+        skip_crowds: As for `read_targets`.
 
     Returns:
         One record for each usable reference, in order.
@@ -107,7 +111,7 @@ def refer_records(
         ValueError: As `read_targets`.
     """
     records = []
-    targets = read_targets(files.instances, references, problems)
+    targets = read_targets(files.instances, references, problems, skip_crowds)
     for reference, target in zip(references, targets, strict=True):
         if target is None:
             continue

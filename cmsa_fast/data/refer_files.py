@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -24,8 +24,8 @@ PUBLISHED_SENTENCES: Mapping[str, Mapping[str, Mapping[str, int]]] = {
     "refclef": {"unc": {}, "berkeley": {}},
 }
 
-_COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014")
-_SAIAPR_FOLDERS = ("images/saiapr_tc-12", "images/saiaprtc12")
+COCO_FOLDERS = ("images/mscoco/images/train2014", "images/train2014")
+SAIAPR_FOLDERS = ("images/saiapr_tc-12", "images/saiaprtc12")
 _SAIAPR_INNER = "*/images"  # as the SAIAPR TC-12 archive unpacks: 00/images, 01/images, ...
 
 
@@ -102,9 +102,7 @@ def locate_refer_files(
         ValueError: `name` or `split_by` is neither published nor there.
     """
     root = Path(root)
-    for argument, value in (("name", name), ("split_by", split_by)):
-        if value in ("", "..") or PurePath(value).name != value:
-            raise ValueError(f"{argument} must be the name of a data set or split, not {value!r}")
+    check_names(name=name, split_by=split_by)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}. {_what_belongs(name, split_by)}")
     folder = root / name
@@ -127,35 +125,57 @@ def locate_refer_files(
     for file in (references, instances):
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}. {_what_belongs(name, split_by)}")
-    folders = _picture_folders(root, name, split_by, image_folder)
+    folders = picture_folders(
+        root, _usual_folders(name), image_folder, _what_belongs(name, split_by)
+    )
     return ReferFiles(references, instances, folders)
 
 
-def _picture_folders(
-    root: Path, name: str, split_by: str, image_folder: str | os.PathLike[str] | None
+def check_names(**arguments: str) -> None:
+    """Refuses arguments that are no plain name of a file or folder (ValueError)."""
+    for argument, value in arguments.items():
+        if value in ("", "..") or PurePath(value).name != value:
+            raise ValueError(f"{argument} must be the name of a data set or split, not {value!r}")
+
+
+def picture_folders(
+    root: Path,
+    usual: Sequence[str],
+    image_folder: str | os.PathLike[str] | None,
+    what_belongs: str,
 ) -> tuple[Path, ...]:
+    """The folders in which a data set's pictures are looked for.
+
+    Args:
+        root: The data set's folder.
+        usual: Where pictures usually lie, relative to it. Those of SAIAPR TC-12 may lie in the
+            archive's `NN/images` folders there.
+        image_folder: The one folder to take instead.
+        what_belongs: What to say about the layout where there is no folder.
+
+    Raises:
+        FileNotFoundError: `image_folder` is missing, or all of the usual ones are.
+    """
     if image_folder is not None:
         folder = Path(image_folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder} (image_folder)")
         return (folder,)
     found: list[Path] = []
-    for relative in _usual_folders(name):
+    for relative in usual:
         if (folder := root / relative).is_dir():
             found.append(folder)
-            if relative in _SAIAPR_FOLDERS:
+            if relative in SAIAPR_FOLDERS:
                 found += sorted(inner for inner in folder.glob(_SAIAPR_INNER) if inner.is_dir())
     if not found:
-        raise FileNotFoundError(
-            f"there is no folder of pictures in {root}. {_what_belongs(name, split_by)}"
-        )
+        raise FileNotFoundError(f"there is no folder of pictures in {root}. {what_belongs}")
     return tuple(found)
 
 
 def _usual_folders(name: str) -> tuple[str, ...]:
     if name == "refclef":
-        return _SAIAPR_FOLDERS
-    return _COCO_FOLDERS if name in PUBLISHED_SENTENCES else _COCO_FOLDERS + _SAIAPR_FOLDERS
+        return SAIAPR_FOLDERS
+    return COCO_FOLDERS if name in PUBLISHED_SENTENCES else COCO_FOLDERS + SAIAPR_FOLDERS
 
 
 def _what_belongs(name: str, split_by: str) -> str:
