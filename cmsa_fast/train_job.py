@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ from .data.sample import ReferringDataset
 from .data.scenes import MOST_SENTENCES, WORDS, ScenesDataset
 from .data.shuffled import ShuffledSentences
 from .data.vocabulary import Vocabulary, tokenize
-from .evaluation import Evaluation, evaluate, predict_batch
+from .evaluation import Evaluation, evaluate
+from .inference import predict_batch
 from .models import ExplainsWords, build_model
 from .nn import WordTable
 from .plots import Example, save_examples
@@ -263,7 +264,7 @@ def _evaluate(
     write_json(
         folder / EVALUATION,
         {
-            **asdict(evaluation),
+            **evaluation.summary(),
             "shuffled": None if shuffled is None else shuffled.overall,
             "steps": progress.step,
             "training_seconds": round(progress.seconds, 1),

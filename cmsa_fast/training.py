@@ -25,6 +25,7 @@ from .checkpoint import (
 from .config import Recipe
 from .data.batch import Batch, Collate, PictureBatchSampler
 from .data.loading import BatchLoader
+from .data.problems import Problems
 from .data.sample import ReferringDataset
 from .interrupts import interrupts_wait
 from .nn import dice_loss, segmentation_loss
@@ -125,6 +126,7 @@ def train(
     num_workers: int = 0,
     checkpoint_every: int = 200,
     resume: bool = False,
+    problems: Problems | None = None,
 ) -> Progress:
     """Train a model in place and keep its weights, checkpoint and metrics in a folder.
 
@@ -141,6 +143,8 @@ def train(
         num_workers: processes that read or draw pictures.
         checkpoint_every: steps between checkpoints.
         resume: go on from the folder's checkpoint, to the same result as without a break.
+        problems: takes sentences whose picture or mask cannot be used; a step without any usable one changes
+            nothing. None: the first one is an error.
 
     Returns:
         Where training ended.
@@ -193,6 +197,7 @@ def train(
         collate,
         num_workers=num_workers,
         pin_memory=torch.device(device).type == "cuda",
+        problems=problems,
     )
     model.train()
     bar = tqdm(total=recipe.steps, initial=done.step, desc="train", unit="step", dynamic_ncols=True)
@@ -202,15 +207,17 @@ def train(
             for batch in loader:
                 with interrupts_wait():
                     rate = schedule.get_last_lr()[0]
-                    window.add(
-                        *training_step(model, optimizer, batch.to(device), recipe.dice_weight)
-                    )
+                    if batch is not None:
+                        window.add(
+                            *training_step(model, optimizer, batch.to(device), recipe.dice_weight)
+                        )
                     schedule.step()
                     done = Progress(done.step + 1, time.perf_counter() - started)
-                    loss, iou = window.means()
-                    bar.set_postfix({"loss": f"{loss:.3f}", "IoU": f"{iou:.3f}"}, refresh=False)
                     bar.update()
-                    if done.step % _LOG_EVERY == 0 or done.step == recipe.steps:
+                    if window.losses:
+                        loss, iou = window.means()
+                        bar.set_postfix({"loss": f"{loss:.3f}", "IoU": f"{iou:.3f}"}, refresh=False)
+                    if window.losses and (done.step % _LOG_EVERY == 0 or done.step == recipe.steps):
                         row = {
                             "step": done.step,
                             "loss": round(loss, 6),

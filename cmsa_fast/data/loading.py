@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset
 
 from .batch import Batch, Collate
+from .problems import Problems
 from .sample import ReferringDataset, Sample
 
 
@@ -26,6 +28,7 @@ class BatchLoader:
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
+        problems: Problems | None = None,
     ) -> None:
         """
         Args:
@@ -34,9 +37,11 @@ class BatchLoader:
             collate: makes a batch of samples.
             num_workers: processes that read beside this one; 0: none.
             pin_memory: give batches in page-locked memory.
+            problems: takes the items that cannot be read. None: the first one is an error.
         """
-        self._loader: DataLoader[Batch | Exception] = DataLoader(
-            _Batches(dataset, collate),
+        self._problems = problems or Problems(strict=True)
+        self._loader: DataLoader[_Loaded | Exception] = DataLoader(
+            _Batches(dataset, collate, self._problems.strict),
             batch_size=None,
             sampler=batches,
             num_workers=num_workers,
@@ -44,32 +49,72 @@ class BatchLoader:
             worker_init_fn=_leave_interrupts_to_the_main_process,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches, in order.
+    def __iter__(self) -> Iterator[Batch | None]:
+        """The batches, in order; None where no item of a batch can be used.
 
         Raises:
-            TypeError, ValueError, OSError: an item could not be read or put into a batch.
+            TypeError, ValueError, OSError: an item could not be read or put into a batch, where problems
+                are errors.
         """
-        for batch in self._loader:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        return (batch for _, batch in self.with_indices())
+
+    def with_indices(self) -> Iterator[tuple[list[int], Batch | None]]:
+        """The indices of the items in each batch, and the batch; as iterating over the loader."""
+        for loaded in self._loader:
+            if isinstance(loaded, Exception):
+                raise loaded
+            for error in loaded.errors:
+                self._problems.add(error)
+            yield loaded.indices, loaded.batch
 
 
-class _Batches(Dataset[Batch | Exception]):
+@dataclass
+class _Loaded:
+    indices: list[int]
+    batch: Batch | None
+    errors: list[Exception]
+
+    def pin_memory(self) -> _Loaded:
+        """`DataLoader(pin_memory=True)` calls this."""
+        return _Loaded(
+            self.indices, None if self.batch is None else self.batch.pin_memory(), self.errors
+        )
+
+
+class _Batches(Dataset[_Loaded | Exception]):
     """Indices -> a batch, or the error in its place, which crosses to the main process unchanged."""
 
     def __init__(
-        self, dataset: ReferringDataset, collate: Collate | Callable[[list[Sample]], Batch]
+        self,
+        dataset: ReferringDataset,
+        collate: Collate | Callable[[list[Sample]], Batch],
+        strict: bool,
     ) -> None:
         self.dataset = dataset
         self.collate = collate
+        self.strict = strict
 
-    def __getitem__(self, indices: list[int]) -> Batch | Exception:
+    def __getitem__(self, indices: list[int]) -> _Loaded | Exception:
         try:
-            return self.collate([self.dataset[index] for index in indices])
+            batch = self.collate([self.dataset[index] for index in indices])
         except (TypeError, ValueError, OSError) as error:
-            return error
+            return error if self.strict else self._usable(indices)
+        return _Loaded(indices, batch, [])
+
+    def _usable(self, indices: list[int]) -> _Loaded:
+        """The batch of those items that can be read, and put into a batch with those before them."""
+        usable, samples, errors = list[int](), list[Sample](), list[Exception]()
+        batch = None
+        for index in indices:
+            try:
+                sample = self.dataset[index]
+                batch = self.collate([*samples, sample])
+            except (TypeError, ValueError, OSError) as error:
+                errors.append(error)
+            else:
+                usable.append(index)
+                samples.append(sample)
+        return _Loaded(usable, batch, errors)
 
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:

@@ -1,0 +1,151 @@
+"""What an evaluation found, sentence by sentence: one row each, in a file that others can read."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from .checkpoint import write_atomically
+
+SENTENCES = "sentences.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceResult:
+    """One evaluated sentence.
+
+    Attributes:
+        index: its place in the data set.
+        image_id: the data set's number for the picture.
+        ref_id: the data set's number for what is referred to.
+        sent_id: the data set's number for the sentence.
+        sentence: as it was written.
+        words: how many words it has.
+        kind: the kind of sentence, where the data set knows it.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+        intersection: I, pixels in both masks, at the size where the convention compares them.
+        predicted: pixels of the predicted mask, there.
+        true: pixels of the true mask, there.
+        share: of the picture that the true mask covers, at the picture's own size.
+        iou: as the convention counts it.
+    """
+
+    index: int
+    image_id: int
+    ref_id: int
+    sent_id: int
+    sentence: str
+    words: int
+    kind: str
+    height: int
+    width: int
+    intersection: int
+    predicted: int
+    true: int
+    share: float
+    iou: float
+
+    @property
+    def union(self) -> int:
+        """U, pixels in either mask."""
+        return self.predicted + self.true - self.intersection
+
+
+_COLUMNS = tuple(field.name for field in fields(SentenceResult))
+_READ: dict[str, Callable[[str], object]] = {"int": int, "str": str, "float": float}
+_UNION = "union"
+
+
+def write_results(path: Path, results: Iterable[SentenceResult]) -> None:
+    """Write one row per sentence as CSV (UTF-8, a header of the attributes' names, and the union)."""
+
+    def write(target: Path) -> None:
+        with target.open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow([*_COLUMNS, _UNION])
+            rows.writerows([*astuple(result), result.union] for result in results)
+
+    write_atomically(path, write)
+
+
+def read_results(path: Path) -> list[SentenceResult]:
+    """Read what `write_results` wrote; the order of columns is free and others are passed over.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, a value is none of its type, or pixels contradict each other; the
+            message names file and line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path} with results by sentence.")
+    results = []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        try:
+            missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise ValueError(
+                    f"it has no column {missing[0]!r}, so it is no file of `cmsa-fast evaluate`"
+                )
+            for row in rows:
+                results.append(_result(row))
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+    if not results:
+        raise ValueError(f"{path} has no sentence.")
+    return results
+
+
+def _result(row: dict[str, str | None]) -> SentenceResult:
+    values: dict[str, object] = {}
+    for field in fields(SentenceResult):
+        text = row[field.name]
+        try:
+            values[field.name] = _READ[str(field.type)](text or "")
+        except ValueError:
+            raise ValueError(f"{field.name} must be of type {field.type}; got {text!r}") from None
+    result = SentenceResult(**values)  # type: ignore[arg-type]
+    if not 0 <= result.intersection <= min(result.predicted, result.true):
+        raise ValueError(
+            f"the intersection of {result.intersection} pixels does not fit masks of "
+            f"{result.predicted} and {result.true}"
+        )
+    return result
+
+
+def length_group(result: SentenceResult) -> str:
+    """Which group of sentence lengths a sentence belongs to."""
+    return _group(result.words, _LENGTHS)
+
+
+def size_group(result: SentenceResult) -> str:
+    """Which group of object sizes a sentence belongs to."""
+    return _group(result.share, _SHARES) if result.share else _NOTHING
+
+
+# Upper end of each group, and its name; the groups of the paper's Table 3 for short sentences.
+_LENGTHS: Sequence[tuple[float, str]] = (
+    (2, "1-2 words"),
+    (3, "3 words"),
+    (5, "4-5 words"),
+    (10, "6-10 words"),
+    (20, "11-20 words"),
+    (float("inf"), "over 20 words"),
+)
+_SHARES: Sequence[tuple[float, str]] = (
+    (0.01, "up to 1 % of the picture"),
+    (0.05, "1-5 %"),
+    (0.15, "5-15 %"),
+    (0.30, "15-30 %"),
+    (1.0, "over 30 %"),
+)
+_NOTHING = "nothing in the picture"
+LENGTH_GROUPS = tuple(name for _, name in _LENGTHS)
+SIZE_GROUPS = (_NOTHING, *(name for _, name in _SHARES))
+
+
+def _group(value: float, groups: Sequence[tuple[float, str]]) -> str:
+    return next(name for end, name in groups if value <= end)
