@@ -1,0 +1,332 @@
+"""What a root folder holds, what is wrong with it, and how it compares with what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from cmsa_fast.data.discovery import discover
+from cmsa_fast.data.leakage import Leak, SplitPictures, find_leaks, split_pictures
+from cmsa_fast.data.picture_check import Trouble, check_pictures
+from cmsa_fast.data.problems import Problems, in_one_line
+from cmsa_fast.data.record import Record
+from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES
+from cmsa_fast.data.source import Form, Reading, Source, read_records
+from cmsa_fast.data.vocabulary import tokenize
+
+# References and pictures of published splits, as far as they were printed or counted in a sound copy.
+PUBLISHED_REFERENCES: Mapping[tuple[str, str], Mapping[str, int]] = {
+    ("refcoco", "unc"): {"train": 42_404, "val": 3_811, "testA": 1_975, "testB": 1_810},
+    ("refcoco+", "unc"): {"train": 42_278, "val": 3_805, "testA": 1_975, "testB": 1_798},
+    ("refcocog", "umd"): {"train": 42_226, "val": 2_573, "test": 5_023},
+    ("refcocog", "google"): {"train": 44_822, "val": 5_000},
+}
+PUBLISHED_PICTURES: Mapping[tuple[str, str], Mapping[str, int]] = {
+    ("refcoco", "unc"): {"val": 1_500, "testA": 750, "testB": 750},
+    ("refcoco+", "unc"): {"val": 1_500, "testA": 750, "testB": 750},
+    ("refcocog", "umd"): {"val": 1_300, "test": 2_600},
+    ("refcocog", "google"): {"val": 4_650},
+}
+
+Severity = Literal["error", "warning", "information"]
+Kind = (
+    Literal[
+        "incomplete",
+        "not-readable",
+        "record-unusable",
+        "count",
+        "sentence-without-word",
+        "sentence-non-ascii",
+        "sentence-repeated",
+        "names-nothing",
+    ]
+    | Trouble
+)
+
+# How bad each kind is, and what a number of them is called.
+KINDS: Mapping[Kind, tuple[Severity, str]] = {
+    "incomplete": ("error", "things missing"),
+    "not-readable": ("error", "data sets that cannot be read"),
+    "record-unusable": ("error", "records that cannot be used"),
+    "picture-missing": ("error", "pictures missing"),
+    "picture-unreadable": ("error", "pictures that cannot be read"),
+    "picture-size": ("error", "pictures of another size than their records say"),
+    "mask-unfit": ("error", "masks that cannot be drawn on their picture"),
+    "count": ("warning", "counts that differ from the published ones"),
+    "mask-empty": ("warning", "masks without a pixel"),
+    "mask-outside": ("warning", "masks that pass the edge of their picture"),
+    "mask-part-degenerate": ("warning", "polygons that enclose nothing"),
+    "sentence-without-word": ("warning", "sentences without a word"),
+    "picture-turned": ("information", "pictures that are turned upright to fit their masks"),
+    "sentence-non-ascii": ("information", "sentences with characters beyond ASCII"),
+    "sentence-repeated": ("information", "sentences that their reference has already (kept)"),
+    "names-nothing": ("information", "sentences that name nothing in their picture, by intent"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Everything of one kind that was found in one data set.
+
+    Attributes:
+        data_set: Its label, or "" where it is about the root.
+        kind: What it is; `KINDS` has the words for it.
+        details: One sentence for each, naming file and record.
+    """
+
+    data_set: str
+    kind: Kind
+    details: tuple[str, ...]
+
+    @property
+    def severity(self) -> Severity:
+        """Whether it spoils the data ("error"), a comparison ("warning"), or nothing."""
+        return KINDS[self.kind][0]
+
+
+@dataclass(frozen=True)
+class SplitCount:
+    """How much one split holds, and how much was published (None where that is unknown)."""
+
+    split: str
+    references: int
+    sentences: int
+    pictures: int
+    published_references: int | None = None
+    published_sentences: int | None = None
+    published_pictures: int | None = None
+
+
+@dataclass(frozen=True)
+class DataSetCheck:
+    """One data set of the root.
+
+    Attributes:
+        label: What it is called in this result; no two have the same.
+        form: How its files are laid out.
+        root: The folder it was read from.
+        splits: Its splits, in the files' order; none where it could not be read.
+    """
+
+    label: str
+    form: Form
+    root: Path
+    splits: tuple[SplitCount, ...]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What lies under a root.
+
+    Attributes:
+        root: The folder.
+        data_sets: What was recognised.
+        findings: What was found, by data set.
+        leaks: Training and evaluation splits that share pictures.
+        pictures: Number of distinct pictures looked at, data set by data set.
+        decoded: Whether they were decoded whole.
+    """
+
+    root: Path
+    data_sets: tuple[DataSetCheck, ...]
+    findings: tuple[Finding, ...]
+    leaks: tuple[Leak, ...]
+    pictures: int
+    decoded: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is missing or damaged; there may be warnings."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+
+def inspect_root(
+    root: Path,
+    *,
+    image_folder: Path | None = None,
+    read_pictures: bool = False,
+    num_workers: int = 0,
+) -> CheckResult:
+    """Reads every data set under a root, draws every mask and looks at every picture.
+
+    Args:
+        root: The folder.
+        image_folder: The folder of the pictures, where it is none of the usual ones.
+        read_pictures: Decode every picture, where otherwise the start of its file is read.
+        num_workers: Processes that look at pictures beside this one; 0: none.
+
+    Returns:
+        What was found. Nothing is changed on the disk.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    discovery = discover(root, image_folder=image_folder)
+    data_sets: list[DataSetCheck] = []
+    findings = [Finding("", "incomplete", discovery.gaps)] if discovery.gaps else []
+    splits: list[SplitPictures] = []
+    pictures = 0
+    for source in discovery.sources:
+        details: dict[Kind, list[str]] = {}
+        reading, has_pictures = _read(source, root, details)
+        label = _label(source, reading, {one.label for one in data_sets})
+        counts: list[SplitCount] = []
+        if reading is not None:
+            counts = _count(reading, details)
+            _check_sentences(reading.records, details)
+            checked = check_pictures(
+                reading.records,
+                title=label,
+                look=has_pictures,
+                decode=read_pictures,
+                num_workers=num_workers,
+            )
+            for found in checked:
+                pictures += has_pictures
+                for trouble, message in found.troubles:
+                    details.setdefault(trouble, []).append(message)
+            splits += split_pictures(reading.records, label, numbering=_numbering(source, reading))
+        data_sets.append(DataSetCheck(label, source.form, source.root, tuple(counts)))
+        findings += [
+            Finding(label, kind, tuple(details[kind])) for kind in KINDS if kind in details
+        ]
+    return CheckResult(
+        root,
+        tuple(data_sets),
+        tuple(findings),
+        tuple(find_leaks(splits)),
+        pictures,
+        read_pictures,
+    )
+
+
+def _read(
+    source: Source, root: Path, details: dict[Kind, list[str]]
+) -> tuple[Reading | None, bool]:
+    """The records, and whether there are folders of pictures to look into."""
+    problems = Problems(strict=False)
+    reading = None
+    has_pictures = True
+    try:
+        reading = read_records(source, None, problems)
+    except FileNotFoundError as error:
+        # Where only the pictures' folder is missing, the records can be checked all the same.
+        has_pictures = False
+        for folder, is_of_pictures in _other_folders(source, root):
+            try:
+                problems = Problems(strict=False)
+                reading = read_records(replace(source, image_folder=folder), None, problems)
+            except (OSError, ValueError, TypeError, ImportError):
+                continue
+            has_pictures = is_of_pictures
+            break
+        if not has_pictures:
+            details["incomplete"] = [in_one_line(error)]
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        details["not-readable"] = [in_one_line(error)]
+    if problems.messages:
+        details["record-unusable"] = problems.messages
+    return reading, has_pictures
+
+
+def _other_folders(source: Source, root: Path) -> Iterator[tuple[Path, bool]]:
+    if source.image_folder is not None:
+        return
+    if source.root != root:
+        for relative in ("images/mscoco/images/train2014", "images/train2014"):
+            if (root / relative).is_dir():
+                yield root / relative, True
+    yield source.root, False
+
+
+def _label(source: Source, reading: Reading | None, taken: set[str]) -> str:
+    if reading is not None:
+        label = reading.title
+    else:
+        made = f" ({source.split_by})" if source.split_by else ""
+        label = (source.name or source.root.name) + made
+    if label in taken:
+        label = f"{label}, {source.form}"
+    if label in taken:
+        label = f"{label} in {source.root}"
+    unique, number = label, 2
+    while unique in taken:
+        unique, number = f"{label} ({number})", number + 1
+    return unique
+
+
+def _numbering(source: Source, reading: Reading) -> str:
+    if reading.published_sentences:
+        return "COCO"  # whatever the pictures are called in this copy
+    if source.form == "referit" or source.name == "refclef":
+        return "SAIAPR TC-12"
+    return ""
+
+
+def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]:
+    by_split: dict[str, list[Record]] = {split: [] for split in reading.published_sentences}
+    for record in reading.records:
+        by_split.setdefault(record.split, []).append(record)
+    counts = []
+    for split, records in by_split.items():
+        published = reading.published_sentences.get(split)
+        origin = _origin(split, published)
+        count = SplitCount(
+            split,
+            len(records),
+            sum(len(record.sentences) for record in records),
+            len({record.image_id for record in records}),
+            PUBLISHED_REFERENCES.get(origin, {}).get(split),
+            published,
+            PUBLISHED_PICTURES.get(origin, {}).get(split),
+        )
+        counts.append(count)
+        compared = (
+            ("references", count.references, count.published_references),
+            ("sentences", count.sentences, count.published_sentences),
+            ("pictures", count.pictures, count.published_pictures),
+        )
+        wrong = [
+            f"{found} {what} (published: {expected})"
+            for what, found, expected in compared
+            if expected not in (None, found)
+        ]
+        if wrong and not records:
+            message = f"split {split} is not there (published: {published} sentences)"
+            details.setdefault("count", []).append(message)
+        elif wrong:
+            message = f"split {split} has {', '.join(wrong)}"
+            details.setdefault("count", []).append(message)
+    return counts
+
+
+def _origin(split: str, sentences: int | None) -> tuple[str, str]:
+    """The data set and maker whose published split has that many sentences."""
+    for name, made in PUBLISHED_SENTENCES.items():
+        for split_by, splits in made.items():
+            if sentences is not None and splits.get(split) == sentences:
+                return name, split_by
+    return "", ""
+
+
+def _check_sentences(records: Sequence[Record], details: dict[Kind, list[str]]) -> None:
+    def add(kind: Kind, record: Record, sent_id: int, sentence: str) -> None:
+        message = f"{record.split}: ref_id {record.ref_id}, sent_id {sent_id}: {sentence!r}"
+        details.setdefault(kind, []).append(message)
+
+    for record in records:
+        said: set[str] = set()
+        for sent_id, sentence in record.sentences:
+            try:
+                tokenize(sentence)
+            except ValueError:
+                add("sentence-without-word", record, sent_id, sentence)
+            if not sentence.isascii():
+                add("sentence-non-ascii", record, sent_id, sentence)
+            if sentence in said:
+                add("sentence-repeated", record, sent_id, sentence)
+            if record.names_nothing:
+                add("names-nothing", record, sent_id, sentence)
+            said.add(sentence)
