@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .checkpoint import ModelConfig, load_model, vocabulary_of
 from .data.images import read_image
 from .data.transforms import Letterbox
-from .models import ExplainsWords
+from .models import ExplainsWords, for_inference
 from .plots import overlay
 
 
@@ -46,11 +46,12 @@ class Predictor:
     ) -> None:
         """
         Args:
-            model: built by config.build().
+            model: built by config.build(). Its weights are taken as they are now; see `cmsa_fast.nn.FoldedLevel`.
             config: its vocabulary and input size.
             device: where to compute.
         """
         self.model: Any = model.eval().to(device)
+        self._inference: Any = for_inference(model)
         self.config = config
         self.device = torch.device(device)
         self.vocabulary = vocabulary_of(config)
@@ -86,7 +87,7 @@ class Predictor:
             raise ValueError(f"image must have shape [3, height, width]; got {list(pixels.shape)}.")
         letterbox = Letterbox(pixels.shape[1], pixels.shape[2], self.config.size)
         square = letterbox.image(pixels)[None].to(self.device)
-        self._features = self.model.encode_image(square)
+        self._features = self._inference.encode_image(square)
         self._letterbox, self._image = letterbox, pixels
 
     @torch.no_grad()
@@ -102,11 +103,11 @@ class Predictor:
             raise RuntimeError("Call set_image before predict: there is no picture yet.")
         ids = self.vocabulary.encode(sentence, self.config.max_words)
         words = torch.tensor([ids], device=self.device)
-        logits = self.model.segment(self._features, words)
+        logits = self._inference.segment(self._features, words)
         probability = self._letterbox.restore(logits)[0, 0].sigmoid().cpu()
         attention = None
-        if isinstance(self.model, ExplainsWords):
-            attention = self.model.word_attention(self._features, words)[0].cpu()
+        if isinstance(self._inference, ExplainsWords):
+            attention = self._inference.word_attention(self._features, words)[0].cpu()
         tokens = tuple(self.vocabulary.tokens[word] for word in ids)
         return Prediction(probability > 0.5, probability, tokens, attention)
 

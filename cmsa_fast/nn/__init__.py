@@ -4,6 +4,7 @@ from .backbone import DilatedResNet, NarrowBackbone
 from .channel_fusion import ChannelGatedFusion
 from .cmsa import CMSA
 from .coordinates import spatial_coordinates
+from .folded import FoldedLevel, FoldedPlaces
 from .fusion import GatedFusion
 from .losses import dice_loss, segmentation_loss
 from .released import PooledCMSA, SqueezedCMSA
@@ -13,6 +14,8 @@ __all__ = [
     "CMSA",
     "ChannelGatedFusion",
     "DilatedResNet",
+    "FoldedLevel",
+    "FoldedPlaces",
     "GatedFusion",
     "NarrowBackbone",
     "PooledCMSA",

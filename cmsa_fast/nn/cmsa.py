@@ -8,11 +8,10 @@ from torch.nn import functional as F
 
 from ..kernels import BACKENDS, cross_modal_attention, level_tail, received_word_attention
 from ..kernels.checks import check_alike, check_floating
-from .coordinates import COORDINATE_CHANNELS, spatial_coordinates
+from .coordinates import COORDINATE_CHANNELS
+from .folded import FoldedLevel
 from .inputs import check_inputs
-
-# The floor under a vector's length (the published code's 1e-12 under its square): zero stays zero.
-_LENGTH_FLOOR = 1e-6
+from .tokens import coordinate_rows, mean_word, of_sentences, unit_places, unit_words
 
 # Squared length of a token [unit visual, unit word, coordinates]: 1 + 1 + six coordinates of mean square 1/3.
 _TOKEN_SQUARE = 4.0
@@ -137,7 +136,7 @@ class CMSA(nn.Module):
             attended,
             self.output.weight,
             tokens.visual,
-            _mean_word(tokens.words, word_mask),
+            mean_word(tokens.words, word_mask),
             tokens.spatial.T,
             image_index=image_index,
             backend=self.backend,
@@ -189,13 +188,29 @@ class CMSA(nn.Module):
             of_visual.expand(pictures, -1, -1),
             tokens.visual.mT,
         )  # [B_images, E, P]
-        mean_word = F.linear(_mean_word(tokens.words, word_mask), of_words, bias)
-        residual = _of_sentences(residual, image_index) + mean_word[..., None]
+        of_mean = F.linear(mean_word(tokens.words, word_mask), of_words, bias)
+        residual = of_sentences(residual, image_index) + of_mean[..., None]
 
         attended = self._attend(*self._project(tokens), word_mask, image_index)
         of_attended = (weight @ self.output.weight).expand(len(words), -1, -1)  # [B, E, d]
         projected = torch.baddbmm(residual, of_attended, attended.mT)
         return projected.unflatten(2, visual.shape[2:])
+
+    def fold(self, weight: Tensor, bias: Tensor | None = None) -> FoldedLevel:
+        """`project` for inference: what it forms of the weights at every call is formed once, here.
+
+        Args:
+            weight: as in `project`, like bias.
+            bias: [E], or None.
+
+        Returns:
+            The weights as they are now; it refuses to run once they have changed. See `FoldedLevel`.
+
+        Raises:
+            TypeError, ValueError: weight or bias does not fit.
+        """
+        self._check_convolution(weight, bias)
+        return FoldedLevel(self, weight, bias)
 
     def extra_repr(self) -> str:
         return (
@@ -214,15 +229,7 @@ class CMSA(nn.Module):
             visual_channels=self.visual_channels,
             word_channels=self.word_channels,
         )
-        if word_mask is not None:
-            words = words.masked_fill(~word_mask[..., None], 0)
-        height, width = visual.shape[2:]
-        spatial = spatial_coordinates(height, width, dtype=visual.dtype, device=visual.device)
-        return _Tokens(
-            F.normalize(visual.flatten(2).mT, dim=2, eps=_LENGTH_FLOOR),
-            F.normalize(words, dim=2, eps=_LENGTH_FLOOR),
-            spatial.flatten(1).T,
-        )
+        return _Tokens(unit_places(visual), unit_words(words, word_mask), coordinate_rows(visual))
 
     def _project(self, tokens: _Tokens) -> tuple[_Parts, _Parts]:
         """Query, key and value of the places [B', P, d] and of the words [B, N, d]."""
@@ -270,18 +277,3 @@ class CMSA(nn.Module):
             raise ValueError(
                 f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}."
             )
-
-
-def _of_sentences(places: Tensor, image_index: Tensor | None) -> Tensor:
-    """[B_images, ...] -> [B, ...]."""
-    if image_index is None:
-        return places
-    # Which of the two has a gradient without atomics depends on the device.
-    return places[image_index] if places.is_cuda else places.index_select(0, image_index)
-
-
-def _mean_word(unit_words: Tensor, word_mask: Tensor | None) -> Tensor:
-    """[B, N, Cl] -> [B, Cl], the mean over real words; padded ones are zero already."""
-    if word_mask is None:
-        return unit_words.mean(1)
-    return unit_words.sum(1) / word_mask.sum(1, keepdim=True).to(unit_words.dtype)

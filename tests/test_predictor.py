@@ -1,0 +1,57 @@
+"""A user with a picture: it is encoded once, and every sentence answered as the model answers it."""
+
+import pytest
+import torch
+from small_training import CONFIG
+
+from cmsa_fast.data.transforms import Letterbox
+from cmsa_fast.predictor import Predictor
+
+
+def predictor() -> Predictor:
+    torch.manual_seed(0)
+    return Predictor(CONFIG.build(), CONFIG)
+
+
+def picture() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(256, (3, 21, 33), dtype=torch.uint8, generator=generator)
+
+
+def test_predictions_are_the_model_s() -> None:
+    ours = predictor()
+    ours.set_image(picture())
+    letterbox = Letterbox(21, 33, CONFIG.size)
+    for sentence in ("right dog", "the left zebra", "dog"):
+        prediction = ours.predict(sentence)
+        ids = torch.tensor([ours.vocabulary.encode(sentence, CONFIG.max_words)])
+        with torch.no_grad():
+            features = ours.model.encode_image(letterbox.image(picture())[None])
+            logits = ours.model.segment(features, ids)
+            received = ours.model.word_attention(features, ids)[0]
+        expected = letterbox.restore(logits)[0, 0].sigmoid()
+        torch.testing.assert_close(prediction.probability, expected, rtol=0, atol=1e-5)
+        assert torch.equal(prediction.mask, prediction.probability > 0.5)
+        assert prediction.word_attention is not None
+        torch.testing.assert_close(prediction.word_attention, received, rtol=0, atol=1e-5)
+        assert len(prediction.tokens) == ids.shape[1]
+    assert ours.draw(prediction).shape == (3, 21, 33)
+
+
+def test_a_model_whose_weights_change_is_not_used_with_old_ones() -> None:
+    ours = predictor()
+    ours.set_image(picture())
+    ours.predict("dog")
+    ours.model.load_state_dict(ours.model.state_dict())
+    with pytest.raises(RuntimeError, match="have changed since"):
+        ours.predict("dog")
+
+
+def test_messages() -> None:
+    ours = predictor()
+    with pytest.raises(RuntimeError, match="Call set_image before predict"):
+        ours.predict("dog")
+    with pytest.raises(TypeError, match="image must be uint8"):
+        ours.set_image(picture().float())
+    with pytest.raises(ValueError, match=r"image must have shape \[3, height, width\]"):
+        ours.set_image(picture()[0])
