@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from .data_options import DataOptions, without_default
+
 PresetName = Literal["demo", "paper"]
 ModelName = Literal["cmsa", "cmsa-released"]
 Backbone = Literal["narrow", "resnet18", "resnet34", "resnet50", "resnet101"]
@@ -107,11 +109,6 @@ PRESETS: dict[PresetName, Recipe] = {
 }
 
 
-def _without_default(metavar: str, hint: str) -> Any:
-    """What --help says of an option whose None is not a value to type."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"({hint})")
-
-
 def _of_preset(name: str) -> Any:
     """What --help says of an option that the preset decides: its value in each."""
     if name == "backbone":
@@ -119,11 +116,11 @@ def _of_preset(name: str) -> Any:
     else:
         metavar = Recipe.__annotations__[name].__name__.upper()
     values = ", ".join(f"{preset} {getattr(recipe, name)}" for preset, recipe in PRESETS.items())
-    return _without_default(metavar, f"default: {values}")
+    return without_default(metavar, f"default: {values}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class TrainOptions(DataOptions):
     """What to train on, for how long, and where to; `cmsa-fast train --help` shows all of it."""
 
     preset: Annotated[
@@ -142,42 +139,25 @@ class TrainOptions:
         ),
     ] = "cmsa"
 
-    data: Annotated[
-        Literal["scenes", "refer"],
-        tyro.conf.arg(
-            help="scenes: drawn scenes, made on the fly, nothing to download. refer: a folder in the layout of "
-            "REFER (RefCOCO and its relatives), named by --root."
-        ),
-    ] = "scenes"
-
-    root: Annotated[Path | None, _without_default("PATH", "needed by --data refer")] = None
-    """Folder of --data refer; holds refcoco/refs(unc).p, refcoco/instances.json and images/."""
-
-    name: str = "refcoco"
-    """Data set under --root: refcoco, refcoco+, refcocog or refclef."""
-
-    split_by: str = "unc"
-    """Who split it: unc, google, umd or berkeley; the part of refs(...).p in brackets."""
-
     train_split: str = "train"
-    """Split of --data refer to learn from."""
+    """Split to learn from, unless --data scenes."""
 
     evaluate_split: str = "val"
-    """Split of --data refer to evaluate on at the end."""
+    """Split to evaluate on at the end, unless --data scenes."""
 
     evaluate_scenes: int = 500
     """Unseen scenes of --data scenes to evaluate on at the end, two sentences each."""
 
     vocabulary: Annotated[
-        Path | None, _without_default("PATH", "default: the words of the training sentences")
+        Path | None, without_default("PATH", "default: the words of the training sentences")
     ] = None
     """A published word list, one word a line."""
 
-    glove: Annotated[Path | None, _without_default("PATH", "default: none, a random start")] = None
+    glove: Annotated[Path | None, without_default("PATH", "default: none, a random start")] = None
     """A GloVe text file whose vectors the word table starts from; its width replaces --word-channels."""
 
     run_dir: Annotated[
-        Path | None, _without_default("PATH", "default: a fresh folder under runs/")
+        Path | None, without_default("PATH", "default: a fresh folder under runs/")
     ] = None
     """Folder for everything the run writes; must be empty or not there, but for --resume."""
 

@@ -15,8 +15,17 @@ EVALUATION = "evaluation.json"
 PICTURES = "pictures"
 
 # What may change when a run goes on: it has no influence on the weights.
-_FREE = {"run_dir", "resume", "num_workers", "device", "backend", "checkpoint_every", "pictures"}
-_PATHS = {"root", "vocabulary", "glove", "run_dir"}
+_FREE = {
+    "run_dir",
+    "resume",
+    "num_workers",
+    "device",
+    "backend",
+    "checkpoint_every",
+    "pictures",
+    "strict",
+}
+_PATHS = {"root", "image_dir", "vocabulary", "glove", "run_dir"}
 
 
 def choose_folder(options: TrainOptions, parent: Path = Path("runs")) -> Path:
@@ -47,8 +56,28 @@ def write_options(folder: Path, options: TrainOptions) -> None:
     write_json(folder / OPTIONS, content)
 
 
+def read_options(folder: Path) -> TrainOptions:
+    """The options a run was started with; what a preset left open then is filled in.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: its options are unreadable.
+    """
+    path = folder / OPTIONS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run: no {OPTIONS}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stored, recipe = content["options"], asdict(Recipe(**content["recipe"]))
+        paths = {name: Path(stored[name]) for name in _PATHS if stored.get(name) is not None}
+        # The recipe as it was then: a preset may have changed since.
+        return TrainOptions(**{**stored, **paths, **recipe})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
 def resumed_options(given: TrainOptions) -> TrainOptions:
-    """The options a run was started with, for --resume; what a preset left open then is filled in.
+    """The options a run was started with, for --resume.
 
     An option given at its default cannot be told from one not given, and gives way to the run's.
 
@@ -59,17 +88,9 @@ def resumed_options(given: TrainOptions) -> TrainOptions:
     """
     if given.run_dir is None:
         raise ValueError("--resume needs --run-dir, the folder of the run that is to go on.")
-    path = given.run_dir / OPTIONS
-    if not path.is_file():
+    if not (given.run_dir / OPTIONS).is_file():
         raise FileNotFoundError(f"--run-dir {given.run_dir} holds no run to resume: no {OPTIONS}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        stored, recipe = content["options"], asdict(Recipe(**content["recipe"]))
-        paths = {name: Path(stored[name]) for name in _PATHS if stored.get(name) is not None}
-        # The recipe as it was then: a preset may have changed since.
-        started = TrainOptions(**{**stored, **paths, **recipe})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    started = read_options(given.run_dir)
     for field in fields(TrainOptions):
         now, then = getattr(given, field.name), getattr(started, field.name)
         if field.name not in _FREE and now not in (field.default, then):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,17 +10,18 @@ from torch import nn
 
 from .checkpoint import ModelConfig
 from .config import Recipe, TrainOptions
-from .data.batch import Batch, Collate
-from .data.refer import ReferDataset
+from .data.batch import Collate
+from .data.problems import Problems
 from .data.sample import ReferringDataset
 from .data.scenes import MOST_SENTENCES, WORDS, ScenesDataset
 from .data.shuffled import ShuffledSentences
+from .data.source import open_split
 from .data.vocabulary import Vocabulary, tokenize
 from .evaluation import Evaluation, evaluate
-from .inference import predict_batch
-from .models import ExplainsWords, build_model
+from .examples import examples_of
+from .models import build_model
 from .nn import WordTable
-from .plots import Example, save_examples
+from .plots import save_examples
 from .run_folder import (
     EVALUATION,
     PICTURES,
@@ -50,6 +51,7 @@ class Result:
         evaluation: on the evaluation split.
         shuffled: the same with the sentences shuffled among the pictures; None where there is one picture only.
         overview: the sheet of example pictures; None where none were asked for.
+        problems: one line for each record or picture that could not be used.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Result:
     evaluation: Evaluation
     shuffled: Evaluation | None
     overview: Path | None
+    problems: list[str] = field(default_factory=list)
 
 
 def run_training(options: TrainOptions) -> Result:
@@ -80,12 +83,13 @@ def run_training(options: TrainOptions) -> Result:
     recipe = options.recipe()
 
     torch.manual_seed(options.seed)
-    training, validation = _datasets(options, recipe)
+    problems = Problems(strict=options.strict)
+    training, validation = _datasets(options, recipe, problems)
     vocabulary = _vocabulary(options, training)
     model, config = _model(options, recipe, vocabulary)
     model.to(device)
     collate = Collate(vocabulary, recipe.size, recipe.max_words)
-    if options.data == "refer":
+    if options.data != "scenes":
         _log_words("training", training.sentences(), vocabulary, recipe.max_words)
         _log_words("evaluation", validation.sentences(), vocabulary, recipe.max_words)
     _LOG.info(
@@ -112,16 +116,14 @@ def run_training(options: TrainOptions) -> Result:
         num_workers=options.num_workers,
         checkpoint_every=options.checkpoint_every,
         resume=options.resume,
+        problems=problems,
     )
-    return _evaluate(options, folder, progress, model, validation, collate, device)
+    return _evaluate(options, folder, progress, model, validation, collate, device, problems)
 
 
 def _check(options: TrainOptions) -> None:
     recipe = options.recipe()
-    if options.data == "refer" and options.root is None:
-        raise ValueError("--data refer needs --root, the folder with the data set and its images.")
-    if options.data == "scenes" and options.root is not None:
-        raise ValueError("--root goes with --data refer; --data scenes draws its pictures itself.")
+    options.check_data()
     for name, least in {
         "seed": 0,
         "num_workers": 0,
@@ -158,7 +160,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _datasets(options: TrainOptions, recipe: Recipe) -> tuple[ReferringDataset, ReferringDataset]:
+def _datasets(
+    options: TrainOptions, recipe: Recipe, problems: Problems
+) -> tuple[ReferringDataset, ReferringDataset]:
     if options.data == "scenes":
         training = ScenesDataset(
             recipe.steps * recipe.pictures_per_step,  # no scene is seen twice
@@ -175,10 +179,10 @@ def _datasets(options: TrainOptions, recipe: Recipe) -> tuple[ReferringDataset, 
             sentences_per_scene=_EVALUATION_SENTENCES,
         )
         return training, validation
-    root = options.root or Path()
+    source = options.source()
     return (
-        ReferDataset(root, options.name, options.split_by, options.train_split),
-        ReferDataset(root, options.name, options.split_by, options.evaluate_split),
+        open_split(source, options.train_split, for_training=True, problems=problems),
+        open_split(source, options.evaluate_split, problems=problems),
     )
 
 
@@ -242,14 +246,16 @@ def _evaluate(
     validation: ReferringDataset,
     collate: Collate,
     device: torch.device,
+    problems: Problems,
 ) -> Result:
     evaluation = evaluate(
         model,
         validation,
         collate,
-        labels=_labels(validation),
+        labels=scene_labels(validation),
         device=device,
         num_workers=options.num_workers,
+        problems=problems,
     )
     shuffled = None
     if len(set(validation.image_ids())) > 1:
@@ -260,6 +266,7 @@ def _evaluate(
             device=device,
             num_workers=options.num_workers,
             title="evaluate, sentences shuffled",
+            problems=Problems(strict=options.strict),
         )
     write_json(
         folder / EVALUATION,
@@ -268,17 +275,18 @@ def _evaluate(
             "shuffled": None if shuffled is None else shuffled.overall,
             "steps": progress.step,
             "training_seconds": round(progress.seconds, 1),
+            "problems": problems.messages,
         },
     )
     overview = None
     if options.pictures:
-        chosen = _spread(len(validation), options.pictures)
-        examples = _examples(model, [validation[i] for i in chosen], collate, device)
+        chosen = _spread([result.index for result in evaluation.results], options.pictures)
+        examples = examples_of(model, [validation[i] for i in chosen], collate, device)
         overview = save_examples(examples, folder / PICTURES)
-    return Result(folder, progress, evaluation, shuffled, overview)
+    return Result(folder, progress, evaluation, shuffled, overview, problems.messages)
 
 
-def _labels(dataset: ReferringDataset) -> list[list[str]] | None:
+def scene_labels(dataset: ReferringDataset) -> list[list[str]] | None:
     """Kinds of the scenes' sentences; relations also by whether a bag of words says which object is meant."""
     if not isinstance(dataset, ScenesDataset):
         return None
@@ -289,28 +297,7 @@ def _labels(dataset: ReferringDataset) -> list[list[str]] | None:
     return labels
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """Up to `most` indices below `count`, evenly apart."""
-    most = min(count, most)
-    return [(index * count) // most for index in range(most)]
-
-
-@torch.no_grad()
-def _examples(
-    model: nn.Module, samples: Sequence, collate: Collate, device: torch.device
-) -> list[Example]:
-    model.eval()
-    examples = []
-    for sample in samples:
-        batch: Batch = collate([sample])
-        (prediction,) = predict_batch(model, batch, device)
-        moved = batch.to(device)
-        attention = None
-        if isinstance(model, ExplainsWords):
-            features = model.encode_image(moved.images)
-            attention = model.word_attention(features, moved.words, moved.word_mask)[0].cpu()
-        tokens = [collate.vocabulary.tokens[word] for word in batch.words[0].tolist()]
-        examples.append(
-            Example(sample.image, sample.mask, prediction, sample.sentence, tokens, attention)
-        )
-    return examples
+def _spread(places: Sequence[int], most: int) -> list[int]:
+    """Up to `most` of them, evenly apart."""
+    most = min(len(places), most)
+    return [places[(index * len(places)) // most] for index in range(most)]

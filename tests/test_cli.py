@@ -102,7 +102,7 @@ def damaged(folder: Path) -> list[str]:
     layout = small_refcoco(folder)
     layout.write()
     (layout.picture_folder / "COCO_train2014_000000000007.jpg").write_bytes(b"no picture")
-    return ["--data", "refer", "--root", str(folder)]
+    return ["--data", "refer", "--root", str(folder), "--strict"]
 
 
 def truncated_pickle(folder: Path) -> list[str]:

@@ -168,7 +168,7 @@ def test_a_damaged_checkpoint_changes_nothing(
 
 def test_relations_are_told_apart_by_word_order() -> None:
     data = ScenesDataset(40, split="val", size=64, sentences_per_scene=2)
-    labels = train_job._labels(data)
+    labels = train_job.scene_labels(data)
     assert labels is not None
     assert [kinds[0] for kinds in labels] == data.kinds()
     for index, kinds in enumerate(labels):
