@@ -137,6 +137,8 @@ def _cmsa(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
 
     A pixel enlarged bilinearly is not zero where one of the neighbours it is mixed from is not. That is found
     in whole numbers, because a weight that should be zero seldom is in floating point.
+    Beyond the square lie zeros and nothing is smoothed where the square is larger than the picture, as in
+    scikit-image before 0.15; since then it mirrors there, which changes a few pixels at the border.
     """
     mask, side = cut(probability), max(letterbox.height, letterbox.width)
     mask = _any_neighbour(mask, letterbox.height, side)
