@@ -23,6 +23,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 # Formats whose 32-bit integer mode holds 16-bit grey; elsewhere that mode has no agreed white.
 _GREY16_AS_INTEGER = ("PNG", "PPM")
 _SHOWN_FOLDERS = 3
+_ON_SIDE = (5, 6, 7, 8)  # the EXIF orientations that exchange height and width
 
 
 def read_image(
@@ -176,18 +177,20 @@ class PictureCache:
         return PictureCache, (self.capacity,)
 
 
-def read_image_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Reads a picture's size from the start of its file; the pixels are not decoded.
+def read_image_size(
+    path: str | os.PathLike[str], *, apply_orientation: bool = True
+) -> tuple[int, int]:
+    """Reads a picture's size, as a rule from the start of its file without decoding the pixels.
 
     Args:
         path: The file.
+        apply_orientation: As for `read_image`. (PNG is then decoded: its orientation may come last.)
 
     Returns:
-        Height and width in pixels as stored, and as `read_image` gives them where it turns the
-        picture upright.
+        Height and width in pixels of what `read_image` gives.
 
     Raises:
-        FileNotFoundError, ValueError: As `read_image`, as far as the start of the file tells.
+        FileNotFoundError, ValueError: As `read_image`, as far as what is read tells.
     """
     name = os.fspath(path)
     try:
@@ -195,10 +198,11 @@ def read_image_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], tupl
             if picture.format == "TIFF":
                 picture.load()  # only then has Pillow turned it upright
             width, height = picture.size
-            turned = picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            if apply_orientation and picture.getexif().get(ExifTags.Base.Orientation) in _ON_SIDE:
+                width, height = height, width
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no picture at {name}") from None
-    return (height, width), (width, height) if turned else (height, width)
+    return height, width
 
 
 def _read(file: IO[bytes], name: str, apply_orientation: bool) -> Tensor:

@@ -38,7 +38,8 @@ class PictureFindings:
 
     Attributes:
         stored: Height and width in pixels as stored; None where the picture was not read.
-        upright: The same as its EXIF orientation turns it.
+        upright: The same as its EXIF orientation turns it, looked up where the stored size does not
+            fit.
         troubles: What is wrong and a sentence naming file and record, each as often as it happens.
     """
 
@@ -124,21 +125,21 @@ class _Work(Dataset[PictureFindings]):
 
 def _look_at(picture: Picture, expected: Size | None, decode: bool, found: PictureFindings) -> None:
     try:
-        if isinstance(picture, PictureFile):
-            found.stored, found.upright = read_image_size(picture.locate())
-            if decode:
-                picture.read(apply_orientation=False)
-            return
-        height, width = picture.read(apply_orientation=False).shape[1:]
-        found.stored = found.upright = (height, width)
+        found.stored = found.upright = _size(picture, decode, apply_orientation=False)
         if expected not in (None, found.stored):
-            height, width = picture.read(apply_orientation=True).shape[1:]
-            found.upright = (height, width)
+            found.upright = _size(picture, decode, apply_orientation=True)
     except FileNotFoundError as error:
         found.troubles.append(("picture-missing", str(error)))
     except (ValueError, OSError) as error:
         found.stored = found.upright = None
         found.troubles.append(("picture-unreadable", str(error)))
+
+
+def _size(picture: Picture, decode: bool, *, apply_orientation: bool) -> Size:
+    if isinstance(picture, PictureFile) and not decode:
+        return read_image_size(picture.locate(), apply_orientation=apply_orientation)
+    height, width = picture.read(apply_orientation=apply_orientation).shape[1:]
+    return height, width
 
 
 def _other_size(record: Record, found: PictureFindings, size: Size) -> tuple[Trouble, str]:
