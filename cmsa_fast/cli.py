@@ -7,7 +7,9 @@ from typing import Annotated
 
 import tyro
 
+from .commands.evaluate import EvaluateOptions
 from .config import TrainOptions
+from .data.problems import in_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,20 +21,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 done, 1 failed, 130 stopped by Ctrl-C. A usage error exits with 2.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
     app = tyro.extras.SubcommandApp()
     app.command(name="train")(_train)
+    app.command(name="evaluate")(_evaluate)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return app.cli(
-            args=arguments,
+            args=given,
             prog="cmsa-fast",
             description="Referring image segmentation with CMSA.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
+    except SystemExit as stop:
+        if stop.code in (None, 0) and given[:1] == ["evaluate"]:
+            from .conventions import conventions_table
+
+            print("\nconventions\n\n" + conventions_table())
+        raise
     except KeyboardInterrupt:
         return 130
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        print(f"cmsa-fast: {_in_one_line(error)}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+        print(f"cmsa-fast: {in_one_line(error)}", file=sys.stderr)
         return 1
 
 
@@ -52,7 +62,22 @@ def _train(options: Annotated[TrainOptions, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
-def _in_one_line(error: Exception) -> str:
-    """What an error says, with the notes that say where it happened."""
-    parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
-    return " ".join(" ".join(parts).split())
+def _evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> int:
+    """Measure a trained model on every sentence of a split.
+
+    Prints a table; writes evaluation.json, sentences.csv (a row for each sentence) and pictures of the best and
+    the worst. Without --data it takes the data and the split that the run named.
+
+    cmsa-fast evaluate RUN
+
+    cmsa-fast evaluate RUN --data refer --root DATA --split testA --crf
+
+    torchrun --nproc-per-node 4 -m cmsa_fast evaluate RUN
+    """
+    from .commands.evaluate import run_evaluate
+    from .report import format_evaluation
+
+    result = run_evaluate(options)
+    if result.is_first:
+        print(format_evaluation(result))
+    return 0

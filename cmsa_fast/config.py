@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from .data_options import DataOptions, without_default
+from .data_options import FORMS_HELP, DataForm, DataOptions, without_default
 
 PresetName = Literal["demo", "paper"]
 ModelName = Literal["cmsa", "cmsa-released"]
@@ -138,6 +138,8 @@ class TrainOptions(DataOptions):
             "(rectified projections, pooled keys, squeezed levels, gates per channel)."
         ),
     ] = "cmsa"
+
+    data: Annotated[DataForm, tyro.conf.arg(help=FORMS_HELP)] = "scenes"
 
     train_split: str = "train"
     """Split to learn from, unless --data scenes."""

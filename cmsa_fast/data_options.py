@@ -31,7 +31,14 @@ def without_default(metavar: str, hint: str) -> object:
 class DataOptions:
     """Where sentences, pictures and masks come from."""
 
-    data: Annotated[DataForm, tyro.conf.arg(help=FORMS_HELP)] = "scenes"
+    data: Annotated[
+        DataForm | None,
+        tyro.conf.arg(
+            metavar="FORM",
+            help=FORMS_HELP,
+            help_behavior_hint="(default: the data and the evaluation split of the run)",
+        ),
+    ] = None
 
     root: Annotated[Path | None, without_default("PATH", "needed unless --data scenes")] = None
     """Folder of the data; of --data refer it holds refcoco/refs(unc).p, refcoco/instances.json and images/."""
@@ -62,8 +69,8 @@ class DataOptions:
         """
         from .data.source import Source
 
-        if self.data == "scenes":
-            raise ValueError("--data scenes is drawn and has no files.")
+        if self.data is None or self.data == "scenes":
+            raise ValueError("--data must name a form that is a folder; scenes are drawn.")
         if self.root is None:
             raise ValueError(
                 f"--data {self.data} needs --root, the folder with the data set and its images."

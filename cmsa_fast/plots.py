@@ -1,5 +1,6 @@
 """Pictures of what a model found: input, truth, prediction, and the words it attended to."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,21 +123,31 @@ def draw_example(example: Example) -> Image.Image:
     return sheet
 
 
-def save_examples(examples: Sequence[Example], folder: Path) -> Path:
+def save_examples(
+    examples: Sequence[Example], folder: Path, sections: Sequence[str] | None = None
+) -> Path:
     """Write one PNG for each example, and overview.png with the first 40 of them.
 
     Args:
         examples: at least one.
         folder: made where it does not exist.
+        sections: for each example the heading of overview.png under which it stands; those of one heading follow
+            one another. None: no headings.
 
     Returns:
         The path of overview.png.
 
     Raises:
-        ValueError: there is no example.
+        ValueError: there is no example, or sections does not have one heading for each.
     """
     if not examples:
         raise ValueError("examples must hold at least one example to draw.")
+    if sections is None:
+        sections = [""] * len(examples)
+    if len(sections) != len(examples):
+        raise ValueError(
+            f"sections must have one heading for each of the {len(examples)} examples; got {len(sections)}."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     sheets: list[Image.Image] = []
     for index, example in enumerate(examples):
@@ -144,17 +155,46 @@ def save_examples(examples: Sequence[Example], folder: Path) -> Path:
         sheet.save(folder / f"{index:03d}.png")
         sheets += [sheet] * (len(sheets) < _OVERVIEW)
     columns = 1 if len(sheets) == 1 else 2
-    rows = [sheets[start : start + columns] for start in range(0, len(sheets), columns)]
-    heights = [max(sheet.height for sheet in row) for row in rows]
-    overview = Image.new("RGB", (columns * sheets[0].width, sum(heights)), "white")
-    y = 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, sheet in enumerate(row):
-            overview.paste(sheet, (column * sheets[0].width, y))
-        y += height
+    overview = _stacked(
+        [_in_rows(title, group, columns) for title, group in _grouped(sections, sheets)]
+    )
     path = folder / "overview.png"
     overview.save(path)
     return path
+
+
+def _grouped(
+    sections: Sequence[str], sheets: Sequence[Image.Image]
+) -> list[tuple[str, list[Image.Image]]]:
+    pairs = zip(sections, sheets, strict=False)  # sheets end earlier where there are many
+    return [
+        (title, [sheet for _, sheet in group])
+        for title, group in itertools.groupby(pairs, key=lambda pair: pair[0])
+    ]
+
+
+def _in_rows(title: str, sheets: list[Image.Image], columns: int) -> Image.Image:
+    rows = [sheets[start : start + columns] for start in range(0, len(sheets), columns)]
+    heights = [max(sheet.height for sheet in row) for row in rows]
+    top = (_ROW + _GAP) if title else 0
+    image = Image.new("RGB", (columns * sheets[0].width, top + sum(heights)), "white")
+    if title:
+        ImageDraw.Draw(image).text((_GAP, _GAP), title, _MARK, _font(20))
+    y = top
+    for row, height in zip(rows, heights, strict=True):
+        for column, sheet in enumerate(row):
+            image.paste(sheet, (column * sheets[0].width, y))
+        y += height
+    return image
+
+
+def _stacked(images: list[Image.Image]) -> Image.Image:
+    whole = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
+    y = 0
+    for image in images:
+        whole.paste(image, (0, y))
+        y += image.height
+    return whole
 
 
 def _panel(pixels: Tensor) -> Image.Image:

@@ -79,7 +79,7 @@ def run_training(options: TrainOptions) -> Result:
     else:
         folder = choose_folder(options)
     _check(options)
-    device = _device(options.device)
+    device = chosen_device(options.device)
     recipe = options.recipe()
 
     torch.manual_seed(options.seed)
@@ -149,7 +149,12 @@ def _check(options: TrainOptions) -> None:
         )
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device that --device names.
+
+    Raises:
+        ValueError: it cannot be used here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -171,18 +176,22 @@ def _datasets(
             size=recipe.size,
             sentences_per_scene=recipe.sentences_per_picture,
         )
-        validation = ScenesDataset(
-            options.evaluate_scenes,
-            seed=_EVALUATION_SEED,
-            split="val",
-            size=recipe.size,
-            sentences_per_scene=_EVALUATION_SENTENCES,
-        )
-        return training, validation
+        return training, unseen_scenes(options.evaluate_scenes, recipe.size)
     source = options.source()
     return (
         open_split(source, options.train_split, for_training=True, problems=problems),
         open_split(source, options.evaluate_split, problems=problems),
+    )
+
+
+def unseen_scenes(count: int, size: int) -> ScenesDataset:
+    """The scenes that every run on scenes is evaluated on, whatever its seed."""
+    return ScenesDataset(
+        count,
+        seed=_EVALUATION_SEED,
+        split="val",
+        size=size,
+        sentences_per_scene=_EVALUATION_SENTENCES,
     )
 
 

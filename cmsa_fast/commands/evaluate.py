@@ -1,0 +1,303 @@
+"""`cmsa-fast evaluate`: how well a trained model finds what sentences name."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from cmsa_fast.data_options import DataOptions, without_default
+
+if TYPE_CHECKING:
+    from torch import device, nn
+
+    from cmsa_fast.conventions import Convention
+    from cmsa_fast.data.batch import Collate
+    from cmsa_fast.data.problems import Problems
+    from cmsa_fast.data.sample import ReferringDataset
+    from cmsa_fast.evaluation import Evaluation
+    from cmsa_fast.inference import Refiner
+    from cmsa_fast.processes import Processes
+
+_LOG = logging.getLogger(__name__)
+
+ConventionName = Literal["native", "cmsa", "lavt", "cris"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(DataOptions):
+    """What to evaluate, on what, and by whose rules."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a training run, or a model.safetensors."""
+
+    split: Annotated[str, without_default("SPLIT", "default: the run's, else val")] = ""
+    """Split to evaluate on, such as val, testA, testB or test."""
+
+    scenes: int = 500
+    """Unseen scenes of --data scenes to evaluate on, two sentences each."""
+
+    convention: ConventionName = "native"
+    """Whose rules: at which size masks are compared and what counts as found; the table below says all of it."""
+
+    crf: bool = False
+    """Sharpen every prediction by a DenseCRF with the published parameters, in processes beside the model."""
+
+    crf_processes: Annotated[int | None, without_default("INT", "default: one less than CPUs")] = (
+        None
+    )
+    """Processes of --crf."""
+
+    out: Annotated[Path | None, without_default("PATH", "default: a fresh folder in the run's")] = (
+        None
+    )
+    """Folder for evaluation.json, sentences.csv and pictures/; must be empty or not there."""
+
+    pictures: int = 6
+    """How many of the best and as many of the worst sentences to draw."""
+
+    device: str = "auto"
+    """Where to compute: cpu, cuda, cuda:1, ...; auto: CUDA where there is one."""
+
+    num_workers: int = 1
+    """Processes that read pictures beside the model; 0: none."""
+
+    pictures_per_batch: int = 4
+    """Pictures read at a time; without influence on any figure."""
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What an evaluation came to.
+
+    Attributes:
+        evaluation: the metrics, and every sentence.
+        title: what it was evaluated on.
+        folder: with evaluation.json, sentences.csv and pictures/.
+        overview: the sheet of the best and the worst; None where none were asked for.
+        seconds: of the evaluation, without loading and drawing.
+        problems: one line for each record or picture that could not be used.
+        is_first: whether this is the process that prints; others have written nothing.
+    """
+
+    evaluation: Evaluation
+    title: str
+    folder: Path
+    overview: Path | None
+    seconds: float
+    problems: list[str]
+    is_first: bool
+
+
+def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
+    """Evaluate a model as `cmsa-fast evaluate` does; under torchrun, together with the other processes.
+
+    Raises:
+        FileNotFoundError: the run, the data or a file of theirs is not there.
+        FileExistsError: --out already holds something.
+        ImportError: --crf or the form of the data needs a package that is not installed.
+        ValueError: an option is out of range or data are damaged.
+    """
+    import torch
+
+    from cmsa_fast.checkpoint import load_model, vocabulary_of
+    from cmsa_fast.conventions import CONVENTIONS
+    from cmsa_fast.data.batch import Collate
+    from cmsa_fast.data.problems import Problems
+    from cmsa_fast.evaluation import evaluate
+    from cmsa_fast.processes import joined_processes
+    from cmsa_fast.train_job import chosen_device, scene_labels
+
+    options = _with_the_runs_data(options)
+    _check(options)
+    convention = CONVENTIONS[options.convention]
+    with ExitStack() as stack:
+        processes = stack.enter_context(joined_processes())
+        folder = _folder(options, processes)
+        model, config = load_model(options.run)
+        where = chosen_device(options.device)
+        model.to(where)
+        problems = Problems(strict=options.strict)
+        dataset, title = _dataset(options, config.size, problems)
+        collate = Collate(vocabulary_of(config), config.size, config.max_words)
+        refiner = _refiner(options, stack)
+        started = time.perf_counter()
+        evaluation = evaluate(
+            model,
+            dataset,
+            collate,
+            convention=convention,
+            refiner=refiner,
+            labels=scene_labels(dataset),
+            device=where,
+            pictures_per_batch=options.pictures_per_batch,
+            num_workers=options.num_workers,
+            problems=problems,
+            processes=processes,
+        )
+        seconds = time.perf_counter() - started
+        messages = sorted({line for part in processes.gather(problems.messages) for line in part})
+        overview = None
+        if processes.is_first:
+            result = EvaluateResult(evaluation, title, folder, None, seconds, messages, True)
+            _write(options, result, processes.count, torch.get_num_threads(), str(where))
+            overview = _draw(options, folder, evaluation, model, dataset, collate, where, refiner)
+    return EvaluateResult(
+        evaluation, title, folder, overview, seconds, messages, processes.is_first
+    )
+
+
+def _with_the_runs_data(options: EvaluateOptions) -> EvaluateOptions:
+    """The options with the run's own data where none were named."""
+    from cmsa_fast.run_folder import OPTIONS, read_options
+
+    if options.data is not None:
+        return options if options.split else replace(options, split="val")
+    folder = options.run if options.run.is_dir() else options.run.parent
+    if not (folder / OPTIONS).is_file():
+        raise ValueError(
+            f"{options.run} does not say what data it was trained on; name them by --data and --root."
+        )
+    started = read_options(folder)
+    return replace(
+        options,
+        data=started.data,
+        root=options.root or started.root,
+        name=options.name or started.name,
+        split_by=options.split_by or started.split_by,
+        text=started.text,
+        image_dir=options.image_dir or started.image_dir,
+        mixed_splits=options.mixed_splits or started.mixed_splits,
+        split=options.split or started.evaluate_split,
+    )
+
+
+def _check(options: EvaluateOptions) -> None:
+    options.check_data()
+    least = {"num_workers": 0, "pictures": 0, "pictures_per_batch": 1, "scenes": 2}
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} must be at least {value}; got {getattr(options, name)}.")
+    if options.crf_processes is not None and not options.crf:
+        raise ValueError("--crf-processes goes with --crf.")
+
+
+def _folder(options: EvaluateOptions, processes: Processes) -> Path:
+    """Where the results are to go: the same for all processes; nothing is made yet."""
+    folder = options.out
+    if folder is None:
+        base = options.run if options.run.is_dir() else options.run.parent
+        crf = "-crf" if options.crf else ""
+        stem = f"evaluation-{options.data}-{options.split}-{options.convention}{crf}"
+        names = (stem, *(f"{stem}-{count}" for count in range(2, 1000)))
+        folder = next(base / name for name in names if not (base / name).exists())
+    elif folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"--out must be a folder; {folder} is a file.")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"--out {folder} is not empty, and an evaluation never overwrites another; choose a new folder."
+        )
+    return Path(processes.gather(folder)[0])
+
+
+def _dataset(
+    options: EvaluateOptions, size: int, problems: Problems
+) -> tuple[ReferringDataset, str]:
+    if options.data == "scenes":
+        from cmsa_fast.train_job import unseen_scenes
+
+        return unseen_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
+    from cmsa_fast.data.source import open_split
+
+    dataset = open_split(options.source(), options.split, problems=problems)
+    return dataset, dataset.title
+
+
+def _refiner(options: EvaluateOptions, stack: ExitStack) -> Refiner | None:
+    if not options.crf:
+        return None
+    from cmsa_fast.crf import RefinementPool
+
+    return stack.enter_context(RefinementPool(options.crf_processes))
+
+
+def _write(
+    options: EvaluateOptions, result: EvaluateResult, processes: int, threads: int, where: str
+) -> None:
+    import torch
+
+    from cmsa_fast import __version__
+    from cmsa_fast.run_folder import EVALUATION, write_json
+    from cmsa_fast.sentence_results import SENTENCES, write_results
+
+    evaluation = result.evaluation
+    result.folder.mkdir(parents=True, exist_ok=True)
+    write_results(result.folder / SENTENCES, evaluation.results)
+    content: dict[str, Any] = {
+        "title": result.title,
+        **evaluation.summary(),
+        "seconds": round(result.seconds, 2),
+        "sentences_per_second": round(evaluation.sentences / result.seconds, 3),
+        "problems": result.problems,
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+        },
+        "processes": processes,
+        "threads": threads,
+        "device": where,
+        "versions": {
+            "cmsa_fast": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    write_json(result.folder / EVALUATION, content)
+
+
+def _draw(
+    options: EvaluateOptions,
+    folder: Path,
+    evaluation: Evaluation,
+    model: nn.Module,
+    dataset: ReferringDataset,
+    collate: Collate,
+    where: device,
+    refiner: Refiner | None,
+) -> Path | None:
+    """The worst and the best sentences, at the picture's own size under every convention."""
+    if not options.pictures:
+        return None
+    from cmsa_fast.examples import examples_of
+    from cmsa_fast.plots import save_examples
+    from cmsa_fast.run_folder import PICTURES
+
+    worst, best = extremes(evaluation, options.pictures)
+    chosen = [dataset[index] for index in (*best, *worst)]
+    convention = _drawn(options.convention)
+    examples = examples_of(model, chosen, collate, where, convention=convention, refiner=refiner)
+    groups = ["best"] * len(best) + ["worst"] * len(worst)
+    return save_examples(examples, folder / PICTURES, groups)
+
+
+def _drawn(name: str) -> Convention:
+    from cmsa_fast.conventions import CONVENTIONS
+
+    # lavt compares stretched masks, which do not lie over the picture.
+    return CONVENTIONS["native" if name == "lavt" else name]
+
+
+def extremes(evaluation: Evaluation, most: int) -> tuple[list[int], list[int]]:
+    """The places of the worst and of the best sentences, each at most once; of equals, the first ones."""
+    ordered = sorted(evaluation.results, key=lambda result: (result.iou, result.index))
+    worst = ordered[: min(most, len(ordered) // 2)]
+    rest = ordered[len(worst) :]
+    best = sorted(rest, key=lambda result: (-result.iou, result.index))[:most]
+    return [result.index for result in worst], [result.index for result in best]
