@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import os
+import signal
 import stat
+import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -17,6 +19,7 @@ import pytest
 import tyro
 from faulty_server import (
     Behaviour,
+    Exchange,
     FaultyServer,
     breaking,
     endless,
@@ -304,6 +307,25 @@ def test_a_run_goes_on_where_the_last_one_stopped(tmp_path: Path, server: Faulty
         download(tmp_path, catalogue(address, content=None), attempts=1)
     assert_nothing_placed(tmp_path)
     download(tmp_path, catalogue(address, content=None), attempts=1)
+    assert_complete(tmp_path)
+    assert server.ranges() == [None, f"bytes={HALF}-"]
+
+
+def test_ctrl_c_keeps_what_came(
+    tmp_path: Path, server: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin = breaking(ARCHIVE, HALF, stall=True)
+
+    def interrupted(exchange: Exchange) -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        begin(exchange)
+
+    known = catalogue(server.at("/refcoco.zip", interrupted, whole(ARCHIVE)), content=None)
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
+        download(tmp_path, known, timeout=20)
+    assert "what came so far is kept" in caplog.text
+    assert_nothing_placed(tmp_path)
+    download(tmp_path, known)
     assert_complete(tmp_path)
     assert server.ranges() == [None, f"bytes={HALF}-"]
 
