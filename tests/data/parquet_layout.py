@@ -1,0 +1,266 @@
+"""Writes small parquet data sets with the columns and types of the published ones, for tests."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+Rows = list[dict[str, Any]]
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_SENTENCES = pa.list_(
+    pa.struct(
+        [
+            ("raw", pa.string()),
+            ("sent", pa.string()),
+            ("sent_id", pa.int64()),
+            ("tokens", pa.list_(pa.string())),
+        ]
+    )
+)
+_SIZES = [("height", pa.int64()), ("width", pa.int64())]
+
+REFCOCO = pa.schema(
+    [
+        ("sent_ids", pa.list_(pa.int64())),
+        ("file_name", pa.string()),
+        ("ann_id", pa.int64()),
+        ("ref_id", pa.int64()),
+        ("image_id", pa.int64()),
+        ("split", pa.string()),
+        ("sentences", _SENTENCES),
+        ("category_id", pa.int64()),
+        ("raw_anns", pa.string()),
+        ("raw_image_info", pa.string()),
+        ("raw_sentences", pa.string()),
+        ("image_path", pa.string()),
+        ("bbox", pa.list_(pa.float64())),
+        ("captions", pa.list_(pa.string())),
+        ("global_image_id", pa.string()),
+        ("anns_id", pa.string()),
+    ]
+)
+BENCHMARK = pa.schema(
+    [
+        ("image", _IMAGE),
+        (
+            "image_info",
+            pa.struct(
+                [
+                    ("coco_url", pa.string()),
+                    ("file_name", pa.string()),
+                    ("id", pa.int64()),
+                    *_SIZES,
+                ]
+            ),
+        ),
+        (
+            "ref_list",
+            pa.list_(
+                pa.struct(
+                    [
+                        (
+                            "ann_info",
+                            pa.struct(
+                                [
+                                    ("area", pa.float64()),
+                                    ("bbox", pa.list_(pa.float64())),
+                                    ("category_id", pa.int64()),
+                                    ("id", pa.int64()),
+                                    ("image_id", pa.int64()),
+                                    ("iscrowd", pa.int64()),
+                                    ("segmentation", pa.list_(pa.list_(pa.float64()))),
+                                ]
+                            ),
+                        ),
+                        (
+                            "ref_info",
+                            pa.struct(
+                                [
+                                    ("ann_id", pa.int64()),
+                                    ("category_id", pa.int64()),
+                                    ("file_name", pa.string()),
+                                    ("image_id", pa.int64()),
+                                    ("ref_id", pa.int64()),
+                                    ("sent_ids", pa.list_(pa.int64())),
+                                    ("sentences", _SENTENCES),
+                                    ("split", pa.string()),
+                                ]
+                            ),
+                        ),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+REANNOTATED = pa.schema(
+    [
+        ("image", _IMAGE),
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        (
+            "samples",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("id", pa.int64()),
+                        ("image_id", pa.int64()),
+                        ("category", pa.string()),
+                        ("supercategory", pa.string()),
+                        ("label", pa.string()),
+                        ("sentences", pa.list_(pa.string())),
+                        ("bbox", pa.list_(pa.float32())),
+                        (
+                            "mask",
+                            pa.struct([("counts", pa.string()), ("size", pa.list_(pa.int32()))]),
+                        ),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+MIXED = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("image", _IMAGE),
+        ("question", pa.string()),
+        ("answer", pa.list_(pa.string())),
+        ("segmentation", pa.list_(pa.float32())),
+        ("bbox", pa.list_(pa.float32())),
+        ("iscrowd", pa.int8()),
+        ("file_name", pa.string()),
+    ]
+)
+
+
+def write(path: Path, rows: Rows, schema: pa.Schema, row_group_size: int = 2) -> Path:
+    """Writes rows as a parquet file of small row groups.
+
+    Args:
+        path: The file.
+        rows: What it is to hold.
+        schema: Names and types of the columns.
+        row_group_size: Rows in a group.
+
+    Returns:
+        The file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=row_group_size)
+    return path
+
+
+def noise(image_id: int, height: int, width: int) -> np.ndarray:
+    """The pixels of a picture, uint8 `[height, width, 3]`."""
+    return np.random.default_rng(image_id).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encoded(image_id: int, height: int, width: int) -> dict[str, Any]:
+    """A picture as a column of pictures holds it; PNG, so that its pixels are known."""
+    file = io.BytesIO()
+    Image.fromarray(noise(image_id, height, width)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": coco_name(image_id)}
+
+
+def coco_name(image_id: int) -> str:
+    """COCO's name of a picture."""
+    return f"COCO_train2014_{image_id:012d}.jpg"
+
+
+def sentences(*said: str, first: int = 0) -> Rows:
+    """Sentences as REFER's references hold them; "raw" gets them in upper case."""
+    return [
+        {"raw": one.upper(), "sent": one, "sent_id": first + i, "tokens": one.split()}
+        for i, one in enumerate(said)
+    ]
+
+
+def refcoco_row(
+    ref_id: int,
+    image_id: int,
+    size: tuple[int, int],
+    segmentation: Any,
+    said: Rows,
+    split: str,
+    ann_id: int | None = None,
+) -> dict[str, Any]:
+    """A row of the form without pixels."""
+    ann_id = 1000 + ref_id if ann_id is None else ann_id
+    annotation = {
+        "segmentation": segmentation,
+        "area": 1.0,
+        "iscrowd": 0,
+        "image_id": image_id,
+        "bbox": [0, 0, 1, 1],
+        "category_id": 1,
+        "id": ann_id,
+    }
+    height, width = size
+    picture = {"file_name": coco_name(image_id), "height": height, "width": width, "id": image_id}
+    return {
+        "sent_ids": [one["sent_id"] for one in said],
+        "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",
+        "ann_id": ann_id,
+        "ref_id": ref_id,
+        "image_id": image_id,
+        "split": split,
+        "sentences": said,
+        "category_id": 1,
+        "raw_anns": json.dumps(annotation),
+        "raw_image_info": json.dumps(picture),
+        "raw_sentences": json.dumps(said),
+        "image_path": f"coco/train2014/{coco_name(image_id)}",
+        "bbox": [0.0, 0.0, 1.0, 1.0],
+        "captions": [one["sent"] for one in said],
+        "global_image_id": f"coco.{image_id}",
+        "anns_id": f"refcoco.{ann_id}",
+    }
+
+
+def benchmark_entry(
+    ref_id: int, image_id: int, segmentation: Any, said: Rows, split: str
+) -> dict[str, Any]:
+    """A reference of the form with pictures."""
+    return {
+        "ann_info": {
+            "area": 1.0,
+            "bbox": [0.0, 0.0, 1.0, 1.0],
+            "category_id": 1,
+            "id": 1000 + ref_id,
+            "image_id": image_id,
+            "iscrowd": 0,
+            "segmentation": segmentation,
+        },
+        "ref_info": {
+            "ann_id": 1000 + ref_id,
+            "category_id": 1,
+            "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",
+            "image_id": image_id,
+            "ref_id": ref_id,
+            "sent_ids": [one["sent_id"] for one in said],
+            "sentences": said,
+            "split": split,
+        },
+    }
+
+
+def benchmark_row(image_id: int, size: tuple[int, int], entries: Rows) -> dict[str, Any]:
+    """A picture of the form with pictures."""
+    height, width = size
+    info = {
+        "coco_url": "",
+        "file_name": coco_name(image_id),
+        "id": image_id,
+        "height": height,
+        "width": width,
+    }
+    return {"image": encoded(image_id, height, width), "image_info": info, "ref_list": entries}
