@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -394,6 +394,19 @@ def test_pool_holds_submit_back_and_names_a_killed_process() -> None:
             pool.submit(image, guess)
 
 
+@needs_pydensecrf
+def test_pool_left_by_an_exception_drops_what_has_not_begun() -> None:
+    image, guess, _ = ragged()
+    with pytest.raises(ZeroDivisionError), RefinementPool(1) as pool:  # noqa: PT012
+        futures = [pool.submit(image, guess) for _ in range(4)]
+        raise ZeroDivisionError
+    assert all(future.done() for future in futures)
+    with pytest.raises(CancelledError, match="closed before this map's turn"):
+        futures[-1].result()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        pool.submit(image, guess)
+
+
 SCRIPT = """
 if __name__ == "__main__":
     import torch
@@ -418,6 +431,12 @@ def running(process: int) -> bool:
     return state != "Z"
 
 
+def blocks(process: int, number: signal.Signals) -> bool:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    mask = next(line.split()[1] for line in lines if line.startswith("SigBlk:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 @needs_pydensecrf
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -437,6 +456,8 @@ def test_processes_end_with_the_main_process(number: signal.Signals, tmp_path: P
         workers = [int(word) for word in main.stdout.readline().split()]
         assert len(workers) == 2
         assert all(running(worker) for worker in workers)
+        # From their first moment, before Python code of ours could see to it.
+        assert all(blocks(worker, signal.SIGINT) for worker in workers)
         if number == signal.SIGINT:
             os.killpg(main.pid, number)  # as a terminal does: to every process of the group
         else:
