@@ -12,6 +12,9 @@ from typing import Any
 
 Where = tuple[object, ...]
 
+_LONGEST_NUMBER = 19  # decimal digits that 64 bits may take
+_LONGEST_IDENTIFIER = 200  # characters
+
 
 def load_json(path: Path) -> Any:
     """Reads a JSON file (UTF-8, UTF-16 or UTF-32).
@@ -40,10 +43,11 @@ def field(record: Any, key: str, where: Where) -> Any:
 def integer(record: Any, key: str, where: Where) -> int:
     """A whole number, which may be written as text; ValueError where it is none."""
     value = field(record, key, where)
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and value.isdecimal() and len(value) < _LONGEST_NUMBER:
         return int(value)
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{place(where)} has {kind(value)} as its {key!r}, not an integer")
+    _check_bits(value, key, where)
     return value
 
 
@@ -67,7 +71,17 @@ def identifier(value: Any, key: str, where: Where) -> str:
     """A number or a text, as text; ValueError where it is neither."""
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise ValueError(f"{place(where)} has {kind(value)} as its {key!r}, not a number or text")
+    if isinstance(value, int):
+        _check_bits(value, key, where)
+    elif len(value) > _LONGEST_IDENTIFIER:
+        raise ValueError(f"{place(where)} has {len(value)} characters as its {key!r}")
     return str(value)
+
+
+def _check_bits(value: int, key: str, where: Where) -> None:
+    # Python refuses to write very long numbers out, even in a message.
+    if value.bit_length() > 63:
+        raise ValueError(f"{place(where)} has a number of more than 64 bits as its {key!r}")
 
 
 def kind(value: Any) -> str:

@@ -106,7 +106,7 @@ class PictureFile:
         candidates = (
             path for folder in self.folders for path in (folder / relative, folder / relative.name)
         )
-        return next((path for path in candidates if path.is_file()), None)
+        return next((path for path in candidates if _is_file(path)), None)
 
 
 def picture_file(folders: Sequence[Path], file_name: str) -> PictureFile:
@@ -126,6 +126,15 @@ def picture_file(folders: Sequence[Path], file_name: str) -> PictureFile:
             "folder"
         )
     return PictureFile(tuple(folders), file_name)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 class PictureCache:

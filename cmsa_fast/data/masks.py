@@ -6,6 +6,7 @@ published numbers rest on, and other rasterisers differ on small objects.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -18,6 +19,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 _LONGEST_RUN_CODE = 7  # characters of 5 bits that a 32-bit run length can take
+_MOST_PIXELS = 2**31 - 1  # pycocotools counts in 32 bits and does not check
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +151,12 @@ def _parse_runs(rle: Mapping[Any, Any]) -> Mapping[str, Any]:
     size, counts = rle["size"], rle["counts"]
     if not (_is_sequence(size) and len(size) == 2 and all(_is_positive(side) for side in size)):
         raise ValueError(
-            f"the size of run lengths must be two positive integers (height, width), not {size!r}"
+            "the size of run lengths must be two positive integers (height, width), not "
+            f"{_short(size)}"
         )
     height, width = int(size[0]), int(size[1])
+    if height * width > _MOST_PIXELS:
+        raise ValueError("the size of run lengths has more pixels than 32 bits can count")
     if isinstance(counts, str | bytes):
         try:
             compressed = counts.encode("ascii") if isinstance(counts, str) else counts
@@ -220,6 +225,13 @@ def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
 
 def _is_positive(side: object) -> bool:
     return isinstance(side, int | np.integer) and not isinstance(side, bool) and bool(side > 0)
+
+
+def _short(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a number too long to be written out
+        return f"a value of type {type(value).__name__}"
 
 
 def _by(size: Iterable[int] | None) -> str:

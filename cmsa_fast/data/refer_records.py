@@ -31,6 +31,8 @@ from cmsa_fast.data.unpickle import load_plain_pickle
 
 _logger = logging.getLogger(__name__)
 
+_TWICE = object()  # stands for entries that share one identifier
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -186,14 +188,22 @@ def _record(
 ) -> dict[str, Any]:
     if key not in table:
         raise ValueError(f"{path} has no {what} {key}, which ref_id {reference.ref_id} needs")
+    if table[key] is _TWICE:
+        raise ValueError(
+            f"{path} has two entries of id {key} in its {what + 's'!r}, and ref_id "
+            f"{reference.ref_id} needs one"
+        )
     return table[key]
 
 
 def _check_image(record: dict[str, Any], where: Where, reference: Reference) -> None:
-    if "image_id" in record and str(record["image_id"]) != str(reference.image_id):
+    if "image_id" not in record:
+        return
+    image_id = identifier(record["image_id"], "image_id", where)
+    if image_id != str(reference.image_id):
         raise ValueError(
-            f"{place(where)} is of image {record['image_id']}, but ref_id "
-            f"{reference.ref_id} uses it for image {reference.image_id}"
+            f"{place(where)} is of image {image_id}, but ref_id {reference.ref_id} uses it for "
+            f"image {reference.image_id}"
         )
 
 
@@ -241,16 +251,21 @@ def _read_mask(record: Any, where: Where) -> MaskSource:
 def _index(
     content: Any, key: str, wanted: set[str], path: Path, problems: Problems
 ) -> dict[str, Any]:
-    """The wanted records of a list, by their identifier."""
+    """The wanted records of a list, by their identifier; `_TWICE` where several have it.
+
+    A problem is a reference lost: where problems are only counted, records without an identifier
+    are passed over here and missed by the references that need them.
+    """
     records = listing(content, key, (path,))
     found: dict[str, Any] = {}
     for i, record in enumerate(records):
         where = (path, key, i)
-        with problems:
+        try:
             name = identifier(field(record, "id", where), "id", where)
-            if name not in wanted:
-                continue
-            if name in found:
-                raise ValueError(f"{path} has two entries of id {name} in its {key!r}")
-            found[name] = record
+        except ValueError:
+            if problems.strict:
+                raise
+            continue
+        if name in wanted:
+            found[name] = _TWICE if name in found else record
     return found
