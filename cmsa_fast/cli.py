@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
+from .commands.compare import CompareOptions
 from .commands.evaluate import EvaluateOptions
 from .config import TrainOptions
-from .data.problems import in_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     app = tyro.extras.SubcommandApp()
     app.command(name="train")(_train)
     app.command(name="evaluate")(_evaluate)
+    app.command(name="compare")(_compare)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return app.cli(
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+        from .data.problems import in_one_line
+
         print(f"cmsa-fast: {in_one_line(error)}", file=sys.stderr)
         return 1
 
@@ -80,4 +83,15 @@ def _evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> in
     result = run_evaluate(options)
     if result.is_first:
         print(format_evaluation(result))
+    return 0
+
+
+def _compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> int:
+    """Compare two evaluations of the same sentences: which sentences differ, and how sure the difference is.
+
+    cmsa-fast compare RUN/evaluation-refer-val-native OTHER/evaluation-refer-val-native
+    """
+    from .commands.compare import format_compare, run_compare
+
+    print(format_compare(run_compare(options)))
     return 0

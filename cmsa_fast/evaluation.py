@@ -199,6 +199,7 @@ def _result(
         true=metrics.true[0],
         share=int(sample.mask.count_nonzero()) / sample.mask.numel(),
         iou=metrics.ious[0],
+        convention=convention.name,
     )
 
 

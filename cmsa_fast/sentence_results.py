@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from .checkpoint import write_atomically
+from .conventions import CONVENTIONS
 
 SENTENCES = "sentences.csv"
 
@@ -31,6 +32,7 @@ class SentenceResult:
         true: pixels of the true mask, there.
         share: of the picture that the true mask covers, at the picture's own size.
         iou: as the convention counts it.
+        convention: the name of the rules it was measured under, one of `CONVENTIONS`.
     """
 
     index: int
@@ -47,6 +49,7 @@ class SentenceResult:
     true: int
     share: float
     iou: float
+    convention: str
 
     @property
     def union(self) -> int:
@@ -108,6 +111,10 @@ def _result(row: dict[str, str | None]) -> SentenceResult:
         except ValueError:
             raise ValueError(f"{field.name} must be of type {field.type}; got {text!r}") from None
     result = SentenceResult(**values)  # type: ignore[arg-type]
+    if result.convention not in CONVENTIONS:
+        raise ValueError(
+            f"convention must be one of {', '.join(CONVENTIONS)}; got {result.convention!r}"
+        )
     if not 0 <= result.intersection <= min(result.predicted, result.true):
         raise ValueError(
             f"the intersection of {result.intersection} pixels does not fit masks of "
