@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from .data.vocabulary import tokenize
 from .generalized_metrics import GeneralizedMetrics
 from .inference import NATIVE, SENTENCES_AT_ONCE, Refiner, predict_probabilities, predicted_mask
 from .metrics import SegmentationMetrics
+from .models import for_inference
 from .processes import ALONE, Processes
 from .sentence_results import (
     LENGTH_GROUPS,
@@ -126,7 +128,11 @@ def evaluate(
     )
     try:
         with bar:
-            found = list(_measured(model, loader, mine, device, convention, refiner, bar.update))
+            found = list(
+                _measured(
+                    for_inference(model), loader, mine, device, convention, refiner, bar.update
+                )
+            )
     finally:
         model.train(was_training)
     lost = sum(processes.gather(problems.count - before))
@@ -146,7 +152,7 @@ def evaluate(
 
 
 def _measured(
-    model: nn.Module,
+    model: Any,
     loader: BatchLoader,
     batches: list[list[int]],
     device: torch.device | str,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .conventions import CONVENTIONS, Convention
 from .data.batch import Batch
@@ -27,9 +27,7 @@ class Refiner(Protocol):
 
 
 @torch.no_grad()
-def predict_probabilities(
-    model: nn.Module, batch: Batch, device: torch.device | str
-) -> list[Tensor]:
+def predict_probabilities(model: Any, batch: Batch, device: torch.device | str) -> list[Tensor]:
     """The probability of every pixel of the square, for each sentence of a batch.
 
     Each picture is encoded once and goes through the model with its own sentences alone, so that what else is in
@@ -44,12 +42,12 @@ def predict_probabilities(
         rows.setdefault(picture, []).append(row)
     found: list[Tensor | None] = [None] * len(batch.samples)
     for picture, sentences in rows.items():
-        features = model.encode_image(moved.images[picture : picture + 1])  # type: ignore[operator]
+        features = model.encode_image(moved.images[picture : picture + 1])
         for start in range(0, len(sentences), SENTENCES_AT_ONCE):
             chosen = sentences[start : start + SENTENCES_AT_ONCE]
             word_mask = moved.word_mask[chosen]
             first = int(word_mask.any(0).int().argmax())  # words are padded at the front
-            logits = model.segment(  # type: ignore[operator]
+            logits = model.segment(
                 features,
                 moved.words[chosen, first:],
                 word_mask[:, first:],
@@ -64,7 +62,7 @@ def predict_probabilities(
 
 
 def predict_batch(
-    model: nn.Module,
+    model: Any,
     batch: Batch,
     device: torch.device | str,
     convention: Convention = NATIVE,
