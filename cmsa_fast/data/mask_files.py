@@ -1,0 +1,158 @@
+"""Masks that lie in files of their own: PNG (CRIS, VLT) and MATLAB (ReferIt).
+
+A file is looked for and read when its mask is drawn, so that a data set of tens of thousands of
+masks opens at once.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+MATLAB_VARIABLE = "segimg_t"
+
+_GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+_COLOUR_CHANNELS = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile(ABC):
+    """A mask in a file of one of some folders (`cmsa_fast.data.record.ObjectMask`).
+
+    Attributes:
+        folders: Where to look, in order.
+        file_name: The file's name.
+    """
+
+    folders: tuple[Path, ...]
+    file_name: str
+
+    @property
+    def is_empty(self) -> bool:
+        """False: what the file holds is not known before it is drawn."""
+        return False
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """None: what the file holds is not known before it is drawn."""
+        return None
+
+    @property
+    def dropped(self) -> int:
+        """0: a file of pixels has no parts."""
+        return 0
+
+    def decode(self, height: int, width: int) -> Tensor:
+        """Reads the mask.
+
+        Args:
+            height: The picture's height in pixels.
+            width: The picture's width in pixels.
+
+        Returns:
+            bool `[height, width]`.
+
+        Raises:
+            FileNotFoundError: No folder has the file.
+            ValueError: The file is damaged, or is for another size; the message names it.
+            ImportError: A MATLAB file is to be read and scipy is not installed.
+        """
+        path = self.locate()
+        try:
+            with path.open("rb") as file:
+                pixels = self._read(file, path, height, width)
+        except (_RefusedMask, ImportError):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise  # the disk's fault; EINVAL is a damaged offset inside the file
+            # Decoders meet damage with many kinds of exception.
+            raise ValueError(
+                f"{path} cannot be read as a mask: it is truncated, damaged, or of another format "
+                f"({error})"
+            ) from error
+        return torch.from_numpy(np.ascontiguousarray(pixels))
+
+    def locate(self) -> Path:
+        """The first file of that name in the folders.
+
+        Raises:
+            FileNotFoundError: No folder has it.
+        """
+        candidates = (folder / self.file_name for folder in self.folders)
+        found = next((path for path in candidates if path.is_file()), None)
+        if found is None:
+            more = f" or {len(self.folders) - 1} more folders" if len(self.folders) > 1 else ""
+            raise FileNotFoundError(f"there is no mask {self.folders[0] / self.file_name}{more}")
+        return found
+
+    @abstractmethod
+    def _read(self, file: IO[bytes], path: Path, height: int, width: int) -> NDArray[np.bool_]:
+        """The pixels of the object."""
+
+
+@dataclass(frozen=True, slots=True)
+class PngMask(MaskFile):
+    """A mask as PNG; every pixel that is not black belongs to the object.
+
+    Where the polygons of an object overlap, the scripts of CRIS and VLT write 254 for 255.
+    """
+
+    def _read(self, file: IO[bytes], path: Path, height: int, width: int) -> NDArray[np.bool_]:
+        with Image.open(file, formats=["PNG"]) as picture:
+            # Before the pixels are decoded, so that a file that lies costs nothing.
+            _check_size(picture.size[::-1], height, width, path)
+            if picture.mode in _GREY_MODES:
+                return np.asarray(picture) != 0
+            channels = _COLOUR_CHANNELS.get(picture.mode)
+            if channels is None:
+                raise _RefusedMask(f"{path} has pixels of mode {picture.mode!r}, which no mask has")
+            return (np.asarray(picture)[:, :, :channels] != 0).any(axis=2)
+
+
+@dataclass(frozen=True, slots=True)
+class MatlabMask(MaskFile):
+    """A mask as MATLAB file, up to version 7; the object is where `segimg_t` is 0."""
+
+    def _read(self, file: IO[bytes], path: Path, height: int, width: int) -> NDArray[np.bool_]:
+        values = import_loadmat()(file, variable_names=[MATLAB_VARIABLE]).get(MATLAB_VARIABLE)
+        if values is None:
+            raise _RefusedMask(f"{path} has no variable {MATLAB_VARIABLE!r}")
+        if not (isinstance(values, np.ndarray) and values.dtype.kind in "biuf"):
+            raise _RefusedMask(f"{path} has no array of numbers as its {MATLAB_VARIABLE!r}")
+        _check_size(values.shape, height, width, path)
+        outside: NDArray[np.bool_] = values != 0
+        return ~outside
+
+
+def import_loadmat() -> Any:
+    """`scipy.io.loadmat`; ImportError that says how to install scipy where it is absent."""
+    try:
+        return import_module("scipy.io").loadmat
+    except ImportError as error:
+        raise ImportError(
+            "the masks of ReferIt are MATLAB files, which scipy reads: install it by "
+            "`pip install 'cmsa_fast[referit]'`"
+        ) from error
+
+
+class _RefusedMask(ValueError):
+    """A sound file whose mask is not taken."""
+
+
+def _check_size(size: tuple[int, ...], height: int, width: int, path: Path) -> None:
+    if size != (height, width):
+        raise _RefusedMask(
+            f"the mask {path} is {' x '.join(map(str, size))} (height x width) and its picture "
+            f"{height} x {width}"
+        )
