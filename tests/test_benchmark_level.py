@@ -25,14 +25,14 @@ def test_level_figures_are_whole() -> None:
     for form, share in figures["levels_share_of_backbone"].items():
         levels = sum(median[f"{name} {form} forward"] for name in ("Res3", "Res4", "Res5"))
         assert share == pytest.approx(levels / median["backbone forward"])
-    assert set(figures["levels_share_of_backbone"]) == {"before", "after"}
+    assert set(figures["levels_share_of_backbone"]) == {"before", "after", "folded"}
     table = level.format_table(figures)
-    assert f"{figures['levels_share_of_backbone']['after']:.1%} after" in table
+    assert f"{figures['levels_share_of_backbone']['folded']:.1%} folded" in table
 
 
 def test_cases_are_as_large_as_the_paper_s_model() -> None:
     assert level.PLACES == 1600
-    assert len(level.NAMES) == len(set(level.NAMES)) == 17
+    assert len(level.NAMES) == len(set(level.NAMES)) == 23
 
 
 def test_peak_memory_needs_a_known_case(capsys: pytest.CaptureFixture[str]) -> None:
