@@ -113,7 +113,7 @@ def whole_number(text: str | None) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
-class _Redirects(request.HTTPRedirectHandler):
+class SafeRedirects(request.HTTPRedirectHandler):
     """Follows redirects, but not to another kind of address nor from HTTPS to HTTP."""
 
     def redirect_request(
@@ -134,7 +134,7 @@ def _opener() -> request.OpenerDirector:
         request.HTTPHandler(),
         request.HTTPSHandler(),
         request.HTTPDefaultErrorHandler(),
-        _Redirects(),
+        SafeRedirects(),
         request.HTTPErrorProcessor(),
     )
     opener = request.OpenerDirector()

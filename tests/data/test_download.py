@@ -12,8 +12,10 @@ import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 from typing import Any, get_args
+from urllib.request import Request
 
 import pytest
 import tyro
@@ -40,7 +42,7 @@ from cmsa_fast.commands.data_download import (
 from cmsa_fast.data import ReferDataset
 from cmsa_fast.data.mirrors import CATALOGUE, Collection, RemoteFile
 from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES, locate_refer_files
-from cmsa_fast.data.web import check_address
+from cmsa_fast.data.web import RefusedError, SafeRedirects, check_address
 
 REFS, INSTANCES = bytes(range(256)) * 700, b'{"images": []}' * 333
 
@@ -292,7 +294,8 @@ def test_a_wrong_checksum(tmp_path: Path, server: FaultyServer, fault: str) -> N
         "no length": endless(ARCHIVE),
     }[fault]
     bad, good = server.at("/bad.zip", served), server.at("/good.zip", whole(ARCHIVE))
-    with pytest.raises(ConnectionError, match=r"bad\.zip: .*(not the published|expected)"):
+    reason = "sends more than the" if fault == "no length" else "not the published"
+    with pytest.raises(ConnectionError, match=rf"bad\.zip: .*{reason}"):
         download(tmp_path, catalogue(bad))
     assert_nothing_placed(tmp_path)
     assert not files_under(tmp_path)
@@ -461,6 +464,38 @@ def test_archives_that_reach_out_are_refused(
             download(root, known)
         assert_nothing_placed(root)
         assert not [name for name in files_under(tmp_path) if "outside" in name]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("fault", ["encrypted", "two files of one name"])
+def test_archives_that_nobody_can_read(tmp_path: Path, server: FaultyServer, fault: str) -> None:
+    if fault == "encrypted":  # by the flag in the archive's list of files
+        content = bytearray(ARCHIVE)
+        for start in (i for i in range(len(content)) if content.startswith(b"PK\x01\x02", i)):
+            content[start + 8] |= 1
+        archive = bytes(content)
+    else:
+        buffer = io.BytesIO(ARCHIVE)
+        with zipfile.ZipFile(buffer, "a") as opened:
+            opened.writestr("refcoco/refs(unc).p", REFS[::-1])
+        archive = buffer.getvalue()
+    known = catalogue(server.at("/refcoco.zip", whole(archive)), content=None)
+    with pytest.raises(ConnectionError, match=fault):
+        download(tmp_path, known)
+    assert_nothing_placed(tmp_path)
+
+
+@pytest.mark.parametrize(("old", "allowed"), [("http", True), ("https", False)])
+def test_no_redirect_leads_from_https_to_http(old: str, allowed: bool) -> None:
+    asked = Request(f"{old}://a/refcoco.zip", headers={"Range": "bytes=5-"})
+    answer = (io.BytesIO(), 302, "Found", Message(), "http://b/refcoco.zip")
+    if allowed:
+        again = SafeRedirects().redirect_request(asked, *answer)
+        assert again.full_url == "http://b/refcoco.zip"
+        assert again.get_header("Range") == "bytes=5-"
+    else:
+        with pytest.raises(RefusedError, match="redirects from https to http"):
+            SafeRedirects().redirect_request(asked, *answer)
 
 
 def test_an_archive_that_cannot_be_unpacked_leaves_nothing(
