@@ -41,8 +41,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --quiet -e '.[benchmark,dev]'
 	@if ! command -v c++ >/dev/null; then \
-	  echo "There is no C++ compiler: the dense CRF (pydensecrf2) is left out, all else works."; \
+	  echo "There is no C++ compiler: the dense CRF (pydensecrf2) is left out."; \
 	elif ! { $(CRF); } >.venv/pydensecrf2.log 2>&1; then \
-	  echo "pydensecrf2 did not build (see .venv/pydensecrf2.log): the dense CRF is left out, all else works."; \
+	  echo "pydensecrf2 did not build (see .venv/pydensecrf2.log): the dense CRF is left out."; \
 	fi
 	@touch $@

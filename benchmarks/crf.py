@@ -1,0 +1,72 @@
+"""Speed of the dense CRF on pictures of your own: one after the other, and by a pool of processes.
+
+    python -m benchmarks.crf picture.jpg ... --processes 2
+
+The time depends on the picture (how many different colours lie near one another), so real ones are needed.
+Rounds of both ways are interleaved, and medians are quoted.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmsa_fast.crf import RefinementPool, refine
+
+
+def read(path: Path) -> tuple[Tensor, Tensor]:
+    """A picture as uint8 `[3, H, W]`, and a blurred ellipse as a guess at a mask, float32 `[H, W]`."""
+    with Image.open(path) as picture:
+        image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    height, width = image.shape[1:]
+    y = torch.linspace(-1, 1, height)[:, None]
+    x = torch.linspace(-1, 1, width)
+    return image, torch.sigmoid(6 * (0.5 - x**2 - y**2))
+
+
+def measure(
+    pairs: list[tuple[Tensor, Tensor]], processes: int, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every round over all pictures, by `refine` and by the pool."""
+    seconds: dict[str, list[float]] = {"refine": [], "pool": []}
+    with RefinementPool(processes) as pool:
+        # Starting the processes is paid once in an evaluation, so it is not counted.
+        for future in [pool.submit(*pairs[0]) for _ in range(2 * processes)]:
+            future.result()
+        for _ in range(rounds):
+            start = time.perf_counter()
+            direct = [refine(*pair) for pair in pairs]
+            seconds["refine"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            pooled = [future.result() for future in [pool.submit(*pair) for pair in pairs]]
+            seconds["pool"].append(time.perf_counter() - start)
+            if not all(map(torch.equal, direct, pooled)):
+                raise RuntimeError("The pool's results differ from those of direct calls.")
+    return seconds
+
+
+def main() -> None:
+    """Read the arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pictures", nargs="+", type=Path)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    pairs = [read(path) for path in arguments.pictures]
+    megapixels = sum(probability.numel() for _, probability in pairs) / 1e6
+    for name, seconds in measure(pairs, arguments.processes, arguments.rounds).items():
+        median = statistics.median(seconds)
+        print(
+            f"{name:8s} {1000 * median / len(pairs):7.1f} ms per picture, "
+            f"{median / megapixels:5.2f} s per megapixel "
+            f"({len(pairs)} pictures, {arguments.processes} processes in the pool)"
+        )
+
+
+if __name__ == "__main__":
+    main()
