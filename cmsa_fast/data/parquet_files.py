@@ -65,10 +65,12 @@ def find_shards(source: Source) -> list[Shard]:
         raise FileNotFoundError(f"there is no folder or file {root}. {WHAT_BELONGS}.")
     if name and (name == ".." or PurePath(name).name != name):
         raise ValueError(f"name must be the name of a data set or folder, not {name!r}")
-    folders = [root, root / "data"]
-    if name and (root / name).is_dir():
-        folders = [root / name, root / name / "data"]
-    elif name and name not in DATASET_NAMES:
+    dataset = DATASET_NAMES.get(name)
+    same = [one for one, known in DATASET_NAMES.items() if name and known == dataset]
+    named = [root / one for one in (name, *same) if one and (root / one).is_dir()]
+    base = named[0] if named else root
+    folders = [base, base / "data"]
+    if name and not named and dataset is None:
         raise ValueError(
             f"name {name!r} is no folder of {root} and none of {', '.join(DATASET_NAMES)}"
         )

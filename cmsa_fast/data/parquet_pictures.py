@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,16 @@ from torch import Tensor
 from cmsa_fast.data.images import read_image
 from cmsa_fast.data.parquet_tables import open_table
 
-_BATCH = 8  # encoded pictures held at once
+_BATCH = 64
 
 
 @dataclass(frozen=True)
 class EncodedPicture:
     """A picture in a column `image` of a parquet file.
 
-    The file is opened when the picture is read and stays open while pictures that follow it are
-    read; a copy sent to another process opens its own.
+    The file is read when the picture is wanted. A row group can be read only as a whole: the
+    encoded pictures of the last two groups are kept in memory, in each process, so that reading in
+    order reads each group once. No file stays open.
 
     Attributes:
         file: The parquet file.
@@ -64,72 +63,47 @@ class EncodedPicture:
 
 
 @dataclass(frozen=True)
-class _Owner:
-    """What an open file is good for."""
+class _Group:
+    """A row group of a file as it is now; one that is put in the file's place is another."""
 
     file: Path
-    version: tuple[int, int, int]  # a file put in its place since is another one
-    row_group: int
-    process: int  # a forked one must not read on in its parent's file
+    version: tuple[int, int, int]
+    number: int
 
 
-class _Pictures(threading.local):
-    """The place in a file up to which this thread has read pictures."""
+_KEPT = 2  # row groups: two threads or two data sets side by side do not drive each other out
 
-    owner: _Owner | None = None
-    batches: Iterator[list[Any]]
-    batch: list[Any]
-    first: int  # row of the first picture of the batch
+# Replaced as a whole and never changed, so that threads need no lock and a fork copies none.
+_kept: tuple[tuple[_Group, Any], ...] = ()
 
 
-_reading = _Pictures()
-
-
-def _value(file: Path, group: int, row: int) -> Any:
-    """One value of the column `image`; what follows the one before needs no new start."""
-    owner = _Owner(file, _version(file), group, os.getpid())
-    if _reading.owner != owner or row < _reading.first:
-        _start(owner)
-    try:
-        while row >= _reading.first + len(_reading.batch):
-            _reading.first += len(_reading.batch)
-            _reading.batch = next(_reading.batches)
-    except StopIteration:
-        _stop()
-        raise ValueError(f"{file} has no row {row} in its row group {group}") from None
-    except BaseException:
-        _stop()
-        raise
-    return _reading.batch[row - _reading.first]
-
-
-def _version(file: Path) -> tuple[int, int, int]:
+def _value(file: Path, number: int, row: int) -> Any:
+    """One value of the column `image`."""
+    global _kept
     try:
         found = file.stat()
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no parquet file at {file}") from None
-    return (found.st_ino, found.st_size, found.st_mtime_ns)
+    group = _Group(file, (found.st_ino, found.st_size, found.st_mtime_ns), number)
+    kept = _kept
+    column = next((column for known, column in kept if known == group), None)
+    if column is None:
+        column = _read_column(group)
+    _kept = ((group, column), *(entry for entry in kept if entry[0] != group))[:_KEPT]
+    if row >= len(column):
+        raise ValueError(f"{file} has no row {row} in its row group {number}")
+    return column[row].as_py()
 
 
-def _start(owner: _Owner) -> None:
-    _stop()
-    _reading.batches = _batches(owner.file, owner.row_group)
-    _reading.batch, _reading.first, _reading.owner = [], 0, owner
-
-
-def _stop() -> None:
-    if _reading.owner is not None:
-        _reading.owner = None
-        _reading.batch = []
-        del _reading.batches  # closes the file
-
-
-def _batches(file: Path, group: int) -> Iterator[list[Any]]:
-    with open_table(file) as table:
-        if group >= table.num_row_groups or "image" not in table.schema_arrow.names:
-            return
-        batches = table.iter_batches(
-            _BATCH, row_groups=[group], columns=["image"], use_threads=False
+def _read_column(group: _Group) -> Any:
+    """The encoded pictures of a row group, as an Arrow column."""
+    with open_table(group.file) as table:
+        if group.number >= table.num_row_groups or "image" not in table.schema_arrow.names:
+            return ()
+        # In batches: as one piece pyarrow takes no group of 2 GiB or more.
+        batches = list(
+            table.iter_batches(
+                _BATCH, row_groups=[group.number], columns=["image"], use_threads=False
+            )
         )
-        for batch in batches:
-            yield batch.column(0).to_pylist()
+        return import_module("pyarrow").Table.from_batches(batches).column(0) if batches else ()

@@ -30,8 +30,10 @@ from pycocotools import mask as coco_mask
 from cmsa_fast.data.parquet_pictures import EncodedPicture
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record_dataset import RecordDataset
+from cmsa_fast.data.refer import ReferDataset
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.source import Source, open_split, read_records
+from cmsa_fast.data.unpickle import load_plain_pickle
 
 SIZE = (23, 37)
 HASH = "bfeafdc84ca37aa2"
@@ -139,6 +141,13 @@ def test_refcoco_in_a_folder_that_does_not_say_what_it_is(tmp_path: Path) -> Non
     named = open_split(source(root, name="refcocoplus"), "val")
     assert named.report.published_sentences == 10_758
     assert named.title.startswith("refcoco+ (unc, parquet)")
+
+
+def test_a_folder_by_any_name_of_its_data_set(tmp_path: Path) -> None:
+    write_refcoco(tmp_path / "refcocoplus")
+    for name in ("refcoco+", "refcocoplus", "refcoco_plus"):
+        data = open_split(source(tmp_path, name=name), "val")
+        assert data.report.published_sentences == 10_758
 
 
 def test_a_downloaded_revision_is_known_by_its_repository(tmp_path: Path) -> None:
@@ -348,6 +357,33 @@ def test_all_rows_damaged(tmp_path: Path) -> None:
         open_split(source(root), "val", problems=Problems(strict=False))
 
 
+@pytest.mark.parametrize("split", ["train", "val", "testA"])
+def test_real_records_are_the_same_as_from_refer(real: Path, tmp_path: Path, split: str) -> None:
+    folder = real / "refer" / "refcoco"
+    content = json.loads((folder / "instances.json").read_text())
+    annotations = {one["id"]: one for one in content["annotations"]}
+    images = {one["id"]: one for one in content["images"]}
+    rows = []
+    for reference in load_plain_pickle(folder / "refs(unc).p"):
+        if reference["split"] == split:
+            row = {key: reference[key] for key in layout.REFCOCO.names if key in reference}
+            row["raw_anns"] = json.dumps(annotations[reference["ann_id"]])
+            row["raw_image_info"] = json.dumps(images[reference["image_id"]])
+            rows.append(row)
+    name = {"train": "train", "val": "validation", "testA": "test"}[split]
+    layout.write(tmp_path / "refcoco" / "data" / shard(name), rows, layout.REFCOCO)
+    pictures = real / "refer" / "images" / "mscoco" / "images" / "train2014"
+    data = open_split(source(tmp_path / "refcoco", image_folder=pictures), split)
+    expected = ReferDataset(real / "refer", split=split)
+    assert data.report == expected.report
+    for i in range(len(expected)):
+        one, other = data[i], expected[i]
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.mask, other.mask)
+        assert (one.sentence, one.image_id) == (other.sentence, other.image_id)
+        assert (one.ref_id, one.sent_id) == (other.ref_id, other.sent_id)
+
+
 # The form with pixels and all polygons: jxu124/refcoco-benchmark
 
 
@@ -480,11 +516,29 @@ def test_two_copies_in_one_folder(tmp_path: Path) -> None:
     assert len(open_split(source(root), "val")) == 1
 
 
+def test_a_row_group_is_read_once_for_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_split(source(write_benchmark(tmp_path)), "refcoco_unc_val")
+    opened: list[str] = []
+    original = pq.ParquetFile
+
+    def counted(path: Path, **options: Any) -> Any:
+        opened.append(path.name)
+        return original(path, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", counted)
+    for i in range(len(data)):
+        data[i]
+    names = [shard("refcoco_unc_val", 0, 2)] * 2 + [shard("refcoco_unc_val", 1, 2, "")]
+    assert opened == names
+
+
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_the_same(tmp_path: Path, start: str) -> None:
     data = open_split(source(write_benchmark(tmp_path)), "refcoco_unc_val")
     here = [data[i] for i in range(len(data))]
-    data[3]  # a file is open here while the workers start
+    data[3]  # its row group is kept here while the workers start
     fresh = open_split(source(tmp_path), "refcoco_unc_val")
     loader = DataLoader(
         fresh, batch_size=1, num_workers=2, collate_fn=first, multiprocessing_context=start
@@ -527,7 +581,7 @@ def test_many_pictures_in_one_row_group(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), noise(i, 5, 3))
 
 
-def test_pyarrow_is_loaded_on_use_and_no_file_is_open_at_the_end(tmp_path: Path) -> None:
+def test_pyarrow_is_loaded_on_use(tmp_path: Path) -> None:
     write_benchmark(tmp_path)
     program = (
         "import logging, pathlib, sys\n"
