@@ -27,6 +27,7 @@ from cmsa_fast.data.masks import parse_segmentation
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
 from cmsa_fast.data.refer import is_in_split, missing_split
+from cmsa_fast.data.refer_records import paused_collection
 from cmsa_fast.data.source import Reading, Source
 
 _logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class ConvertedMask:
         return parse_segmentation({"size": self.size, "counts": counts}).decode(height, width)
 
 
+@paused_collection()
 def read_converted(source: Source, split: str | None, problems: Problems) -> Reading:
     """Reads a converted data set (`cmsa_fast.data.source.read_records`).
 

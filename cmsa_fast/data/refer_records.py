@@ -70,7 +70,7 @@ class Target:
 
 
 @contextmanager
-def _paused_collection() -> Iterator[None]:
+def paused_collection() -> Iterator[None]:
     """Keeps Python's garbage collector from walking millions of fresh objects over and over.
 
     None of them is garbage, and with it the published files take two to three times as long.
@@ -95,7 +95,7 @@ def one_annotation(record: Any, where: Where) -> tuple[str, ...]:
     return (identifier(annotation, "ann_id", where),)
 
 
-@_paused_collection()
+@paused_collection()
 def read_references(
     path: Path,
     text: Literal["sent", "raw"],
@@ -129,7 +129,7 @@ def read_references(
     return references
 
 
-@_paused_collection()
+@paused_collection()
 def read_targets(
     path: Path,
     references: Sequence[Reference],
