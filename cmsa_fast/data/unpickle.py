@@ -14,6 +14,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from cmsa_fast.data.pickle_memo import check_memo_numbers
+
 _logger = logging.getLogger(__name__)
 
 
@@ -64,6 +66,10 @@ def loads_plain_pickle(data: bytes, origin: str) -> Any:
         ValueError: The data are no pickle, are cut short, or ask for a class or a function. Nothing
             that they ask for is imported or called.
     """
+    try:
+        check_memo_numbers(data)
+    except ValueError as error:
+        raise ValueError(f"{origin} is a damaged pickle: {error}") from error
     try:
         return _load(data, "utf-8", origin)
     except UnicodeDecodeError:

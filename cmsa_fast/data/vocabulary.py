@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 _SEPARATORS = re.compile(r"(\W+)")
 _WORD_CHARACTER = re.compile(r"\w")
+_LINE_BREAKS = str.maketrans("\r\n", "  ")  # inside a token they would split its line of a word list
 
 
 def tokenize(sentence: str) -> list[str]:
@@ -42,7 +43,7 @@ def tokenize(sentence: str) -> list[str]:
     """
     if not isinstance(sentence, str):
         raise TypeError(f"sentence must be a str, but it is a {type(sentence).__name__}.")
-    pieces = _SEPARATORS.split(unicodedata.normalize("NFC", sentence))
+    pieces = _SEPARATORS.split(unicodedata.normalize("NFC", sentence.translate(_LINE_BREAKS)))
     tokens = [token for piece in pieces if (token := piece.strip().lower())]
     if tokens and tokens[-1] == ".":
         tokens.pop()
@@ -179,8 +180,16 @@ class Vocabulary:
 
         Args:
             path: The file to write; an existing one is replaced.
+
+        Raises:
+            ValueError: A token has a character that UTF-8 cannot write; the file stays as it was.
         """
-        Path(path).write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
+        text = "".join(f"{token}\n" for token in self.tokens)
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"The word list cannot be written to {path}: {error}.") from error
+        Path(path).write_bytes(data)
 
     def __len__(self) -> int:
         """Number of entries, the special ones included: the size of the embedding table."""
