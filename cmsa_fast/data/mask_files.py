@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 MATLAB_VARIABLE = "segimg_t"
@@ -77,9 +77,10 @@ class MaskFile(ABC):
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise  # the disk's fault; EINVAL is a damaged offset inside the file
             # Decoders meet damage with many kinds of exception.
+            detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
             raise ValueError(
-                f"{path} cannot be read as a mask: it is truncated, damaged, or of another format "
-                f"({error})"
+                f"{path} cannot be read as a mask: it is truncated, damaged, or of another "
+                f"format{detail}"
             ) from error
         return torch.from_numpy(np.ascontiguousarray(pixels))
 
