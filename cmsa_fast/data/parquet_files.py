@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path, PurePath
 from cmsa_fast.data.refer import missing_split
 from cmsa_fast.data.source import Source
 
-WHAT_BELONGS = (
+_logger = logging.getLogger(__name__)
+
+_WHAT_BELONGS = (
     "The root of a parquet data set is the repository's folder, the folder 'data' inside it, or one "
     "file; the files are named <split>-00000-of-0000N.parquet, with or without more after the N"
 )
@@ -62,7 +65,7 @@ def find_shards(source: Source) -> list[Shard]:
     if root.is_file():
         return [_shard(root)]
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder or file {root}. {WHAT_BELONGS}.")
+        raise FileNotFoundError(f"there is no folder or file {root}. {_WHAT_BELONGS}.")
     if name and (name == ".." or PurePath(name).name != name):
         raise ValueError(f"name must be the name of a data set or folder, not {name!r}")
     dataset = DATASET_NAMES.get(name)
@@ -87,7 +90,7 @@ def find_shards(source: Source) -> list[Shard]:
     )
     hint = f" Parquet files lie in its {', '.join(inside)}: name one of them." if inside else ""
     raise FileNotFoundError(
-        f"there is no parquet file in {' or '.join(map(str, folders))}.{hint} {WHAT_BELONGS}."
+        f"there is no parquet file in {' or '.join(map(str, folders))}.{hint} {_WHAT_BELONGS}."
     )
 
 
@@ -103,6 +106,8 @@ def check_complete(shards: Sequence[Shard], source: Source) -> None:
         ValueError: A part is there twice, as where two data sets were put into one folder.
     """
     if source.root.is_file():
+        if shards[0].count > 1:
+            _logger.warning("%s is one of %d parts of its split", source.root, shards[0].count)
         return
     for split in dict.fromkeys(shard.split for shard in shards):
         parts = [shard for shard in shards if shard.split == split]

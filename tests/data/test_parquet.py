@@ -496,7 +496,7 @@ def test_benchmark_all_splits(tmp_path: Path) -> None:
     assert named.published_sentences == {"refcocog_umd_val": 4_896}
 
 
-def test_a_part_of_a_split_is_missing(tmp_path: Path) -> None:
+def test_a_part_of_a_split_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_benchmark(tmp_path)
     (root / "data" / shard("refcoco_unc_val", 0, 2)).unlink()
     with pytest.raises(
@@ -506,6 +506,7 @@ def test_a_part_of_a_split_is_missing(tmp_path: Path) -> None:
     assert len(open_split(source(root), "refcocog_umd_val")) == 1
     alone = root / "data" / shard("refcoco_unc_val", 1, 2, "")
     assert open_split(source(alone), "val").sentences() == ["man"]
+    assert f"{alone} is one of 2 parts of its split" in caplog.text
 
 
 def test_two_copies_in_one_folder(tmp_path: Path) -> None:
