@@ -93,8 +93,8 @@ def convert(
             seen[split] = asked
     reading = Reading(
         [record for reading in readings for record in reading.records],
-        readings[0].title,
-        readings[0].published_sentences,
+        " and ".join(dict.fromkeys(reading.title for reading in readings)),
+        {name: n for reading in readings for name, n in reading.published_sentences.items()},
     )
     origin, earlier = _origin(source)
     return convert_records(
