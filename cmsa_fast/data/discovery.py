@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES
+from cmsa_fast.data.referit import RECORD_FOLDERS
 from cmsa_fast.data.source import Form, Source
 
 # Folders of the root that hold pictures, masks or records of a form with a place of its own.
 _NO_DATA_SET = ("images", "anns", "masks", "lmdb", "grefcoco")
+# Forms of which a folder holds one, and where their readers look in it.
+_WHOLE_FOLDERS: Mapping[Form, tuple[str, ...]] = {
+    "converted": ("dataset.json",),
+    "referit": tuple(f"{folder}/referit_query_*.json" for folder in RECORD_FOLDERS),
+    "parquet": ("*.parquet", "data/*.parquet"),
+}
 _SAID_BELONGS = (
     "A root holds refcoco/refs(unc).p and refcoco/instances.json (likewise refcoco+, refcocog, "
     "refclef or a folder of one's own), grefcoco/grefs(unc).json, anns/<data set>/<split>.json "
@@ -57,12 +64,10 @@ def discover(root: Path, *, image_folder: Path | None = None) -> Discovery:
             gaps += _refer_gaps(folder)
     sources += _grefcoco(root)
     sources += _anns_masks(root)
-    whole = list(_whole_folder(root))
-    for folder in children:
-        # A root with data/*.parquet has been recognised by just these files.
-        if folder.name not in _NO_DATA_SET and not (whole and folder.name == "data"):
-            whole += _whole_folder(folder)
-    sources += whole
+    claimed: set[Path] = set()  # a file belongs to the highest folder that is recognised by it
+    for folder in (root, *children):
+        if folder == root or folder.name not in _NO_DATA_SET:
+            sources += _whole_folder(folder, claimed)
     if not sources and not gaps:
         gaps.append(_nothing(root, children))
     if image_folder is not None:
@@ -107,17 +112,13 @@ def _anns_masks(root: Path) -> Iterator[Source]:
             yield Source(form="anns-masks", root=root, name=folder.name)
 
 
-def _whole_folder(folder: Path) -> Iterator[Source]:
+def _whole_folder(folder: Path, claimed: set[Path]) -> Iterator[Source]:
     """Forms of which a folder holds one."""
-    forms: tuple[tuple[Form, tuple[str, ...]], ...] = (
-        ("converted", ("dataset.json",)),
-        ("referit", ("referit_query_*.json",)),
-        ("parquet", ("*.parquet", "data/*.parquet")),
-    )
-    for form, patterns in forms:
-        if any(any(folder.glob(pattern)) for pattern in patterns):
+    for form, patterns in _WHOLE_FOLDERS.items():
+        files = {file for pattern in patterns for file in folder.glob(pattern)} - claimed
+        if files:
+            claimed |= files
             yield Source(form=form, root=folder)
-            return
 
 
 def _nothing(root: Path, children: list[Path]) -> str:

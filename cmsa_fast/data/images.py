@@ -187,12 +187,12 @@ class PictureCache:
 
 
 def read_image_size(
-    path: str | os.PathLike[str], *, apply_orientation: bool = True
+    source: str | os.PathLike[str] | IO[bytes], *, apply_orientation: bool = True
 ) -> tuple[int, int]:
     """Reads a picture's size, as a rule from the start of its file without decoding the pixels.
 
     Args:
-        path: The file.
+        source: A path, or a file opened for reading bytes.
         apply_orientation: As for `read_image`. (PNG is then decoded: its orientation may come last.)
 
     Returns:
@@ -201,16 +201,23 @@ def read_image_size(
     Raises:
         FileNotFoundError, ValueError: As `read_image`, as far as what is read tells.
     """
-    name = os.fspath(path)
-    try:
-        with open(name, "rb") as file, _opened(file, name) as picture:
-            if picture.format == "TIFF":
-                picture.load()  # only then has Pillow turned it upright
-            width, height = picture.size
-            if apply_orientation and picture.getexif().get(ExifTags.Base.Orientation) in _ON_SIDE:
-                width, height = height, width
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no picture at {name}") from None
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        try:
+            with open(path, "rb") as file:
+                return _read_size(file, path, apply_orientation)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no picture at {path}") from None
+    return _read_size(source, str(getattr(source, "name", "the given file")), apply_orientation)
+
+
+def _read_size(file: IO[bytes], name: str, apply_orientation: bool) -> tuple[int, int]:
+    with _opened(file, name) as picture:
+        if picture.format == "TIFF":
+            picture.load()  # only then has Pillow turned it upright
+        width, height = picture.size
+        if apply_orientation and picture.getexif().get(ExifTags.Base.Orientation) in _ON_SIDE:
+            width, height = height, width
     return height, width
 
 

@@ -258,9 +258,10 @@ def _label(source: Source, reading: Reading | None, taken: set[str]) -> str:
 
 
 def _numbering(source: Source, reading: Reading) -> str:
-    if reading.published_sentences:
+    """Whose picture numbers the records have; "" where only the pictures' names can tell."""
+    if any(_origin(count)[1] for count in reading.published_sentences.values()):
         return "COCO"  # whatever the pictures are called in this copy
-    if source.form == "referit" or source.name == "refclef":
+    if source.form == "referit" or reading.title.lower().startswith(("referit", "refclef")):
         return "SAIAPR TC-12"
     return ""
 
@@ -272,15 +273,15 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
     counts = []
     for split, records in by_split.items():
         published = reading.published_sentences.get(split)
-        origin = _origin(split, published)
+        origin, its_name = _origin(published)  # a copy may call the split otherwise
         count = SplitCount(
             split,
             len(records),
             sum(len(record.sentences) for record in records),
             len({record.image_id for record in records}),
-            PUBLISHED_REFERENCES.get(origin, {}).get(split),
+            PUBLISHED_REFERENCES.get(origin, {}).get(its_name),
             published,
-            PUBLISHED_PICTURES.get(origin, {}).get(split),
+            PUBLISHED_PICTURES.get(origin, {}).get(its_name),
         )
         counts.append(count)
         compared = (
@@ -302,13 +303,14 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
     return counts
 
 
-def _origin(split: str, sentences: int | None) -> tuple[str, str]:
-    """The data set and maker whose published split has that many sentences."""
+def _origin(sentences: int | None) -> tuple[tuple[str, str], str]:
+    """The published split with that many sentences: data set and maker, split. No two have as many."""
     for name, made in PUBLISHED_SENTENCES.items():
         for split_by, splits in made.items():
-            if sentences is not None and splits.get(split) == sentences:
-                return name, split_by
-    return "", ""
+            for split, count in splits.items():
+                if count == sentences:
+                    return (name, split_by), split
+    return ("", ""), ""
 
 
 def _check_sentences(records: Sequence[Record], details: dict[Kind, list[str]]) -> None:

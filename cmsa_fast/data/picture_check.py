@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any, Literal
 
 from PIL import Image
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from cmsa_fast.data.images import PictureFile, read_image_size
 from cmsa_fast.data.masks import MaskSource
+from cmsa_fast.data.picture_store import EmbeddedPicture
 from cmsa_fast.data.record import ObjectMask, Picture, Record
 
 Trouble = Literal[
@@ -62,8 +64,7 @@ def check_pictures(
         records: The records.
         title: What the progress bar says.
         look: Read the pictures; without, masks are drawn at the recorded sizes.
-        decode: Decode whole pictures, where otherwise the start of each file is read. Pictures that
-            are no files of their own are always decoded.
+        decode: Decode whole pictures, where otherwise the start of each file is read.
         num_workers: Processes that read beside this one; 0: none. Few pictures start none.
 
     Yields:
@@ -138,6 +139,10 @@ def _look_at(picture: Picture, expected: Size | None, decode: bool, found: Pictu
 def _size(picture: Picture, decode: bool, *, apply_orientation: bool) -> Size:
     if isinstance(picture, PictureFile) and not decode:
         return read_image_size(picture.locate(), apply_orientation=apply_orientation)
+    if isinstance(picture, EmbeddedPicture) and not decode:
+        stream = BytesIO(picture.read_bytes())
+        stream.name = picture.name
+        return read_image_size(stream, apply_orientation=apply_orientation)
     height, width = picture.read(apply_orientation=apply_orientation).shape[1:]
     return height, width
 

@@ -26,7 +26,7 @@ _PUBLISHED_SENTENCES = {"test": 60_105}
 _SPLITS = ("train", "val", "trainval", "test")
 
 # Relative to the root: as text_objseg and natural-language-object-retrieval lay out their files.
-_RECORD_FOLDERS = (".", "data", "data/split", "data/metadata", "exp-referit/data", "referit")
+RECORD_FOLDERS = (".", "data", "data/split", "data/metadata", "exp-referit/data", "referit")
 _DATA_FOLDERS = (
     "",
     "referit-dataset/",
@@ -188,7 +188,7 @@ def _locate(root: Path, image_folder: Path | None) -> _Files:
 
 
 def _find(root: Path, *names: str) -> Path | None:
-    candidates = (root / folder / name for name in names for folder in _RECORD_FOLDERS)
+    candidates = (root / folder / name for name in names for folder in RECORD_FOLDERS)
     return next((path for path in candidates if path.is_file()), None)
 
 

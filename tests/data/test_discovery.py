@@ -60,6 +60,8 @@ def test_every_form_is_recognised(tmp_path: Path) -> None:
         ("referit_query_val.json", "referit"),
         ("a.parquet", "parquet"),
         ("data/a.parquet", "parquet"),
+        ("data/split/referit_query_val.json", "referit"),
+        ("referit/referit_query_all.json", "referit"),
     ],
 )
 def test_the_root_itself_may_be_the_data_set(tmp_path: Path, file: str, form: str) -> None:

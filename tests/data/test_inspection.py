@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pycocotools import mask as coco_mask
 from refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.commands.data_check import DataCheckOptions, format_check, run_data_check
+from cmsa_fast.data.convert import convert
 from cmsa_fast.data.images import read_image, read_image_size
 from cmsa_fast.data.inspection import (
     PUBLISHED_PICTURES,
@@ -22,7 +24,9 @@ from cmsa_fast.data.inspection import (
     SplitCount,
     inspect_root,
 )
+from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES
+from cmsa_fast.data.source import Source
 
 ORIENTATION = 0x0112
 
@@ -263,6 +267,83 @@ def test_numbers_of_different_collections_are_not_compared(tmp_path: Path) -> No
     result = inspect_root(clef.write())
     assert result.ok
     assert result.leaks == ()
+
+
+def test_several_forms_under_one_root(tmp_path: Path) -> None:
+    root = own(tmp_path, "refcoco").write()
+    several = ReferLayout(tmp_path, "grefcoco")
+    several.add_picture(7, 23, 37)
+    several.add_reference(7, [square(3, 2, 10)], ["a cup"])
+    several.add_reference(7, [square(3, 2, 10)], ["an elephant"])
+    several.references[0].update(ann_id=[1100], category_id=[1], no_target=False)
+    several.references[1].update(ann_id=[-1], category_id=[-1], no_target=True)
+    several.write()
+    content = pickle.loads((root / "grefcoco" / "refs(unc).p").read_bytes())
+    (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(content))
+    convert(
+        Source(form="refer", root=root, name="refcoco"),
+        root / "fast",
+        problems=Problems(strict=True),
+    )
+    (root / "anns" / "mine").mkdir(parents=True)
+    (root / "masks" / "mine").mkdir(parents=True)
+    mask = Image.fromarray(np.full((23, 37), 255, np.uint8))
+    for segment, picture in enumerate((mask, mask.resize((5, 5)), mask.point(lambda _: 0))):
+        picture.save(root / "masks" / "mine" / f"{segment}.png")
+    entries = [
+        {
+            "segment_id": segment,
+            "img_name": "COCO_train2014_000000000007.jpg",
+            "sentences": [{"sent_id": segment, "sent": "it"}],
+        }
+        for segment in range(4)
+    ]
+    (root / "anns" / "mine" / "val.json").write_text(json.dumps(entries))
+    result = inspect_root(root)
+    assert [(one.form, one.label) for one in result.data_sets] == [
+        ("refer", "refcoco (unc)"),
+        ("grefcoco", "grefcoco (unc)"),
+        ("anns-masks", "mine"),
+        ("converted", "refcoco (unc), converted"),
+    ]
+    refer, gref, anns, converted = result.data_sets
+    assert refer.splits == converted.splits
+    assert [split.references for split in gref.splits] == [2]
+    assert [split.references for split in anns.splits] == [4]
+    by_data_set = {(one.data_set, one.kind): len(one.details) for one in result.findings}
+    assert by_data_set == {
+        ("refcoco (unc)", "count"): 4,
+        ("refcoco (unc), converted", "count"): 4,
+        ("grefcoco (unc)", "names-nothing"): 1,
+        ("mine", "mask-unfit"): 2,  # one of another size, one missing
+        ("mine", "mask-empty"): 1,
+    }
+    shared = {(leak.training[0], leak.evaluation[0]): leak.pictures for leak in result.leaks}
+    trained = ("refcoco (unc)", "refcoco (unc), converted", "grefcoco (unc)")
+    assert shared == {(one, "mine"): (7,) for one in trained}
+
+
+def test_pictures_inside_parquet_files(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow (parquet)")
+    import parquet_layout as layout
+
+    rows = []
+    for i, image_id in enumerate((7, 9, 11)):
+        entry = layout.benchmark_entry(
+            i, image_id, [square(3, 2, 10)], layout.sentences("it", first=i), "val"
+        )
+        rows.append(layout.benchmark_row(image_id, (23, 37), [entry]))
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-700]
+    rows[2]["image"]["bytes"] = b"no picture"
+    file = tmp_path / "hub" / "data" / "refcoco_unc_val-00000-of-00001-0123.parquet"
+    layout.write(file, rows, layout.BENCHMARK)
+    result = inspect_root(tmp_path)
+    assert [(one.form, one.root) for one in result.data_sets] == [("parquet", tmp_path / "hub")]
+    (val,) = (split for split in result.data_sets[0].splits if split.references)
+    assert val == SplitCount("refcoco_unc_val", 3, 3, 3, 3_811, 10_834, 1_500)
+    assert found(result)["picture-unreadable"] == 1
+    assert "000000000011" in details(result, "picture-unreadable")[0]
+    assert found(inspect_root(tmp_path, read_pictures=True))["picture-unreadable"] == 2
 
 
 def test_everything_is_in_the_json(tmp_path: Path) -> None:

@@ -180,6 +180,24 @@ PLACES = [
 ]
 
 
+AWKWARD: dict[tuple[Any, ...], tuple[Any, ...]] = {
+    ("references", 0, "image_id"): (10**5000, "9" * 5000, "7", True),
+    ("references", 0, "ref_id"): (10**5000, "9" * 5000),
+    ("references", 0, "ann_id"): (10**5000, "no number", [1100]),
+    ("annotations", 0, "id"): (None, 1101, 10**400, True),
+    ("annotations", 0, "image_id"): ([[]], "a\nb", 10**400),
+    ("annotations", 0, "segmentation"): (
+        {"size": [2**40, 1], "counts": [2**40]},
+        {"size": [2**61, 2], "counts": [2**62] * 5},
+        {"size": ["a" * 5000, 1], "counts": []},
+        [[0.5, 10**400, 1, 1, 2, 2]],
+    ),
+    ("images", 0, "id"): (11, None, "7"),
+    ("images", 0, "file_name"): ("a" * 5000, "a\0b", "\ud800", "a\nb", "../a"),
+    ("images", 0, "height"): (10**400, 2**70, 10**9, 1.0),
+}
+
+
 @few(250)
 @given(
     place=st.sampled_from(PLACES),
@@ -217,22 +235,7 @@ def check_changed(
     ("path", "value"),
     [
         pytest.param(path, value, id=f"{'-'.join(map(str, path))}-{i}")
-        for path, values in {
-            ("references", 0, "image_id"): (10**5000, "9" * 5000, "7", True),
-            ("references", 0, "ref_id"): (10**5000, "9" * 5000),
-            ("references", 0, "ann_id"): (10**5000, "no number", [1100]),
-            ("annotations", 0, "id"): (None, 1101, 10**400, True),
-            ("annotations", 0, "image_id"): ([[]], "a\nb", 10**400),
-            ("annotations", 0, "segmentation"): (
-                {"size": [2**40, 1], "counts": [2**40]},
-                {"size": [2**61, 2], "counts": [2**62] * 5},
-                {"size": ["a" * 5000, 1], "counts": []},
-                [[0.5, 10**400, 1, 1, 2, 2]],
-            ),
-            ("images", 0, "id"): (11, None, "7"),
-            ("images", 0, "file_name"): ("a" * 5000, "a\0b", "\ud800", "a\nb", "../a"),
-            ("images", 0, "height"): (10**400, 2**70, 10**9, 1.0),
-        }.items()
+        for path, values in AWKWARD.items()
         for i, value in enumerate(values)
     ],
 )
