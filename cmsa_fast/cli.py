@@ -2,14 +2,19 @@
 
 import logging
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import tyro
 
 from .commands.compare import CompareOptions
+from .commands.data_check import DataCheckOptions
+from .commands.data_convert import ConvertOptions
+from .commands.data_download import DownloadOptions
 from .commands.evaluate import EvaluateOptions
 from .config import TrainOptions
+
+_UNNAMED = tyro.conf.arg(name="")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,18 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 failed, 130 stopped by Ctrl-C. A usage error exits with 2.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    app = tyro.extras.SubcommandApp()
-    app.command(name="train")(_train)
-    app.command(name="evaluate")(_evaluate)
-    app.command(name="compare")(_compare)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return app.cli(
-            args=given,
-            prog="cmsa-fast",
-            description="Referring image segmentation with CMSA.",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
+        if given[:1] == ["data"]:
+            return _run(_DATA_COMMANDS, given[1:], "cmsa-fast data", _data.__doc__ or "")
+        return _run(_COMMANDS, given, "cmsa-fast", "Referring image segmentation with CMSA.")
     except SystemExit as stop:
         if stop.code in (None, 0) and given[:1] == ["evaluate"]:
             from .conventions import conventions_table
@@ -49,7 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _train(options: Annotated[TrainOptions, tyro.conf.arg(name="")]) -> int:
+def _run(
+    commands: dict[str, Callable[..., int]], given: list[str], prog: str, description: str
+) -> int:
+    app = tyro.extras.SubcommandApp()
+    for name, command in commands.items():
+        app.command(name=name)(command)
+    return app.cli(
+        args=given,
+        prog=prog,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
     """Train a referring segmentation model, evaluate it, and draw what it finds.
 
     Without options this trains the demo preset on the embedded drawn scenes: the paper's architecture, narrow,
@@ -65,7 +77,7 @@ def _train(options: Annotated[TrainOptions, tyro.conf.arg(name="")]) -> int:
     return 0
 
 
-def _evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> int:
+def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
     """Measure a trained model on every sentence of a split.
 
     Prints a table; writes evaluation.json, sentences.csv (a row for each sentence) and pictures of the best and
@@ -86,7 +98,7 @@ def _evaluate(options: Annotated[EvaluateOptions, tyro.conf.arg(name="")]) -> in
     return 0
 
 
-def _compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> int:
+def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
     """Compare two evaluations of the same sentences: which sentences differ, and how sure the difference is.
 
     cmsa-fast compare RUN/evaluation-refer-val-native OTHER/evaluation-refer-val-native
@@ -95,3 +107,57 @@ def _compare(options: Annotated[CompareOptions, tyro.conf.arg(name="")]) -> int:
 
     print(format_compare(run_compare(options)))
     return 0
+
+
+def _data(arguments: tyro.conf.Positional[tuple[str, ...]]) -> int:
+    """Check, download or convert data sets; `cmsa-fast data --help` lists how."""
+    raise ValueError("data takes one of the commands that `cmsa-fast data --help` lists.")
+
+
+def _data_check(options: Annotated[DataCheckOptions, _UNNAMED]) -> int:
+    """Look at a folder of data sets: what is there, what is missing, damaged or shared between splits.
+
+    The exit status is 1 where something is missing or damaged, 0 with warnings only.
+
+    cmsa-fast data check DATA
+    """
+    from .commands.data_check import format_check, run_data_check
+
+    result = run_data_check(options)
+    print(format_check(result))
+    return 0 if result.ok else 1
+
+
+def _data_download(options: Annotated[DownloadOptions, _UNNAMED]) -> int:
+    """Fetch records or pictures of a data set into the layout of REFER, from several mirrors, resumably.
+
+    cmsa-fast data download refcoco --root DATA
+    """
+    from .commands.data_download import format_download, run_download
+
+    print(format_download(run_download(options)))
+    return 0
+
+
+def _data_convert(options: Annotated[ConvertOptions, _UNNAMED]) -> int:
+    """Convert a data set of any form to one that loads fast and needs no pickle.
+
+    cmsa-fast data convert --data refer --root DATA --to CONVERTED
+    """
+    from .commands.data_convert import format_convert, run_convert
+
+    print(format_convert(run_convert(options)))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "data": _data,
+}
+_DATA_COMMANDS: dict[str, Callable[..., Any]] = {
+    "check": _data_check,
+    "download": _data_download,
+    "convert": _data_convert,
+}

@@ -1,0 +1,177 @@
+"""`cmsa-fast evaluate` as a user runs it: on a run, on other data, with a CRF, in several processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from data.refer_layout import small_refcoco
+from PIL import Image
+from small_training import OPTIONS
+
+from cmsa_fast.checkpoint import ModelConfig, save_model
+from cmsa_fast.cli import main
+from cmsa_fast.config import TrainOptions
+from cmsa_fast.data.vocabulary import Vocabulary
+from cmsa_fast.run_folder import write_options
+from cmsa_fast.sentence_results import read_results
+
+Capture = pytest.CaptureFixture[str]
+WORDS = ["left cup", "man right other one", "dog brown"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder on a small data set in the layout of REFER, with an untrained model."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    root = small_refcoco(tmp_path / "data").write()
+    vocabulary = Vocabulary.from_sentences(WORDS)
+    options = {**OPTIONS, "vocabulary_size": len(vocabulary)}
+    config = ModelConfig("cmsa", options, vocabulary.tokens, 64, 20)
+    save_model(folder / "model.safetensors", config.build(), config)
+    write_options(folder, TrainOptions(data="refer", root=root, evaluate_split="val"))
+    return folder
+
+
+def test_a_run_on_its_own_data(run: Path, capsys: Capture) -> None:
+    assert main(["evaluate", str(run), "--num-workers", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "refcoco (unc) val, convention native" in shown
+    assert "all sentences" in shown
+    folder = run / "evaluation-refer-val-native"
+    content = json.loads((folder / "evaluation.json").read_text())
+    results = read_results(folder / "sentences.csv")
+    assert [result.sentence for result in results] == ["dog", "brown dog"]
+    assert content["sentences"] == 2
+    assert content["problems"] == []
+    union = sum(result.union for result in results)
+    overall = sum(result.intersection for result in results) / union
+    assert content["overall"]["overall_iou"] == overall
+    assert f"{overall:.3f}" in shown
+    with Image.open(folder / "pictures" / "overview.png") as sheet:
+        assert sheet.width > 500
+    # Once more: nothing is overwritten.
+    assert main(["evaluate", str(run), "--num-workers", "0", "--pictures", "0"]) == 0
+    assert (run / "evaluation-refer-val-native-2" / "sentences.csv").is_file()
+    assert not (run / "evaluation-refer-val-native-2" / "pictures").exists()
+
+
+def test_other_splits_conventions_and_folders(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    command = ["evaluate", str(run / "model.safetensors"), "--split", "train", "--out", str(out)]
+    assert main([*command, "--convention", "lavt", "--pictures", "1"]) == 0
+    assert "refcoco (unc) train, convention lavt" in capsys.readouterr().out
+    results = read_results(out / "sentences.csv")
+    assert len(results) == 5
+    assert {result.convention for result in results} == {"lavt"}
+    assert main([*command, "--convention", "lavt"]) == 1
+    assert "never overwrites" in capsys.readouterr().err
+
+
+def test_scenes(run: Path, capsys: Capture) -> None:
+    assert main(["evaluate", str(run), "--data", "scenes", "--scenes", "3", "--pictures", "0"]) == 0
+    assert "3 unseen scenes" in capsys.readouterr().out
+    content = json.loads((run / "evaluation-scenes-val-native" / "evaluation.json").read_text())
+    assert content["sentences"] == 6
+    assert content["by_kind"]
+
+
+def test_a_vanished_picture_is_told_at_the_end(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    pictures = tmp_path / "data/images/mscoco/images/train2014"
+    (pictures / "COCO_train2014_000000000011.jpg").unlink()
+    (pictures / "COCO_train2014_000000000007.jpg").write_bytes(b"")
+    command = ["evaluate", str(run), "--split", "train", "--num-workers", "0"]
+    assert main([*command, "--strict"]) == 1
+    assert "COCO_train2014" in capsys.readouterr().err
+    assert not (run / "evaluation-refer-train-native").exists()
+    assert main(command) == 1
+    assert "None of the 5 sentences can be evaluated" in capsys.readouterr().err
+    small_refcoco(tmp_path / "data")  # writes all pictures anew
+    (pictures / "COCO_train2014_000000000011.jpg").unlink()
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "1 records or pictures could not be used" in shown
+    assert "000000000011.jpg" in shown
+    content = json.loads((run / "evaluation-refer-train-native" / "evaluation.json").read_text())
+    assert content["unusable"] == len(content["problems"]) == 1
+    assert content["sentences"] == 4
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf is not installed"
+)
+@pytest.mark.parametrize("convention", ["native", "cmsa"])
+def test_with_a_crf(run: Path, convention: str, capsys: Capture) -> None:
+    command = ["evaluate", str(run), "--convention", convention, "--pictures", "1"]
+    assert main([*command, "--crf", "--crf-processes", "1"]) == 0
+    assert main(command) == 0
+    refined = read_results(run / f"evaluation-refer-val-{convention}-crf" / "sentences.csv")
+    plain = read_results(run / f"evaluation-refer-val-{convention}" / "sentences.csv")
+    assert [one.true for one in refined] == [one.true for one in plain]
+    assert len(refined) == 2
+
+
+def test_without_the_crf_package(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf", None)
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    assert main(["evaluate", str(run), "--crf"]) == 1
+    assert "pip install" in capsys.readouterr().err
+    assert not (run / "evaluation-refer-val-native-crf").exists()
+
+
+MISTAKES = {
+    "no run": (["evaluate", "{}/none"], "none"),
+    "no data": (["evaluate", "{}/lone.safetensors"], "does not say what data"),
+    "no root": (["evaluate", "{}/run", "--data", "parquet"], "--data parquet needs --root"),
+    "workers": (["evaluate", "{}/run", "--num-workers", "-1"], "--num-workers must be at least 0"),
+    "batch": (["evaluate", "{}/run", "--pictures-per-batch", "0"], "must be at least 1; got 0"),
+    "crf": (["evaluate", "{}/run", "--crf-processes", "2"], "--crf-processes goes with --crf"),
+    "split": (["evaluate", "{}/run", "--split", "testA"], "split 'testA' has no reference"),
+    "device": (["evaluate", "{}/run", "--device", "abacus"], "--device abacus"),
+    "out": (["evaluate", "{}/run", "--out", "{}/run/options.json"], "--out must be a folder"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_every_mistake_is_one_line(
+    mistake: str, run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "lone.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    arguments, message = MISTAKES[mistake]
+    assert main([argument.format(tmp_path) for argument in arguments]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "cmsa-fast:" in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_help_has_the_table_of_conventions(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for text in ("sum of I / sum of U", "lwye/CMSA-Net", "480x480", "p > 0.35"):
+        assert text in shown
+
+
+@pytest.mark.slow
+def test_under_torchrun_the_results_are_the_same(run: Path, tmp_path: Path) -> None:
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    common = ["-m", "cmsa_fast", "evaluate", str(run), "--split", "train", "--num-workers", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, start in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *start, *common, "--out", str(tmp_path / name)]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("all sentences") == 1
+    one, two = ((tmp_path / name / "sentences.csv").read_text() for name in ("one", "two"))
+    assert one == two
