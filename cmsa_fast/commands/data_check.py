@@ -12,15 +12,15 @@ from typing import Annotated, Any
 import tyro
 
 from cmsa_fast.checkpoint import write_atomically
-from cmsa_fast.data.inspection import (
+from cmsa_fast.data.check_result import (
     KINDS,
     CheckResult,
     DataSetCheck,
     Finding,
     Severity,
     SplitCount,
-    inspect_root,
 )
+from cmsa_fast.data.inspection import inspect_root
 from cmsa_fast.data.leakage import Leak, exclusions
 
 _EXAMPLES = 3

@@ -15,15 +15,15 @@ from pycocotools import mask as coco_mask
 from refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.commands.data_check import DataCheckOptions, format_check, run_data_check
-from cmsa_fast.data.convert import convert
-from cmsa_fast.data.images import read_image, read_image_size
-from cmsa_fast.data.inspection import (
+from cmsa_fast.data.check_result import (
     PUBLISHED_PICTURES,
     PUBLISHED_REFERENCES,
     CheckResult,
     SplitCount,
-    inspect_root,
 )
+from cmsa_fast.data.convert import convert
+from cmsa_fast.data.images import read_image, read_image_size
+from cmsa_fast.data.inspection import inspect_root
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES
 from cmsa_fast.data.source import Source
