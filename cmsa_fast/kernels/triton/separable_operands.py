@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..offsets import split_offset
+from ..offsets import common_offset, split_offset
 
 
 class Operands(NamedTuple):
@@ -19,17 +19,23 @@ class Operands(NamedTuple):
 
 
 def prepare(features: list[Tensor], weight: Tensor, image_index: Tensor | None) -> Operands:
-    """The features with padding zeroed, and in float32 and float64 less what rows have in common.
+    """The features with padding zeroed, and less what rows have in common.
 
-    16-bit features are taken as they are: their products are exact in float32, and a copy less its offset would
-    be rounded again.
+    16-bit queries and keys are taken as they are: their products are exact in float32. Values meet weights that were
+    rounded to 16 bits and so sum to 1 only nearly, which an offset would multiply; it is rounded to 16 bits itself, so
+    that the values less it mostly need no rounding (Sterbenz's lemma).
     """
     query, key, value = features[:3]
     padding = weight[..., None] == 0
     words = [part.masked_fill(padding, 0).contiguous() for part in features[3:]]
     if weight.dtype != query.dtype:
-        offset = weight.new_zeros(len(words[0]), words[2].shape[2])
-        return Operands(query, key, value, words[0], words[1], words[2], offset)
+        value, value_offset = _split_16_bit(value)
+        if image_index is not None:
+            value_offset = value_offset[image_index]
+        word_value, word_offset = _split_16_bit(words[2], weight)
+        word_value = word_value.masked_fill(padding, 0)
+        offset = (value_offset + word_offset)[:, 0]
+        return Operands(query, key, value, words[0], words[1], word_value, offset)
     query, query_offset = split_offset(query)
     value, value_offset = split_offset(value)
     if image_index is not None:
@@ -44,6 +50,13 @@ def prepare(features: list[Tensor], weight: Tensor, image_index: Tensor | None) 
         word_value.masked_fill(padding, 0),
         (value_offset + word_offset)[:, 0],
     )
+
+
+def _split_16_bit(value: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """16-bit [..., R, e] -> (rows less what they have in common, in 16 bits, that offset [..., 1, e] in float32)."""
+    wide = value.float()
+    offset = common_offset(wide, weight).to(value.dtype).float()
+    return (wide - offset).to(value.dtype), offset
 
 
 class WordLogits(NamedTuple):
