@@ -21,9 +21,9 @@ class Operands(NamedTuple):
 def prepare(features: list[Tensor], weight: Tensor, image_index: Tensor | None) -> Operands:
     """The features with padding zeroed, and less what rows have in common.
 
-    16-bit queries and keys are taken as they are: their products are exact in float32. Values meet weights that were
-    rounded to 16 bits and so sum to 1 only nearly, which an offset would multiply; it is rounded to 16 bits itself, so
-    that the values less it mostly need no rounding (Sterbenz's lemma).
+    16-bit queries and keys are taken as they are: their products are exact in float32. Values meet weights that
+    were rounded to 16 bits and so sum to 1 only nearly, which an offset would multiply. It is rounded to 16 bits
+    itself, so that the values less it mostly need no rounding (Sterbenz's lemma).
     """
     query, key, value = features[:3]
     padding = weight[..., None] == 0
@@ -53,7 +53,7 @@ def prepare(features: list[Tensor], weight: Tensor, image_index: Tensor | None) 
 
 
 def _split_16_bit(value: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """16-bit [..., R, e] -> (rows less what they have in common, in 16 bits, that offset [..., 1, e] in float32)."""
+    """16-bit [..., R, e] -> (rows less what they share, in 16 bits, that offset [..., 1, e] in float32)."""
     wide = value.float()
     offset = common_offset(wide, weight).to(value.dtype).float()
     return (wide - offset).to(value.dtype), offset
