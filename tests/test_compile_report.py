@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,31 @@ def test_every_tile_fits_and_every_spill_has_its_reason() -> None:
         assert compile_report.is_fit(row), compile_report.format_row(row)
         assert ("reason" in row) == (row["spilled_bytes"] > 0)
         assert row["shared_limit"] == compile_report.SHARED_LIMIT[row["architecture"]]
+
+
+def test_the_variants_have_every_kernel_that_differs() -> None:
+    found: dict[str, set[tuple[str, str]]] = {}
+    for row in rows(TABLE):
+        if row["arithmetic"] in ("bfloat16", "float32") and row["family"] != "joint":
+            found.setdefault(row["variant"], set()).add((row["family"], row["kernel"]))
+    assert found["64 words"] == {pair for pair in found["plain"] if pair[0] != "level_tail"}
+    assert found["image_index"] == {pair for pair in found["plain"] if pair[0] != "separable-tiled"}
+
+
+def test_a_kernel_compiled_twice_has_the_worse_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    spills = {"first": (40, 8), "second": (60, 4)}
+    compiled = [
+        ("_kernel", {"ROWS": 16}, SimpleNamespace(asm={"ptx": ptx}, metadata=metadata))
+        for ptx, metadata in (
+            ("first", SimpleNamespace(shared=100)),
+            ("second", SimpleNamespace(shared=300)),
+        )
+    ]
+    monkeypatch.setattr(compile_report, "_registers", lambda ptx, architecture: spills[ptx])
+    for order in (compiled, compiled[::-1]):
+        monkeypatch.setattr(compile_report, "launches", lambda case, order=order: order)
+        (row,) = compile_report.compile_case(compile_report.Case("joint", 90, "bfloat16", 64))
+        assert (row["spilled_bytes"], row["registers"], row["shared_bytes"]) == (8, 40, 300)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -236,7 +236,12 @@ def launch_query(
     number, width = word_query.shape[1:]
     count, value_width = places.value.shape[1:]
     tile = separable_tile(
-        "separable_query", max(width, value_width), query.dtype, architecture(), number
+        "separable_query",
+        max(width, value_width),
+        query.dtype,
+        architecture(),
+        number,
+        grouped=groups is not None,
     )
     channels = slice_width(width, tile)
     grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)

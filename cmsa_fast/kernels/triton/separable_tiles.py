@@ -12,6 +12,9 @@ _WIDTHS = (128, 256, 512)
 # With more words than this their factors take the room of half an accumulator.
 _FEW_WORDS = 32
 
+# What a kernel takes with more words than that, where narrower slices are no help.
+_MANY_WORDS = {("word_logits", "ieee"): Tile(16, 32, 64, 8, 2)}
+
 # kernel -> arithmetic -> a tile for widths up to each of _WIDTHS; beyond the last, its slice is repeated.
 _TILES = {
     "word_factor": {
@@ -79,19 +82,34 @@ _TILES = {
     },
 }
 
+# What a kernel takes instead where it walks over several sentences of a picture, which costs registers.
+_GROUPED = {
+    "separable_query": {
+        "half": (Tile(64, 32, 64, 8, 2), Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2)),
+        "float16": (Tile(32, 32, 32, 8, 2, 256),) * 3,
+    },
+}
+
 
 def separable_tile(
-    kernel: str, width: int, dtype: torch.dtype, architecture: int, words: int = 0
+    kernel: str,
+    width: int,
+    dtype: torch.dtype,
+    architecture: int,
+    words: int = 0,
+    *,
+    grouped: bool = False,
 ) -> Tile:
     """The tile of a kernel at this width, on an architecture of `launch.ARCHITECTURES` or in the interpreter."""
     if not architecture:
         return INTERPRETED
-    of_kernel = _TILES[kernel]
+    of_kernel = {**_TILES[kernel], **(_GROUPED.get(kernel, {}) if grouped else {})}
     kind = "float16" if dtype == torch.float16 and "float16" in of_kernel else arithmetic(dtype)
     tiles = of_kernel[kind]
     tile = next(
         (tile for tile, most in zip(tiles, _WIDTHS, strict=True) if width <= most), tiles[-1]
     )
     if words > _FEW_WORDS:
+        tile = _MANY_WORDS.get((kernel, kind), tile)
         tile = tile._replace(slice=min(tile.slice, 256))
     return tile

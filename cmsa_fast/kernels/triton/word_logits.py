@@ -122,7 +122,7 @@ def to_words(gradient: Tensor, key: Tensor, image_index: Tensor | None) -> Tenso
     """gradient [B, N, K] @ key [G, K, d] of each sentence's set of keys -> [B, N, d] in the gradient's dtype."""
     batch, words, keys = gradient.shape
     width = key.shape[2]
-    tile = separable_tile("word_logits", width, key.dtype, architecture())
+    tile = separable_tile("word_logits", width, key.dtype, architecture(), words)
     grad_words = gradient.new_empty(batch, words, width)
     launch(
         _to_words_kernel,
@@ -165,7 +165,7 @@ def to_keys(
     """
     number, sets, keys, width = parts.shape
     words = gradient.shape[1]
-    tile = separable_tile("word_logits", width, word_query.dtype, architecture())
+    tile = separable_tile("word_logits", width, word_query.dtype, architecture(), words)
     grad_key = torch.empty(sets, keys, width, dtype=word_query.dtype, device=parts.device)
     order, first = groups if groups is not None else (None, None)
     launch(
