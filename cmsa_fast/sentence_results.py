@@ -63,10 +63,13 @@ _UNION = "union"
 
 
 def write_results(path: Path, results: Iterable[SentenceResult]) -> None:
-    """Write one row per sentence as CSV (UTF-8, a header of the attributes' names, and the union)."""
+    """Write one row per sentence as CSV (UTF-8, a header of the attributes' names, and the union).
+
+    Half of a surrogate pair, which JSON and pickles can hold and UTF-8 cannot, is written as its escape.
+    """
 
     def write(target: Path) -> None:
-        with target.open("w", encoding="utf-8", newline="") as file:
+        with target.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             rows = csv.writer(file)
             rows.writerow([*_COLUMNS, _UNION])
             rows.writerows([*astuple(result), result.union] for result in results)
@@ -120,6 +123,9 @@ def _result(row: dict[str, str | None]) -> SentenceResult:
             f"the intersection of {result.intersection} pixels does not fit masks of "
             f"{result.predicted} and {result.true}"
         )
+    for name in ("iou", "share"):
+        if not 0 <= getattr(result, name) <= 1:  # not a number fails, too
+            raise ValueError(f"{name} must be from 0 to 1; got {getattr(result, name)}")
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +134,13 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     assert read_results(tmp_path / "sentences.csv") == results
 
 
+def test_half_a_surrogate_pair_loses_no_evaluation(tmp_path: Path) -> None:
+    odd = [replace(evaluation(1)[0], sentence="dog \ud83d left")]
+    write_results(tmp_path / "sentences.csv", odd)
+    (found,) = read_results(tmp_path / "sentences.csv")
+    assert found == replace(odd[0], sentence="dog \\ud83d left")
+
+
 DAMAGE = {
     "no column": (
         lambda text: text.replace("intersection", "inter", 1),
@@ -144,6 +152,8 @@ DAMAGE = {
     ),
     "cut short": (lambda text: text[: len(text) // 2], "must be of type"),
     "no row": (lambda text: text.splitlines()[0], "has no sentence"),
+    "iou": (lambda text: re.sub(r"0\.\d+,native", "nan,native", text, count=1), "iou must be from"),
+    "share": (lambda text: re.sub(r",[\d.]+(,[\d.]+,native)", r",7\1", text, count=1), "got 7.0"),
     "rules": (lambda text: text.replace(",native,", ",naive,", 1), "convention must be one of"),
 }
 
