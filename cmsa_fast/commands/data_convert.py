@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import tyro
 
 from cmsa_fast.data.convert import Conversion, convert
-from cmsa_fast.data.download import readable_size
 from cmsa_fast.data.problems import Problems
+from cmsa_fast.data.readable import readable_size
 from cmsa_fast.data.source import Form, Source, Text
 
 _SHOWN = 5

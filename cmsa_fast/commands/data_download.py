@@ -150,7 +150,7 @@ def run_download(
 
 def format_download(result: DownloadResult) -> str:
     """What was done or would be, for people."""
-    from cmsa_fast.data.download import readable_size
+    from cmsa_fast.data.readable import readable_size
 
     holds = "" if result.pictures is None else f", {result.pictures} pictures"
     lines = [f"{result.title}:"]
@@ -222,7 +222,7 @@ def _result(
 def _pictures_missing(root: Path, records: Collection, pictures: Collection | None) -> list[str]:
     """What to run for the pictures of records, where they are not there."""
     from cmsa_fast.data.collecting import find_present
-    from cmsa_fast.data.download import readable_size
+    from cmsa_fast.data.readable import readable_size
 
     if pictures is None or find_present(root, pictures)[0] is not None:
         return []

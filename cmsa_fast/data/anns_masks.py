@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmsa_fast.data.fields import Where, integer, kind, listing, load_json, place, string
-from cmsa_fast.data.images import picture_file
+from cmsa_fast.data.fields import Where, integer, kind, load_json, place, string
 from cmsa_fast.data.mask_files import PngMask
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
+from cmsa_fast.data.record_parts import read_picture, read_sentences
 from cmsa_fast.data.refer import missing_split
 from cmsa_fast.data.refer_files import (
     COCO_FOLDERS,
@@ -94,27 +94,17 @@ def read_anns_masks(source: Source, split: str | None, problems: Problems) -> Re
 def _read_record(entry: Any, where: Where, split: str, files: _Files) -> Record:
     ref_id = integer(entry, "segment_id", where)
     file_name = string(entry, "img_name", where)
-    sentences = listing(entry, "sentences", where)
+    sentences = read_sentences(entry, "sent", where)
     if "sentences_num" in entry and integer(entry, "sentences_num", where) != len(sentences):
         raise ValueError(
             f"{place(where)} has {len(sentences)} sentences, where its 'sentences_num' is "
             f"{entry['sentences_num']}"
         )
-    try:
-        picture = picture_file(files.pictures, file_name)
-    except ValueError as error:
-        raise ValueError(f"{place(where)}: {error}") from error
     return Record(
-        picture=picture,
+        picture=read_picture(files.pictures, file_name, where),
         size=None,
         objects=(PngMask((files.masks,), f"{ref_id}.png"),),
-        sentences=tuple(
-            (
-                integer(sentence, "sent_id", (*where, "sentence", i)),
-                string(sentence, "sent", (*where, "sentence", i)),
-            )
-            for i, sentence in enumerate(sentences)
-        ),
+        sentences=sentences,
         image_id=_image_id(Path(file_name).name, files.anns.name),
         ref_id=ref_id,
         split=split,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import stat
 import zipfile
 import zlib
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from .mirrors import Collection
+from .staging import staged
 
 _CHUNK = 1 << 20
 _JUNK = ("__MACOSX", ".DS_Store")
@@ -93,34 +93,6 @@ def unpack(path: Path, destination: Path, collection: Collection) -> None:
                     while chunk := source.read(_CHUNK):
                         file.write(chunk)
                         bar.update(len(chunk))
-
-
-@contextmanager
-def staged(destination: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `destination` where the block ends well.
-
-    It lies beside the destination under a name that is always the same, so that what a killed
-    process left there is cleared away. Only one process may fill one destination at a time.
-
-    Args:
-        destination: A folder that is empty or not there.
-
-    Yields:
-        The folder to fill.
-    """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    folder = destination.with_name(f".{destination.name}.unpacking")
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    folder.mkdir()
-    try:
-        yield folder
-        if destination.is_dir():
-            destination.rmdir()
-        folder.rename(destination)
-    finally:
-        if folder.is_dir():
-            shutil.rmtree(folder)
 
 
 @contextmanager

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .archives import check_content, staged, unpack, unpacked_size
-from .download import Patience, check_file, fetch, part_of, readable_size
+from .archives import check_content, unpack, unpacked_size
+from .download import Patience, check_file, fetch
 from .mirrors import Collection
+from .readable import readable_size
+from .staging import locked, staged
+from .transfer import part_of
 from .web import public_address
 
 _LOG = logging.getLogger(__name__)
@@ -86,7 +88,9 @@ def collect(job: Job, patience: Patience, keep_archive: bool) -> Collected:
     if incomplete is not None:
         raise ValueError(incomplete)
     job.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(job.folder):
+    with locked(job.folder) as is_alone:
+        if not is_alone:
+            _LOG.info("%s cannot be locked; start no second download of it", job.folder)
         there, _ = find_present(job.root, job.collection)
         if there is not None:  # by the process that had the lock before
             return Collected(there, {})
@@ -141,27 +145,6 @@ def names_in(folder: Path) -> set[str]:
         prefix = Path(parent).relative_to(folder)
         names.update((prefix / file).as_posix() for file in files)
     return names
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a folder, where the system can."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(f"another process is fetching into {folder}; wait for it.") from error
-        except OSError as error:  # some network file systems know no locks
-            _LOG.info("%s cannot be locked (%s); start no second download of it", folder, error)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _fetch_files(job: Job, patience: Patience) -> dict[str, tuple[str | None, int]]:

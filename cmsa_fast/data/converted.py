@@ -13,21 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, zeros
 from torch import bool as torch_bool
 
-from cmsa_fast.data.converted_files import (
-    Arrays,
-    Description,
-    SplitEntry,
-    decode_text,
-    divide,
-    read_arrays,
-    read_description,
-)
-from cmsa_fast.data.images import PictureFile, picture_file
+from cmsa_fast.data.converted_arrays import Arrays, decode_text, divide, read_arrays
+from cmsa_fast.data.converted_description import Description, SplitEntry, read_description
+from cmsa_fast.data.garbage import paused_collection
 from cmsa_fast.data.masks import parse_segmentation
+from cmsa_fast.data.pictures import PictureFile, picture_file
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
 from cmsa_fast.data.refer import is_in_split, missing_split
-from cmsa_fast.data.refer_records import paused_collection
+from cmsa_fast.data.refer_files import existing_folder
 from cmsa_fast.data.source import Reading, Source
 
 _logger = logging.getLogger(__name__)
@@ -193,10 +187,8 @@ def _read_pictures(
     used = np.unique(arrays["picture_folders"]).tolist()
     if source.image_folder is None:
         folders = {place: description.picture_folders[place].find(folder) for place in used}
-    elif source.image_folder.is_dir():
-        folders = dict.fromkeys(used, (source.image_folder,))
     else:
-        raise FileNotFoundError(f"there is no folder {source.image_folder} (image_folder)")
+        folders = dict.fromkeys(used, (existing_folder(source.image_folder),))
     names = divide(arrays["picture_name"], arrays["picture_name_starts"])
     places = arrays["picture_folders"].tolist()
     return [

@@ -21,7 +21,7 @@ from cmsa_fast.data.leakage import SplitPictures, find_leaks, split_pictures
 from cmsa_fast.data.picture_check import check_pictures
 from cmsa_fast.data.problems import Problems, in_one_line
 from cmsa_fast.data.record import Record
-from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES
+from cmsa_fast.data.refer_files import COCO_FOLDERS, PUBLISHED_SENTENCES
 from cmsa_fast.data.source import Reading, Source, read_records
 from cmsa_fast.data.vocabulary import tokenize
 
@@ -119,7 +119,7 @@ def _other_folders(source: Source, root: Path) -> Iterator[tuple[Path, bool]]:
     if source.image_folder is not None:
         return
     if source.root != root:
-        for relative in ("images/mscoco/images/train2014", "images/train2014"):
+        for relative in COCO_FOLDERS:
             if (root / relative).is_dir():
                 yield root / relative, True
     yield source.root, False

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from cmsa_fast.data.images import PictureFile
+from cmsa_fast.data.pictures import PictureFile
 from cmsa_fast.data.record import Record
 
 _TRAINING = ("train", "trainval")

@@ -46,7 +46,7 @@ class BatchLoader:
             sampler=batches,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_interrupts_to_the_main_process,
+            worker_init_fn=leave_interrupts_to_the_main_process,
         )
 
     def __iter__(self) -> Iterator[Batch | None]:
@@ -117,6 +117,6 @@ class _Batches(Dataset[_Loaded | Exception]):
         return _Loaded(usable, batch, errors)
 
 
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
+def leave_interrupts_to_the_main_process(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; the main one saves and then ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

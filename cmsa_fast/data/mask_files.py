@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from cmsa_fast.data.readable import by
+
 MATLAB_VARIABLE = "segimg_t"
 
 _GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
@@ -154,6 +156,5 @@ class _RefusedMask(ValueError):
 def _check_size(size: tuple[int, ...], height: int, width: int, path: Path) -> None:
     if size != (height, width):
         raise _RefusedMask(
-            f"the mask {path} is {' x '.join(map(str, size))} (height x width) and its picture "
-            f"{height} x {width}"
+            f"the mask {path} is {by(size)} (height x width) and its picture {height} x {width}"
         )

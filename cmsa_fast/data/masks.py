@@ -7,7 +7,7 @@ published numbers rest on, and other rasterisers differ on small objects.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeGuard
@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
+
+from cmsa_fast.data.readable import by
 
 _LONGEST_RUN_CODE = 7  # characters of 5 bits that a 32-bit run length can take
 _MOST_PIXELS = 2**31 - 1  # pycocotools counts in 32 bits and does not check
@@ -65,7 +67,7 @@ class MaskSource:
             return torch.zeros(height, width, dtype=torch.bool)
         if self.size not in (None, (height, width)):
             raise ValueError(
-                f"the mask is {_by(self.size)} (height x width) and its picture {height} x {width}"
+                f"the mask is {by(self.size)} (height x width) and its picture {height} x {width}"
             )
         self._check_reach(height, width)
         parts = list(self.runs)
@@ -118,7 +120,7 @@ def parse_segmentation(segmentation: object) -> MaskSource:
         if len(sizes) > 1:
             raise ValueError(
                 "the parts of a segmentation have different sizes (height x width): "
-                + ", ".join(_by(size) for size in sizes)
+                + ", ".join(by(size) for size in sizes)
             )
         return MaskSource(runs=runs)
     if parts and all(isinstance(part, Real) for part in parts):
@@ -232,7 +234,3 @@ def _short(value: object) -> str:
         return reprlib.repr(value)
     except ValueError:  # a number too long to be written out
         return f"a value of type {type(value).__name__}"
-
-
-def _by(size: Iterable[int] | None) -> str:
-    return " x ".join(str(side) for side in size or ())

@@ -18,11 +18,11 @@ from cmsa_fast.data.parquet_files import (
     split_names,
 )
 from cmsa_fast.data.parquet_pictures import EncodedPicture
-from cmsa_fast.data.parquet_records import check_same, read_mask, read_sentences, read_size
 from cmsa_fast.data.parquet_tables import Row, read_rows
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
-from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES
+from cmsa_fast.data.record_parts import check_same, read_mask, read_sentences, read_size
+from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES, usual_split_by
 from cmsa_fast.data.source import Reading, Source, Text
 
 _Masks = dict[int, tuple[Any, MaskSource]]  # of one picture, by annotation
@@ -95,7 +95,7 @@ def _choose(source: Source, shards: list[Shard], split: str | None) -> list[Shar
     if split is None:
         fitting = fitting if dataset or split_by else shards
     elif dataset and not split_by:
-        usual = "umd" if dataset == "refcocog" else "unc"
+        usual = usual_split_by(dataset)
         fitting = [shard for shard in fitting if f"_{usual}_" in shard.split]
     if fitting and (split is None or len({shard.split for shard in fitting}) == 1):
         return fitting

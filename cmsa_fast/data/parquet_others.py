@@ -8,10 +8,10 @@ from typing import Any
 from cmsa_fast.data.fields import Where, field, integer, listing, place, string
 from cmsa_fast.data.parquet_files import Shard, check_complete, nothing_read, split_names
 from cmsa_fast.data.parquet_pictures import EncodedPicture
-from cmsa_fast.data.parquet_records import check_same, read_mask
 from cmsa_fast.data.parquet_tables import Row, read_rows
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
+from cmsa_fast.data.record_parts import check_same, read_mask
 from cmsa_fast.data.source import Reading, Source
 
 # As its card says: sentences of the only split.

@@ -12,7 +12,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cmsa_fast.data.fields import Where, field, integer, place, string
-from cmsa_fast.data.images import picture_file
 from cmsa_fast.data.masks import MaskSource
 from cmsa_fast.data.parquet_files import (
     Shard,
@@ -21,11 +20,22 @@ from cmsa_fast.data.parquet_files import (
     nothing_read,
     split_names,
 )
-from cmsa_fast.data.parquet_records import check_same, read_mask, read_sentences, read_size
 from cmsa_fast.data.parquet_tables import Row, read_rows
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
-from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES
+from cmsa_fast.data.record_parts import (
+    check_same,
+    read_mask,
+    read_picture,
+    read_sentences,
+    read_size,
+)
+from cmsa_fast.data.refer_files import (
+    COCO_FOLDERS,
+    PUBLISHED_SENTENCES,
+    existing_folder,
+    usual_split_by,
+)
 from cmsa_fast.data.source import Reading, Source, Text
 
 _logger = logging.getLogger(__name__)
@@ -39,7 +49,7 @@ _COLUMNS = (
     "raw_anns",
     "raw_image_info",
 )
-_PICTURE_FOLDERS = ("images/mscoco/images/train2014", "images/train2014", "coco/train2014")
+_PICTURE_FOLDERS = (*COCO_FOLDERS, "coco/train2014")
 
 
 def read_refcoco(
@@ -97,7 +107,7 @@ def read_refcoco(
 
 
 def _split_by(source: Source, dataset: str | None) -> str | None:
-    known = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}.get(dataset or "")
+    known = None if dataset is None else usual_split_by(dataset)
     if source.split_by and known and source.split_by != known:
         raise ValueError(
             f"split_by {source.split_by!r} of {dataset!r} is not in this copy, which has {known}"
@@ -162,7 +172,7 @@ def _record(
     if path is not None:
         check_same(PurePath(string(values, "image_path", where)).name, file_name, "picture", where)
     return Record(
-        picture=_picture(folders, path or file_name, where),
+        picture=read_picture(folders, path or file_name, where),
         size=size,
         objects=(masks[key],),
         sentences=read_sentences(values, text, where),
@@ -171,13 +181,6 @@ def _record(
         split=string(values, "split", where),
         where=place(where),
     )
-
-
-def _picture(folders: tuple[Path, ...], name: str, where: Where) -> Any:
-    try:
-        return picture_file(folders, name)
-    except ValueError as error:
-        raise ValueError(f"{place(where)}: {error}") from error
 
 
 def _from_json(text: str, key: str, where: Where) -> dict[str, Any]:
@@ -203,9 +206,7 @@ def _note(split: str | None, records: list[Record]) -> str:
 
 def _picture_folders(source: Source, folder: Path) -> tuple[Path, ...]:
     if source.image_folder is not None:
-        given = source.image_folder
-        if not given.is_dir():
-            raise FileNotFoundError(f"there is no folder {given} (image_folder)")
+        given = existing_folder(source.image_folder)
         return tuple(one for one in (given, given / "train2014") if one.is_dir())
     bases = [folder.parent, folder] if folder.name == "data" else [folder]
     if source.root.is_dir() and source.root not in bases:

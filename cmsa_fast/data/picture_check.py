@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -12,9 +11,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from cmsa_fast.data.images import PictureFile, read_image_size
+from cmsa_fast.data.images import read_image_size
+from cmsa_fast.data.loading import leave_interrupts_to_the_main_process
 from cmsa_fast.data.masks import MaskSource
 from cmsa_fast.data.picture_store import EmbeddedPicture
+from cmsa_fast.data.pictures import PictureFile
+from cmsa_fast.data.readable import by
 from cmsa_fast.data.record import ObjectMask, Picture, Record
 
 Trouble = Literal[
@@ -79,7 +81,7 @@ def check_pictures(
         batch_size=_AT_ONCE,
         collate_fn=list,
         num_workers=num_workers if len(work) > _FEW else 0,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+        worker_init_fn=leave_interrupts_to_the_main_process,
     )
     with tqdm(total=len(work), desc=title, unit="picture", dynamic_ncols=True) as bar:
         for several in loader:
@@ -152,7 +154,7 @@ def _other_size(record: Record, found: PictureFindings, size: Size) -> tuple[Tro
     if size == found.upright:
         return "picture-turned", f"{name} fits its masks only turned upright"
     return "picture-size", (
-        f"{name} is {_by(found.stored)} (height x width), where {_about(record)} says {_by(size)}"
+        f"{name} is {by(found.stored)} (height x width), where {_about(record)} says {by(size)}"
     )
 
 
@@ -171,14 +173,14 @@ def _object_troubles(
         yield (
             "mask-unfit",
             (
-                f"{about} has a mask of {_by(one.size)} (height x width) in a picture recorded as "
-                f"{_by(record.size)}"
+                f"{about} has a mask of {by(one.size)} (height x width) in a picture recorded as "
+                f"{by(record.size)}"
             ),
         )
         return
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and size[0] * size[1] > limit:
-        yield "mask-unfit", f"{about} is for {_by(size)} pixels, more than any picture may have"
+        yield "mask-unfit", f"{about} is for {by(size)} pixels, more than any picture may have"
         return
     try:
         is_drawn = bool(one.decode(*size).any())
@@ -186,9 +188,9 @@ def _object_troubles(
         yield "mask-unfit", f"{about}: {error}"
         return
     if not is_drawn:
-        yield "mask-empty", f"{about} covers no pixel of {_by(size)}"
+        yield "mask-empty", f"{about} covers no pixel of {by(size)}"
     elif isinstance(one, MaskSource) and (beyond := _beyond(one, size)) > _TOLERANCE:
-        yield "mask-outside", f"{about} passes the edge of {_by(size)} by {beyond:.1f} pixels"
+        yield "mask-outside", f"{about} passes the edge of {by(size)} by {beyond:.1f} pixels"
 
 
 def _beyond(mask: MaskSource, size: Size) -> float:
@@ -205,11 +207,3 @@ def _beyond(mask: MaskSource, size: Size) -> float:
 
 def _about(record: Record) -> str:
     return f"{record.where} (ref_id {record.ref_id})"
-
-
-def _by(size: Size | None) -> str:
-    return " x ".join(str(side) for side in size or ())
-
-
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -7,8 +7,9 @@ import os
 from pathlib import Path, PurePath
 from typing import Protocol, runtime_checkable
 
-from cmsa_fast.data.converted_files import PICTURES, PictureFolders
-from cmsa_fast.data.images import PictureFile, read_image_size
+from cmsa_fast.data.converted_description import PICTURES, PictureFolders
+from cmsa_fast.data.images import read_image_size
+from cmsa_fast.data.pictures import PictureFile
 from cmsa_fast.data.record import Picture
 
 _OWN = PictureFolders(absolute=(), relative=(PICTURES,))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cmsa_fast.data.images import PictureCache
+from cmsa_fast.data.pictures import PictureCache
 from cmsa_fast.data.record import Record
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.vocabulary import tokenize

@@ -10,7 +10,12 @@ from pathlib import Path
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
 from cmsa_fast.data.record_dataset import RecordDataset
-from cmsa_fast.data.refer_files import PUBLISHED_SENTENCES, ReferFiles, locate_refer_files
+from cmsa_fast.data.refer_files import (
+    PUBLISHED_SENTENCES,
+    ReferFiles,
+    locate_refer_files,
+    usual_split_by,
+)
 from cmsa_fast.data.refer_records import Reference, read_references, read_targets
 from cmsa_fast.data.source import Reading, Source, Text
 
@@ -75,9 +80,8 @@ class ReferDataset(RecordDataset):
 
 def read_refer(source: Source, split: str | None, problems: Problems) -> Reading:
     """Reads a data set in the layout of REFER (`cmsa_fast.data.source.read_records`)."""
-    name, split_by = source.name or "refcoco", source.split_by
-    if not split_by:
-        split_by = "umd" if name == "refcocog" else "unc"
+    name = source.name or "refcoco"
+    split_by = source.split_by or usual_split_by(name)
     files = locate_refer_files(source.root, name, split_by, source.image_folder)
     everything = read_references(files.references, source.text, problems)
     references = [ref for ref in everything if split is None or is_in_split(ref.split, split)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from cmsa_fast.data.images import PictureFile, picture_file
+from cmsa_fast.data.pictures import PictureFile, picture_file
 
 # Expressions in each published split; empty where the numbers were never printed. RefCOCOg's google
 # release lacks its test split, so that its often quoted total of 104 560 is of more than the file.
@@ -131,11 +131,24 @@ def locate_refer_files(
     return ReferFiles(references, instances, folders)
 
 
+def usual_split_by(name: str) -> str:
+    """Whose split of a data set is meant where nobody is named."""
+    return "umd" if name == "refcocog" else "unc"
+
+
 def check_names(**arguments: str) -> None:
     """Refuses arguments that are no plain name of a file or folder (ValueError)."""
     for argument, value in arguments.items():
         if value in ("", "..") or PurePath(value).name != value:
             raise ValueError(f"{argument} must be the name of a data set or split, not {value!r}")
+
+
+def existing_folder(image_folder: str | os.PathLike[str]) -> Path:
+    """The folder named as that of the pictures; FileNotFoundError where it is missing."""
+    folder = Path(image_folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} (image_folder)")
+    return folder
 
 
 def picture_folders(
@@ -157,10 +170,7 @@ def picture_folders(
         FileNotFoundError: `image_folder` is missing, or all of the usual ones are.
     """
     if image_folder is not None:
-        folder = Path(image_folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder} (image_folder)")
-        return (folder,)
+        return (existing_folder(image_folder),)
     found: list[Path] = []
     for relative in usual:
         if (folder := root / relative).is_dir():

@@ -6,13 +6,11 @@ and the picture's name and size. The picture's name in the first file names no f
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cmsa_fast.data.fields import (
     Where,
@@ -25,8 +23,11 @@ from cmsa_fast.data.fields import (
     place,
     string,
 )
-from cmsa_fast.data.masks import MaskSource, parse_segmentation
+from cmsa_fast.data.garbage import paused_collection
+from cmsa_fast.data.masks import MaskSource
 from cmsa_fast.data.problems import Problems
+from cmsa_fast.data.record_parts import read_mask, read_sentences, read_size
+from cmsa_fast.data.source import Text
 from cmsa_fast.data.unpickle import load_plain_pickle
 
 _logger = logging.getLogger(__name__)
@@ -69,21 +70,6 @@ class Target:
     masks: tuple[MaskSource, ...]
 
 
-@contextmanager
-def paused_collection() -> Iterator[None]:
-    """Keeps Python's garbage collector from walking millions of fresh objects over and over.
-
-    None of them is garbage, and with it the published files take two to three times as long.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def one_annotation(record: Any, where: Where) -> tuple[str, ...]:
     """The identifier of the one object that a REFER record means; ValueError where it has a list."""
     annotation = field(record, "ann_id", where)
@@ -98,7 +84,7 @@ def one_annotation(record: Any, where: Where) -> tuple[str, ...]:
 @paused_collection()
 def read_references(
     path: Path,
-    text: Literal["sent", "raw"],
+    text: Text,
     problems: Problems | None = None,
     annotations: Callable[[Any, Where], tuple[str, ...]] = one_annotation,
 ) -> list[Reference]:
@@ -171,11 +157,13 @@ def read_targets(
                 if key not in masks:
                     where = (path, "annotation", key)
                     is_crowd = skip_crowds and _is_crowd(record, where)
-                    masks[key] = MaskSource() if is_crowd else _read_mask(record, where)
+                    masks[key] = MaskSource() if is_crowd else read_mask(record, where)
                     crowds += is_crowd
             key = str(reference.image_id)
             picture = _record(images, "image", key, reference, path)
-            file_name, size = _read_picture(picture, (path, "image", key))
+            where = (path, "image", key)
+            size = read_size(picture, where)
+            file_name = string(picture, "file_name", where)
             target = Target(file_name, size, tuple(masks[key] for key in reference.annotations))
         targets.append(target)
     if crowds:
@@ -208,29 +196,16 @@ def _check_image(record: dict[str, Any], where: Where, reference: Reference) -> 
 
 
 def _read_reference(
-    record: Any, where: Where, text: str, annotations: tuple[str, ...]
+    record: Any, where: Where, text: Text, annotations: tuple[str, ...]
 ) -> Reference:
-    sentences = listing(record, "sentences", where)
+    sentences = read_sentences(record, text, where)
     return Reference(
         ref_id=integer(record, "ref_id", where),
         image_id=integer(record, "image_id", where),
         annotations=annotations,
         split=string(record, "split", where),
-        sentences=tuple(
-            (
-                integer(sentence, "sent_id", (*where, "sentence", i)),
-                string(sentence, text, (*where, "sentence", i)),
-            )
-            for i, sentence in enumerate(sentences)
-        ),
+        sentences=sentences,
     )
-
-
-def _read_picture(record: Any, where: Where) -> tuple[str, tuple[int, int]]:
-    size = integer(record, "height", where), integer(record, "width", where)
-    if min(size) < 1:
-        raise ValueError(f"{place(where)} has the size {size[0]} x {size[1]}, which holds no pixel")
-    return string(record, "file_name", where), size
 
 
 def _is_crowd(record: Any, where: Where) -> bool:
@@ -238,14 +213,6 @@ def _is_crowd(record: Any, where: Where) -> bool:
     if value not in (0, 1):
         raise ValueError(f"{place(where)} has {value!r} as its 'iscrowd', not 0 or 1")
     return bool(value)
-
-
-def _read_mask(record: Any, where: Where) -> MaskSource:
-    segmentation = field(record, "segmentation", where)
-    try:
-        return parse_segmentation(segmentation)
-    except ValueError as error:
-        raise ValueError(f"{place(where)}: {error}") from error
 
 
 def _index(

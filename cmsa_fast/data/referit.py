@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cmsa_fast.data.fields import Where, kind, listing, load_json, place
-from cmsa_fast.data.images import picture_file
 from cmsa_fast.data.mask_files import MatlabMask, import_loadmat
+from cmsa_fast.data.pictures import picture_file
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
 from cmsa_fast.data.refer_files import SAIAPR_FOLDERS, picture_folders

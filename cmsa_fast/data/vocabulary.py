@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 
 _SEPARATORS = re.compile(r"(\W+)")
 _WORD_CHARACTER = re.compile(r"\w")
-_LINE_BREAKS = str.maketrans("\r\n", "  ")  # inside a token they would split its line of a word list
+# Inside a token they would split its line of a word list.
+_LINE_BREAKS = str.maketrans("\r\n", "  ")
 
 
 def tokenize(sentence: str) -> list[str]:

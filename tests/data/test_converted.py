@@ -25,8 +25,9 @@ from torch import Tensor
 
 from cmsa_fast.commands.data_convert import ConvertOptions, format_convert, run_convert
 from cmsa_fast.data.convert import convert, convert_records
-from cmsa_fast.data.images import PictureFile, read_image
+from cmsa_fast.data.images import read_image
 from cmsa_fast.data.masks import parse_segmentation
+from cmsa_fast.data.pictures import PictureFile
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
 from cmsa_fast.data.record_dataset import RecordDataset

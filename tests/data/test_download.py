@@ -101,7 +101,7 @@ def assert_nothing_placed(root: Path) -> None:
     """No destination, and outside the downloads folder nothing at all."""
     assert not [name for name in files_under(root) if not name.startswith("downloads/")]
     assert not (root / "refcoco").exists()
-    assert not [path for path in root.rglob("*") if path.name.endswith(".unpacking")]
+    assert not [path for path in root.rglob("*") if ".unfinished-" in path.name]
 
 
 def test_from_the_mirrors_to_the_first_sample(tmp_path: Path, server: FaultyServer) -> None:
@@ -509,7 +509,7 @@ def test_an_archive_that_cannot_be_unpacked_leaves_nothing(
 
 
 def test_what_an_ended_process_left_is_cleared(tmp_path: Path, server: FaultyServer) -> None:
-    left = tmp_path / ".refcoco.unpacking"
+    left = tmp_path / ".refcoco.unfinished-0"
     left.mkdir()
     (left / "refs(unc).p").write_bytes(b"half")
     (tmp_path / "refcoco").mkdir()  # empty
@@ -607,7 +607,7 @@ def test_two_processes_do_not_meet(tmp_path: Path, server: FaultyServer) -> None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with pytest.raises(OSError, match="another process is fetching"):
+        with pytest.raises(OSError, match="another process is at work in"):
             download(tmp_path, known)
         assert folder.is_dir()
     finally:

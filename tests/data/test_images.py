@@ -14,7 +14,8 @@ import torch
 from PIL import EpsImagePlugin, Image
 from torch import Tensor
 
-from cmsa_fast.data.images import PictureCache, read_image
+from cmsa_fast.data.images import read_image
+from cmsa_fast.data.pictures import PictureCache
 
 HEIGHT, WIDTH = 13, 19
 ORIENTATION = 0x0112

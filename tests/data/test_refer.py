@@ -307,16 +307,16 @@ def test_a_mask_that_fits_only_the_upright_picture(
 def test_sentences_of_one_picture_decode_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import cmsa_fast.data.images as images
+    import cmsa_fast.data.pictures as pictures
 
     read: list[str] = []
-    original = images.read_image
+    original = pictures.read_image
 
     def counted(source: Any, **options: Any) -> torch.Tensor:
         read.append(Path(source).name)
         return original(source, **options)
 
-    monkeypatch.setattr(images, "read_image", counted)
+    monkeypatch.setattr(pictures, "read_image", counted)
     data = ReferDataset(small_refcoco(tmp_path).write())
     for i in range(len(data)):
         data[i]

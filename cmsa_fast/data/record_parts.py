@@ -1,11 +1,14 @@
-"""Parts of a record that several parquet forms have, checked on the way in."""
+"""Parts of a record that several forms have, checked on the way in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cmsa_fast.data.fields import Where, field, integer, listing, place, string
 from cmsa_fast.data.masks import MaskSource, parse_segmentation
+from cmsa_fast.data.pictures import PictureFile, picture_file
 from cmsa_fast.data.source import Text
 
 
@@ -14,6 +17,14 @@ def read_mask(record: Any, where: Where, key: str = "segmentation") -> MaskSourc
     segmentation = field(record, key, where)
     try:
         return parse_segmentation(segmentation)
+    except ValueError as error:
+        raise ValueError(f"{place(where)}: {error}") from error
+
+
+def read_picture(folders: Sequence[Path], file_name: str, where: Where) -> PictureFile:
+    """The picture that a record names; ValueError where the name leads out of the folders."""
+    try:
+        return picture_file(folders, file_name)
     except ValueError as error:
         raise ValueError(f"{place(where)}: {error}") from error
 
