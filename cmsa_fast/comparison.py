@@ -107,8 +107,9 @@ def compare(
     pairs = _paired(first, second)
     groups, pictures = _groups(pairs)
     counts = _sums(pairs, groups, pictures)
-    whole = _measures(counts.sum(0, keepdims=True))
-    drawn = _resampled(counts, resamples, seed)
+    empty = [float(CONVENTIONS[one.convention].empty_union_iou) for one in pairs[0]]
+    whole = _measures(counts.sum(0, keepdims=True), empty)
+    drawn = _measures(_resampled(counts, resamples, seed), empty)
     measures = {}
     for name, (one, two) in whole.items():
         differences = drawn[name][1] - drawn[name][0]
@@ -199,19 +200,21 @@ def _values(result: SentenceResult) -> list[float]:
     return [1, result.intersection, result.union, result.iou, *passed]
 
 
-def _measures(sums: NDArray[np.float64]) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Each measure of both evaluations, from [draws, 2, columns]."""
+def _measures(
+    sums: NDArray[np.float64], empty: Sequence[float]
+) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Each measure of both evaluations, from [draws, 2, columns]; `empty` is what no pixel at all counts as."""
     count, intersection, union, iou = (sums[..., column] for column in range(4))
-    overall = np.divide(intersection, union, out=np.ones_like(union), where=union > 0)
+    nothing = np.broadcast_to(empty, union.shape).copy()
+    overall = np.divide(intersection, union, out=nothing, where=union > 0)
     found = {"overall_iou": overall, "mean_iou": iou / count}
     for place, tenths in enumerate(_TENTHS):
         found[f"precision@0.{tenths}"] = sums[..., 4 + place] / count
     return {name: (values[:, 0], values[:, 1]) for name, values in found.items()}
 
 
-def _resampled(
-    sums: NDArray[np.float64], resamples: int, seed: int
-) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def _resampled(sums: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """[resamples, 2, columns]."""
     pictures = len(sums)
     random = np.random.default_rng(seed)
     even = np.full(pictures, 1 / pictures)
@@ -221,4 +224,4 @@ def _resampled(
         random.multinomial(pictures, even, size=min(step, resamples - start)) @ flat
         for start in range(0, resamples, step)
     ]
-    return _measures(np.concatenate(totals).reshape(resamples, 2, _COLUMNS))
+    return np.concatenate(totals).reshape(resamples, 2, _COLUMNS)

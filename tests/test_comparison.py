@@ -64,6 +64,16 @@ def test_precision_follows_the_convention_at_a_threshold() -> None:
         assert (found.first, found.second) == (expected, expected)
 
 
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_nothing_but_empty_masks_counts_as_the_convention_says(convention: str) -> None:
+    value = CONVENTIONS[convention].empty_union_iou
+    empty = {"intersection": 0, "predicted": 0, "true": 0, "iou": float(value)}
+    one = [replace(result, **empty, convention=convention) for result in evaluation(1, pictures=2)]
+    expected = figures(one, CONVENTIONS[convention])
+    for name, measure in compare(one, one, resamples=10).measures.items():
+        assert measure.first == measure.second == expected[name]
+
+
 def test_equal_evaluations_do_not_differ() -> None:
     found = compare(evaluation(1), evaluation(1)[::-1], resamples=200)
     assert found.better == found.worse == 0
@@ -194,3 +204,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "not overwritten" in capsys.readouterr().err
     assert main(["compare", f"{tmp_path}/a", f"{tmp_path}/nowhere"]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_what_makes_a_difference_less_sure_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (evaluation(seed, pictures=1, shift=seed / 5) for seed in (0, 2))
+    write_results(tmp_path / "a.csv", first)
+    write_results(tmp_path / "b.csv", [replace(one, convention="cmsa") for one in second])
+    command = ["compare", f"{tmp_path}/a.csv", f"{tmp_path}/b.csv", "--resamples", "50"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "different conventions, native and cmsa" in shown
+    # One picture: every draw is the same.
+    assert not [line for line in shown.splitlines() if line.endswith("  *")]
+    write_results(tmp_path / "b.csv", second)
+    assert main(command) == 0
+    assert "different conventions" not in capsys.readouterr().out

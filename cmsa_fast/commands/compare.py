@@ -128,12 +128,14 @@ def format_compare(result: CompareResult) -> str:
         f"first:  {result.first}",
         f"second: {result.second}",
         f"{comparison.sentences} sentences about {comparison.pictures} pictures",
+        *_conventions(comparison),
         "",
         f"{'':<14}{'first':>9}{'second':>9}{'change':>10}   {interval}",
     ]
     for name, measure in comparison.measures.items():
         title = _NAMES.get(name, name.replace("precision", "prec"))
-        sure = "" if measure.low <= 0 <= measure.high else "  *"
+        # Draws of a single picture are all alike, and say nothing of how sure a difference is.
+        sure = "" if measure.low <= 0 <= measure.high or comparison.pictures == 1 else "  *"
         lines.append(
             f"{title:<14}{measure.first:>9.4f}{measure.second:>9.4f}{measure.difference:>+10.4f}   "
             f"{measure.low:+.4f} to {measure.high:+.4f}{sure}"
@@ -149,6 +151,16 @@ def format_compare(result: CompareResult) -> str:
         lines += ["", "  first  second   image_id   sent_id  sentence"]
         lines += [_line(one, two) for one, two in changed]
     return "\n".join(lines)
+
+
+def _conventions(comparison: Comparison) -> list[str]:
+    first, second = comparison.pairs[0]
+    if first.convention == second.convention:
+        return []
+    return [
+        f"measured under different conventions, {first.convention} and {second.convention}: part of the "
+        "change is theirs"
+    ]
 
 
 def _line(one: SentenceResult, two: SentenceResult) -> str:
