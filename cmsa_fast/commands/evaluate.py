@@ -118,7 +118,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     _check(options)
     convention = CONVENTIONS[options.convention]
     with ExitStack() as stack:
-        processes = stack.enter_context(joined_processes())
+        processes = stack.enter_context(joined_processes(options.device))
         folder = _folder(options, processes)
         model, config = load_model(options.run)
         where = chosen_device(options.device)
