@@ -11,14 +11,18 @@ import tyro
 if TYPE_CHECKING:
     from .data.source import Source
 
-DataForm = Literal["scenes", "refer", "grefcoco", "anns-masks", "parquet", "referit", "converted"]
+FolderForm = Literal["refer", "grefcoco", "anns-masks", "parquet", "referit", "converted"]
+DataForm = Literal["scenes", FolderForm]
 
-FORMS_HELP = (
-    "scenes: drawn scenes, made on the fly, nothing to download. The others are a folder named by --root. "
+FOLDERS_HELP = (
     "refer: the layout of REFER (RefCOCO and its relatives). grefcoco: gRefCOCO, several objects or none. "
     "anns-masks: anns/ and masks/ as CRIS and VLT write them. parquet: Hugging Face's jxu124/refcoco and "
     "relatives, as local files. referit: ReferIt in the Berkeley form. converted: what `cmsa-fast data convert` "
     "wrote."
+)
+FORMS_HELP = (
+    "scenes: drawn scenes, made on the fly, nothing to download. The others are a folder named by --root. "
+    + FOLDERS_HELP
 )
 
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cmsa_fast.checkpoint import write_atomically
-from cmsa_fast.data.check_result import (
-    KINDS,
-    CheckResult,
-    DataSetCheck,
-    Finding,
-    Severity,
-    SplitCount,
-)
-from cmsa_fast.data.inspection import inspect_root
-from cmsa_fast.data.leakage import Leak, exclusions
+from cmsa_fast.data_options import without_default
+
+if TYPE_CHECKING:
+    from cmsa_fast.data.check_result import (
+        CheckResult,
+        DataSetCheck,
+        Finding,
+        Severity,
+        SplitCount,
+    )
+    from cmsa_fast.data.leakage import Leak
 
 _EXAMPLES = 3
 _HEADINGS: Mapping[Severity, str] = {
@@ -38,30 +36,19 @@ class DataCheckOptions:
     root: Annotated[Path, tyro.conf.Positional]
     """Folder with the data sets and the pictures."""
 
-    image_dir: Annotated[
-        Path | None,
-        tyro.conf.arg(
-            metavar="PATH", help_behavior_hint="(default: the usual ones under the root)"
-        ),
-    ] = None
-    """Folder of the pictures."""
+    image_dir: Annotated[Path | None, without_default("PATH", "default: the usual places")] = None
+    """Folder of the pictures, where it is not under the root in one of the usual places."""
 
     read_pictures: bool = False
     """Decode every picture, which finds those that are cut short; otherwise the start of each file is read."""
 
-    num_workers: Annotated[
-        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by the processors)")
-    ] = None
-    """Processes that look at pictures and draw masks; 0: none beside the main one."""
+    num_workers: Annotated[int | None, without_default("INT", "default: by the processors")] = None
+    """Processes that look at pictures and draw masks beside the main one; 0: none."""
 
-    json: Annotated[
-        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")
-    ] = None
+    json: Annotated[Path | None, without_default("FILE", "default: none")] = None
     """File for everything that was found, for programs."""
 
-    write_exclusions: Annotated[
-        Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")
-    ] = None
+    write_exclusions: Annotated[Path | None, without_default("FILE", "default: none")] = None
     """JSON file for the numbers of the pictures to leave out when training on all data sets of the root
     together: those of a training split that any evaluation split has too."""
 
@@ -79,9 +66,14 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
         FileNotFoundError: The root, or the folder of a file to write, is missing.
         ValueError: `num_workers` is negative.
     """
+    from cmsa_fast.data.inspection import inspect_root
+    from cmsa_fast.data.leakage import exclusions
+    from cmsa_fast.data.loading import available_processors
+    from cmsa_fast.run_folder import write_json
+
     workers = options.num_workers
     if workers is None:
-        workers = min(8, _available_processors())
+        workers = min(8, available_processors())
     if workers < 0:
         raise ValueError(f"num_workers must be at least 0, not {workers}")
     for name, file in (("json", options.json), ("write_exclusions", options.write_exclusions)):
@@ -94,9 +86,9 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
         num_workers=workers,
     )
     if options.json is not None:
-        _write_json(options.json, check_as_dict(result))
+        write_json(options.json, check_as_dict(result))
     if options.write_exclusions is not None:
-        _write_json(options.write_exclusions, {"pictures": exclusions(result.leaks)})
+        write_json(options.write_exclusions, {"pictures": exclusions(result.leaks)})
     return result
 
 
@@ -190,6 +182,8 @@ def _as_published(split: SplitCount) -> str:
 
 
 def _finding(finding: Finding) -> Iterator[str]:
+    from cmsa_fast.data.check_result import KINDS
+
     about = f"{finding.data_set}: " if finding.data_set else ""
     yield f"  {about}{len(finding.details)} {KINDS[finding.kind][1]}"
     if finding.severity == "information":
@@ -224,14 +218,3 @@ def _verdict(result: CheckResult) -> str:
 
 def _kinds(count: int, what: str) -> str:
     return f"{count} {'kind' if count == 1 else 'kinds'} of {what}"
-
-
-def _available_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="ascii"))

@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cmsa_fast.data.convert import Conversion, convert
-from cmsa_fast.data.problems import Problems
-from cmsa_fast.data.readable import readable_size
-from cmsa_fast.data.source import Form, Source, Text
+from cmsa_fast.data_options import FOLDERS_HELP, DataOptions, FolderForm, without_default
+
+if TYPE_CHECKING:
+    from cmsa_fast.data.convert import Conversion
 
 _SHOWN = 5
 
 
-def _without_default(metavar: str, hint: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {hint})")
-
-
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
+class ConvertOptions(DataOptions):
     """What to convert, and where to; `cmsa-fast data convert --help` shows it."""
 
-    data: Form = "refer"
-    """How the data set's files are laid out."""
+    data: Annotated[FolderForm, tyro.conf.arg(metavar="FORM", help=FOLDERS_HELP)] = "refer"
 
-    root: Path
-    """Folder that holds the data set."""
+    root: Path = field()  # DataOptions has a default
+    """Folder of the data; of --data refer it holds refcoco/refs(unc).p, refcoco/instances.json and images/."""
 
-    name: Annotated[str, _without_default("TEXT", "the form's usual one")] = ""
-    """Data set under --root: refcoco, refcoco+, refcocog, refclef, or the folder of one's own."""
-
-    split_by: Annotated[str, _without_default("TEXT", "the usual one")] = ""
-    """Who split it: unc, google, umd or berkeley."""
-
-    text: Text = "sent"
-    """Which writing of the sentences to keep: sent is cleaned and in lower case, raw is as it was typed."""
-
-    image_dir: Annotated[Path | None, _without_default("PATH", "the usual ones under --root")] = (
-        None
-    )
-    """Folder of the pictures."""
-
-    allow_mixed_splits: bool = False
-    """Convert a copy known to mix the splits of several data sets all the same."""
-
-    splits: Annotated[tuple[str, ...], _without_default("SPLIT ...", "all")] = ()
+    splits: Annotated[tuple[str, ...], without_default("SPLIT ...", "default: all")] = ()
     """Splits to convert, as the form names them."""
 
     to: Path
@@ -56,9 +34,6 @@ class ConvertOptions:
     copy_pictures: bool = False
     """Copy the pictures into the folder, byte for byte; otherwise they are found where they lie now. Pictures
     inside parquet files are written out in either case."""
-
-    strict: bool = False
-    """Stop at the first damaged record; otherwise such records are left out, counted and told."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +61,11 @@ def run_convert(options: ConvertOptions) -> ConvertResult:
     Raises:
         OSError, ValueError, TypeError, ImportError: As `cmsa_fast.data.convert.convert`.
     """
-    source = Source(
-        form=options.data,
-        root=options.root,
-        name=options.name,
-        split_by=options.split_by,
-        text=options.text,
-        image_folder=options.image_dir,
-        allow_mixed_splits=options.allow_mixed_splits,
-    )
+    from cmsa_fast.data.convert import convert
+    from cmsa_fast.data.problems import Problems
+
     conversion = convert(
-        source,
+        options.source(),
         options.to,
         splits=options.splits,
         copy_pictures=options.copy_pictures,
@@ -107,6 +76,8 @@ def run_convert(options: ConvertOptions) -> ConvertResult:
 
 def format_convert(result: ConvertResult) -> str:
     """What was converted, for people."""
+    from cmsa_fast.data.readable import readable_size
+
     conversion = result.conversion
     description = conversion.description
     lines = [f"{description.title} is now in {conversion.folder}"]

@@ -14,6 +14,8 @@ from urllib.parse import quote, urlsplit
 
 import tyro
 
+from cmsa_fast.data_options import without_default
+
 if TYPE_CHECKING:
     from cmsa_fast.data.collecting import Collected
     from cmsa_fast.data.mirrors import Collection, RemoteFile
@@ -26,7 +28,7 @@ Action = Literal["present", "planned", "unpacked"]
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadOptions:
-    """What to fetch, from where and where to."""
+    """What to fetch, from where and where to; `cmsa-fast data download --help` shows it."""
 
     name: tyro.conf.Positional[CollectionName]
     """Records, or the pictures that they need: coco-train2014, or for refclef saiapr."""
@@ -35,8 +37,7 @@ class DownloadOptions:
     """Folder that holds all data sets; what --root of the other commands names."""
 
     mirror: Annotated[
-        str | None,
-        tyro.conf.arg(metavar="URL", help_behavior_hint="(default: the published addresses alone)"),
+        str | None, without_default("URL", "default: the published addresses alone")
     ] = None
     """Your own mirror, tried first: the folder of the files, or the one file itself."""
 

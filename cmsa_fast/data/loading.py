@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -115,6 +116,13 @@ class _Batches(Dataset[_Loaded | Exception]):
                 usable.append(index)
                 samples.append(sample)
         return _Loaded(usable, batch, errors)
+
+
+def available_processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def leave_interrupts_to_the_main_process(worker: int) -> None:

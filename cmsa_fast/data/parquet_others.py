@@ -91,7 +91,8 @@ def read_mixed(
             f"{shards[0].path} is a copy of RefCOCO as lmms-lab has it, and it is refused: its "
             "'val' is the val of the google split and that of the UNC or UMD split in one, its "
             "'test' is RefCOCO's google test, and of every object it has one polygon alone, so that "
-            "figures on it compare with no published ones. allow_mixed_splits reads it all the same"
+            "figures on it compare with no published ones. allow_mixed_splits (--mixed-splits) reads "
+            "it all the same"
         )
     chosen = _choose(source, shards, split)
     records: list[Record] = []

@@ -20,6 +20,12 @@ def test_the_package_alone_loads_no_heavy_library() -> None:
     assert loaded == "[]"
 
 
+def test_the_command_line_loads_its_options_alone() -> None:
+    heavy = ("torch", "numpy", "pycocotools", "PIL", "safetensors", "tqdm", "cmsa_fast.data")
+    code = f"import sys, cmsa_fast.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert python(code) == "[]"
+
+
 def test_the_attention_runs_without_triton() -> None:
     result = python(
         "import sys\n"
