@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from .conventions import Convention
 from .data.batch import Collate
+from .data.problems import in_one_line
 from .data.sample import Sample
 from .inference import NATIVE, Refiner, predict_batch
 from .models import ExplainsWords
 from .plots import Example
+
+_LOG = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -50,3 +55,12 @@ def examples_of(
             Example(sample.image, sample.mask, prediction, sample.sentence, tokens, attention)
         )
     return examples
+
+
+def drawn_or_warned(draw: Callable[[], Path | None]) -> Path | None:
+    """What `draw` returns; where it fails, None and a warning: no figure is lost over a picture."""
+    try:
+        return draw()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        _LOG.warning("Not all pictures could be drawn: %s", in_one_line(error))
+        return None

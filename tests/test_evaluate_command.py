@@ -74,6 +74,70 @@ def test_other_splits_conventions_and_folders(run: Path, tmp_path: Path, capsys:
     assert "never overwrites" in capsys.readouterr().err
 
 
+def test_a_full_disk_does_not_cost_the_figures(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def full(path: Path, content: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    command = ["evaluate", str(run), "--num-workers", "0", "--pictures", "0"]
+    monkeypatch.setattr("cmsa_fast.sentence_results.write_results", full)
+    assert main(command) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "cmsa-fast:" in line]
+    folder = run / "evaluation-refer-val-native"
+    assert len(lines) == 1
+    assert f"No space left on device Not all could be written to {folder}." in lines[0]
+    assert not folder.exists()
+    monkeypatch.undo()
+    assert main(command) == 0
+    overall = json.loads((folder / "evaluation.json").read_text())["overall"]
+    assert f"overall_iou {overall['overall_iou']:.4f}, mean_iou" in lines[0]
+
+
+def test_pictures_that_cannot_be_drawn_do_not_cost_the_table(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> Path:
+        raise RuntimeError("Pillow was built without FreeType")
+
+    monkeypatch.setattr("cmsa_fast.plots.save_examples", failing)
+    assert main(["evaluate", str(run), "--num-workers", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "all sentences" in shown
+    assert "Look at" not in shown
+    assert "Not all pictures could be drawn: Pillow was built without FreeType" in caplog.text
+    assert (run / "evaluation-refer-val-native" / "evaluation.json").is_file()
+
+
+def test_the_folder_is_there_before_the_work_begins(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    seen: list[bool] = []
+
+    def stopped(*_: object, **__: object) -> None:
+        seen.append((run / "evaluation-refer-val-native").is_dir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cmsa_fast.evaluation.evaluate", stopped)
+    assert main(["evaluate", str(run)]) == 130
+    assert seen == [True]
+    assert not (run / "evaluation-refer-val-native").exists()
+    # An empty folder of the user's own stays.
+    (tmp_path / "own").mkdir()
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "own")]) == 130
+    assert (tmp_path / "own").is_dir()
+    (tmp_path / "file").write_text("")
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "file" / "out")]) == 1
+    assert seen == [True, False]
+
+
+def test_the_text_that_is_asked_for_is_read(run: Path, capsys: Capture) -> None:
+    common = ["evaluate", str(run), "--num-workers", "0", "--pictures", "0"]
+    assert main([*common, "--text", "raw"]) == 0
+    content = json.loads((run / "evaluation-refer-val-native" / "evaluation.json").read_text())
+    assert content["options"]["text"] == "raw"
+
+
 def test_scenes(run: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(run), "--data", "scenes", "--scenes", "3", "--pictures", "0"]) == 0
     assert "3 unseen scenes" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import time
 from contextlib import ExitStack
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from cmsa_fast.data.sample import ReferringDataset
     from cmsa_fast.evaluation import Evaluation
     from cmsa_fast.inference import Refiner
-    from cmsa_fast.processes import Processes
-
-_LOG = logging.getLogger(__name__)
 
 ConventionName = Literal["native", "cmsa", "lavt", "cris"]
 
@@ -49,10 +45,10 @@ class EvaluateOptions(DataOptions):
     crf: bool = False
     """Sharpen every prediction by a DenseCRF with the published parameters, in processes beside the model."""
 
-    crf_processes: Annotated[int | None, without_default("INT", "default: one less than CPUs")] = (
-        None
-    )
-    """Processes of --crf."""
+    crf_processes: Annotated[
+        int | None, without_default("INT", "default: one less than CPUs, from 1 to 8")
+    ] = None
+    """Processes of --crf, for each process of torchrun."""
 
     out: Annotated[Path | None, without_default("PATH", "default: a fresh folder in the run's")] = (
         None
@@ -101,16 +97,19 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     Raises:
         FileNotFoundError: the run, the data or a file of theirs is not there.
         FileExistsError: --out already holds something.
+        OSError: the results cannot be written; a note holds the figures of all sentences.
         ImportError: --crf or the form of the data needs a package that is not installed.
         ValueError: an option is out of range or data are damaged.
     """
     import torch
 
     from cmsa_fast.checkpoint import load_model, vocabulary_of
+    from cmsa_fast.commands.evaluation_folder import evaluation_folder
     from cmsa_fast.conventions import CONVENTIONS
     from cmsa_fast.data.batch import Collate
     from cmsa_fast.data.problems import Problems
     from cmsa_fast.evaluation import evaluate
+    from cmsa_fast.examples import drawn_or_warned
     from cmsa_fast.processes import joined_processes
     from cmsa_fast.train_job import chosen_device, scene_labels
 
@@ -119,8 +118,16 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     convention = CONVENTIONS[options.convention]
     with ExitStack() as stack:
         processes = stack.enter_context(joined_processes(options.device))
-        folder = _folder(options, processes)
         model, config = load_model(options.run)
+        crf = "-crf" if options.crf else ""
+        folder = stack.enter_context(
+            evaluation_folder(
+                options.out,
+                options.run if options.run.is_dir() else options.run.parent,
+                f"evaluation-{options.data}-{options.split}-{options.convention}{crf}",
+                processes,
+            )
+        )
         where = chosen_device(options.device)
         model.to(where)
         problems = Problems(strict=options.strict)
@@ -146,8 +153,15 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
         overview = None
         if processes.is_first:
             result = EvaluateResult(evaluation, title, folder, None, seconds, messages, True)
-            _write(options, result, processes.count, torch.get_num_threads(), str(where))
-            overview = _draw(options, folder, evaluation, model, dataset, collate, where, refiner)
+            try:
+                _write(options, result, processes.count, torch.get_num_threads(), str(where))
+            except OSError as error:
+                figures = ", ".join(f"{name} {v:.4f}" for name, v in evaluation.overall.items())
+                error.add_note(f"Not all could be written to {folder}. All sentences: {figures}.")
+                raise
+            overview = drawn_or_warned(
+                lambda: _draw(options, folder, evaluation, model, dataset, collate, where, refiner)
+            )
     return EvaluateResult(
         evaluation, title, folder, overview, seconds, messages, processes.is_first
     )
@@ -171,7 +185,8 @@ def _with_the_runs_data(options: EvaluateOptions) -> EvaluateOptions:
         root=options.root or started.root,
         name=options.name or started.name,
         split_by=options.split_by or started.split_by,
-        text=started.text,
+        # The default cannot be told from an option not given.
+        text=options.text if options.text != "sent" else started.text,
         image_dir=options.image_dir or started.image_dir,
         mixed_splits=options.mixed_splits or started.mixed_splits,
         split=options.split or started.evaluate_split,
@@ -187,24 +202,6 @@ def _check(options: EvaluateOptions) -> None:
             raise ValueError(f"{option} must be at least {value}; got {getattr(options, name)}.")
     if options.crf_processes is not None and not options.crf:
         raise ValueError("--crf-processes goes with --crf.")
-
-
-def _folder(options: EvaluateOptions, processes: Processes) -> Path:
-    """Where the results are to go: the same for all processes; nothing is made yet."""
-    folder = options.out
-    if folder is None:
-        base = options.run if options.run.is_dir() else options.run.parent
-        crf = "-crf" if options.crf else ""
-        stem = f"evaluation-{options.data}-{options.split}-{options.convention}{crf}"
-        names = (stem, *(f"{stem}-{count}" for count in range(2, 1000)))
-        folder = next(base / name for name in names if not (base / name).exists())
-    elif folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"--out must be a folder; {folder} is a file.")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"--out {folder} is not empty, and an evaluation never overwrites another; choose a new folder."
-        )
-    return Path(processes.gather(folder)[0])
 
 
 def _dataset(
@@ -238,7 +235,6 @@ def _write(
     from cmsa_fast.sentence_results import SENTENCES, write_results
 
     evaluation = result.evaluation
-    result.folder.mkdir(parents=True, exist_ok=True)
     write_results(result.folder / SENTENCES, evaluation.results)
     content: dict[str, Any] = {
         "title": result.title,
