@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .checkpoint import ModelConfig, load_model, vocabulary_of
 from .data.images import read_image
 from .data.transforms import Letterbox
+from .inference import NATIVE
 from .models import ExplainsWords, for_inference
 from .plots import overlay
 
@@ -19,8 +20,9 @@ class Prediction:
     """What a sentence names in a picture.
 
     Attributes:
-        mask: bool [H, W], at the picture's own size: probability above 0.5.
-        probability: float32 [H, W].
+        mask: bool [H, W], at the picture's own size: probability above 0.5, as an evaluation by the "native"
+            convention counts it.
+        probability: float32 [H, W] in [0, 1], of the network's square, brought to that size (bilinear).
         tokens: the N words the model saw; a word it does not know is "<unk>".
         word_attention: [3, N], the attention each received at Res3, Res4 and Res5; rows sum to 1. None where the
             model cannot say (cmsa-released).
@@ -104,12 +106,15 @@ class Predictor:
         ids = self.vocabulary.encode(sentence, self.config.max_words)
         words = torch.tensor([ids], device=self.device)
         logits = self._inference.segment(self._features, words)
-        probability = self._letterbox.restore(logits)[0, 0].sigmoid().cpu()
+        square = logits[0, 0].float().sigmoid().cpu()
+        # As an evaluation makes masks by default (see `cmsa_fast.conventions`).
+        probability = self._letterbox.restore(square).clamp(0, 1)
         attention = None
         if isinstance(self._inference, ExplainsWords):
             attention = self._inference.word_attention(self._features, words)[0].cpu()
         tokens = tuple(self.vocabulary.tokens[word] for word in ids)
-        return Prediction(probability > 0.5, probability, tokens, attention)
+        mask = NATIVE.prediction(square, self._letterbox)
+        return Prediction(mask, probability, tokens, attention)
 
     def draw(self, prediction: Prediction) -> Tensor:
         """The picture with the object marked: uint8 [3, H, W].

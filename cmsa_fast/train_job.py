@@ -11,6 +11,7 @@ from torch import nn
 from .checkpoint import ModelConfig
 from .config import Recipe, TrainOptions
 from .data.batch import Collate
+from .data.leakage import read_exclusions
 from .data.problems import Problems
 from .data.sample import ReferringDataset
 from .data.scenes import MOST_SENTENCES, WORDS, ScenesDataset
@@ -18,7 +19,7 @@ from .data.shuffled import ShuffledSentences
 from .data.source import open_split
 from .data.vocabulary import Vocabulary, tokenize
 from .evaluation import Evaluation, evaluate
-from .examples import examples_of
+from .examples import drawn_or_warned, examples_of
 from .models import build_model
 from .nn import WordTable
 from .plots import save_examples
@@ -136,6 +137,8 @@ def _check(options: TrainOptions) -> None:
             raise ValueError(f"{option} must be at least {least}; got {getattr(options, name)}.")
     if options.seed >= 2**63:
         raise ValueError(f"--seed must be below 2**63; got {options.seed}.")
+    if options.data == "scenes" and options.exclude is not None:
+        raise ValueError("--exclude goes with --data refer and the other forms that are folders.")
     if options.data == "scenes" and recipe.sentences_per_picture > MOST_SENTENCES:
         raise ValueError(
             f"--sentences-per-picture must be at most {MOST_SENTENCES} with --data scenes; "
@@ -178,8 +181,11 @@ def _datasets(
         )
         return training, unseen_scenes(options.evaluate_scenes, recipe.size)
     source = options.source()
+    exclude = None if options.exclude is None else read_exclusions(options.exclude)
     return (
-        open_split(source, options.train_split, for_training=True, problems=problems),
+        open_split(
+            source, options.train_split, for_training=True, exclude=exclude, problems=problems
+        ),
         open_split(source, options.evaluate_split, problems=problems),
     )
 
@@ -266,7 +272,19 @@ def _evaluate(
         num_workers=options.num_workers,
         problems=problems,
     )
-    shuffled = None
+    shuffled: Evaluation | None = None
+
+    def write() -> None:
+        content = {
+            **evaluation.summary(),
+            "shuffled": None if shuffled is None else shuffled.overall,
+            "steps": progress.step,
+            "training_seconds": round(progress.seconds, 1),
+            "problems": problems.messages,
+        }
+        write_json(folder / EVALUATION, content)
+
+    write()  # what is found does not wait for the second half
     if len(set(validation.image_ids())) > 1:
         shuffled = evaluate(
             model,
@@ -277,21 +295,16 @@ def _evaluate(
             title="evaluate, sentences shuffled",
             problems=Problems(strict=options.strict),
         )
-    write_json(
-        folder / EVALUATION,
-        {
-            **evaluation.summary(),
-            "shuffled": None if shuffled is None else shuffled.overall,
-            "steps": progress.step,
-            "training_seconds": round(progress.seconds, 1),
-            "problems": problems.messages,
-        },
-    )
+        write()
     overview = None
     if options.pictures:
         chosen = _spread([result.index for result in evaluation.results], options.pictures)
-        examples = examples_of(model, [validation[i] for i in chosen], collate, device)
-        overview = save_examples(examples, folder / PICTURES)
+        overview = drawn_or_warned(
+            lambda: save_examples(
+                examples_of(model, [validation[i] for i in chosen], collate, device),
+                folder / PICTURES,
+            )
+        )
     return Result(folder, progress, evaluation, shuffled, overview, problems.messages)
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from small_training import CONFIG
+from small_training import CONFIG, VOCABULARY, new_model, pictures
 
+from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.transforms import Letterbox
+from cmsa_fast.evaluation import evaluate
 from cmsa_fast.predictor import Predictor
 
 
@@ -29,13 +31,29 @@ def test_predictions_are_the_model_s() -> None:
             features = ours.model.encode_image(letterbox.image(picture())[None])
             logits = ours.model.segment(features, ids)
             received = ours.model.word_attention(features, ids)[0]
-        expected = letterbox.restore(logits)[0, 0].sigmoid()
+        expected = letterbox.restore(logits.sigmoid())[0, 0]
         torch.testing.assert_close(prediction.probability, expected, rtol=0, atol=1e-5)
         assert torch.equal(prediction.mask, prediction.probability > 0.5)
         assert prediction.word_attention is not None
         torch.testing.assert_close(prediction.word_attention, received, rtol=0, atol=1e-5)
         assert len(prediction.tokens) == ids.shape[1]
     assert ours.draw(prediction).shape == (3, 21, 33)
+
+
+def test_masks_are_those_of_an_evaluation() -> None:
+    model = new_model(2).eval()
+    with torch.no_grad():
+        model.mask.weight *= 50  # type: ignore[union-attr, operator]
+        model.mask.bias.zero_()  # type: ignore[union-attr, operator]
+    data = pictures(5, 3)
+    ours = Predictor(model, CONFIG)
+    for result in evaluate(model, data, Collate(VOCABULARY, CONFIG.size)).results:
+        sample = data[result.index]
+        ours.set_image(sample.image)
+        mask = ours.predict(sample.sentence).mask
+        counts = [int((mask & sample.mask).sum()), int(mask.sum())]
+        # Sentences of a picture go through the model together there: last bits may turn a pixel.
+        assert counts == pytest.approx([result.intersection, result.predicted], abs=1)
 
 
 def test_a_model_whose_weights_change_is_not_used_with_old_ones() -> None:

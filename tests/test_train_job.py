@@ -253,6 +253,32 @@ def test_refer_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         assert picture.width == 1600
 
 
+def test_what_comes_after_the_evaluation_does_not_cost_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_job, "save_examples", failing)
+    options = TrainOptions(run_dir=tmp_path / "run", **TINY)
+    result = run_training(options)
+    assert result.overview is None
+    assert result.shuffled is not None
+    assert "Not all pictures could be drawn" in caplog.text
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert content["shuffled"] == result.shuffled.overall
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_job, "ShuffledSentences", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(replace(options, run_dir=tmp_path / "other"))
+    again = json.loads((tmp_path / "other" / "evaluation.json").read_text())
+    assert again["overall"] == content["overall"]
+    assert again["shuffled"] is None
+
+
 def test_refer_evaluated_on_training_pictures_is_shuffled_too(tmp_path: Path) -> None:
     root = small_refcoco(tmp_path / "data").write()
     result = run_training(
