@@ -150,6 +150,9 @@ class TrainOptions(DataOptions):
     evaluate_scenes: int = 500
     """Unseen scenes of --data scenes to evaluate on at the end, two sentences each."""
 
+    exclude: Annotated[Path | None, without_default("FILE", "default: none")] = None
+    """Pictures to leave out of the training split, as `cmsa-fast data check --write-exclusions` lists them."""
+
     vocabulary: Annotated[
         Path | None, without_default("PATH", "default: the words of the training sentences")
     ] = None

@@ -25,7 +25,7 @@ _FREE = {
     "pictures",
     "strict",
 }
-_PATHS = {"root", "image_dir", "vocabulary", "glove", "run_dir"}
+_PATHS = {"root", "image_dir", "exclude", "vocabulary", "glove", "run_dir"}
 
 
 def choose_folder(options: TrainOptions, parent: Path = Path("runs")) -> Path:

@@ -17,11 +17,11 @@ from cmsa_fast.data.check_result import (
     SplitCount,
 )
 from cmsa_fast.data.discovery import discover
-from cmsa_fast.data.leakage import SplitPictures, find_leaks, split_pictures
+from cmsa_fast.data.leakage import SplitPictures, find_leaks, numbering_of, split_pictures
 from cmsa_fast.data.picture_check import check_pictures
 from cmsa_fast.data.problems import Problems, in_one_line
 from cmsa_fast.data.record import Record
-from cmsa_fast.data.refer_files import COCO_FOLDERS, PUBLISHED_SENTENCES
+from cmsa_fast.data.refer_files import COCO_FOLDERS, published_origin
 from cmsa_fast.data.source import Reading, Source, read_records
 from cmsa_fast.data.vocabulary import tokenize
 
@@ -71,7 +71,9 @@ def inspect_root(
                 pictures += has_pictures
                 for trouble, message in found.troubles:
                     details.setdefault(trouble, []).append(message)
-            splits += split_pictures(reading.records, label, numbering=_numbering(source, reading))
+            splits += split_pictures(
+                reading.records, label, numbering=numbering_of(source, reading)
+            )
         data_sets.append(DataSetCheck(label, source.form, source.root, tuple(counts)))
         findings += [
             Finding(label, kind, tuple(details[kind])) for kind in KINDS if kind in details
@@ -141,15 +143,6 @@ def _label(source: Source, reading: Reading | None, taken: set[str]) -> str:
     return unique
 
 
-def _numbering(source: Source, reading: Reading) -> str:
-    """Whose picture numbers the records have; "" where only the pictures' names can tell."""
-    if any(_origin(count)[1] for count in reading.published_sentences.values()):
-        return "COCO"  # whatever the pictures are called in this copy
-    if source.form == "referit" or reading.title.lower().startswith(("referit", "refclef")):
-        return "SAIAPR TC-12"
-    return ""
-
-
 def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]:
     by_split: dict[str, list[Record]] = {split: [] for split in reading.published_sentences}
     for record in reading.records:
@@ -157,7 +150,7 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
     counts = []
     for split, records in by_split.items():
         published = reading.published_sentences.get(split)
-        origin, its_name = _origin(published)  # a copy may call the split otherwise
+        origin, its_name = published_origin(published)  # a copy may call the split otherwise
         count = SplitCount(
             split,
             len(records),
@@ -185,16 +178,6 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
             message = f"split {split} has {', '.join(wrong)}"
             details.setdefault("count", []).append(message)
     return counts
-
-
-def _origin(sentences: int | None) -> tuple[tuple[str, str], str]:
-    """The published split with that many sentences: data set and maker, split. No two have as many."""
-    for name, made in PUBLISHED_SENTENCES.items():
-        for split_by, splits in made.items():
-            for split, count in splits.items():
-                if count == sentences:
-                    return (name, split_by), split
-    return ("", ""), ""
 
 
 def _check_sentences(records: Sequence[Record], details: dict[Kind, list[str]]) -> None:

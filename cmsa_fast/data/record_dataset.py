@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,6 +34,8 @@ class DatasetReport:
         sentences_without_mask: Their sentences: left out where one learns from the split, kept with
             an empty mask in every other.
         unusable_records: Records left out because they are damaged (none where that is an error).
+        excluded_sentences: Sentences left out because their picture is to be excluded.
+        excluded_pictures: Their distinct pictures.
         published_sentences: The published number of sentences of this split, None where unknown.
     """
 
@@ -47,6 +49,8 @@ class DatasetReport:
     objects_without_mask: int
     sentences_without_mask: int
     unusable_records: int
+    excluded_sentences: int
+    excluded_pictures: int
     published_sentences: int | None
 
 
@@ -65,6 +69,7 @@ class RecordDataset:
         records: The records.
         title: What they are, for messages: "refcoco (unc) val".
         for_training: Leave sentences out whose objects have lost their masks.
+        excluded: The `image_id` of pictures whose sentences are left out.
         published_sentences: How many sentences the published split has, where that is known.
         unusable_records: How many records the reader had to leave out.
 
@@ -84,13 +89,16 @@ class RecordDataset:
         *,
         title: str,
         for_training: bool,
+        excluded: Collection[int] = (),
         published_sentences: int | None = None,
         unusable_records: int = 0,
     ) -> None:
         self.title = title
         self.records = records
         self._items: list[tuple[int, int, str]] = []  # place of the record, sent_id, sentence
-        self.report = self._collect(for_training, published_sentences, unusable_records)
+        self.report = self._collect(
+            for_training, frozenset(excluded), published_sentences, unusable_records
+        )
         self._log(for_training)
         if not self._items:
             raise ValueError(f"{title} has no usable sentence: {self.report}")
@@ -133,13 +141,22 @@ class RecordDataset:
         return f"{type(self).__name__}({self.title}): {len(self)} sentences"
 
     def _collect(
-        self, for_training: bool, published: int | None, unusable_records: int
+        self,
+        for_training: bool,
+        excluded: frozenset[int],
+        published: int | None,
+        unusable_records: int,
     ) -> DatasetReport:
-        empty_sentences = objects_without_mask = sentences_without_mask = 0
+        empty_sentences = objects_without_mask = sentences_without_mask = excluded_sentences = 0
         recorded = naming_nothing = 0
+        excluded_pictures: set[int] = set()
         parts: dict[int, int] = {}  # by object: two references may share one
         for place, record in enumerate(self.records):
             recorded += len(record.sentences)
+            if record.image_id in excluded:
+                excluded_sentences += len(record.sentences)
+                excluded_pictures.add(record.image_id)
+                continue
             full = [(place, *entry) for entry in record.sentences if _has_word(entry[1])]
             empty_sentences += len(record.sentences) - len(full)
             parts |= {id(one): one.dropped for one in record.objects}
@@ -161,6 +178,8 @@ class RecordDataset:
             objects_without_mask=objects_without_mask,
             sentences_without_mask=sentences_without_mask,
             unusable_records=unusable_records,
+            excluded_sentences=excluded_sentences,
+            excluded_pictures=len(excluded_pictures),
             published_sentences=published,
         )
 
@@ -182,6 +201,13 @@ class RecordDataset:
                 report.objects_without_mask,
                 report.sentences_without_mask,
                 "left out" if for_training else "kept with an empty mask",
+            )
+        if report.excluded_pictures:
+            _logger.info(
+                "%s: left out %d sentences about %d pictures that are to be excluded",
+                title,
+                report.excluded_sentences,
+                report.excluded_pictures,
             )
         if report.unusable_records:
             _logger.warning("%s: left out %d damaged records", title, report.unusable_records)

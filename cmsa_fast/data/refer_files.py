@@ -131,6 +131,20 @@ def locate_refer_files(
     return ReferFiles(references, instances, folders)
 
 
+def published_origin(sentences: int | None) -> tuple[tuple[str, str], str]:
+    """The published split that has so many sentences, which no two have: no name lasts in copies.
+
+    Returns:
+        Data set and who split it, and the split; all empty where there is none.
+    """
+    for name, made in PUBLISHED_SENTENCES.items():
+        for split_by, splits in made.items():
+            for split, count in splits.items():
+                if count == sentences:
+                    return (name, split_by), split
+    return ("", ""), ""
+
+
 def usual_split_by(name: str) -> str:
     """Whose split of a data set is meant where nobody is named."""
     return "umd" if name == "refcocog" else "unc"

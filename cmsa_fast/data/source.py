@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args
 
+from cmsa_fast.data.leakage import excluded_pictures
 from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.record import Record
 from cmsa_fast.data.record_dataset import RecordDataset
@@ -99,7 +100,12 @@ def read_records(source: Source, split: str | None, problems: Problems) -> Readi
 
 
 def open_split(
-    source: Source, split: str, *, for_training: bool = False, problems: Problems | None = None
+    source: Source,
+    split: str,
+    *,
+    for_training: bool = False,
+    exclude: Mapping[str, Collection[int]] | None = None,
+    problems: Problems | None = None,
 ) -> RecordDataset:
     """Opens a split as a data set with one item per sentence.
 
@@ -107,6 +113,8 @@ def open_split(
         source: The data set.
         split: The split, as the form names them.
         for_training: Leave sentences out whose objects have lost their masks.
+        exclude: Numbers of pictures to leave out, under whose numbers they are, as
+            `cmsa_fast.data.leakage.read_exclusions` returns them.
         problems: Takes the records that cannot be used. None: the first one is an error.
 
     Returns:
@@ -122,6 +130,7 @@ def open_split(
         reading.records,
         title=f"{reading.title} {split}",
         for_training=for_training,
+        excluded=excluded_pictures(source, reading, exclude) if exclude else (),
         published_sentences=reading.published_sentences.get(split),
         unusable_records=problems.count - before,
     )

@@ -1,0 +1,166 @@
+"""Pictures that a training leaves out, so that none of an evaluation is among them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data.refer_layout import ReferLayout, small_refcoco, square
+
+from cmsa_fast.cli import main
+from cmsa_fast.data.leakage import read_exclusions
+from cmsa_fast.data.source import Source, open_split
+
+TINY = {
+    "steps": 2,
+    "size": 64,
+    "pictures-per-step": 1,
+    "sentences-per-picture": 1,
+    "word-channels": 8,
+    "attention-channels": 8,
+    "fused-channels": 8,
+    "pictures": 0,
+    "num-workers": 0,
+}
+
+
+def train(*arguments: object) -> int:
+    return main(
+        ["train", *(f"--{key}={value}" for key, value in TINY.items()), *map(str, arguments)]
+    )
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [one for one in capsys.readouterr().err.splitlines() if one.startswith("cmsa-fast:")]
+
+
+def written(path: Path, **numbers: Any) -> Path:
+    path.write_text(json.dumps({"pictures": numbers}))
+    return path
+
+
+def two_data_sets(root: Path) -> Path:
+    """refcoco with training pictures 7 and 11, and a data set that evaluates on 11 and 17."""
+    small_refcoco(root).write()
+    other = ReferLayout(root, "other")
+    other.add_picture(11, 41, 29)
+    other.add_picture(17, 31, 31)
+    other.add_reference(17, square(5, 5, 11), ["a goat"], split="val")
+    other.add_reference(11, square(5, 5, 11), ["a horse"], split="val")
+    return other.write()
+
+
+def test_from_the_check_to_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, file, run = two_data_sets(tmp_path / "data"), tmp_path / "out.json", tmp_path / "run"
+    check = ["data", "check", str(root), "--num-workers=0", "--write-exclusions", str(file)]
+    assert main(check) == 0
+    assert json.loads(file.read_text()) == {"pictures": {"COCO": [11]}}
+    data = ("--data", "refer", "--root", root, "--exclude", file, "--run-dir", run)
+    caplog.set_level(logging.INFO)
+    assert train(*data) == 0
+    assert (
+        "refcoco (unc) train: left out 1 sentences about 1 pictures that are to be excluded"
+        in caplog.text
+    )
+    assert "refcoco (unc) train: 4 sentences, 1 pictures" in caplog.text
+    assert "refcoco (unc) val: 2 sentences, 1 pictures" in caplog.text
+    assert json.loads((run / "options.json").read_text())["options"]["exclude"] == str(file)
+    # A run that goes on leaves the same pictures out, named again or not.
+    caplog.clear()
+    assert train("--run-dir", run, "--resume") == 0
+    assert "left out 1 sentences about 1 pictures" in caplog.text
+    assert train("--run-dir", run, "--resume", "--exclude", file) == 0
+    capsys.readouterr()
+    assert train("--run-dir", run, "--resume", "--exclude", tmp_path / "other.json") == 1
+    assert "--exclude was" in errors(capsys)[0]
+    written(file, COCO=[])
+    assert train("--run-dir", run, "--resume") == 1
+    assert "number of sentences" in errors(capsys)[0]
+    file.unlink()
+    assert train("--run-dir", run, "--resume") == 1
+    assert f"there is no JSON file at {file}" in errors(capsys)[0]
+
+
+def test_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = Source(form="refer", root=small_refcoco(tmp_path).write())
+    whole = open_split(source, "train", for_training=True)
+    assert (whole.report.excluded_sentences, whole.report.excluded_pictures) == (0, 0)
+    exclude = read_exclusions(written(tmp_path / "out.json", COCO=[7, 99]))
+    caplog.clear()
+    rest = open_split(source, "train", for_training=True, exclude=exclude)
+    assert rest.image_ids() == [11]
+    assert rest.sentences() == ["man"]
+    assert rest[0].image_id == 11
+    report = rest.report
+    assert (report.excluded_sentences, report.excluded_pictures) == (4, 1)
+    assert (report.sentences, report.pictures, report.recorded_sentences) == (1, 1, 5)
+    # What is left out on purpose does not make the copy another one.
+    assert "the files have 5 sentences" in caplog.text
+    exclude = read_exclusions(written(tmp_path / "out.json", COCO=[7, 11]))
+    with pytest.raises(ValueError, match=r"no usable sentence.*excluded_pictures=2"):
+        open_split(source, "train", exclude=exclude)
+
+
+def test_numbers_of_another_collection_exclude_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layout = ReferLayout(tmp_path, "own")
+    layout.add_picture(7, 23, 37, "one.jpg")
+    layout.add_picture(8, 23, 37, "two.jpg")
+    layout.add_reference(7, square(1, 1, 5), ["a cup"])
+    layout.add_reference(8, square(1, 1, 5), ["a saucer"])
+    source = Source(form="refer", root=layout.write(), name="own")
+    data = open_split(source, "train", exclude={"COCO": [7], "refcocog (umd)": [8]})
+    assert data.image_ids() == [7, 8]
+    assert "no picture is excluded: its pictures have numbers of own (unc)" in caplog.text
+    assert "those to exclude are of COCO and refcocog (umd)" in caplog.text
+    assert open_split(source, "train", exclude={"own (unc)": [7]}).image_ids() == [8]
+
+
+def test_numbers_of_saiapr(tmp_path: Path) -> None:
+    layout = ReferLayout(tmp_path, "refclef", "unc", "images/saiapr_tc-12")
+    for number in (7, 8):
+        layout.add_picture(number, 9, 7, f"{number}.jpg")
+        layout.add_reference(number, [square(1, 1, 3)], ["it"], ann_id=f"{number}_1")
+    source = Source(form="refer", root=layout.write(), name="refclef")
+    assert open_split(source, "train", exclude={"SAIAPR TC-12": [7]}).image_ids() == [8]
+    assert open_split(source, "train", exclude={"COCO": [7]}).image_ids() == [7, 8]
+
+
+FORMS = {
+    "no JSON": "{",
+    "a list": "[7, 11]",
+    "nothing": "{}",
+    "a list of pictures": '{"pictures": [7]}',
+    "a number": '{"pictures": {"COCO": 7}}',
+    "text": '{"pictures": {"COCO": ["7"]}}',
+    "truth": '{"pictures": {"COCO": [true]}}',
+    "fractions": '{"pictures": {"COCO": [7.0]}}',
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_of_another_form_is_one_sentence(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = small_refcoco(tmp_path / "data").write()
+    file = tmp_path / "out.json"
+    file.write_text(FORMS[form])
+    run = tmp_path / "run"
+    assert train("--data=refer", "--root", root, "--run-dir", run, "--exclude", file) == 1
+    (line,) = errors(capsys)
+    assert str(file) in line
+    assert "as `cmsa-fast data check --write-exclusions` writes them" in line
+    assert not run.exists()
+
+
+def test_scenes_exclude_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--exclude", written(tmp_path / "out.json"), "--run-dir", tmp_path / "run") == 1
+    assert errors(capsys) == [
+        "cmsa-fast: --exclude goes with --data refer and the other forms that are folders."
+    ]
