@@ -18,7 +18,14 @@ from .data.problems import Problems
 from .data.sample import ReferringDataset, Sample
 from .data.vocabulary import tokenize
 from .generalized_metrics import GeneralizedMetrics
-from .inference import NATIVE, SENTENCES_AT_ONCE, Refiner, predict_probabilities, predicted_mask
+from .inference import (
+    NATIVE,
+    SENTENCES_AT_ONCE,
+    Refiner,
+    predict_probabilities,
+    predicted_mask,
+    turns_of,
+)
 from .metrics import SegmentationMetrics
 from .models import for_inference
 from .processes import ALONE, Processes
@@ -112,10 +119,10 @@ def evaluate(
         )
     problems = problems or Problems(strict=True)
     before = problems.count
-    turns = PictureBatchSampler(
-        dataset.image_ids(), pictures_per_batch, SENTENCES_AT_ONCE, shuffle=False
-    )
-    mine = list(turns)[processes.rank :: processes.count]
+    image_ids = dataset.image_ids()
+    sampler = PictureBatchSampler(image_ids, pictures_per_batch, SENTENCES_AT_ONCE, shuffle=False)
+    mine = list(sampler)[processes.rank :: processes.count]
+    turns = turns_of(image_ids)  # of all sentences: one that is left out must not move the others
     loader = BatchLoader(dataset, mine, collate, num_workers=num_workers, problems=problems)
     was_training = model.training
     model.eval()
@@ -130,7 +137,14 @@ def evaluate(
         with bar:
             found = list(
                 _measured(
-                    for_inference(model), loader, mine, device, convention, refiner, bar.update
+                    for_inference(model),
+                    loader,
+                    mine,
+                    turns,
+                    device,
+                    convention,
+                    refiner,
+                    bar.update,
                 )
             )
     finally:
@@ -155,6 +169,7 @@ def _measured(
     model: Any,
     loader: BatchLoader,
     batches: list[list[int]],
+    turns: list[int],
     device: torch.device | str,
     convention: Convention,
     refiner: Refiner | None,
@@ -166,7 +181,9 @@ def _measured(
         advance(len(asked))
         if batch is None:
             continue
-        probabilities = predict_probabilities(model, batch, device)
+        probabilities = predict_probabilities(
+            model, batch, device, [turns[index] for index in indices]
+        )
         for index, probability, letterbox, sample in zip(
             indices, probabilities, batch.letterboxes, batch.samples, strict=True
         ):

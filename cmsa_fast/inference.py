@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -27,24 +28,38 @@ class Refiner(Protocol):
 
 
 @torch.no_grad()
-def predict_probabilities(model: Any, batch: Batch, device: torch.device | str) -> list[Tensor]:
+def predict_probabilities(
+    model: Any,
+    batch: Batch,
+    device: torch.device | str,
+    turns: Sequence[int] | None = None,
+) -> list[Tensor]:
     """The probability of every pixel of the square, for each sentence of a batch.
 
     Each picture is encoded once and goes through the model with its own sentences alone, so that what else is in
     the batch has no influence on the result, not even on its last bit.
 
+    Args:
+        model: see `cmsa_fast.models.ReferringModel`.
+        batch: on any device.
+        device: where the model is.
+        turns: for each sentence a number; those of one picture and one number go through the model together.
+            None: `SENTENCES_AT_ONCE` of a picture at a time.
+
     Returns:
         float32 or float64 [S, S] on the CPU, in [0, 1], for each sentence.
     """
     moved = batch.to(device)
-    rows: dict[int, list[int]] = {}
-    for row, picture in enumerate(batch.image_index.tolist()):
-        rows.setdefault(picture, []).append(row)
+    pictures = batch.image_index.tolist()
+    if turns is None:
+        turns = turns_of(pictures)
+    rows: dict[int, dict[int, list[int]]] = {}
+    for row, (picture, turn) in enumerate(zip(pictures, turns, strict=True)):
+        rows.setdefault(picture, {}).setdefault(turn, []).append(row)
     found: list[Tensor | None] = [None] * len(batch.samples)
     for picture, sentences in rows.items():
         features = model.encode_image(moved.images[picture : picture + 1])
-        for start in range(0, len(sentences), SENTENCES_AT_ONCE):
-            chosen = sentences[start : start + SENTENCES_AT_ONCE]
+        for chosen in sentences.values():
             word_mask = moved.word_mask[chosen]
             first = int(word_mask.any(0).int().argmax())  # words are padded at the front
             logits = model.segment(
@@ -59,6 +74,16 @@ def predict_probabilities(model: Any, batch: Batch, device: torch.device | str) 
             for row, probability in zip(chosen, probabilities.sigmoid().cpu(), strict=True):
                 found[row] = probability
     return [probability for probability in found if probability is not None]
+
+
+def turns_of(pictures: Sequence[int]) -> list[int]:
+    """For each sentence, given its picture's number: with which of its picture's sentences it goes, from 0."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for picture in pictures:
+        turns.append(seen[picture] // SENTENCES_AT_ONCE)
+        seen[picture] += 1
+    return turns
 
 
 def predict_batch(

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +125,28 @@ def test_what_cannot_be_used_is_counted_and_named(num_workers: int) -> None:
     assert all("word" in line and "sent_id" in line for line in problems.messages)
     whole = evaluate(confident_model(), pictures(4, 3), COLLATE)
     assert result.results[0] == whole.results[3]
+
+
+def test_a_lost_sentence_moves_no_other_to_another_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures with 20 sentences, 16 go through the model together, less those that are left out."""
+    data = damaged(pictures(3, 20), 3, 17, 45)
+    seen: dict[int, list[Tensor]] = {}
+
+    def recorded(*arguments: Any) -> list[Tensor]:
+        found = predict_probabilities(*arguments)
+        seen[at_a_time] += found
+        return found
+
+    monkeypatch.setattr("cmsa_fast.evaluation.predict_probabilities", recorded)
+    model = confident_model()
+    for at_a_time in (1, 2, 16):
+        seen[at_a_time] = []
+        evaluate(
+            model, data, COLLATE, problems=Problems(strict=False), pictures_per_batch=at_a_time
+        )
+    for other in (2, 16):
+        assert len(seen[1]) == len(seen[other]) == 57
+        assert all(map(torch.equal, seen[1], seen[other]))
 
 
 def test_one_problem_is_an_error_where_asked() -> None:
