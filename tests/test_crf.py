@@ -388,9 +388,9 @@ def test_pool_holds_submit_back_and_names_a_killed_process() -> None:
         assert not pool._room.acquire(blocking=False)
         os.kill(worker, signal.SIGKILL)
         for future in futures:
-            with pytest.raises(RuntimeError, match="^A process of the refinement pool ended"):
+            with pytest.raises(ChildProcessError, match="^A process of the refinement pool ended"):
                 future.result(60)
-        with pytest.raises(RuntimeError, match="^A process of the refinement pool ended"):
+        with pytest.raises(ChildProcessError, match="^A process of the refinement pool ended"):
             pool.submit(image, guess)
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 from data.refer_layout import small_refcoco
 from PIL import Image
 from small_training import OPTIONS
+from torch import Tensor
 
 from cmsa_fast.checkpoint import ModelConfig, save_model
 from cmsa_fast.cli import main
 from cmsa_fast.config import TrainOptions
+from cmsa_fast.crf import RefinementPool
 from cmsa_fast.data.vocabulary import Vocabulary
 from cmsa_fast.run_folder import write_options
 from cmsa_fast.sentence_results import read_results
@@ -179,6 +183,27 @@ def test_with_a_crf(run: Path, convention: str, capsys: Capture) -> None:
     plain = read_results(run / f"evaluation-refer-val-{convention}" / "sentences.csv")
     assert [one.true for one in refined] == [one.true for one in plain]
     assert len(refined) == 2
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf is not installed"
+)
+def test_a_killed_process_of_the_crf_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    submit = RefinementPool.submit
+
+    def killed(pool: RefinementPool, image: Tensor, probability: Tensor) -> Future[Tensor]:
+        future = submit(pool, image, probability)
+        for process in list(pool._executor._processes):
+            os.kill(process, signal.SIGKILL)
+        return future
+
+    monkeypatch.setattr(RefinementPool, "submit", killed)
+    assert main(["evaluate", str(run), "--crf", "--crf-processes", "1", "--num-workers", "0"]) == 1
+    shown = capsys.readouterr().err
+    assert "cmsa-fast: A process of the refinement pool ended before its work was done" in shown
+    assert not (run / "evaluation-refer-val-native-crf").exists()
 
 
 def test_without_the_crf_package(

@@ -69,11 +69,12 @@ class RefinementPool:
 
         Returns:
             A future of what `refine` returns, on the CPU: float32 `[H, W]`. It cannot be cancelled. Its
-            `result()` raises what `refine` would raise, or RuntimeError where a process was killed.
+            `result()` raises what `refine` would raise, or ChildProcessError where a process was killed.
 
         Raises:
             TypeError: an argument is no tensor.
-            RuntimeError: a process was killed before, or the pool is closed.
+            ChildProcessError: a process was killed before.
+            RuntimeError: the pool is closed.
         """
         image_array, probability_array = (np.array(a) for a in arrays_of(image, probability))
         refined: Future[Tensor] = Future()
@@ -128,8 +129,8 @@ def _available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _lost() -> RuntimeError:
-    return RuntimeError(
+def _lost() -> ChildProcessError:
+    return ChildProcessError(
         "A process of the refinement pool ended before its work was done, and what was under way is lost: "
         "it was killed, memory ran out, or the script lacks if __name__ == '__main__'."
     )
