@@ -1,28 +1,55 @@
-"""Referring data sets, words and batches: everything that knows files."""
+"""Referring data sets, words and batches: everything that knows files.
+
+A data set on disk is a `Source`; `open_split` opens a split of it with one item per sentence, whatever
+the form of its files. An item is a `Sample`: picture, mask, sentence and numbers. `Collate` makes a
+`Batch` of samples.
+
+    source = Source(form="refer", root=Path("data"), name="refcoco+")
+    problems = Problems(strict=False)
+    dataset = open_split(source, "train", for_training=True, problems=problems)
+    vocabulary = Vocabulary.from_sentences(dataset.sentences())
+    batch = Collate(vocabulary, size=320)([dataset[0], dataset[1]])
+
+What cannot be used is left out and told in `problems.messages`; without `problems`, or with
+`Problems(strict=True)`, the first such record is an error. Behind every data set is a list of
+`Record`: sentences that name the same objects in one picture. `RecordDataset` makes a data set of
+records of one's own, `ScenesDataset` draws scenes and needs no files.
+"""
 
 from .batch import Batch, Collate, PictureBatchSampler
 from .flip import horizontal_flip, swap_left_right
 from .images import read_image
+from .problems import Problems
+from .record import Record
+from .record_dataset import DatasetReport, RecordDataset
 from .refer import ReferDataset
 from .sample import ReferringDataset, Sample
 from .scenes import ScenesDataset
 from .shuffled import ShuffledSentences
+from .source import Source, open_split, read_records
 from .transforms import Letterbox
 from .vocabulary import Vocabulary, tokenize
 
 __all__ = [
     "Batch",
     "Collate",
+    "DatasetReport",
     "Letterbox",
     "PictureBatchSampler",
+    "Problems",
+    "Record",
+    "RecordDataset",
     "ReferDataset",
     "ReferringDataset",
     "Sample",
     "ScenesDataset",
     "ShuffledSentences",
+    "Source",
     "Vocabulary",
     "horizontal_flip",
+    "open_split",
     "read_image",
+    "read_records",
     "swap_left_right",
     "tokenize",
 ]

@@ -54,7 +54,6 @@ def read_benchmark(
     chosen = _choose(source, shards, split)
     check_complete(chosen, source)
     records: list[Record] = []
-    before = problems.count
     for shard in chosen:
         for row in read_rows(shard.path, ("image_info", "ref_list")):
             masks: _Masks = {}
@@ -64,7 +63,7 @@ def read_benchmark(
                         where = (*row.where, "reference", i)
                         records.append(_record(row, entry, where, shard.split, source.text, masks))
     if not records:
-        raise nothing_read(split, chosen, (), problems.count - before)
+        raise nothing_read(split, chosen, ())
     published: dict[str, int] = {}
     for name in {shard.split for shard in chosen}:
         known = _published(name)

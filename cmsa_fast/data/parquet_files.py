@@ -158,19 +158,15 @@ def split_names(shards: Iterable[Shard]) -> str:
     return ", ".join(dict.fromkeys(shard.split for shard in shards))
 
 
-def nothing_read(
-    split: str | None, shards: Sequence[Shard], recorded: Iterable[str], lost: int
-) -> ValueError:
+def nothing_read(split: str | None, shards: Sequence[Shard], recorded: Iterable[str]) -> ValueError:
     """The error where no record is left.
 
     Args:
         split: The split asked for.
         shards: The files read.
         recorded: The splits of the records that were passed over.
-        lost: Number of records that could not be used.
     """
-    message = missing_split(split, shards[0].path.parent, recorded)
-    return ValueError(f"{message}; {lost} records could not be used" if lost else message)
+    return ValueError(missing_split(split, shards[0].path.parent, recorded))
 
 
 def _shard(path: Path) -> Shard:

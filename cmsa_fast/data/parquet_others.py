@@ -42,7 +42,7 @@ def read_reannotated(
     """
     chosen = _choose(source, shards, split)
     records: list[Record] = []
-    counted, before = 0, problems.count
+    counted = 0
     for shard in chosen:
         for row in read_rows(shard.path, ("image_id", "samples"), optional=("file_name",)):
             with problems:
@@ -54,7 +54,7 @@ def read_reannotated(
                         records.append(record)
                         counted += len(record.sentences)
     if not records:
-        raise nothing_read(split, chosen, (), problems.count - before)
+        raise nothing_read(split, chosen, ())
     published = {"validation": _REANNOTATED_SENTENCES}
     if split == "val":
         published[split] = _REANNOTATED_SENTENCES
@@ -97,7 +97,7 @@ def read_mixed(
     chosen = _choose(source, shards, split)
     records: list[Record] = []
     numbers: dict[str, int] = {}
-    counted, before = 0, problems.count
+    counted = 0
     for shard in chosen:
         columns = ("question_id", "answer", "segmentation", "file_name")
         for row in read_rows(shard.path, columns):
@@ -106,7 +106,7 @@ def read_mixed(
                 records.append(record)
                 counted += len(record.sentences)
     if not records:
-        raise nothing_read(split, chosen, (), problems.count - before)
+        raise nothing_read(split, chosen, ())
     title = (
         "RefCOCO of lmms-lab (parquet; mixed splits, one polygon an object: figures do not compare)"
     )

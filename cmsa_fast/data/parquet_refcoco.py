@@ -85,7 +85,6 @@ def read_refcoco(
     masks: dict[tuple[int, int], MaskSource] = {}
     splits: Counter[str] = Counter()
     records = []
-    before = problems.count
     for shard in chosen:
         for row in read_rows(shard.path, _COLUMNS, optional=("image_path",)):
             with problems:
@@ -95,7 +94,7 @@ def read_refcoco(
                 if wanted is None or recorded in wanted:
                     records.append(_record(row, values, source.text, folders, masks))
     if not records:
-        raise nothing_read(split, chosen, splits.elements(), problems.count - before)
+        raise nothing_read(split, chosen, splits.elements())
     note = _note(split, records)
     published: dict[str, int] = {}
     if dataset is not None and split_by is not None:

@@ -17,7 +17,7 @@ from cmsa_fast.data.refer_files import (
     usual_split_by,
 )
 from cmsa_fast.data.refer_records import Reference, read_references, read_targets
-from cmsa_fast.data.source import Reading, Source, Text
+from cmsa_fast.data.source import Reading, Source, Text, read_records
 
 
 class ReferDataset(RecordDataset):
@@ -68,7 +68,7 @@ class ReferDataset(RecordDataset):
         )
         problems = problems or Problems(strict=True)
         before = problems.count
-        reading = read_refer(source, split, problems)
+        reading = read_records(source, split, problems)
         super().__init__(
             reading.records,
             title=f"{reading.title} {split}",

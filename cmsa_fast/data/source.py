@@ -90,13 +90,25 @@ def read_records(source: Source, split: str | None, problems: Problems) -> Readi
     Raises:
         FileNotFoundError: A file or folder is missing; the message says what belongs where.
         ValueError: The source names what is not there (the message lists what is), the split has no
-            record, or a file is damaged as a whole.
+            record or none that can be used, or a file is damaged as a whole.
         ImportError: The form needs a package that is not installed; the message says which.
     """
     module, function = _READERS[source.form]
     read: Callable[[Source, str | None, Problems], Reading]
     read = getattr(import_module(f"cmsa_fast.data.{module}"), function)
-    return read(source, split, problems)
+    before = problems.count
+    try:
+        reading = read(source, split, problems)
+        if not reading.records:
+            part = "" if split is None else f" of split {split!r}"
+            raise ValueError(f"{reading.title} has no record{part}")
+    except ValueError as error:
+        if not (lost := problems.count - before):
+            raise
+        raise ValueError(
+            f"{error}; {lost} records could not be used, the first: {problems.messages[before]}"
+        ) from error
+    return reading
 
 
 def open_split(
