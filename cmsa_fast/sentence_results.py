@@ -88,7 +88,7 @@ def read_results(path: Path) -> list[SentenceResult]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} with results by sentence.")
     results = []
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
         rows = csv.DictReader(file)
         try:
             missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]

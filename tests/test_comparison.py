@@ -142,6 +142,9 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     results = evaluation(1)
     write_results(tmp_path / "sentences.csv", results)
     assert read_results(tmp_path / "sentences.csv") == results
+    text = (tmp_path / "sentences.csv").read_bytes()
+    (tmp_path / "saved.csv").write_bytes(b"\xef\xbb\xbf" + text)
+    assert read_results(tmp_path / "saved.csv") == results
 
 
 def test_half_a_surrogate_pair_loses_no_evaluation(tmp_path: Path) -> None:
@@ -202,6 +205,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(content["changed"]) == content["better"] + content["worse"]
     assert main([*command, "--out", f"{tmp_path}/c.json"]) == 1
     assert "not overwritten" in capsys.readouterr().err
+    assert main([*command, "--out", f"{tmp_path}/none/c.json"]) == 1
+    assert f"there is no folder {tmp_path}/none." in capsys.readouterr().err
     assert main(["compare", f"{tmp_path}/a", f"{tmp_path}/nowhere"]) == 1
     assert "nowhere" in capsys.readouterr().err
 

@@ -64,7 +64,7 @@ def run_compare(options: CompareOptions) -> CompareResult:
     """Compare two evaluations as `cmsa-fast compare` does.
 
     Raises:
-        FileNotFoundError: an evaluation is not there.
+        FileNotFoundError: an evaluation, or the folder of --out, is not there.
         FileExistsError: --out is there already.
         ValueError: a file is damaged, the sentences are not the same, or an option is out of range.
     """
@@ -76,6 +76,8 @@ def run_compare(options: CompareOptions) -> CompareResult:
         raise ValueError(f"--sentences must be at least 0; got {options.sentences}.")
     if options.out is not None and options.out.exists():
         raise FileExistsError(f"--out {options.out} is there already and is not overwritten.")
+    if options.out is not None and not options.out.parent.is_dir():
+        raise FileNotFoundError(f"--out {options.out}: there is no folder {options.out.parent}.")
     paths = [
         path / SENTENCES if path.is_dir() else path for path in (options.first, options.second)
     ]
