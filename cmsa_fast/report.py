@@ -42,7 +42,7 @@ def format_result(result: Result) -> str:
         *_generalized(evaluation),
         *_word_order(evaluation),
         f"{result.progress.step} steps in {minutes} min {seconds} s; everything is in {result.folder}",
-        *_problems(result.problems),
+        *_problems(result.problems, evaluation.unusable),
     ]
     if result.overview is not None:
         lines.append(f"Look at {result.overview}")
@@ -68,7 +68,7 @@ def format_evaluation(result: EvaluateResult) -> str:
         *_word_order(evaluation),
         f"{evaluation.sentences} sentences in {result.seconds:.1f} s ({rate:.1f} a second); everything is in "
         f"{result.folder}",
-        *_problems(result.problems),
+        *_problems(result.problems, evaluation.unusable),
     ]
     if result.overview is not None:
         lines.append(f"Look at {result.overview}")
@@ -112,10 +112,12 @@ def _word_order(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _problems(problems: Sequence[str]) -> list[str]:
+def _problems(problems: Sequence[str], unusable: int) -> list[str]:
     if not problems:
         return []
     lines = [f"{len(problems)} records or pictures could not be used and were left out:"]
+    if unusable:
+        lines.insert(0, f"Sentences of the split that are in no figure: {unusable}.")
     lines += [f"  {line}" for line in problems[:_SHOWN_PROBLEMS]]
     if len(problems) > _SHOWN_PROBLEMS:
         lines.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more, all in evaluation.json")

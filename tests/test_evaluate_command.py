@@ -165,6 +165,7 @@ def test_a_vanished_picture_is_told_at_the_end(run: Path, tmp_path: Path, capsys
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "1 records or pictures could not be used" in shown
+    assert "Sentences of the split that are in no figure: 1." in shown
     assert "000000000011.jpg" in shown
     content = json.loads((run / "evaluation-refer-train-native" / "evaluation.json").read_text())
     assert content["unusable"] == len(content["problems"]) == 1
