@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,6 +153,7 @@ def train(
     Raises:
         FloatingPointError: the loss or a gradient is not finite; checkpoint and weights stay as they were.
         FileNotFoundError, ValueError: there is no checkpoint to resume from, or it does not fit.
+        ValueError: no sentence can be used, in two passes over the data or in the whole training.
         KeyboardInterrupt: Ctrl-C, after the step under way; a checkpoint was written.
     """
     optimizer = torch.optim.Adam(
@@ -202,16 +204,26 @@ def train(
     model.train()
     bar = tqdm(total=recipe.steps, initial=done.step, desc="train", unit="step", dynamic_ncols=True)
     started = time.perf_counter() - done.seconds
+    unusable = 0  # steps in a row
     try:
         with bar, (folder / METRICS).open("a", encoding="utf-8") as lines:
             for batch in loader:
+                unusable = unusable + 1 if batch is None else 0
+                if unusable in (2 * len(sampler), recipe.steps):
+                    raise ValueError(
+                        f"No sentence of {unusable} steps in a row could be used: look at the pictures of "
+                        "the training split."
+                    )
                 with interrupts_wait():
                     rate = schedule.get_last_lr()[0]
                     if batch is not None:
                         window.add(
                             *training_step(model, optimizer, batch.to(device), recipe.dice_weight)
                         )
-                    schedule.step()
+                    with warnings.catch_warnings():
+                        # Said where the first step had no sentence and so no optimizer.step().
+                        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                        schedule.step()
                     done = Progress(done.step + 1, time.perf_counter() - started)
                     bar.update()
                     if window.losses:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import cmsa_fast.training as training
 from cmsa_fast.checkpoint import STATE, WEIGHTS, ModelConfig, load_model
 from cmsa_fast.data.batch import Collate, PictureBatchSampler
+from cmsa_fast.data.problems import Problems
 from cmsa_fast.data.refer import ReferDataset
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
@@ -67,6 +68,20 @@ class Breaking(Collate):
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
+        return super().__call__(samples)
+
+
+class Failing(Collate):
+    """Sentences that cannot be used, from the batch of number `at` on, `number` items long."""
+
+    def __init__(self, at: int, number: int = 10**9) -> None:
+        super().__init__(VOCABULARY, SIZE)
+        self.place, self.at, self.number = 0, at, number
+
+    def __call__(self, samples: list[Sample]) -> Any:
+        self.place += 1
+        if self.at < self.place <= self.at + self.number:
+            raise ValueError("unusable")
         return super().__call__(samples)
 
 
@@ -234,6 +249,48 @@ def test_learning_rate_by_hand() -> None:
     assert [learning_rate_factor(step, straight) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
     only_up = replace(recipe, warmup_steps=4, steps=2)
     assert [learning_rate_factor(step, only_up) for step in range(3)] == [0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_steps_without_a_usable_sentence_change_nothing(tmp_path: Path, at: int) -> None:
+    recipe = replace(RECIPE, steps=at + 4)  # fewer than two passes
+    problems = Problems(strict=False)
+    failing = {"recipe": recipe, "collate": Failing(at), "problems": problems}
+    _, progress = run(tmp_path / "failing", **failing)
+    assert progress.step == recipe.steps
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", recipe=recipe, collate=Breaking(at))
+    found, expected = state_of(tmp_path / "failing"), state_of(tmp_path / "broken")
+    assert (found["step"], expected["step"]) == (at + 4, at)
+    assert same(found["model"], expected["model"])
+    assert same(found["optimizer"]["state"], expected["optimizer"]["state"])
+    assert set(problems.messages) == {"unusable"}
+    assert problems.count <= 8  # an item is told once
+
+
+def test_training_goes_on_after_a_first_step_without_a_usable_sentence(
+    whole: Path, tmp_path: Path
+) -> None:
+    problems = Problems(strict=False)
+    # The batch, and each of its two items by itself.
+    _, progress = run(tmp_path, collate=Failing(0, 3), problems=problems)
+    assert progress.step == 13
+    assert problems.messages == ["unusable"] * 2
+    rows, usual = lines_of(tmp_path), lines_of(whole)
+    assert [row["step"] for row in rows] == [10, 13]
+    assert [row["learning_rate"] for row in rows] == [row["learning_rate"] for row in usual]
+    steps = {int(one["step"]) for one in state_of(tmp_path)["optimizer"]["state"].values()}
+    assert steps == {12}
+
+
+def test_data_of_which_nothing_can_be_used_end_the_training(tmp_path: Path) -> None:
+    for name, steps, enough in (("short", 4, 4), ("long", 99, 6)):  # a pass is three steps
+        model, recipe = new_model(), replace(RECIPE, steps=steps)
+        given = {"model": model, "recipe": recipe, "collate": Failing(0)}
+        with pytest.raises(ValueError, match=f"No sentence of {enough} steps in a row"):
+            run(tmp_path / name, problems=Problems(strict=False), **given)
+        assert same(model.state_dict(), new_model().state_dict())
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [METRICS]
 
 
 class Diverging(nn.Module):

@@ -38,9 +38,10 @@ class BatchLoader:
             collate: makes a batch of samples.
             num_workers: processes that read beside this one; 0: none.
             pin_memory: give batches in page-locked memory.
-            problems: takes the items that cannot be read. None: the first one is an error.
+            problems: takes the items that cannot be read, each once. None: the first one is an error.
         """
         self._problems = problems or Problems(strict=True)
+        self._told: set[int] = set()
         self._loader: DataLoader[_Loaded | Exception] = DataLoader(
             _Batches(dataset, collate, self._problems.strict),
             batch_size=None,
@@ -64,8 +65,10 @@ class BatchLoader:
         for loaded in self._loader:
             if isinstance(loaded, Exception):
                 raise loaded
-            for error in loaded.errors:
-                self._problems.add(error)
+            for index, error in loaded.errors:
+                if index not in self._told:  # an item may be asked for in every epoch
+                    self._told.add(index)
+                    self._problems.add(error)
             yield loaded.indices, loaded.batch
 
 
@@ -73,7 +76,7 @@ class BatchLoader:
 class _Loaded:
     indices: list[int]
     batch: Batch | None
-    errors: list[Exception]
+    errors: list[tuple[int, Exception]]  # with the indices of their items
 
     def pin_memory(self) -> _Loaded:
         """`DataLoader(pin_memory=True)` calls this."""
@@ -104,14 +107,14 @@ class _Batches(Dataset[_Loaded | Exception]):
 
     def _usable(self, indices: list[int]) -> _Loaded:
         """The batch of those items that can be read, and put into a batch with those before them."""
-        usable, samples, errors = list[int](), list[Sample](), list[Exception]()
+        usable, samples, errors = list[int](), list[Sample](), list[tuple[int, Exception]]()
         batch = None
         for index in indices:
             try:
                 sample = self.dataset[index]
                 batch = self.collate([*samples, sample])
             except (TypeError, ValueError, OSError) as error:
-                errors.append(error)
+                errors.append((index, error))
             else:
                 usable.append(index)
                 samples.append(sample)
