@@ -20,7 +20,7 @@ class Prediction:
     """What a sentence names in a picture.
 
     Attributes:
-        mask: bool [H, W], at the picture's own size: probability above 0.5, as an evaluation by the "native"
+        mask: bool [H, W] on the CPU, at the picture's own size: probability above 0.5, as an evaluation by the "native"
             convention counts it.
         probability: float32 [H, W] in [0, 1], of the network's square, brought to that size (bilinear).
         tokens: the N words the model saw; a word it does not know is "<unk>".
@@ -76,7 +76,7 @@ class Predictor:
         """Encode the picture that the sentences to come are about.
 
         Args:
-            image: a file of any common format, turned upright as its EXIF says; or uint8 [3, H, W], RGB.
+            image: a file of any common format, turned upright as its EXIF says; or uint8 [3, H, W], RGB, on any device.
 
         Raises:
             FileNotFoundError, ValueError: the file is not there or no readable picture.
@@ -87,6 +87,7 @@ class Predictor:
             raise TypeError(f"image must be uint8; got {pixels.dtype}.")
         if pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
             raise ValueError(f"image must have shape [3, height, width]; got {list(pixels.shape)}.")
+        pixels = pixels.cpu()  # where masks are, and where an evaluation scales pictures
         letterbox = Letterbox(pixels.shape[1], pixels.shape[2], self.config.size)
         square = letterbox.image(pixels)[None].to(self.device)
         self._features = self._inference.encode_image(square)

@@ -185,6 +185,18 @@ def test_the_bar_counts_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     assert "6/6" in shown
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+def test_on_a_gpu() -> None:
+    data = scattered()
+    model = trained_to_halves(data)
+    here = evaluate(model, data, Collate(VOCABULARY, SIZE))
+    there = evaluate(model.cuda(), data, Collate(VOCABULARY, SIZE), device="cuda")
+    assert [one.true for one in there.results] == [one.true for one in here.results]
+    assert [one.iou for one in there.results] == pytest.approx(
+        [one.iou for one in here.results], abs=0.05
+    )
+
+
 def test_an_empty_data_set() -> None:
     with pytest.raises(ValueError, match="at least one item"):
         evaluate(LeftHalf(), Listed([]), Collate(VOCABULARY, SIZE))

@@ -65,6 +65,19 @@ def test_a_model_whose_weights_change_is_not_used_with_old_ones() -> None:
         ours.predict("dog")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+def test_on_a_gpu() -> None:
+    here = predictor()
+    there = Predictor(predictor().model, CONFIG, "cuda")
+    here.set_image(picture())
+    there.set_image(picture().cuda())
+    expected, found = here.predict("the left dog"), there.predict("the left dog")
+    assert found.mask.device.type == "cpu"
+    torch.testing.assert_close(found.probability, expected.probability, rtol=0, atol=0.01)
+    torch.testing.assert_close(found.word_attention, expected.word_attention, rtol=0, atol=0.01)
+    assert there.draw(found).shape == (3, 21, 33)
+
+
 def test_messages() -> None:
     ours = predictor()
     with pytest.raises(RuntimeError, match="Call set_image before predict"):
