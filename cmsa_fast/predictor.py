@@ -20,8 +20,8 @@ class Prediction:
     """What a sentence names in a picture.
 
     Attributes:
-        mask: bool [H, W] on the CPU, at the picture's own size: probability above 0.5, as an evaluation by the "native"
-            convention counts it.
+        mask: bool [H, W] on the CPU, at the picture's own size: probability above 0.5, as an evaluation by the
+            "native" convention counts it.
         probability: float32 [H, W] in [0, 1], of the network's square, brought to that size (bilinear).
         tokens: the N words the model saw; a word it does not know is "<unk>".
         word_attention: [3, N], the attention each received at Res3, Res4 and Res5; rows sum to 1. None where the
@@ -76,7 +76,8 @@ class Predictor:
         """Encode the picture that the sentences to come are about.
 
         Args:
-            image: a file of any common format, turned upright as its EXIF says; or uint8 [3, H, W], RGB, on any device.
+            image: a file of any common format, turned upright as its EXIF says; or uint8 [3, H, W], RGB, on any
+                device.
 
         Raises:
             FileNotFoundError, ValueError: the file is not there or no readable picture.
