@@ -12,10 +12,11 @@ from torch import nn
 from .conventions import Convention
 from .data.batch import Collate
 from .data.problems import in_one_line
-from .data.sample import Sample
+from .data.sample import ReferringDataset, Sample
 from .inference import NATIVE, Refiner, predict_batch
 from .models import ExplainsWords
-from .plots import Example
+from .plots import Example, save_examples
+from .sentence_results import SentenceResult
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,6 +56,48 @@ def examples_of(
             Example(sample.image, sample.mask, prediction, sample.sentence, tokens, attention)
         )
     return examples
+
+
+def save_extremes(
+    results: Sequence[SentenceResult],
+    most: int,
+    model: nn.Module,
+    dataset: ReferringDataset,
+    collate: Collate,
+    device: torch.device | str,
+    folder: Path,
+    *,
+    convention: Convention = NATIVE,
+    refiner: Refiner | None = None,
+) -> Path | None:
+    """Draw the best and the worst sentences of an evaluation on one sheet, as `save_examples` does.
+
+    Args:
+        results: of the evaluation.
+        most: how many of either to draw.
+        model, dataset, collate, device: of the evaluation.
+        folder: for the pictures.
+        convention, refiner: as for `examples_of`.
+
+    Returns:
+        The path of the sheet; None where none is to be drawn.
+    """
+    if not most:
+        return None
+    worst, best = extremes(results, most)
+    chosen = [dataset[result.index] for result in (*best, *worst)]
+    examples = examples_of(model, chosen, collate, device, convention=convention, refiner=refiner)
+    return save_examples(examples, folder, ["best"] * len(best) + ["worst"] * len(worst))
+
+
+def extremes(
+    results: Sequence[SentenceResult], most: int
+) -> tuple[list[SentenceResult], list[SentenceResult]]:
+    """The worst and the best sentences, none of them in both; of equals, the first ones."""
+    ordered = sorted(results, key=lambda result: (result.iou, result.index))
+    worst = ordered[: min(most, len(ordered) // 2)]
+    rest = ordered[len(worst) :]
+    return worst, sorted(rest, key=lambda result: (-result.iou, result.index))[:most]
 
 
 def drawn_or_warned(draw: Callable[[], Path | None]) -> Path | None:

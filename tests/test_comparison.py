@@ -14,6 +14,7 @@ from cmsa_fast.cli import main
 from cmsa_fast.comparison import compare
 from cmsa_fast.conventions import CONVENTIONS
 from cmsa_fast.evaluation import figures
+from cmsa_fast.examples import extremes
 from cmsa_fast.sentence_results import SentenceResult, read_results, write_results
 
 
@@ -226,3 +227,15 @@ def test_what_makes_a_difference_less_sure_is_said(
     write_results(tmp_path / "b.csv", second)
     assert main(command) == 0
     assert "different conventions" not in capsys.readouterr().out
+
+
+def test_extremes_share_no_sentence() -> None:
+    results = evaluation(1, pictures=2)
+    worst, best = extremes(results, 2)
+    ordered = sorted(results, key=lambda result: result.iou)
+    assert worst == ordered[:2]
+    assert best == ordered[:-3:-1]
+    worst, best = extremes(results, 9)
+    assert len(worst) == len(best) == 3
+    assert not set(worst) & set(best)
+    assert extremes(results[:1], 5) == ([], results[:1])
