@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"cmsa-fast: {in_one_line(error)}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"cmsa-fast: the device has too little memory: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(

@@ -87,6 +87,7 @@ def evaluate(
     title: str = "evaluate",
     problems: Problems | None = None,
     processes: Processes = ALONE,
+    keep: Callable[[SentenceResult], object] = lambda result: None,
 ) -> Evaluation:
     """Measure a model on every sentence of a data set, each exactly once.
 
@@ -106,6 +107,7 @@ def evaluate(
         title: of the progress bar.
         problems: takes sentences whose picture or mask cannot be used. None: the first one is an error.
         processes: who shares the work; every one gets the whole result.
+        keep: called with each result of this process as soon as it is there.
 
     Returns:
         The metrics; the model is left in the mode it was in.
@@ -135,18 +137,12 @@ def evaluate(
     )
     try:
         with bar:
-            found = list(
-                _measured(
-                    for_inference(model),
-                    loader,
-                    mine,
-                    turns,
-                    device,
-                    convention,
-                    refiner,
-                    bar.update,
-                )
-            )
+            found = []
+            for result in _measured(
+                for_inference(model), loader, mine, turns, device, convention, refiner, bar.update
+            ):
+                found.append(result)
+                keep(result)
     finally:
         model.train(was_training)
     lost = sum(processes.gather(problems.count - before))

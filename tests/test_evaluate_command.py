@@ -104,7 +104,7 @@ def test_pictures_that_cannot_be_drawn_do_not_cost_the_table(
     def failing(*_: object) -> Path:
         raise RuntimeError("Pillow was built without FreeType")
 
-    monkeypatch.setattr("cmsa_fast.plots.save_examples", failing)
+    monkeypatch.setattr("cmsa_fast.examples.save_examples", failing)
     assert main(["evaluate", str(run), "--num-workers", "0"]) == 0
     shown = capsys.readouterr().out
     assert "all sentences" in shown
@@ -265,3 +265,26 @@ def test_under_torchrun_the_results_are_the_same(run: Path, tmp_path: Path) -> N
         assert done.stdout.count("all sentences") == 1
     one, two = ((tmp_path / name / "sentences.csv").read_text() for name in ("one", "two"))
     assert one == two
+
+
+def test_what_was_measured_is_kept_when_it_is_stopped(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import cmsa_fast.evaluation as evaluation
+
+    measured = evaluation._result
+
+    def stopped(index: int, *arguments: object) -> object:
+        if index == 3:
+            raise KeyboardInterrupt
+        return measured(index, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluation, "_result", stopped)
+    command = ["evaluate", str(run), "--split", "train", "--num-workers", "0"]
+    assert main([*command, "--pictures-per-batch", "1"]) == 130
+    folder = run / "evaluation-refer-train-native"
+    # Pictures come whole: the first one has the sentences 0, 1, 3 and 4.
+    kept = read_results(folder / "sentences-so-far.csv")
+    assert [result.index for result in kept] == [0, 1]
+    assert "Stopped after 2 of 5 sentences" in caplog.text
+    assert not (folder / "evaluation.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from contextlib import ExitStack
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from cmsa_fast.data.sample import ReferringDataset
     from cmsa_fast.evaluation import Evaluation
     from cmsa_fast.inference import Refiner
+    from cmsa_fast.processes import Processes
+    from cmsa_fast.sentence_results import SentenceResult
+
+_LOG = logging.getLogger(__name__)
 
 ConventionName = Literal["native", "cmsa", "lavt", "cris"]
 
@@ -109,8 +114,9 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     from cmsa_fast.data.batch import Collate
     from cmsa_fast.data.problems import Problems
     from cmsa_fast.evaluation import evaluate
-    from cmsa_fast.examples import drawn_or_warned
+    from cmsa_fast.examples import drawn_or_warned, save_extremes
     from cmsa_fast.processes import joined_processes
+    from cmsa_fast.run_folder import PICTURES
     from cmsa_fast.train_job import chosen_device, scene_labels
 
     options = _with_the_runs_data(options)
@@ -133,21 +139,27 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
         problems = Problems(strict=options.strict)
         dataset, title = _dataset(options, config.size, problems)
         collate = Collate(vocabulary_of(config), config.size, config.max_words)
-        refiner = _refiner(options, stack)
+        refiner = _refiner(options, stack, processes)
         started = time.perf_counter()
-        evaluation = evaluate(
-            model,
-            dataset,
-            collate,
-            convention=convention,
-            refiner=refiner,
-            labels=scene_labels(dataset),
-            device=where,
-            pictures_per_batch=options.pictures_per_batch,
-            num_workers=options.num_workers,
-            problems=problems,
-            processes=processes,
-        )
+        done: list[SentenceResult] = []
+        try:
+            evaluation = evaluate(
+                model,
+                dataset,
+                collate,
+                convention=convention,
+                refiner=refiner,
+                labels=scene_labels(dataset),
+                device=where,
+                pictures_per_batch=options.pictures_per_batch,
+                num_workers=options.num_workers,
+                problems=problems,
+                processes=processes,
+                keep=done.append,
+            )
+        except BaseException:
+            _keep_so_far(folder, done, len(dataset), processes)
+            raise
         seconds = time.perf_counter() - started
         messages = sorted({line for part in processes.gather(problems.messages) for line in part})
         overview = None
@@ -160,11 +172,42 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 error.add_note(f"Not all could be written to {folder}. All sentences: {figures}.")
                 raise
             overview = drawn_or_warned(
-                lambda: _draw(options, folder, evaluation, model, dataset, collate, where, refiner)
+                lambda: save_extremes(
+                    evaluation.results,
+                    options.pictures,
+                    model,
+                    dataset,
+                    collate,
+                    where,
+                    folder / PICTURES,
+                    # lavt compares stretched masks, which do not lie over the picture.
+                    convention=CONVENTIONS["native"] if convention.name == "lavt" else convention,
+                    refiner=refiner,
+                )
             )
     return EvaluateResult(
         evaluation, title, folder, overview, seconds, messages, processes.is_first
     )
+
+
+def _keep_so_far(
+    folder: Path, done: list[SentenceResult], sentences: int, processes: Processes
+) -> None:
+    """Write what an evaluation that is stopped has measured; it makes no figures."""
+    from cmsa_fast.sentence_results import write_results
+
+    if not done:
+        return
+    process = "" if processes.count == 1 else f"-{processes.rank}"
+    path = folder / f"sentences-so-far{process}.csv"
+    try:
+        write_results(path, done)
+    except OSError as error:
+        _LOG.warning("What was measured so far could not be kept: %s", error)
+    else:
+        _LOG.warning(
+            "Stopped after %d of %d sentences; their results are in %s", len(done), sentences, path
+        )
 
 
 def _with_the_runs_data(options: EvaluateOptions) -> EvaluateOptions:
@@ -217,12 +260,15 @@ def _dataset(
     return dataset, dataset.title
 
 
-def _refiner(options: EvaluateOptions, stack: ExitStack) -> Refiner | None:
+def _refiner(options: EvaluateOptions, stack: ExitStack, processes: Processes) -> Refiner | None:
     if not options.crf:
         return None
     from cmsa_fast.crf import RefinementPool
 
-    return stack.enter_context(RefinementPool(options.crf_processes))
+    count = options.crf_processes
+    if count is None and processes.count > 1:
+        count = 1  # the processes of torchrun already share the CPUs
+    return stack.enter_context(RefinementPool(count))
 
 
 def _write(
@@ -256,44 +302,3 @@ def _write(
         },
     }
     write_json(result.folder / EVALUATION, content)
-
-
-def _draw(
-    options: EvaluateOptions,
-    folder: Path,
-    evaluation: Evaluation,
-    model: nn.Module,
-    dataset: ReferringDataset,
-    collate: Collate,
-    where: device,
-    refiner: Refiner | None,
-) -> Path | None:
-    """The worst and the best sentences, at the picture's own size under every convention."""
-    if not options.pictures:
-        return None
-    from cmsa_fast.examples import examples_of
-    from cmsa_fast.plots import save_examples
-    from cmsa_fast.run_folder import PICTURES
-
-    worst, best = extremes(evaluation, options.pictures)
-    chosen = [dataset[index] for index in (*best, *worst)]
-    convention = _drawn(options.convention)
-    examples = examples_of(model, chosen, collate, where, convention=convention, refiner=refiner)
-    groups = ["best"] * len(best) + ["worst"] * len(worst)
-    return save_examples(examples, folder / PICTURES, groups)
-
-
-def _drawn(name: str) -> Convention:
-    from cmsa_fast.conventions import CONVENTIONS
-
-    # lavt compares stretched masks, which do not lie over the picture.
-    return CONVENTIONS["native" if name == "lavt" else name]
-
-
-def extremes(evaluation: Evaluation, most: int) -> tuple[list[int], list[int]]:
-    """The places of the worst and of the best sentences, each at most once; of equals, the first ones."""
-    ordered = sorted(evaluation.results, key=lambda result: (result.iou, result.index))
-    worst = ordered[: min(most, len(ordered) // 2)]
-    rest = ordered[len(worst) :]
-    best = sorted(rest, key=lambda result: (-result.iou, result.index))[:most]
-    return [result.index for result in worst], [result.index for result in best]

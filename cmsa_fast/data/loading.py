@@ -57,12 +57,13 @@ class BatchLoader:
         Raises:
             TypeError, ValueError, OSError: an item could not be read or put into a batch, where problems
                 are errors.
+            ChildProcessError: a process that reads was killed.
         """
         return (batch for _, batch in self.with_indices())
 
     def with_indices(self) -> Iterator[tuple[list[int], Batch | None]]:
         """The indices of the items in each batch, and the batch; as iterating over the loader."""
-        for loaded in self._loader:
+        for loaded in self._loaded():
             if isinstance(loaded, Exception):
                 raise loaded
             for index, error in loaded.errors:
@@ -70,6 +71,17 @@ class BatchLoader:
                     self._told.add(index)
                     self._problems.add(error)
             yield loaded.indices, loaded.batch
+
+    def _loaded(self) -> Iterator[_Loaded | Exception]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(
+                "A process that reads pictures ended by itself; most often there is too little memory, and "
+                f"fewer num_workers help. ({error})"
+            ) from error
 
 
 @dataclass
