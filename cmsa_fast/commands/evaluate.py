@@ -15,10 +15,6 @@ import tyro
 from cmsa_fast.data_options import DataOptions, without_default
 
 if TYPE_CHECKING:
-    from torch import device, nn
-
-    from cmsa_fast.conventions import Convention
-    from cmsa_fast.data.batch import Collate
     from cmsa_fast.data.problems import Problems
     from cmsa_fast.data.sample import ReferringDataset
     from cmsa_fast.evaluation import Evaluation
