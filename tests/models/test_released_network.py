@@ -149,7 +149,9 @@ def test_it_trains_is_kept_and_predicts(tmp_path: Path) -> None:
     ids = torch.tensor([predictor.vocabulary.encode("right dog", 20)])
     with torch.no_grad():
         logits = model.eval()(letterbox.image(sample.image)[None], ids)
-    assert torch.equal(prediction.probability, letterbox.restore(logits.sigmoid())[0, 0].clamp(0, 1))
+    assert torch.equal(
+        prediction.probability, letterbox.restore(logits.sigmoid())[0, 0].clamp(0, 1)
+    )
 
 
 @pytest.mark.slow
