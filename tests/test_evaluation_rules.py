@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from small_training import SIZE, VOCABULARY, Listed, new_model, pictures
 from torch import Tensor
 
@@ -195,6 +196,8 @@ def test_groups_hold_every_sentence_once() -> None:
             assert result.by_length[name]["overall_iou"] == expected
 
 
+# For processes that do not know where pytest finds the package and the tests.
+PATHS = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
 PROGRAM = """
 import json, sys
 from small_training import SIZE, VOCABULARY, pictures
@@ -224,7 +227,7 @@ def test_the_same_to_the_bit_for_any_number_of_processes(
     """Seven pictures: neither 2 nor 4 processes divide them."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(__file__).parent))
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=PATHS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", str(program), str(pictures_per_batch)]
     output = subprocess.run(
