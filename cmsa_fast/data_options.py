@@ -53,7 +53,9 @@ class DataOptions:
     split_by: Annotated[str, without_default("WHO", "default: the usual one, unc or umd")] = ""
     """Who split it: unc, google, umd or berkeley; the part of refs(...).p in brackets."""
 
-    text: Literal["sent", "raw"] = "sent"
+    text: Annotated[
+        Literal["sent", "raw"] | None, without_default("{sent,raw}", "default: sent, or the run's")
+    ] = None
     """Which writing of the sentences: sent is cleaned and in lower case, raw as it was typed."""
 
     image_dir: Annotated[Path | None, without_default("PATH", "default: the usual places")] = None
@@ -84,7 +86,7 @@ class DataOptions:
             root=self.root,
             name=self.name,
             split_by=self.split_by,
-            text=self.text,
+            text=self.text or "sent",
             image_folder=self.image_dir,
             allow_mixed_splits=self.mixed_splits,
         )

@@ -211,6 +211,7 @@ def _result(
         sentence=sample.sentence,
         words=len(tokenize(sample.sentence)),
         kind=sample.kind,
+        names_nothing=sample.names_nothing,
         height=height,
         width=width,
         intersection=metrics.intersections[0],
@@ -234,7 +235,7 @@ def _evaluation(
         for kind in own if labels is None else labels[result.index]:
             kinds.setdefault(kind, []).append(result)
     generalized = None
-    if any(result.share == 0 for result in results):
+    if any(result.names_nothing for result in results):
         measures = GeneralizedMetrics()
         for result in results:
             measures.add(result.intersection, result.predicted, result.true)

@@ -25,6 +25,7 @@ class SentenceResult:
         sentence: as it was written.
         words: how many words it has.
         kind: the kind of sentence, where the data set knows it.
+        names_nothing: whether it is about something that the picture does not have.
         height: of the picture, in pixels.
         width: of the picture, in pixels.
         intersection: I, pixels in both masks, at the size where the convention compares them.
@@ -42,6 +43,7 @@ class SentenceResult:
     sentence: str
     words: int
     kind: str
+    names_nothing: bool
     height: int
     width: int
     intersection: int
@@ -58,7 +60,20 @@ class SentenceResult:
 
 
 _COLUMNS = tuple(field.name for field in fields(SentenceResult))
-_READ: dict[str, Callable[[str], object]] = {"int": int, "str": str, "float": float}
+
+
+def _truth(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise ValueError
+    return text == "True"
+
+
+_READ: dict[str, Callable[[str], object]] = {
+    "int": int,
+    "str": str,
+    "float": float,
+    "bool": _truth,
+}
 _UNION = "union"
 
 

@@ -36,6 +36,7 @@ def evaluation(seed: int, pictures: int = 40, shift: float = 0.0) -> list[Senten
                 sentence=f'the "dog", {index}\nnext line – café',
                 words=3,
                 kind="",
+                names_nothing=index % 7 == 0,
                 height=80,
                 width=100,
                 intersection=intersection,
@@ -168,6 +169,10 @@ DAMAGE = {
     "no row": (lambda text: text.splitlines()[0], "has no sentence"),
     "iou": (lambda text: re.sub(r"0\.\d+,native", "nan,native", text, count=1), "iou must be from"),
     "share": (lambda text: re.sub(r",[\d.]+(,[\d.]+,native)", r",7\1", text, count=1), "got 7.0"),
+    "truth": (
+        lambda text: text.replace(",False,", ",no,", 1),
+        "names_nothing must be of type bool; got 'no'",
+    ),
     "rules": (lambda text: text.replace(",native,", ",naive,", 1), "convention must be one of"),
 }
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from cmsa_fast.cli import main
 from cmsa_fast.config import TrainOptions
 from cmsa_fast.crf import RefinementPool
 from cmsa_fast.data.vocabulary import Vocabulary
-from cmsa_fast.run_folder import write_options
+from cmsa_fast.run_folder import read_options, write_options
 from cmsa_fast.sentence_results import read_results
 
 Capture = pytest.CaptureFixture[str]
@@ -140,6 +141,14 @@ def test_the_text_that_is_asked_for_is_read(run: Path, capsys: Capture) -> None:
     assert main([*common, "--text", "raw"]) == 0
     content = json.loads((run / "evaluation-refer-val-native" / "evaluation.json").read_text())
     assert content["options"]["text"] == "raw"
+    # Of a run that was trained on the other writing, too.
+    started = read_options(run)
+    write_options(run, replace(started, text="raw"))
+    for given, read in (([], "raw"), (["--text", "sent"], "sent")):
+        out = run / f"out-{read}"
+        assert main([*common, *given, "--out", str(out)]) == 0
+        sentences = [one.sentence for one in read_results(out / "sentences.csv")]
+        assert (sentences[0] == "DOG") == (read == "raw")
 
 
 def test_scenes(run: Path, capsys: Capture) -> None:

@@ -170,7 +170,7 @@ def test_sentences_that_name_nothing_get_their_measures() -> None:
     assert evaluate(confident_model(), data, COLLATE).generalized is None
     empty = Listed(
         [
-            replace(one, mask=torch.zeros_like(one.mask)) if place % 2 else one
+            replace(one, mask=torch.zeros_like(one.mask), names_nothing=True) if place % 2 else one
             for place, one in enumerate(data.samples)
         ]
     )
@@ -181,6 +181,14 @@ def test_sentences_that_name_nothing_get_their_measures() -> None:
     right = sum(one.predicted == 0 for one in nothing)
     assert result.generalized["N_acc"] == pytest.approx(right / 3)
     assert result.by_size["nothing in the picture"]["sentences"] == 3
+
+
+def test_an_object_that_lost_its_mask_does_not_name_nothing() -> None:
+    data = pictures(3, 2).samples
+    lost = Listed([replace(data[0], mask=torch.zeros_like(data[0].mask)), *data[1:]])
+    result = evaluate(confident_model(), lost, COLLATE)
+    assert result.generalized is None
+    assert result.results[0].share == 0
 
 
 def test_groups_hold_every_sentence_once() -> None:

@@ -224,8 +224,7 @@ def _with_the_runs_data(options: EvaluateOptions) -> EvaluateOptions:
         root=options.root or started.root,
         name=options.name or started.name,
         split_by=options.split_by or started.split_by,
-        # The default cannot be told from an option not given.
-        text=options.text if options.text != "sent" else started.text,
+        text=options.text or started.text,
         image_dir=options.image_dir or started.image_dir,
         mixed_splits=options.mixed_splits or started.mixed_splits,
         split=options.split or started.evaluate_split,

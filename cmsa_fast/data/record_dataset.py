@@ -127,7 +127,15 @@ class RecordDataset:
         record = self.records[place]
         image = self._read_picture(record)
         mask = record.mask(image.shape[1], image.shape[2])
-        return Sample(image, mask, sentence, record.image_id, record.ref_id, sent_id)
+        return Sample(
+            image,
+            mask,
+            sentence,
+            record.image_id,
+            record.ref_id,
+            sent_id,
+            names_nothing=record.names_nothing,
+        )
 
     def sentences(self) -> list[str]:
         """The sentence of every item, in order, without loading a picture."""

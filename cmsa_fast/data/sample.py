@@ -25,6 +25,8 @@ class Sample:
         sent_id: The data set's number for the sentence.
         kind: The kind of sentence where the data set knows it ("attribute", "place", "relation",
             "ordinal"), else empty.
+        names_nothing: Whether the sentence is about something that the picture does not have. (A mask
+            may be empty without that, where the object's parts enclose nothing.)
     """
 
     image: Tensor
@@ -34,6 +36,7 @@ class Sample:
     ref_id: int
     sent_id: int
     kind: str = ""
+    names_nothing: bool = False
 
 
 class ReferringDataset(Protocol):
