@@ -13,14 +13,11 @@ All run in one process, interleaved, and medians are quoted. The results agree w
 which is asserted before anything is timed.
 """
 
-import argparse
 import copy
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +30,7 @@ from cmsa_fast.inference import predict_probabilities
 from cmsa_fast.models import build_model, for_inference
 
 from .attention import machine
+from .command import run_command
 
 SIZE, SENTENCES, VOCABULARY = 320, 7, 12112
 WIDTHS: dict[str, Any] = {
@@ -185,17 +183,5 @@ def format_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, print, and write where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of all forms")
-    arguments = parser.parse_args()
-    figures = collect(arguments.rounds)
-    print(format_table(figures))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run_command(__doc__, collect, format_table)

@@ -8,14 +8,11 @@ mask, the true one and the update. All cases run in one process, interleaved, on
 small gain nothing from more. Medians are quoted.
 """
 
-import argparse
 import functools
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +24,7 @@ from cmsa_fast.generalized_metrics import GeneralizedMetrics
 from cmsa_fast.metrics import SegmentationMetrics, SentenceCounts
 
 from .attention import machine
+from .command import run_command
 
 SENTENCES = 10834  # of RefCOCO's validation split
 HEIGHT, WIDTH, SIZE = 480, 640, 320
@@ -155,17 +153,5 @@ def format_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    arguments = parser.parse_args()
-    figures = collect()
-    print(format_table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run_command(__doc__, collect, format_table)

@@ -6,11 +6,8 @@ One 320 px picture and a sentence of 20 words, random weights. Each stage's back
 gradient that the next one gave. The fusion's 1x1 convolutions are CMSA's, into which they are folded.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +18,7 @@ from cmsa_fast.models import CMSAModel
 from cmsa_fast.nn import CMSA, segmentation_loss
 
 from .attention import machine, peak_mib
+from .command import run_command
 
 _VOCABULARY = 12112  # words of the list the paper's code published
 
@@ -109,17 +107,5 @@ def format_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    arguments = parser.parse_args()
-    figures = collect()
-    print(format_table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run_command(__doc__, collect, format_table)

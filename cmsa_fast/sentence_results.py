@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from .checkpoint import write_atomically
 from .conventions import CONVENTIONS
@@ -121,14 +122,14 @@ def read_results(path: Path) -> list[SentenceResult]:
 
 
 def _result(row: dict[str, str | None]) -> SentenceResult:
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for field in fields(SentenceResult):
         text = row[field.name]
         try:
             values[field.name] = _READ[str(field.type)](text or "")
         except ValueError:
             raise ValueError(f"{field.name} must be of type {field.type}; got {text!r}") from None
-    result = SentenceResult(**values)  # type: ignore[arg-type]
+    result = SentenceResult(**values)
     if result.convention not in CONVENTIONS:
         raise ValueError(
             f"convention must be one of {', '.join(CONVENTIONS)}; got {result.convention!r}"

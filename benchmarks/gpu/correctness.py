@@ -1,6 +1,6 @@
 """Whether a form keeps the error budget against the literal equations, and repeats itself bit for bit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -104,9 +104,10 @@ def _strided(case: Case) -> Case:
 
 def _poison(device: str) -> None:
     """Leave NaN in the memory that the next allocations get, so that an element never written is seen."""
-    fill: Callable[[int], Tensor] = lambda mib: torch.full(  # noqa: E731
-        (mib * 2**18,), torch.nan, device=device
-    )
     if device != "cpu":
-        blocks = [fill(mib) for mib in _POISON_MIB for _ in range(4)]
+        blocks = [
+            torch.full((mib * 2**18,), torch.nan, device=device)
+            for mib in _POISON_MIB
+            for _ in range(4)
+        ]
         del blocks

@@ -68,7 +68,8 @@ class WorkerProcess:
         if self._process is None or self._process.poll() is not None:
             self.stop()
             self._start()
-        assert self._process is not None and self._process.stdin is not None  # noqa: PT018
+        assert self._process is not None
+        assert self._process.stdin is not None  # `_start` asked for a pipe
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()

@@ -270,6 +270,7 @@ def _unchanged(gradients: Sequence[Tensor], features: Leaves) -> list[Tensor]:
 def _of_parts(gradients: Sequence[Tensor], features: Leaves) -> list[Tensor]:
     """The six parts' gradients are sums of the tokens'."""
     place, word = features[0], features[3]
-    assert place is not None and word is not None  # noqa: PT018
+    if place is None or word is None:
+        raise RuntimeError("The gradients of the parts need the places' and the words' features.")
     pairs = [part.unflatten(1, (place.shape[1], word.shape[1])).float() for part in gradients]
     return [part.sum(2) for part in pairs] + [part.sum(1) for part in pairs]

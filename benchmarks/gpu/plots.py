@@ -134,9 +134,9 @@ def _by_form(records: Sequence[Record], axis: str, figure: str) -> list[Series]:
             if record["form"] == form and figure == "median_ms" and "median_ms" in record["graph"]
         ]
         if replays:
-            colour = tuple((channel + 255) // 2 for channel in _COLOURS.get(form, _OTHER))
+            red, green, blue = ((channel + 255) // 2 for channel in _COLOURS.get(form, _OTHER))
             label = f"{form}, replayed as a CUDA graph"
-            series.append(Series(label, replays, colour, number))  # type: ignore[arg-type]
+            series.append(Series(label, replays, (red, green, blue), number))
     return series
 
 

@@ -4,38 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_level import PROJECTED, TOKEN, Inputs, build, draw, padding
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmsa_fast.nn import CMSA
-
-VISUAL, WORD, WIDTH, PROJECTED = 11, 7, 5, 6
-TOKEN = VISUAL + WORD + 8
-
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def build(backend: str = "auto") -> CMSA:
-    torch.manual_seed(0)
-    return CMSA(VISUAL, WORD, WIDTH, backend=backend).double()
-
-
-def draw(pictures: int, sentences: int, words: int, height: int, width: int) -> Inputs:
-    """Visual features whose channels are innermost, words, and a convolution's weight and bias."""
-    generator = torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    visual = normal(pictures, height, width, VISUAL).permute(0, 3, 1, 2)
-    return visual, normal(sentences, words, WORD), normal(PROJECTED, TOKEN, 1, 1), normal(PROJECTED)
-
-
-def padding(sentences: int, words: int) -> Tensor:
-    mask = torch.ones(sentences, words, dtype=torch.bool)
-    mask[0, 0] = mask[-1, 1:-1] = False
-    return mask
 
 
 def folded(module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_level import PROJECTED, TOKEN, VISUAL, WIDTH, Inputs, build, draw, padding
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
@@ -12,38 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmsa_fast.nn import CMSA, FoldedLevel
 
-VISUAL, WORD, WIDTH, PROJECTED = 11, 7, 5, 6
-TOKEN = VISUAL + WORD + 8
-
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
-
 
 @pytest.fixture(autouse=True)
 def without_gradient() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def build(backend: str = "auto", width: int = WIDTH) -> CMSA:
-    torch.manual_seed(0)
-    return CMSA(VISUAL, WORD, width, backend=backend).double()
-
-
-def draw(pictures: int, sentences: int, words: int, height: int, width: int) -> Inputs:
-    """Visual features, words, and a convolution's weight and bias."""
-    generator = torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    visual = normal(pictures, height, width, VISUAL).permute(0, 3, 1, 2)
-    return visual, normal(sentences, words, WORD), normal(PROJECTED, TOKEN, 1, 1), normal(PROJECTED)
-
-
-def padding(sentences: int, words: int) -> Tensor:
-    mask = torch.ones(sentences, words, dtype=torch.bool)
-    mask[0, 0] = mask[-1, 1:-1] = False
-    return mask
 
 
 def fold(module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None = None) -> Tensor:
