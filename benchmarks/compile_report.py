@@ -74,7 +74,7 @@ def _index(variant: str) -> torch.Tensor | None:
 
 
 def _separable(plan: str, width: int, dtype: torch.dtype, variant: str) -> None:
-    from cmsa_fast.kernels.triton import separable
+    from cmsa_fast.kernels.separable_attention.triton import plans as separable
 
     words = _MOST_WORDS if variant == "64 words" else _WORDS
     features = [
@@ -90,10 +90,10 @@ def _separable(plan: str, width: int, dtype: torch.dtype, variant: str) -> None:
 
 
 def _joint(width: int, dtype: torch.dtype, variant: str) -> None:
-    from cmsa_fast.kernels.triton.joint_backward import launch_joint_backward
-    from cmsa_fast.kernels.triton.joint_forward import launch_joint_forward
-    from cmsa_fast.kernels.triton.joint_tail import launch_tail_forward
-    from cmsa_fast.kernels.triton.joint_tail_backward import launch_tail_backward
+    from cmsa_fast.kernels.joint_attention.triton.backward_dq import launch_joint_backward
+    from cmsa_fast.kernels.joint_attention.triton.forward import launch_joint_forward
+    from cmsa_fast.kernels.joint_attention.triton.projection import launch_tail_forward
+    from cmsa_fast.kernels.joint_attention.triton.projection_backward import launch_tail_backward
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
@@ -115,7 +115,7 @@ def _joint(width: int, dtype: torch.dtype, variant: str) -> None:
 
 
 def _level_tail(width: int, dtype: torch.dtype, variant: str) -> None:
-    from cmsa_fast.kernels.triton.tail import launch_level_tail
+    from cmsa_fast.kernels.separable_attention.triton.projection import launch_level_tail
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmsa_fast.crf import RefinementPool, refine
+from cmsa_fast.evaluation.crf import RefinementPool, refine
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:

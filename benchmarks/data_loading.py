@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cmsa_fast.data.convert import convert
+from cmsa_fast.data.formats.converted.convert import convert
 from cmsa_fast.data.source import Form, Source, open_split
 
 from .attention import machine, peak_mib

@@ -5,7 +5,7 @@
 Pictures of 320 px, seven sentences each (as many as a picture of RefCOCO's validation split has), of one to eight
 words, float32, random weights. All forms start from tensors and end with probabilities over the square:
 
-- "once": what `cmsa_fast.evaluation.evaluate` does, the folded model and all sentences of a picture together;
+- "once": what `cmsa_fast.evaluation.evaluate.evaluate` does, the folded model and all sentences of a picture together;
 - "each": the same model, which encodes the picture again for each sentence;
 - "each, as trained": the model as it is trained, again for each sentence.
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cmsa_fast.data.batch import Batch
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.transforms import Letterbox
-from cmsa_fast.inference import predict_probabilities
+from cmsa_fast.evaluation.inference import predict_probabilities
 from cmsa_fast.models import build_model, for_inference
 
 from .attention import machine

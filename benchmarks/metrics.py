@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cmsa_fast.conventions import CONVENTIONS
 from cmsa_fast.data.transforms import Letterbox
-from cmsa_fast.generalized_metrics import GeneralizedMetrics
-from cmsa_fast.metrics import SegmentationMetrics, SentenceCounts
+from cmsa_fast.evaluation.conventions import CONVENTIONS
+from cmsa_fast.evaluation.generalized_metrics import GeneralizedMetrics
+from cmsa_fast.evaluation.metrics import SegmentationMetrics, SentenceCounts
 
 from .attention import machine
 from .command import run_command

@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cmsa_fast.config import PRESETS
 from cmsa_fast.models import CMSAModel
 from cmsa_fast.nn import CMSA, segmentation_loss
+from cmsa_fast.training.recipe import PRESETS
 
 from .attention import machine, peak_mib
 from .command import run_command

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import ModelConfig, load_model, vocabulary_of
 from .data.images import read_image
 from .data.transforms import Letterbox
-from .inference import NATIVE
+from .evaluation.inference import NATIVE
+from .evaluation.visualization import overlay
 from .models import ExplainsWords, for_inference
-from .plots import overlay
+from .models.checkpoint import ModelConfig, load_model, vocabulary_of
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Predictor:
         words = torch.tensor([ids], device=self.device)
         logits = self._inference.segment(self._features, words)
         square = logits[0, 0].float().sigmoid().cpu()
-        # As an evaluation makes masks by default (see `cmsa_fast.conventions`).
+        # As an evaluation makes masks by default (see `cmsa_fast.evaluation.conventions`).
         probability = self._letterbox.restore(square).clamp(0, 1)
         attention = None
         if isinstance(self._inference, ExplainsWords):

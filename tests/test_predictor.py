@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_training import CONFIG, VOCABULARY, new_model, pictures
+from support.small_training import CONFIG, VOCABULARY, new_model, pictures
 
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.transforms import Letterbox
-from cmsa_fast.evaluation import evaluate
+from cmsa_fast.evaluation.evaluate import evaluate
 from cmsa_fast.predictor import Predictor
 
 

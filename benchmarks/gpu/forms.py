@@ -29,7 +29,7 @@ _COORDINATES = 8  # of a place, in the paper
 
 def _only(plan: str) -> contextlib.AbstractContextManager[None]:
     """The kernels of the separable attention take this plan, forward and backward, whatever the sizes."""
-    from cmsa_fast.kernels.triton import separable
+    from cmsa_fast.kernels.separable_attention.triton import plans as separable
 
     return separable.only(plan)
 

@@ -17,17 +17,17 @@ records of one's own, `ScenesDataset` draws scenes and needs no files.
 """
 
 from .batch import Batch, Collate, PictureBatchSampler
+from .dataset import DatasetReport, RecordDataset
+from .errors import Problems
 from .flip import horizontal_flip, swap_left_right
+from .formats.refer import ReferDataset
 from .images import read_image
-from .problems import Problems
-from .record import Record
-from .record_dataset import DatasetReport, RecordDataset
-from .refer import ReferDataset
 from .sample import ReferringDataset, Sample
-from .scenes import ScenesDataset
+from .scenes.dataset import ScenesDataset
 from .shuffled import ShuffledSentences
 from .source import Source, open_split, read_records
 from .transforms import Letterbox
+from .types import Record
 from .vocabulary import Vocabulary, tokenize
 
 __all__ = [

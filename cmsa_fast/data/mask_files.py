@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from cmsa_fast.data.readable import by
+from .readable import by
 
 MATLAB_VARIABLE = "segimg_t"
 
@@ -29,7 +29,7 @@ _COLOUR_CHANNELS = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}
 
 @dataclass(frozen=True, slots=True)
 class MaskFile(ABC):
-    """A mask in a file of one of some folders (`cmsa_fast.data.record.ObjectMask`).
+    """A mask in a file of one of some folders (`cmsa_fast.data.types.ObjectMask`).
 
     Attributes:
         folders: Where to look, in order.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from cmsa_fast.data.readable import by
+from .readable import by
 
 _LONGEST_RUN_CODE = 7  # characters of 5 bits that a 32-bit run length can take
 _MOST_PIXELS = 2**31 - 1  # pycocotools counts in 32 bits and does not check

@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 
 from torch import Tensor
 
-from cmsa_fast.data.images import read_image
-from cmsa_fast.data.record import Picture
+from .images import read_image
+from .types import Picture
 
 _SHOWN_FOLDERS = 3
 

@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args
 
-from cmsa_fast.data.leakage import excluded_pictures
-from cmsa_fast.data.problems import Problems
-from cmsa_fast.data.record import Record
-from cmsa_fast.data.record_dataset import RecordDataset
+from .check.leakage import excluded_pictures
+from .dataset import RecordDataset
+from .errors import Problems
+from .types import Record
 
 Form = Literal["refer", "grefcoco", "anns-masks", "parquet", "referit", "converted"]
 Text = Literal["sent", "raw"]
@@ -126,7 +126,7 @@ def open_split(
         split: The split, as the form names them.
         for_training: Leave sentences out whose objects have lost their masks.
         exclude: Numbers of pictures to leave out, under whose numbers they are, as
-            `cmsa_fast.data.leakage.read_exclusions` returns them.
+            `cmsa_fast.data.check.leakage.read_exclusions` returns them.
         problems: Takes the records that cannot be used. None: the first one is an error.
 
     Returns:

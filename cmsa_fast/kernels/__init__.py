@@ -1,8 +1,8 @@
 """Cross-modal attention on tensors: functions only, no modules, no files."""
 
-from .api import BACKENDS, cross_modal_attention, received_word_attention
-from .joint_api import joint_attention, joint_attention_tail
-from .tail import level_tail
+from .joint_attention.api import joint_attention, joint_attention_tail
+from .separable_attention.api import BACKENDS, cross_modal_attention, received_word_attention
+from .separable_attention.projection import level_tail
 
 __all__ = [
     "BACKENDS",

@@ -1,10 +1,10 @@
 """Whole networks: pictures and words to mask logits. One file a system, one builder by name."""
 
-from .build import MODELS, ExplainsWords, Folds, ReferringModel, build_model, for_inference
+from .base import ImageFeatures
 from .cmsa import CMSAModel
-from .cmsa_folded import FoldedCMSAModel, FoldedFeatures
-from .cmsa_released import ReleasedCMSAModel
-from .features import ImageFeatures
+from .folded_cmsa import FoldedCMSAModel, FoldedFeatures
+from .registry import MODELS, ExplainsWords, Folds, ReferringModel, build_model, for_inference
+from .released_cmsa import ReleasedCMSAModel
 
 __all__ = [
     "MODELS",

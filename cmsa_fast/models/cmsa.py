@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..nn import CMSA, DilatedResNet, GatedFusion, NarrowBackbone, WordTable
-from .cmsa_folded import FoldedCMSAModel
-from .features import ImageFeatures
+from .base import ImageFeatures
+from .folded_cmsa import FoldedCMSAModel
 
 
 class CMSAModel(nn.Module):

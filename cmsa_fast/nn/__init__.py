@@ -1,14 +1,14 @@
 """Modules of referring segmentation, each usable alone in another network."""
 
-from .backbone import DilatedResNet, NarrowBackbone
+from .backbones import DilatedResNet, NarrowBackbone
 from .channel_fusion import ChannelGatedFusion
 from .cmsa import CMSA
 from .coordinates import spatial_coordinates
-from .folded import FoldedLevel, FoldedPlaces
+from .folded_cmsa import FoldedLevel, FoldedPlaces
 from .fusion import GatedFusion
 from .losses import dice_loss, segmentation_loss
-from .released import PooledCMSA, SqueezedCMSA
-from .words import WordTable
+from .released_cmsa import PooledCMSA, SqueezedCMSA
+from .text import WordTable
 
 __all__ = [
     "CMSA",

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import BACKENDS, cross_modal_attention, level_tail, received_word_attention
-from ..kernels.checks import check_alike, check_floating
+from ..kernels.validation import check_alike, check_floating
 from .coordinates import COORDINATE_CHANNELS
-from .folded import FoldedLevel
-from .inputs import check_inputs
+from .folded_cmsa import FoldedLevel
 from .tokens import coordinate_rows, mean_word, of_sentences, unit_places, unit_words
+from .validation import check_inputs
 
 # Squared length of a token [unit visual, unit word, coordinates]: 1 + 1 + six coordinates of mean square 1/3.
 _TOKEN_SQUARE = 4.0

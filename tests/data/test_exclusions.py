@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.refer_layout import ReferLayout, small_refcoco, square
+from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli import main
-from cmsa_fast.data.leakage import read_exclusions
+from cmsa_fast.data.check.leakage import read_exclusions
 from cmsa_fast.data.source import Source, open_split
 
 TINY = {

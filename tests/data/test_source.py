@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data.refer_layout import ReferLayout, small_refcoco, square
 from PIL import Image
+from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.data import Collate, Problems, Record, Source, Vocabulary, open_split, read_records
 

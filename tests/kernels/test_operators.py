@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracle import NAMES, Case, draw, fused, run
+from support.oracle import NAMES, Case, draw, fused, run
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmsa_fast.kernels import cross_modal_attention
-from cmsa_fast.kernels.separable import word_weights
+from cmsa_fast.kernels.separable_attention.eager import word_weights
 from cmsa_fast.nn import CMSA
 
 pytest.importorskip("triton", reason="the kernels need Triton, which is not installed")
@@ -35,7 +35,7 @@ def arguments(case: Case) -> tuple[Tensor | None, ...]:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("pictures", [None, 2])
 def test_opcheck(pictures: int | None) -> None:
-    from cmsa_fast.kernels import ops  # noqa: F401
+    from cmsa_fast.kernels.separable_attention import ops  # noqa: F401
 
     case = on_device(draw(9, 3, 5, 4, batch=3, pictures=pictures))
     forward = torch.ops.cmsa_fast.separable_forward.default
@@ -51,7 +51,7 @@ def test_opcheck(pictures: int | None) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("masked", [False, True])
 def test_opcheck_of_the_joint_attention(masked: bool) -> None:
-    from cmsa_fast.kernels import joint_ops  # noqa: F401
+    from cmsa_fast.kernels.joint_attention import ops as joint_ops  # noqa: F401
 
     operators = torch.ops.cmsa_fast
     query, key, value = (torch.randn(2, size, 4, device=DEVICE) for size in (5, 3, 3))
@@ -78,7 +78,7 @@ def test_opcheck_of_the_joint_attention(masked: bool) -> None:
 @pytest.mark.parametrize("pictures", [None, 2])
 def test_gradcheck(pictures: int | None, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the kernels themselves; with a floor above every Z each row takes the direct form."""
-    from cmsa_fast.kernels.triton import separable_statistics
+    from cmsa_fast.kernels.separable_attention.triton import row_statistics as separable_statistics
 
     if direct:
         monkeypatch.setattr(separable_statistics, "FLOOR", {torch.float64: torch.inf})

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_level import PROJECTED, TOKEN, Inputs, build, draw, padding
+from support.small_level import PROJECTED, TOKEN, Inputs, build, draw, padding
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode

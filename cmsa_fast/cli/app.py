@@ -1,0 +1,168 @@
+"""The command line: the only place that reads argv and prints."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from .compare import CompareOptions
+from .data_check import DataCheckOptions
+from .data_convert import ConvertOptions
+from .data_download import DownloadOptions
+from .evaluate import EvaluateOptions
+from .train_options import TrainOptions
+
+_UNNAMED = tyro.conf.arg(name="")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; `cmsa-fast --help` lists them.
+
+    Args:
+        arguments: as on the command line. None: those the process was started with.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 130 stopped by Ctrl-C. A usage error exits with 2.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if given[:1] == ["data"]:
+            return _run(_DATA_COMMANDS, given[1:], "cmsa-fast data", _data.__doc__ or "")
+        return _run(_COMMANDS, given, "cmsa-fast", "Referring image segmentation with CMSA.")
+    except SystemExit as stop:
+        if stop.code in (None, 0) and given[:1] == ["evaluate"]:
+            from ..evaluation.conventions import conventions_table
+
+            print("\nconventions\n\n" + conventions_table())
+        raise
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+        from ..data.errors import in_one_line
+
+        print(f"cmsa-fast: {in_one_line(error)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(f"cmsa-fast: the device has too little memory: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(
+    commands: dict[str, Callable[..., int]], given: list[str], prog: str, description: str
+) -> int:
+    app = tyro.extras.SubcommandApp()
+    for name, command in commands.items():
+        app.command(name=name)(command)
+    return app.cli(
+        args=given,
+        prog=prog,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
+    """Train a referring segmentation model, evaluate it, and draw what it finds.
+
+    Without options this trains the demo preset on the embedded drawn scenes: the paper's architecture, narrow,
+    in some minutes on two CPU cores. Look into the run folder for pictures/, metrics.jsonl and evaluation.json.
+
+    The full-size model on RefCOCO:
+    python train.py --preset paper --data refer --root DATA --evaluate-split val
+    """
+    from .report import format_result
+    from .train import run_training
+
+    print(format_result(run_training(options)))
+    return 0
+
+
+def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
+    """Measure a trained model on every sentence of a split.
+
+    Prints a table; writes evaluation.json, sentences.csv (a row for each sentence) and pictures of the best and
+    the worst. Without --data it takes the data and the split that the run named.
+
+    cmsa-fast evaluate RUN
+
+    cmsa-fast evaluate RUN --data refer --root DATA --split testA --crf
+
+    torchrun --nproc-per-node 4 -m cmsa_fast evaluate RUN
+    """
+    from .evaluate import run_evaluate
+    from .report import format_evaluation
+
+    result = run_evaluate(options)
+    if result.is_first:
+        print(format_evaluation(result))
+    return 0
+
+
+def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
+    """Compare two evaluations of the same sentences: which sentences differ, and how sure the difference is.
+
+    cmsa-fast compare RUN/evaluation-refer-val-native OTHER/evaluation-refer-val-native
+    """
+    from .compare import format_compare, run_compare
+
+    print(format_compare(run_compare(options)))
+    return 0
+
+
+def _data(arguments: tyro.conf.Positional[tuple[str, ...]]) -> int:
+    """Check, download or convert data sets; `cmsa-fast data --help` lists how."""
+    raise ValueError("data takes one of the commands that `cmsa-fast data --help` lists.")
+
+
+def _data_check(options: Annotated[DataCheckOptions, _UNNAMED]) -> int:
+    """Look at a folder of data sets: what is there, what is missing, damaged or shared between splits.
+
+    The exit status is 1 where something is missing or damaged, 0 with warnings only.
+
+    cmsa-fast data check DATA
+    """
+    from .data_check import format_check, run_data_check
+
+    result = run_data_check(options)
+    print(format_check(result))
+    return 0 if result.ok else 1
+
+
+def _data_download(options: Annotated[DownloadOptions, _UNNAMED]) -> int:
+    """Fetch records or pictures of a data set into the layout of REFER, from several mirrors, resumably.
+
+    cmsa-fast data download refcoco --root DATA
+    """
+    from .data_download import format_download, run_download
+
+    print(format_download(run_download(options)))
+    return 0
+
+
+def _data_convert(options: Annotated[ConvertOptions, _UNNAMED]) -> int:
+    """Convert a data set of any form to one that loads fast and needs no pickle.
+
+    cmsa-fast data convert --data refer --root DATA --to CONVERTED
+    """
+    from .data_convert import format_convert, run_convert
+
+    print(format_convert(run_convert(options)))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "data": _data,
+}
+_DATA_COMMANDS: dict[str, Callable[..., Any]] = {
+    "check": _data_check,
+    "download": _data_download,
+    "convert": _data_convert,
+}

@@ -1,0 +1,186 @@
+"""The folders `anns` and `masks` that the scripts of CRIS, ETRIS, VLT and MCN make out of REFER's."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import Problems
+from ..mask_files import PngMask
+from ..source import Reading, Source
+from ..types import Record
+from .parsing import Where, integer, kind, load_json, place, string
+from .record_parts import read_picture, read_sentences
+from .refer import missing_split
+from .refer_layout import (
+    COCO_FOLDERS,
+    PUBLISHED_SENTENCES,
+    SAIAPR_FOLDERS,
+    check_names,
+    picture_folders,
+)
+
+# VLT writes `anns` one folder below the pictures.
+_PICTURE_FOLDERS = (*COCO_FOLDERS, *SAIAPR_FOLDERS, "../images/train2014")
+_COCO_NAME = re.compile(r"COCO_(?:train|val)2014_(\d{12})\.\w+")
+_SAIAPR_NAME = re.compile(r"(\d{1,9})\.\w+")
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A published data set and what its folder is called here and there."""
+
+    name: str
+    split_by: str
+    folders: tuple[str, ...]
+
+
+# The scripts call RefCOCOg's folder "refcocog" whoever made its split; CRIS renames it by hand.
+_PUBLISHED = (
+    _Published("refcoco", "unc", ("refcoco", "refcoco_unc")),
+    _Published("refcoco+", "unc", ("refcoco+", "refcocop", "refcocoplus", "refcoco+_unc")),
+    _Published("refcocog", "umd", ("refcocog_u", "refcocog_umd")),
+    _Published("refcocog", "google", ("refcocog_g", "refcocog_google")),
+)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where the files of one data set lie, and what it is called in messages."""
+
+    anns: Path
+    masks: Path
+    pictures: tuple[Path, ...]
+    title: str
+    published_sentences: Mapping[str, int]
+
+
+def read_anns_masks(source: Source, split: str | None, problems: Problems) -> Reading:
+    """Reads `anns` and `masks` (`cmsa_fast.data.source.read_records`).
+
+    The layout is `<root>/anns/<name>/<split>.json`, `<root>/masks/<name>/<segment_id>.png`, and the
+    pictures as REFER has them or in `<root>/../images/train2014`. The name is "refcoco",
+    "refcoco+", "refcocog_u", "refcocog_g" or any other folder of `anns`; "refcocog" takes
+    "refcocog_u" unless `split_by` says "google". A split is matched by its exact name.
+
+    The files have the cleaned sentences only. Masks are read when they are drawn.
+
+    A picture's number is COCO's, from its name. Pictures named otherwise get a negative number of
+    their own, which depends on the name alone.
+    """
+    if source.text != "sent":
+        raise ValueError(
+            f"text is {source.text!r}, but the files in {source.root / 'anns'} have the cleaned "
+            "sentences only ('sent')"
+        )
+    files = _locate(source)
+    records: list[Record] = []
+    for file in _split_files(files.anns, split):
+        content = load_json(file)
+        if not isinstance(content, list):
+            raise ValueError(f"{file} holds {kind(content)} where a list of records is expected")
+        for i, entry in enumerate(content):
+            with problems:
+                records.append(_read_record(entry, (file, "record", i), file.stem, files))
+    if not records:
+        raise ValueError(missing_split(split, files.anns, ()))
+    return Reading(records, files.title, files.published_sentences)
+
+
+def _read_record(entry: Any, where: Where, split: str, files: _Files) -> Record:
+    ref_id = integer(entry, "segment_id", where)
+    file_name = string(entry, "img_name", where)
+    sentences = read_sentences(entry, "sent", where)
+    if "sentences_num" in entry and integer(entry, "sentences_num", where) != len(sentences):
+        raise ValueError(
+            f"{place(where)} has {len(sentences)} sentences, where its 'sentences_num' is "
+            f"{entry['sentences_num']}"
+        )
+    return Record(
+        picture=read_picture(files.pictures, file_name, where),
+        size=None,
+        objects=(PngMask((files.masks,), f"{ref_id}.png"),),
+        sentences=sentences,
+        image_id=_image_id(Path(file_name).name, files.anns.name),
+        ref_id=ref_id,
+        split=split,
+        where=place(where),
+    )
+
+
+def _image_id(file_name: str, data_set: str) -> int:
+    pattern = _SAIAPR_NAME if data_set == "refclef" else _COCO_NAME
+    match = pattern.fullmatch(file_name)
+    if match is not None:
+        return int(match[1])
+    digest = hashlib.blake2b(file_name.encode("utf-8", "surrogatepass"), digest_size=6).digest()
+    return -1 - int.from_bytes(digest)
+
+
+def _locate(source: Source) -> _Files:
+    root, name = source.root, source.name or "refcoco"
+    check_names(name=name)
+    what_belongs = (
+        f"A root holds anns/{name}/<split>.json and masks/{name}/<segment_id>.png, as the scripts "
+        "of CRIS and VLT write them with --generate_mask, and the pictures in "
+        f"{' or '.join(_PICTURE_FOLDERS)}."
+    )
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}. {what_belongs}")
+    if not (root / "anns").is_dir():
+        if (root / "lmdb").is_dir() or any(root.glob("*.lmdb")):
+            raise ValueError(
+                f"{root} has LMDB files and no folder anns: their writing differs from version to "
+                "version and may run code, so that they are not read; make anns and masks anew "
+                "from REFER's files by CRIS's tools/data_process.py with --generate_mask, or read "
+                "REFER's files themselves (form 'refer')"
+            )
+        raise FileNotFoundError(f"there is no folder {root / 'anns'}. {what_belongs}")
+    folder = _folder(root / "anns", name, source.split_by)
+    masks = root / "masks" / folder
+    if not masks.is_dir():
+        raise FileNotFoundError(f"there is no folder {masks}. {what_belongs}")
+    if next(masks.glob("*.png"), None) is None:
+        raise FileNotFoundError(f"{masks} has no PNG file. {what_belongs}")
+    pictures = picture_folders(root, _PICTURE_FOLDERS, source.image_folder, what_belongs)
+    title, sentences = _identity(folder, source.split_by)
+    return _Files(root / "anns" / folder, masks, pictures, title, sentences)
+
+
+def _folder(anns: Path, name: str, split_by: str) -> str:
+    """Which folder of `anns` is meant."""
+    known = [one for one in _PUBLISHED if name in (one.name, *one.folders)]
+    makers = sorted({one.split_by for one in known})
+    if split_by and known and split_by not in makers:
+        raise ValueError(f"split_by {split_by!r} of {name!r} is not {' or '.join(makers)}")
+    usual = [folder for one in known if split_by in ("", one.split_by) for folder in one.folders]
+    candidates = [*usual, name] if split_by and name not in usual else [name, *usual]
+    found = next((folder for folder in candidates if (anns / folder).is_dir()), None)
+    if found is None:
+        there = sorted(folder.name for folder in anns.iterdir() if folder.is_dir())
+        raise ValueError(
+            f"name {name!r} is no folder of {anns}, which has {', '.join(there) or 'no folder'}"
+        )
+    return found
+
+
+def _identity(folder: str, split_by: str) -> tuple[str, Mapping[str, int]]:
+    """Title and published numbers of sentences."""
+    for one in _PUBLISHED:
+        if folder in one.folders or (folder, split_by) == (one.name, one.split_by):
+            return f"{one.name} ({one.split_by})", PUBLISHED_SENTENCES[one.name][one.split_by]
+    return f"{folder} ({split_by})" if split_by else folder, {}
+
+
+def _split_files(anns: Path, split: str | None) -> list[Path]:
+    there = sorted(file for file in anns.glob("*.json") if file.is_file())
+    chosen = [file for file in there if split in (None, file.stem)]
+    if not chosen:
+        names = ", ".join(file.stem for file in there) or "no JSON file"
+        what = "there is no split" if split is None else f"split {split!r} is not"
+        raise ValueError(f"{what} in {anns}, which has {names}")
+    return chosen

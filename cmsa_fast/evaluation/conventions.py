@@ -1,0 +1,326 @@
+"""How published evaluations compare a predicted mask with the true one, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from ..data.transforms import Letterbox
+from .metrics import SegmentationMetrics
+
+_LAVT_SIDE = 480
+
+Cut = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """From a network's probabilities and a true mask to what is counted, as one evaluation does it.
+
+    Every convention takes every sentence of a split. (CRIS validates on the first sentence of each object
+    while it trains and on all in its test; LAVT on a random one while it trains and on all in its test.)
+    The true mask is the union of an object's parts. (LAVT's reader drops pixels where parts overlap.)
+
+    Attributes:
+        name: Its key in `CONVENTIONS`.
+        where: At which size masks are compared, and how the prediction gets there; for the table.
+        threshold: Probability at which a pixel is predicted.
+        strict_threshold: A pixel is predicted above the threshold alone, not at it.
+        precision_strict: Precision counts sentences whose IoU is above its threshold, not those at it.
+        empty_union_iou: IoU of two empty masks, 1 or 0.
+        union_offset: What is added to the union in a sentence's IoU, in pixels.
+        refine_at: Where a DenseCRF runs: at the picture's own size, or over the network's square with its
+            padding.
+        headline: The measure its papers call the IoU.
+        source: The repository whose rules these are.
+    """
+
+    name: str
+    where: str
+    threshold: float
+    strict_threshold: bool
+    precision_strict: bool
+    empty_union_iou: Literal[0, 1]
+    union_offset: float
+    refine_at: Literal["picture", "square"]
+    headline: Literal["overall_iou", "mean_iou"]
+    source: str
+    _from_square: Callable[[Tensor, Letterbox, Cut], Tensor] = field(repr=False)
+    _side: int | None = field(default=None, repr=False)
+
+    def prediction(self, probability: Tensor, letterbox: Letterbox) -> Tensor:
+        """The predicted mask from probabilities over the network's square.
+
+        Args:
+            probability: floating point `[S, S]` in [0, 1].
+            letterbox: How the picture sits in the square, whose side is S.
+
+        Returns:
+            bool at the convention's size, `[H, W]` of the picture or `[480, 480]`, on the same device.
+
+        Raises:
+            TypeError: `probability` is no floating-point tensor.
+            ValueError: It has another shape, or values outside [0, 1].
+        """
+        size = letterbox.size
+        return self._from_square(_checked(probability, (size, size)), letterbox, self._cut)
+
+    def prediction_at_own_size(self, probability: Tensor) -> Tensor:
+        """The predicted mask from probabilities at the picture's own size, for instance after a DenseCRF.
+
+        They are cut at the threshold; for lavt they are first stretched to 480x480.
+
+        Args:
+            probability: floating point `[H, W]` in [0, 1].
+
+        Returns:
+            bool at the convention's size, `[H, W]` or `[480, 480]`, on the same device.
+
+        Raises:
+            TypeError: `probability` is no floating-point tensor.
+            ValueError: It has another shape, or values outside [0, 1].
+        """
+        values = _checked(probability, None)
+        return self._cut(values if self._side is None else _stretch(values, self._side))
+
+    def truth(self, mask: Tensor) -> Tensor:
+        """The true mask that a prediction is compared with.
+
+        Args:
+            mask: bool `[H, W]`, at the picture's own size.
+
+        Returns:
+            bool at the convention's size: `mask` itself, or for lavt `[480, 480]`, the nearest pixels as
+            Pillow takes them (of a mask 640 wide it takes other ones than exact arithmetic, through
+            rounding).
+
+        Raises:
+            TypeError: `mask` is no bool tensor.
+            ValueError: It is not `[H, W]` or has no pixel.
+        """
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            raise TypeError(f"mask must be a bool tensor, but it is {_describe(mask)}.")
+        _check_plane("mask", mask)
+        if self._side is None:
+            return mask
+        picture = Image.fromarray(mask.to("cpu", torch.uint8).numpy())
+        stretched = picture.resize((self._side, self._side), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(stretched)).bool().to(mask.device)
+
+    def metrics(self) -> SegmentationMetrics:
+        """Metrics that have seen no sentence yet, with the convention's rules."""
+        return SegmentationMetrics(
+            empty_union_iou=self.empty_union_iou,
+            strict=self.precision_strict,
+            union_offset=self.union_offset,
+        )
+
+    def _cut(self, probability: Tensor) -> Tensor:
+        if self.strict_threshold:
+            return probability > self.threshold
+        return probability >= self.threshold
+
+
+def _native(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
+    return cut(letterbox.restore(probability))
+
+
+def _cmsa(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
+    """Cut, enlarge the square with its padding so that it covers the picture, keep what is not zero.
+
+    A pixel enlarged bilinearly is not zero where one of the neighbours it is mixed from is not. That is found
+    in whole numbers, because a weight that should be zero seldom is in floating point.
+    Beyond the square lie zeros and nothing is smoothed where the square is larger than the picture, as in
+    scikit-image before 0.15; since then it mirrors there, which changes a few pixels at the border.
+    """
+    mask, side = cut(probability), max(letterbox.height, letterbox.width)
+    mask = _any_neighbour(mask, letterbox.height, side)
+    return _any_neighbour(mask.mT, letterbox.width, side).mT
+
+
+def _any_neighbour(mask: Tensor, length: int, enlarged: int) -> Tensor:
+    """The middle `length` of the `enlarged` rows that are made of a mask's rows."""
+    size = mask.shape[0]
+    places = torch.arange(length, device=mask.device) + (enlarged - length) // 2
+    # A row's centre among the mask's rows, in units of 1 / (2 * enlarged) of a row.
+    centres = (2 * places + 1) * size - enlarged
+    below = centres.div(2 * enlarged, rounding_mode="floor")
+    above = -(-centres).div(2 * enlarged, rounding_mode="floor")
+    return mask[below.clamp(0, size - 1)] | mask[above.clamp(0, size - 1)]
+
+
+def _lavt(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
+    rows = slice(letterbox.top, letterbox.top + letterbox.scaled_height)
+    columns = slice(letterbox.left, letterbox.left + letterbox.scaled_width)
+    return cut(_stretch(probability[rows, columns], _LAVT_SIDE))
+
+
+def _stretch(values: Tensor, side: int) -> Tensor:
+    return functional.interpolate(
+        values[None, None], (side, side), mode="bilinear", antialias=True
+    )[0, 0]
+
+
+def _cris(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
+    """Warp the square bicubically onto the picture; beyond the square lie zeros.
+
+    The picture's edges fall on those of its place in the square, as they did when the network was given it.
+    CRIS maps pixel indices, to the square and back, where the letterbox maps pixel centres; and OpenCV goes
+    in steps of 1/32 pixel.
+    """
+    size = letterbox.size
+    height, width = letterbox.scaled_height, letterbox.scaled_width
+    # Maps [-1, 1] over the picture to its place in [-1, 1] over the square.
+    place = [
+        [width / size, 0.0, (2 * letterbox.left + width) / size - 1],
+        [0.0, height / size, (2 * letterbox.top + height) / size - 1],
+    ]
+    warp = torch.tensor([place], dtype=probability.dtype, device=probability.device)
+    grid = functional.affine_grid(
+        warp, [1, 1, letterbox.height, letterbox.width], align_corners=False
+    )
+    warped = functional.grid_sample(
+        probability[None, None], grid, mode="bicubic", padding_mode="zeros", align_corners=False
+    )
+    return cut(warped[0, 0])
+
+
+def _checked(probability: Tensor, shape: tuple[int, int] | None) -> Tensor:
+    if not isinstance(probability, Tensor) or not probability.is_floating_point():
+        raise TypeError(
+            f"probability must be a floating-point tensor, but it is {_describe(probability)}."
+        )
+    _check_plane("probability", probability)
+    if shape is not None and probability.shape != shape:
+        raise ValueError(f"probability must be {list(shape)}, but it is {_describe(probability)}.")
+    low, high = (float(value) for value in probability.detach().aminmax())
+    # A resize can leave [0, 1] by rounding; logits are further off. A NaN fails the comparison.
+    if not -1e-3 <= low <= high <= 1 + 1e-3:
+        raise ValueError(
+            f"probability must be in [0, 1], but it goes from {low} to {high}; logits need a sigmoid first."
+        )
+    values = probability.detach()
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _check_plane(name: str, value: Tensor) -> None:
+    if value.ndim != 2 or 0 in value.shape:
+        raise ValueError(
+            f"{name} must be [H, W] with at least one pixel, but it is {_describe(value)}."
+        )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor {list(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+_NATIVE = Convention(
+    name="native",
+    where="own size; resized bilinearly, cut",
+    threshold=0.5,
+    strict_threshold=True,
+    precision_strict=False,
+    empty_union_iou=1,
+    union_offset=0.0,
+    refine_at="picture",
+    headline="overall_iou",
+    source="this library",
+    _from_square=_native,
+)
+
+_CMSA = Convention(
+    name="cmsa",
+    where="own size; cut, resized, any non-0",
+    threshold=0.5,
+    strict_threshold=False,
+    precision_strict=False,
+    empty_union_iou=1,
+    union_offset=0.0,
+    refine_at="square",
+    headline="overall_iou",
+    source="lwye/CMSA-Net",
+    _from_square=_cmsa,
+)
+
+_LAVT = Convention(
+    name="lavt",
+    where="480x480, both stretched; cut",
+    threshold=0.5,
+    strict_threshold=True,
+    precision_strict=False,
+    empty_union_iou=0,
+    union_offset=0.0,
+    refine_at="picture",
+    headline="overall_iou",
+    source="yz93/LAVT-RIS",
+    _from_square=_lavt,
+    _side=_LAVT_SIDE,
+)
+
+_CRIS = Convention(
+    name="cris",
+    where="own size; warped bicubically, cut",
+    threshold=0.35,
+    strict_threshold=True,
+    precision_strict=True,
+    empty_union_iou=0,
+    union_offset=1e-6,
+    refine_at="picture",
+    headline="mean_iou",
+    source="DerrickWang005/CRIS.pytorch",
+    _from_square=_cris,
+)
+
+CONVENTIONS: dict[str, Convention] = {
+    convention.name: convention for convention in (_NATIVE, _CMSA, _LAVT, _CRIS)
+}
+"""The conventions by name; "native" is the default."""
+
+_NOTES = """\
+I and U are the pixels in the intersection and the union of a sentence's predicted and true mask.
+  overall_iou  sum of I / sum of U over all sentences
+  mean_iou     mean over all sentences of the IoU in the table
+  precision@t  share of the sentences that pass, for t = 0.5, 0.6, 0.7, 0.8, 0.9
+All measures are computed under every convention; the headline is what its papers call the IoU.
+All conventions take every sentence; validation while CRIS trains takes an object's first alone.
+
+native  is the default: outlines stay where they are, and pixels are the picture's own.
+cmsa    thickens every outline by up to a pixel of the square. Where U = 0 the repository divides by
+        zero; the IoU of 1 is chosen here. RMI and text_objseg are evaluated so, too.
+lavt    stretches the prediction, without its padding, bilinearly; the truth takes nearest pixels.
+cris    The repository rounds thresholds to float32, so that most IoUs of exactly 0.7 or 0.9 pass.
+        It warps pixel indices, to the square and back; here pixel centres go both ways."""
+
+
+def conventions_table() -> str:
+    """What each convention does, with the formulas, as plain text of at most 100 columns."""
+    rows = [("", "masks compared at", "pixel", "IoU", "passes", "U = 0", "CRF on", "headline")]
+    for one in CONVENTIONS.values():
+        rows.append(
+            (
+                one.name,
+                one.where,
+                f"p {'>' if one.strict_threshold else '>='} {one.threshold:g}",
+                f"I/(U+{one.union_offset:g})".replace("e-0", "e-") if one.union_offset else "I/U",
+                f"IoU {'>' if one.precision_strict else '>='} t",
+                f"IoU {one.empty_union_iou}",
+                one.refine_at,
+                one.headline.removesuffix("_iou"),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    sources = [f"  {one.name:<{widths[0]}}  {one.source}" for one in CONVENTIONS.values()]
+    return "\n".join([*lines, "", _NOTES, "", "Sources:", *sources])

@@ -1,0 +1,121 @@
+"""The separable attention by Triton kernels: the choice between its two plans, forward and backward.
+
+Neither plan has been measured on a GPU yet. The tiled one is taken where its fewer products should count: for wide
+features and for float32 without TF32 (whose products the library does faster), where each sentence has a picture
+of its own whose pairs of places fit into a slab.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ...triton.tiles import arithmetic
+from . import fused, tiled
+from .operands import Operands, prepare
+from .row_statistics import Keys, Statistics
+from .word_factor import word_factor
+
+PLANS: dict[str, ModuleType] = {"fused": fused, "tiled": tiled}
+
+# The width from which the tiled plan's fewer products outweigh its reading and writing of pairs.
+_WIDE = 256
+
+_forced: list[str] = []
+
+
+@contextlib.contextmanager
+def only(plan: str) -> Iterator[None]:
+    """Take one of PLANS whatever the sizes, to test and to measure it.
+
+    Where the tiled plan does not apply (shared pictures, the backward of float16) the fused one runs.
+
+    Raises:
+        ValueError: there is no such plan.
+    """
+    if plan not in PLANS:
+        raise ValueError(f"plan must be one of {', '.join(PLANS)}; got {plan!r}.")
+    _forced.append(plan)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def forward(
+    features: list[Tensor], weight: Tensor, image_index: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """
+    Args:
+        features: place query, key, value and word query, key, value, of any strides.
+        weight: [B, N], 1 / (number of true words) on true words, 0 on padding.
+        image_index: int64 [B], or None.
+
+    Returns:
+        [B, P, e] in the features' dtype, and what backward needs of the softmaxes.
+    """
+    weight, image_index = _contiguous(weight, image_index)
+    operands = prepare(features, weight, image_index)
+    place_factor = word_factor(operands.word_query, operands.place_key, image_index)
+    words_factor = word_factor(operands.word_query, operands.word_key, key_mask=weight > 0)
+    keys = _keys(operands, weight, image_index, place_factor, words_factor)
+    plan = _plan(operands, image_index)
+    attended, of_places, of_words = plan.forward(operands, *keys, weight)
+    return attended, [place_factor, words_factor, *of_places, *of_words]
+
+
+def backward(
+    grad: Tensor,
+    features: list[Tensor],
+    weight: Tensor,
+    image_index: Tensor | None,
+    attended: Tensor,
+    state: list[Tensor],
+) -> list[Tensor]:
+    """
+    Args:
+        grad: [B, P, e], of the result, of any strides.
+        features, weight, image_index: as in forward.
+        attended, state: what forward returned.
+
+    Returns:
+        The gradients of the six features, in their dtype.
+    """
+    weight, image_index = _contiguous(weight, image_index)
+    operands = prepare(features, weight, image_index)
+    keys = _keys(operands, weight, image_index, *state[:2])
+    of_places, of_words = Statistics(*state[2:7]), Statistics(*state[7:])
+    # Gradients of logits leave the range of float16, in which the tiled plan would keep them.
+    plan = fused if grad.dtype == torch.float16 else _plan(operands, image_index)
+    return plan.backward(grad, attended, operands, *keys, weight, of_places, of_words)
+
+
+def _contiguous(weight: Tensor, image_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What the kernels read without strides: a mask may come transposed, an index expanded."""
+    return weight.contiguous(), None if image_index is None else image_index.contiguous()
+
+
+def _keys(
+    operands: Operands,
+    weight: Tensor,
+    image_index: Tensor | None,
+    place_factor: Tensor,
+    words_factor: Tensor,
+) -> tuple[Keys, Keys]:
+    return (
+        Keys(operands.place_key, operands.place_value, place_factor, None, image_index),
+        Keys(operands.word_key, operands.word_value, words_factor, weight > 0, None),
+    )
+
+
+def _plan(operands: Operands, image_index: Tensor | None) -> ModuleType:
+    batch, places, width = operands.place_query.shape
+    if image_index is not None or not batch:
+        return fused
+    if _forced:
+        return PLANS[_forced[-1]]
+    is_wide = max(width, operands.place_value.shape[2]) >= _WIDE
+    is_exact = arithmetic(operands.place_query.dtype) == "ieee"
+    return tiled if tiled.fits(places) and (is_wide or is_exact) else fused

@@ -1,0 +1,70 @@
+"""The benchmark of loading runs from end to end, and its committed figures have the form it writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import attention, data_loading
+from cmsa_fast.data.formats.converted.convert import convert
+from cmsa_fast.data.source import Source, open_split
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def check(figures: dict) -> None:
+    assert set(figures["machine"]) == set(attention.machine())
+    assert set(figures["forms"]) == set(data_loading.FORMS)
+    assert figures["convert_s"] > 0
+    for form, row in figures["forms"].items():
+        assert row["file_mb"] > 0
+        for key, value in row.items():
+            if key not in ("file_mb", "peak_mib"):
+                assert 0 < value["min"] <= value["median"] <= value["max"], (form, key)
+        assert row["open_s"]["median"] < row["first_sample_s"]["median"], form
+    for key, ratio in figures["refer_over_converted"].items():
+        refer, converted = (figures["forms"][form][key]["median"] for form in data_loading.FORMS)
+        assert ratio == pytest.approx(refer / converted)
+        assert f"refer / converted, {key}: {ratio:.1f}" in data_loading.format_table(figures)
+
+
+def test_a_small_set_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_loading, "read_in_turn", in_this_process)
+    figures = data_loading.collect(rounds=2, references=30, sentences=77)
+    assert figures["sizes"] == {"references": 30, "sentences": 77}
+    check(figures)
+
+
+def in_this_process(roots: dict, rounds: int) -> dict:
+    threads = torch.get_num_threads()
+    try:
+        return {
+            form: [data_loading.read_once(form, root) | {"peak_mib": 1.0} for _ in range(rounds)]
+            for form, root in roots.items()
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_what_is_measured_is_the_same_data(tmp_path: Path) -> None:
+    data_loading.build(tmp_path / "refer", references=40, sentences=101)
+    refer = Source(form="refer", root=tmp_path / "refer")
+    convert(refer, tmp_path / "converted")
+    one = open_split(refer, "train")
+    other = open_split(Source(form="converted", root=tmp_path / "converted"), "train")
+    assert len(one) == 101
+    assert one.sentences() == other.sentences()
+    for a, b in zip(one.records, other.records, strict=True):
+        assert a.mask_size is not None
+        assert torch.equal(a.mask(*a.mask_size), b.mask(*a.mask_size))
+        assert a.mask(*a.mask_size).any()
+        assert 20 <= len(a.objects[0].polygons[0]) / 2 <= 60
+
+
+def test_committed_figures() -> None:
+    figures = json.loads((RESULTS / "data-loading-cpu.json").read_text(encoding="utf-8"))
+    assert figures["sizes"]["references"] == data_loading.REFERENCES == 42_404
+    assert figures["sizes"]["sentences"] == data_loading.SENTENCES == 120_624
+    assert figures["rounds"] >= 3
+    check(figures)

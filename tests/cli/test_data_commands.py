@@ -1,0 +1,341 @@
+"""The data commands as a user runs them, and training on what they leave."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.faulty_server import FaultyServer, status, whole
+from support.refer_layout import ReferLayout, small_refcoco, square
+
+from cmsa_fast.cli import main
+from cmsa_fast.data.download import catalogue as mirrors
+from cmsa_fast.models.checkpoint import load_model
+
+Capture = pytest.CaptureFixture[str]
+TINY = {
+    "steps": 4,
+    "size": 64,
+    "pictures-per-step": 1,
+    "sentences-per-picture": 2,
+    "warmup-steps": 1,
+    "word-channels": 8,
+    "attention-channels": 8,
+    "fused-channels": 8,
+    "pictures": 0,
+    "num-workers": 0,
+}
+
+
+def arguments(options: dict[str, Any]) -> list[str]:
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def train(run: Path, **options: Any) -> int:
+    return main(["train", *arguments({**TINY, **options, "run-dir": run})])
+
+
+def failed(capsys: Capture, *command: object) -> str:
+    """Run a command that must fail with 1; its one line."""
+    capsys.readouterr()
+    assert main([str(word) for word in command]) == 1
+    shown = capsys.readouterr()
+    assert "Traceback" not in shown.err + shown.out
+    (line,) = [line for line in shown.err.splitlines() if line.startswith("cmsa-fast: ")]
+    return line.removeprefix("cmsa-fast: ")
+
+
+def files_under(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def sound(root: Path) -> ReferLayout:
+    """A data set of one's own, of which nobody has published counts."""
+    layout = ReferLayout(root, "own")
+    layout.add_picture(7, 23, 37)
+    layout.add_picture(11, 41, 29)
+    layout.add_reference(7, [square(3, 2, 10)], ["left cup", "the café"])
+    layout.add_reference(11, [square(1, 20, 9)], ["man"], split="val")
+    return layout
+
+
+# check
+
+
+def test_check_of_a_sound_root(tmp_path: Path, capsys: Capture) -> None:
+    root = sound(tmp_path / "data").write()
+    before = files_under(root)
+    report, exclusions = tmp_path / "all.json", tmp_path / "exclude.json"
+    command = ["data", "check", str(root), "--json", str(report), "--num-workers", "0"]
+    for _ in range(2):  # what it wrote is made anew
+        assert main([*command, "--write-exclusions", str(exclusions), "--read-pictures"]) == 0
+        assert "Nothing is missing or damaged; no warning." in capsys.readouterr().out
+        assert json.loads(report.read_text())["ok"]
+        assert json.loads(exclusions.read_text()) == {"pictures": {}}
+    assert files_under(root) == before
+
+
+def test_check_of_a_damaged_root_is_a_report_and_status_1(tmp_path: Path, capsys: Capture) -> None:
+    layout = sound(tmp_path)
+    del layout.references[0]["sentences"]
+    (layout.picture_folder / layout.images[1]["file_name"]).unlink()
+    assert main(["data", "check", str(layout.write()), "--num-workers", "0"]) == 1
+    shown = capsys.readouterr()
+    assert "Not whole: 2 kinds of error" in shown.out
+    assert "COCO_train2014_000000000011.jpg" in shown.out
+    assert "reference 0 has no 'sentences'" in shown.out
+    assert "cmsa-fast:" not in shown.err
+
+
+def test_check_s_mistakes_are_one_line(tmp_path: Path, capsys: Capture) -> None:
+    root = sound(tmp_path / "data").write()
+    missing = tmp_path / "none"
+    assert f"there is no folder {missing}" in failed(capsys, "data", "check", missing)
+    for option in ("--json", "--write-exclusions"):
+        line = failed(capsys, "data", "check", root, option, missing / "file")
+        assert f"there is no folder {missing}" in line
+    line = failed(capsys, "data", "check", root, "--num-workers", "-1")
+    assert line == "num_workers must be at least 0, not -1"
+
+
+# download
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with FaultyServer() as running:
+        yield running
+
+
+def publish(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, *behaviours: Any) -> None:
+    """Puts RefCOCO's records on the server alone."""
+    address = server.at("/refcoco.zip", *behaviours)
+    file = mirrors.RemoteFile(name="refcoco.zip", addresses=(address,), size=None, sha256=None)
+    collection = replace(mirrors.CATALOGUE["refcoco"], files=(file,))
+    monkeypatch.setattr(mirrors, "CATALOGUE", {**mirrors.CATALOGUE, "refcoco": collection})
+
+
+def archive(root: Path) -> bytes:
+    """The records under a root as the published archives have them."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for path in (root / "refcoco").iterdir():
+            file.write(path, f"refcoco/{path.name}")
+    return buffer.getvalue()
+
+
+FAST = ("--attempts", "1", "--timeout", "5", "--wait", "0")
+
+
+def test_from_the_download_to_the_training(
+    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    layout = small_refcoco(tmp_path / "theirs")
+    publish(server, monkeypatch, whole(archive(layout.write())))
+    root, copy = tmp_path / "data", tmp_path / "copy"
+    download = ["data", "download", "refcoco", "--root", str(root), *FAST]
+    assert main([*download, "--dry-run"]) == 0
+    assert "nothing was fetched" in capsys.readouterr().out
+    assert not root.exists()
+    assert main(download) == 0
+    assert "The pictures are still to be fetched: cmsa-fast data download" in (
+        capsys.readouterr().out
+    )
+    layout.picture_folder.rename(root / "images")
+    (root / "train2014").mkdir()
+    (root / "images").rename(root / "train2014" / "pictures")
+    pictures = root / "train2014" / "pictures"
+    assert main(["data", "check", str(root), "--num-workers=0", f"--image-dir={pictures}"]) == 0
+    convert = ["data", "convert", "--root", str(root), "--image-dir", str(pictures)]
+    assert main([*convert, "--to", str(copy), "--copy-pictures"]) == 0
+    assert f"refcoco (unc) is now in {copy}" in capsys.readouterr().out
+
+    original = {"data": "refer", "root": root, "image-dir": pictures}
+    assert train(tmp_path / "first", **original) == 0
+    assert train(tmp_path / "second", data="converted", root=copy) == 0
+    assert "all sentences       2" in capsys.readouterr().out
+    first, second = (load_model(tmp_path / name)[0].state_dict() for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    overall = [
+        json.loads((tmp_path / name / "evaluation.json").read_text())["overall"]
+        for name in ("first", "second")
+    ]
+    assert overall[0] == overall[1]
+
+
+def test_download_leaves_what_is_there_alone(
+    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    publish(server, monkeypatch, whole(archive(small_refcoco(tmp_path / "theirs").write())))
+    root = tmp_path / "data"
+    command = ["data", "download", "refcoco", "--root", str(root), *FAST]
+    (root / "refcoco").mkdir(parents=True)
+    (root / "refcoco" / "refs(unc).p").write_text("mine")
+    line = failed(capsys, *command)
+    assert "refcoco is not empty, but it lacks instances.json. It was left alone" in line
+    assert files_under(root) == {"refcoco/refs(unc).p": b"mine"}
+    (root / "refcoco" / "refs(unc).p").unlink()
+    assert main(command) == 0
+    before = files_under(root)
+    assert main(command) == 0
+    assert "is there already; left alone" in capsys.readouterr().out
+    assert files_under(root) == before
+    assert len(server.requests) == 1
+
+
+def test_download_s_mistakes_are_one_line(
+    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    publish(server, monkeypatch, status(404))
+    root = tmp_path / "data"
+    command = ("data", "download", "refcoco", "--root", root, *FAST)
+    line = failed(capsys, *command)
+    assert "no mirror has refcoco.zip" in line
+    assert "answers 404" in line
+    assert "By hand: " in line
+    assert not files_under(root)
+    assert "attempts must be at least 1" in failed(capsys, *command, "--attempts", "0")
+    assert "address" in failed(capsys, *command, "--mirror", "file:///etc")
+    (tmp_path / "file").touch()
+    line = failed(capsys, "data", "download", "refcoco", "--root", tmp_path / "file")
+    assert "root must be a folder" in line
+
+
+# convert
+
+
+def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
+    root, copy = sound(tmp_path / "data").write(), tmp_path / "copy"
+    command = ["data", "convert", "--root", str(root), "--name", "own", "--to", str(copy)]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "train        2 sentences in 1 records" in shown
+    assert f"Pictures stay in {root / 'images'}" in shown
+    before = files_under(copy)
+    assert "which is never overwritten" in failed(capsys, *command)
+    assert files_under(copy) == before
+    line = failed(capsys, *command[:-1], tmp_path / "data" / "own" / "instances.json")
+    assert "to must be a folder" in line
+    assert main([*command[:-1], str(tmp_path / "val"), "--splits", "val", "--text", "raw"]) == 0
+    assert "  train " not in capsys.readouterr().out
+
+
+def test_convert_s_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: Capture) -> None:
+    layout = sound(tmp_path / "data")
+    del layout.references[0]["ref_id"]
+    root, copy = layout.write(), tmp_path / "copy"
+    command = ("data", "convert", "--root", root, "--name", "own", "--to", copy)
+    assert "reference 0 has no 'ref_id'" in failed(capsys, *command, "--strict")
+    assert "split 'testA' has no reference" in failed(capsys, *command, "--splits", "testA")
+    line = failed(capsys, *command, "--splits", "train")
+    assert "; 1 records could not be used, the first: " in line
+    assert "no folder" in failed(capsys, *command, "--image-dir", tmp_path / "none")
+    assert "there is no folder" in failed(capsys, *command, "--root", tmp_path / "none")
+    file = root / "own" / "refs(unc).p"
+    file.write_bytes(file.read_bytes()[:-9])
+    assert str(file) in failed(capsys, *command)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["erase"],
+        ["check"],
+        ["download", "imagenet"],
+        ["convert", "--to", "x"],
+        ["convert", "--root", "x"],
+        ["convert", "--root", "x", "--to", "y", "--data", "scenes"],
+    ],
+)
+def test_usage_errors_exit_with_2(words: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["data", *words])
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# training on other forms, and on what is damaged
+
+
+def grefcoco(root: Path) -> Path:
+    """References to two objects, to one, and to none."""
+    layout = ReferLayout(root, "grefcoco")
+    layout.add_picture(7, 23, 37)
+    layout.add_picture(11, 41, 29)
+    for image, split in ((7, "train"), (7, "train"), (11, "train"), (11, "val"), (7, "val")):
+        layout.add_reference(image, square(2, 3, 9), ["two cups", "the cup"], split)
+    for reference in layout.references:
+        reference.update(ann_id=[reference["ann_id"]], no_target=False)
+    layout.references[0]["ann_id"].append(layout.references[1]["ann_id"][0])
+    for place in (2, 4):
+        layout.references[place].update(ann_id=[-1], no_target=True)
+    layout.write()
+    content = pickle.loads((root / "grefcoco" / "refs(unc).p").read_bytes())
+    (root / "grefcoco" / "refs(unc).p").rename(root / "grefcoco" / "old.p")
+    (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(content))
+    return root
+
+
+def test_training_on_grefcoco_and_on_its_copy(tmp_path: Path, capsys: Capture) -> None:
+    root, copy = grefcoco(tmp_path / "data"), tmp_path / "copy"
+    convert = ["data", "convert", "--data=grefcoco", f"--root={root}", f"--to={copy}"]
+    assert main(convert) == 0
+    for form, folder in (("grefcoco", root), ("converted", copy)):
+        assert train(tmp_path / form, data=form, root=folder) == 0
+        assert "Some sentences name nothing in their picture" in capsys.readouterr().out
+    evaluations = [
+        json.loads((tmp_path / form / "evaluation.json").read_text())
+        for form in ("grefcoco", "converted")
+    ]
+    assert evaluations[0]["sentences"] == 4
+    for key in ("overall", "generalized", "problems"):
+        assert evaluations[0][key] == evaluations[1][key]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_with_a_picture_that_vanished(
+    tmp_path: Path, capsys: Capture, workers: int
+) -> None:
+    layout = small_refcoco(tmp_path / "data")
+    root = layout.write()
+    (layout.picture_folder / "COCO_train2014_000000000011.jpg").unlink()
+    options = {"data": "refer", "root": root, "steps": 9, "num-workers": workers}
+    # An epoch is two steps, of which that of the picture has no sentence left.
+    assert train(tmp_path / "run", **options) == 0
+    shown = capsys.readouterr().out
+    assert "1 records or pictures could not be used and were left out:" in shown
+    assert "there is no picture COCO_train2014_000000000011.jpg in" in shown
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert content["steps"] == 9
+    assert len(content["problems"]) == 1
+    given = arguments({**TINY, **options, "run-dir": tmp_path / "strict"})
+    line = failed(capsys, "train", *given, "--strict")
+    assert line.startswith("there is no picture COCO_train2014_000000000011.jpg in")
+    assert "DataLoader" not in line
+
+
+@pytest.mark.parametrize("steps", [3, 99])
+def test_training_without_any_usable_picture(tmp_path: Path, capsys: Capture, steps: int) -> None:
+    layout = small_refcoco(tmp_path / "data")
+    root = layout.write()
+    for number in (7, 11):
+        (layout.picture_folder / f"COCO_train2014_{number:012d}.jpg").unlink()
+    given = {**TINY, "data": "refer", "root": root, "steps": steps, "run-dir": tmp_path / "run"}
+    line = failed(capsys, "train", *arguments(given))
+    # Two passes of two pictures each are enough to know.
+    assert line.startswith(f"No sentence of {min(steps, 4)} steps in a row could be used")

@@ -1,0 +1,178 @@
+"""The run folder: never overwritten, resumed with the options it was started with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cmsa_fast.cli.train_options as config
+from cmsa_fast.cli.run_folder import (
+    OPTIONS,
+    choose_folder,
+    resumed_options,
+    write_json,
+    write_options,
+)
+from cmsa_fast.cli.train_options import TrainOptions
+from cmsa_fast.training.recipe import PRESETS, Recipe
+
+
+def started(folder: Path, **options: Any) -> TrainOptions:
+    given = TrainOptions(run_dir=folder, **options)
+    folder.mkdir(exist_ok=True)
+    write_options(folder, given)
+    return given
+
+
+def test_a_fresh_folder_of_its_own(tmp_path: Path) -> None:
+    parent = tmp_path / "runs"
+    first = choose_folder(TrainOptions(), parent)
+    assert first.parent == parent
+    assert first.name.endswith("-demo-scenes")
+    assert not parent.exists()
+    seen = set()
+    for _ in range(3):
+        folder = choose_folder(TrainOptions(preset="paper", data="refer"), parent)
+        assert "-paper-refer" in folder.name
+        assert folder not in seen
+        folder.mkdir(parents=True)
+        seen.add(folder)
+
+
+def test_new_and_empty_folders_are_taken(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "new" / "deep"):
+        assert choose_folder(TrainOptions(run_dir=folder)) == folder
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["options.json", "notes.txt", ".hidden", "folder/"])
+def test_a_folder_that_holds_anything_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+    else:
+        path.write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty, and a run never overwrites another"):
+        choose_folder(TrainOptions(run_dir=tmp_path))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("mine")
+    with pytest.raises(NotADirectoryError, match="--run-dir must be a folder"):
+        choose_folder(TrainOptions(run_dir=path))
+    assert path.read_text() == "mine"
+
+
+def test_options_come_back(tmp_path: Path) -> None:
+    given = started(tmp_path, data="refer", root=Path("some/where"), steps=7, learning_rate=0.5)
+    content = json.loads((tmp_path / OPTIONS).read_text())
+    assert content["recipe"] == asdict(given.recipe())
+    assert content["options"]["root"] == "some/where"
+    again = resumed_options(TrainOptions(run_dir=tmp_path, resume=True, num_workers=3, pictures=1))
+    assert again.recipe() == given.recipe()
+    assert (again.root, again.data, again.run_dir) == (Path("some/where"), "refer", tmp_path)
+    assert (again.num_workers, again.pictures, again.resume) == (3, 1, True)
+
+
+def test_a_preset_changed_meanwhile_changes_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = started(tmp_path).recipe()
+    other: dict[Any, Recipe] = {**PRESETS, "demo": replace(PRESETS["demo"], steps=3, size=64)}
+    monkeypatch.setattr(config, "PRESETS", other)
+    assert TrainOptions().recipe().steps == 3
+    assert resumed_options(TrainOptions(run_dir=tmp_path, resume=True)).recipe() == recipe
+
+
+def test_options_repeated_are_fine_and_others_are_not(tmp_path: Path) -> None:
+    started(tmp_path, seed=3)
+    steps = PRESETS["demo"].steps
+    resumed = resumed_options(TrainOptions(run_dir=tmp_path, resume=True, seed=3, steps=steps))
+    assert (resumed.seed, resumed.steps) == (3, steps)
+    for given, text in (
+        ({"seed": 4}, "--seed was 3 when .* was started; got 4"),
+        ({"steps": steps + 1}, f"--steps was {steps} when .* got {steps + 1}"),
+        ({"evaluate_split": "testA"}, "--evaluate-split was val"),
+        ({"root": Path("other")}, "--root was None"),
+        ({"preset": "paper"}, "--preset was demo"),
+        ({"model": "cmsa-released"}, "--model was cmsa when .* got cmsa-released"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            resumed_options(TrainOptions(run_dir=tmp_path, resume=True, **given))  # type: ignore[arg-type]
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--resume needs --run-dir"):
+        resumed_options(TrainOptions(resume=True))
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(FileNotFoundError, match=r"holds no run to resume: no options\.json"):
+            resumed_options(TrainOptions(resume=True, run_dir=folder))
+
+
+DAMAGE = ["", "{", "[]", "{}", "3", '{"options": []}', '{"options": {}, "recipe": {}}', "\xff"]
+
+
+@pytest.mark.parametrize("text", [*DAMAGE, "unknown option", "bad value", "bad path", "no object"])
+def test_damaged_options(tmp_path: Path, text: str) -> None:
+    started(tmp_path)
+    path = tmp_path / OPTIONS
+    content = json.loads(path.read_text())
+    if text == "unknown option":
+        content["options"]["depth"] = 3
+    elif text == "bad value":
+        content["recipe"]["steps"] = "many"
+    elif text == "bad path":
+        content["options"]["root"] = 3
+    elif text == "no object":
+        content["options"] = []
+    if text in DAMAGE:
+        path.write_bytes(text.encode("latin-1"))
+    else:
+        path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"options\.json is damaged"):
+        resumed_options(TrainOptions(resume=True, run_dir=tmp_path))
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"a": [1, 2]})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": [1, 2]}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 0) for name in ("size", "steps", "pictures_per_step", "max_words")),
+        *((name, -1) for name in ("fused_channels", "warmup_steps", "weight_decay", "power")),
+        ("learning_rate", 0.0),
+        *((name, float("nan")) for name in ("learning_rate", "weight_decay", "power")),
+        *((name, float("inf")) for name in ("learning_rate", "dice_weight")),
+    ],
+)
+def test_recipes_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must .* got {value}"):
+        TrainOptions(**{name: value}).recipe()  # type: ignore[arg-type]
+
+
+def test_options_replace_the_presets_values() -> None:
+    assert TrainOptions(preset="paper").recipe() == PRESETS["paper"]
+    changed = TrainOptions(preset="paper", steps=5, weight_decay=0.0).recipe()
+    assert changed == replace(PRESETS["paper"], steps=5, weight_decay=0.0)
+
+
+def test_the_paper_preset_is_the_papers() -> None:
+    paper = PRESETS["paper"]
+    assert (paper.size, paper.max_words, paper.backbone) == (320, 20, "resnet101")
+    widths = (paper.word_channels, paper.attention_channels, paper.fused_channels)
+    assert widths == (1000, 512, 500)
+    assert (paper.learning_rate, paper.weight_decay, paper.power) == (2.5e-4, 5e-4, 0.9)
+    assert (paper.dice_weight, paper.warmup_steps) == (0.0, 0)

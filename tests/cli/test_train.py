@@ -1,0 +1,341 @@
+"""The main job end to end: scenes, REFER data, resuming, and what it says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+from support.refer_layout import ReferLayout, small_refcoco, square
+
+import cmsa_fast.cli.train as train_job
+from cmsa_fast.cli import main
+from cmsa_fast.cli.report import format_result
+from cmsa_fast.cli.train import NO_WORD_ORDER, WORD_ORDER, Result, run_training
+from cmsa_fast.cli.train_options import TrainOptions
+from cmsa_fast.data.scenes.dataset import ScenesDataset
+from cmsa_fast.evaluation.evaluate import Evaluation
+from cmsa_fast.models import ReleasedCMSAModel
+from cmsa_fast.models.checkpoint import STATE, load_model
+from cmsa_fast.training.loop import Progress
+
+TINY: dict[str, Any] = {
+    "steps": 3,
+    "size": 64,
+    "pictures_per_step": 2,
+    "sentences_per_picture": 2,
+    "warmup_steps": 1,
+    "word_channels": 8,
+    "attention_channels": 8,
+    "fused_channels": 8,
+    "evaluate_scenes": 5,
+    "pictures": 3,
+    "num_workers": 0,
+}
+FILES = [
+    "checkpoint.pt",
+    "evaluation.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "options.json",
+    "pictures",
+]
+
+
+def arguments(**options: Any) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in (TINY | options).items()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder)[0].state_dict()
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = weights(first), weights(second)
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_scenes_from_the_command_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "train.py", *arguments(num_workers=1), f"--run-dir={folder}"]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    for text in (
+        "all sentences",
+        "sentences shuffled",
+        "overall IoU",
+        f"everything is in {folder}",
+    ):
+        assert text in done.stdout
+    assert f"Look at {folder}/pictures/overview.png" in done.stdout
+    assert all(text in done.stderr for text in ("3/3", "loss=", "IoU=", "M parameters, on cpu"))
+    assert "Traceback" not in done.stderr
+    names = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert names == ["000.png", "001.png", "002.png", "overview.png"]
+    content = json.loads((folder / "evaluation.json").read_text())
+    assert content["sentences"] == sum(
+        count for kind, count in content["counts"].items() if "," not in kind
+    )
+    assert (content["sentences"], content["steps"]) == (10, 3)
+    assert content["overall"].keys() == content["shuffled"].keys()
+    assert load_model(folder)[1].size == 64
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "run"
+    run_training(TrainOptions(run_dir=folder, **TINY))
+    return folder
+
+
+def test_the_seed_decides(scenes: Path, tmp_path: Path) -> None:
+    run_training(TrainOptions(run_dir=tmp_path / "same", **TINY))
+    assert same_weights(scenes, tmp_path / "same")
+    run_training(TrainOptions(run_dir=tmp_path / "other", seed=1, **TINY))
+    assert not same_weights(scenes, tmp_path / "other")
+
+
+def test_a_broken_run_goes_on(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    usual, calls = train_job.Collate.__call__, 0
+
+    def broken(self: Any, samples: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return usual(self, samples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_job.Collate, "__call__", broken)
+        assert main(["train", *arguments(), f"--run-dir={tmp_path}"]) == 130
+    assert f"Stopped at step 2 of 3; --run-dir {tmp_path} --resume goes on." in caplog.text
+    assert main(["train", f"--run-dir={tmp_path}", "--resume", "--num-workers=0"]) == 0
+    assert same_weights(scenes, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+
+
+def test_the_published_code_s_network_from_the_command_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", *arguments(model="cmsa-released"), f"--run-dir={folder}"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert json.loads((folder / "options.json").read_text())["options"]["model"] == "cmsa-released"
+    model, config = load_model(folder)
+    assert isinstance(model, ReleasedCMSAModel)
+    assert config.name == "cmsa-released"
+    before = weights(folder)
+    assert main(["train", f"--run-dir={folder}", "--resume", "--num-workers=0"]) == 0
+    assert all(torch.equal(part, before[name]) for name, part in weights(folder).items())
+
+
+def test_a_default_folder_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run_training(TrainOptions(**(TINY | {"steps": 1, "pictures": 0})))
+    assert result.folder.resolve().parent == tmp_path / "runs"
+    assert result.overview is None
+    assert sorted(path.name for path in result.folder.iterdir()) == FILES[:-1]
+
+
+def test_a_damaged_checkpoint_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_training(TrainOptions(run_dir=tmp_path, **(TINY | {"steps": 1, "pictures": 0})))
+    state = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes(state[: len(state) // 2])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["train", f"--run-dir={tmp_path}", "--resume"]) == 1
+    assert "checkpoint.pt is no readable checkpoint" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_relations_are_told_apart_by_word_order() -> None:
+    data = ScenesDataset(40, split="val", size=64, sentences_per_scene=2)
+    labels = train_job.scene_labels(data)
+    assert labels is not None
+    assert [kinds[0] for kinds in labels] == data.kinds()
+    for index, kinds in enumerate(labels):
+        if kinds[0] != "relation":
+            assert len(kinds) == 1
+        else:
+            assert kinds[1:] == [WORD_ORDER if data.order_sensitive(index) else NO_WORD_ORDER]
+    assert {WORD_ORDER, NO_WORD_ORDER} <= {kind for kinds in labels for kind in kinds}
+
+
+METRICS = {
+    "overall_iou": 0.5,
+    "mean_iou": 0.4,
+    **{f"precision@0.{tenth}": 0.25 for tenth in range(5, 10)},
+}
+RESULT = Result(Path("runs/x"), Progress(7, 83.4), Evaluation(9, METRICS, {}, {}), None, None)
+
+
+def test_the_report_says_what_word_order_costs() -> None:
+    by_kind = {
+        kind: {**METRICS, "overall_iou": iou}
+        for kind, iou in {"relation": 0.3, NO_WORD_ORDER: 0.411, WORD_ORDER: 0.222}.items()
+    }
+    counts = {"relation": 9, NO_WORD_ORDER: 5, WORD_ORDER: 4}
+    evaluation = replace(RESULT.evaluation, by_kind=by_kind, counts=counts)
+    text = format_result(replace(RESULT, evaluation=evaluation, overview=Path("a.png")))
+    rows = {line[:30].strip(): line[30:].split() for line in text.splitlines()}
+    assert rows[WORD_ORDER][:2] == ["4", "0.222"]
+    assert rows[NO_WORD_ORDER][:2] == ["5", "0.411"]
+    flowing = " ".join(text.split())
+    assert (
+        "overall IoU 0.222 where the same words in another order name another object, 0.411 at other"
+    ) in flowing
+    assert text.splitlines()[-2:] == [
+        "7 steps in 1 min 23 s; everything is in runs/x",
+        "Look at a.png",
+    ]
+
+
+def test_the_report_without_kinds() -> None:
+    text = format_result(RESULT)
+    assert "word order" not in text
+    assert "shuffled" not in text
+    assert text.splitlines()[1].split() == [
+        *("all", "sentences", "9", "0.500", "0.400"),
+        *["0.250"] * 5,
+    ]
+    shuffled = Evaluation(9, {**METRICS, "mean_iou": 0.123}, {}, {})
+    row = format_result(replace(RESULT, shuffled=shuffled)).splitlines()[2]
+    assert row.split()[:5] == ["sentences", "shuffled", "9", "0.500", "0.123"]
+
+
+def refer(root: Path) -> ReferLayout:
+    layout = small_refcoco(root)
+    layout.add_reference(11, [square(4, 4, 9)], [".", "man " + "very " * 24 + "tall"])
+    layout.add_reference(13, [square(2, 2, 9)], ["grey dog " + "or wolf " * 12], split="val")
+    return layout
+
+
+def test_refer_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root, folder = refer(tmp_path / "data").write(), tmp_path / "run"
+    given = TINY | {"size": 40, "steps": 4, "num_workers": 1}
+    options = TrainOptions(data="refer", root=root, run_dir=folder, **given)
+    with caplog.at_level(logging.INFO):
+        result = run_training(options)
+    assert "refcoco (unc) train: left out 1 sentences without a word" in caplog.text
+    assert "1 of 6 training sentences are longer than 20 words and are cut" in caplog.messages
+    assert "1 of 3 evaluation sentences are longer than 20 words and are cut" in caplog.messages
+    # dog, brown, dog, grey, dog, and nine times "or wolf": all that 20 words have room for.
+    assert "23 words of evaluation sentences are not in the vocabulary" in caplog.messages
+    assert not any("words of training" in message for message in caplog.messages)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert result.evaluation.sentences == 3
+    assert result.evaluation.by_kind == {}
+    assert result.shuffled is None  # one picture only
+    assert json.loads((folder / "evaluation.json").read_text())["shuffled"] is None
+    tokens = load_model(folder)[1].tokens
+    assert "café" in tokens
+    assert "dog" not in tokens
+    assert result.overview is not None
+    with Image.open(result.overview) as picture:
+        assert picture.width == 1600
+
+
+def test_what_comes_after_the_evaluation_does_not_cost_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_job, "save_examples", failing)
+    options = TrainOptions(run_dir=tmp_path / "run", **TINY)
+    result = run_training(options)
+    assert result.overview is None
+    assert result.shuffled is not None
+    assert "Not all pictures could be drawn" in caplog.text
+    content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert content["shuffled"] == result.shuffled.overall
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_job, "ShuffledSentences", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(replace(options, run_dir=tmp_path / "other"))
+    again = json.loads((tmp_path / "other" / "evaluation.json").read_text())
+    assert again["overall"] == content["overall"]
+    assert again["shuffled"] is None
+
+
+def test_refer_evaluated_on_training_pictures_is_shuffled_too(tmp_path: Path) -> None:
+    root = small_refcoco(tmp_path / "data").write()
+    result = run_training(
+        TrainOptions(
+            data="refer",
+            root=root,
+            evaluate_split="train",
+            run_dir=tmp_path / "run",
+            **(TINY | {"size": 40, "steps": 1, "pictures": 0}),
+        )
+    )
+    assert result.shuffled is not None
+    assert result.shuffled.sentences == result.evaluation.sentences == 5
+
+
+def test_a_published_word_list(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = small_refcoco(tmp_path / "data").write()
+    words = tmp_path / "words.txt"
+    words.write_text("<pad>\n<go>\n<eos>\n<unk>\nleft\nright\ndog\n", encoding="utf-8")
+    given = TINY | {"size": 40, "steps": 1, "pictures": 0}
+    run_training(
+        TrainOptions(data="refer", root=root, vocabulary=words, run_dir=tmp_path / "run", **given)
+    )
+    assert load_model(tmp_path / "run")[1].tokens[4:] == ("left", "right", "dog")
+    # cup, café on the, man, cup, the other one
+    assert "9 words of training sentences are not in the vocabulary" in caplog.messages
+    assert "1 words of evaluation sentences are not in the vocabulary" in caplog.messages
+
+
+def test_other_data_than_the_run_was_started_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = small_refcoco(tmp_path / "data")
+    given = TINY | {"size": 40, "steps": 1, "pictures": 0}
+    run_training(TrainOptions(data="refer", root=layout.write(), run_dir=tmp_path / "run", **given))
+    layout.references[1]["sentences"][0]["sent"] = "person"
+    layout.write()
+    assert main(["train", f"--run-dir={tmp_path / 'run'}", "--resume"]) == 1
+    assert "another model, vocabulary or number of sentences" in capsys.readouterr().err
+
+
+def test_a_warm_up_longer_than_the_training_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = TINY | {"steps": 1, "pictures": 0, "warmup_steps": 5}
+    run_training(TrainOptions(run_dir=tmp_path, **given))
+    assert "The learning rate only rises: --warmup-steps 5 is not less than --steps 1." in (
+        caplog.messages
+    )
+
+
+def test_two_steps_on_real_photographs(real: Path, tmp_path: Path) -> None:
+    given = TINY | {"steps": 2, "pictures": 2}
+    result = run_training(
+        TrainOptions(data="refer", root=real / "refer", run_dir=tmp_path / "run", **given)
+    )
+    assert result.progress.step == 2
+    assert result.evaluation.sentences == 19
+    assert result.shuffled is not None
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES

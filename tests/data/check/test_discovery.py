@@ -1,0 +1,116 @@
+"""Which data sets are recognised under a root, by their files' names alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cmsa_fast.data.check.discovery import discover
+from cmsa_fast.data.source import Source
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_every_form_is_recognised(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "refcoco/refs(unc).p",
+        "refcoco/instances.json",
+        "refcocog/refs(google).p",
+        "refcocog/refs(umd).p",
+        "own data/refs(me).p",
+        "grefcoco/grefs(unc).json",
+        "grefcoco/instances.json",
+        "anns/refcoco/train.json",
+        "anns/refcocog_u/val.json",
+        "masks/refcoco/1.png",
+        "images/train2014/COCO_train2014_000000000009.jpg",
+        "hub/data/val-00000-of-00001.parquet",
+        "flat/val.parquet",
+        "berkeley/referit_query_test.json",
+        "fast/dataset.json",
+        ".hidden/refs(unc).p",
+    )
+    found = discover(tmp_path)
+    assert found.gaps == ()
+    assert found.sources == (
+        Source(form="refer", root=tmp_path, name="own data", split_by="me"),
+        Source(form="refer", root=tmp_path, name="refcoco", split_by="unc"),
+        Source(form="refer", root=tmp_path, name="refcocog", split_by="google"),
+        Source(form="refer", root=tmp_path, name="refcocog", split_by="umd"),
+        Source(form="grefcoco", root=tmp_path, split_by="unc"),
+        Source(form="anns-masks", root=tmp_path, name="refcoco"),
+        Source(form="anns-masks", root=tmp_path, name="refcocog_u"),
+        Source(form="referit", root=tmp_path / "berkeley"),
+        Source(form="converted", root=tmp_path / "fast"),
+        Source(form="parquet", root=tmp_path / "flat"),
+        Source(form="parquet", root=tmp_path / "hub"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "form"),
+    [
+        ("dataset.json", "converted"),
+        ("referit_query_val.json", "referit"),
+        ("a.parquet", "parquet"),
+        ("data/a.parquet", "parquet"),
+        ("data/split/referit_query_val.json", "referit"),
+        ("referit/referit_query_all.json", "referit"),
+    ],
+)
+def test_the_root_itself_may_be_the_data_set(tmp_path: Path, file: str, form: str) -> None:
+    touch(tmp_path, file)
+    assert [(one.form, one.root) for one in discover(tmp_path).sources] == [(form, tmp_path)]
+
+
+def test_a_published_folder_without_records_is_left_to_its_reader(tmp_path: Path) -> None:
+    touch(tmp_path, "refcoco+/instances.json")
+    (tmp_path / "grefcoco").mkdir()
+    assert discover(tmp_path).sources == (
+        Source(form="refer", root=tmp_path, name="refcoco+"),
+        Source(form="grefcoco", root=tmp_path),
+    )
+
+
+def test_a_folder_of_unknown_name_without_references(tmp_path: Path) -> None:
+    touch(tmp_path, "own/instances.json")
+    found = discover(tmp_path)
+    assert found.sources == ()
+    assert len(found.gaps) == 1
+    assert "own has instances.json, but no refs(<split_by>).p" in found.gaps[0]
+
+
+def test_lmdb_without_the_files_it_was_made_of(tmp_path: Path) -> None:
+    touch(tmp_path, "lmdb/refcoco/train.lmdb")
+    assert [one.form for one in discover(tmp_path).sources] == ["anns-masks"]
+
+
+def test_nothing_is_there(tmp_path: Path) -> None:
+    (gap,) = discover(tmp_path).gaps
+    assert "holds no data set" in gap
+    assert "refcoco/refs(unc).p" in gap
+
+
+def test_one_folder_too_deep_or_too_high(tmp_path: Path) -> None:
+    touch(tmp_path, "refer/refcoco/refs(unc).p")
+    (gap,) = discover(tmp_path / "refer" / "refcoco").gaps
+    assert "give the folder above it" in gap
+    (gap,) = discover(tmp_path).gaps
+    assert f"{tmp_path / 'refer'} looks like such a root" in gap
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder .*absent"):
+        discover(tmp_path / "absent")
+
+
+def test_the_pictures_folder_is_given_to_every_source(tmp_path: Path) -> None:
+    touch(tmp_path, "refcoco/refs(unc).p", "anns/refcoco/val.json")
+    found = discover(tmp_path, image_folder=tmp_path / "elsewhere")
+    assert [one.image_folder for one in found.sources] == [tmp_path / "elsewhere"] * 2

@@ -1,0 +1,421 @@
+"""What `data check` finds in sound and in damaged roots."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from support.refer_layout import ReferLayout, small_refcoco, square
+
+from cmsa_fast.cli.data_check import DataCheckOptions, format_check, run_data_check
+from cmsa_fast.data.check.findings import (
+    PUBLISHED_PICTURES,
+    PUBLISHED_REFERENCES,
+    CheckResult,
+    SplitCount,
+)
+from cmsa_fast.data.check.inspection import inspect_root
+from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.formats.converted.convert import convert
+from cmsa_fast.data.formats.refer_layout import PUBLISHED_SENTENCES
+from cmsa_fast.data.images import read_image, read_image_size
+from cmsa_fast.data.source import Source
+
+ORIENTATION = 0x0112
+
+
+def own(root: Path, name: str = "own") -> ReferLayout:
+    """A data set without published counts; one train and one val picture."""
+    layout = ReferLayout(root, name)
+    layout.add_picture(7, 23, 37)
+    layout.add_picture(11, 41, 29)
+    layout.add_reference(7, [square(3, 2, 10)], ["left cup", "cup"])
+    layout.add_reference(11, [square(1, 20, 9)], ["man"], split="val")
+    return layout
+
+
+def found(result: CheckResult) -> dict[str, int]:
+    return {finding.kind: len(finding.details) for finding in result.findings}
+
+
+def details(result: CheckResult, kind: str) -> tuple[str, ...]:
+    (finding,) = (finding for finding in result.findings if finding.kind == kind)
+    return finding.details
+
+
+def test_a_sound_root(tmp_path: Path) -> None:
+    result = inspect_root(own(tmp_path).write())
+    assert result.ok
+    assert result.findings == ()
+    assert result.leaks == ()
+    (data_set,) = result.data_sets
+    assert (data_set.label, data_set.form) == ("own (unc)", "refer")
+    assert data_set.splits == (SplitCount("train", 1, 2, 1), SplitCount("val", 1, 1, 1))
+    assert result.pictures == 2
+    text = format_check(result)
+    assert "Nothing is missing or damaged; no warning" in text
+    assert len(text.splitlines()) < 8
+
+
+def test_counts_against_the_published_ones(tmp_path: Path) -> None:
+    result = inspect_root(small_refcoco(tmp_path).write())
+    assert result.ok
+    train, val, test_a, test_b = result.data_sets[0].splits
+    assert train == SplitCount("train", 3, 5, 2, 42_404, 120_624, None)
+    assert val == SplitCount("val", 1, 2, 1, 3_811, 10_834, 1_500)
+    assert (test_a.references, test_b.published_references) == (0, 1_810)
+    assert len(details(result, "count")) == 4
+    assert "2 sentences (published: 10834)" in details(result, "count")[1]
+    assert "testB is not there" in details(result, "count")[3]
+    assert "1 kind of warning" in format_check(result)
+
+
+def test_tables_of_published_counts_name_published_splits() -> None:
+    for table in (PUBLISHED_REFERENCES, PUBLISHED_PICTURES):
+        for (name, split_by), splits in table.items():
+            sentences = PUBLISHED_SENTENCES[name][split_by]
+            assert splits.keys() <= sentences.keys()
+            assert all(count < sentences[split] for split, count in splits.items())
+    counts = [
+        count
+        for made in PUBLISHED_SENTENCES.values()
+        for one in made.values()
+        for count in one.values()
+    ]
+    assert len(counts) == len(set(counts))  # a split is recognised by its number of sentences
+
+
+def test_missing_and_damaged_pictures(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    layout.add_picture(13, 31, 31)
+    layout.add_reference(13, [square(5, 5, 11)], ["dog"])
+    layout.add_picture(17, 90, 91)
+    layout.add_reference(17, [square(5, 5, 11)], ["cat"])
+    root = layout.write()
+    names = [layout.picture_folder / image["file_name"] for image in layout.images]
+    names[0].unlink()
+    names[1].write_bytes(b"")
+    names[3].write_bytes(names[3].read_bytes()[:-2000])
+    result = inspect_root(root)
+    assert not result.ok
+    assert found(result) == {"picture-missing": 1, "picture-unreadable": 1}
+    assert names[0].name in details(result, "picture-missing")[0]
+    assert str(names[1]) in details(result, "picture-unreadable")[0]
+    assert "Not whole: 2 kinds of error" in format_check(result)
+    decoded = inspect_root(root, read_pictures=True)
+    assert found(decoded) == {"picture-missing": 1, "picture-unreadable": 2}
+    assert str(names[3]) in details(decoded, "picture-unreadable")[1]
+
+
+def test_a_picture_of_another_size(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    layout.images[1]["height"] += 1
+    result = inspect_root(layout.write())
+    assert found(result) == {"picture-size": 1}
+    assert "41 x 29" in details(result, "picture-size")[0]
+    assert "42 x 29" in details(result, "picture-size")[0]
+
+
+def test_a_picture_that_fits_upright_only(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    root = layout.write()
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    file = layout.picture_folder / layout.images[0]["file_name"]
+    Image.fromarray(np.zeros((37, 23, 3), np.uint8)).save(file, "JPEG", exif=exif)
+    result = inspect_root(root)
+    assert result.ok
+    assert found(result) == {"picture-turned": 1}
+
+
+def test_no_folder_of_pictures(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    layout.annotations[0]["segmentation"] = [square(30, 30, 5)]
+    root = layout.write()
+    layout.picture_folder.rename(tmp_path / "elsewhere")
+    result = inspect_root(root)
+    assert not result.ok
+    # The records are checked all the same, and the pictures are not told one by one.
+    assert found(result) == {"incomplete": 1, "mask-empty": 1}
+    assert "images/mscoco/images/train2014" in details(result, "incomplete")[0]
+    assert result.pictures == 0
+    assert len(result.data_sets[0].splits) == 2
+    assert found(inspect_root(root, image_folder=tmp_path / "elsewhere")) == {"mask-empty": 1}
+
+
+@pytest.mark.parametrize("name", ["refs(unc).p", "instances.json"])
+def test_a_missing_file_of_records(tmp_path: Path, name: str) -> None:
+    root = small_refcoco(tmp_path).write()
+    (root / "refcoco" / name).unlink()
+    result = inspect_root(root)
+    assert not result.ok
+    assert found(result) == {"incomplete": 1}
+    assert str(root / "refcoco" / name) in details(result, "incomplete")[0]
+    assert "could not be read" in format_check(result)
+
+
+def test_a_file_cut_short_spoils_its_data_set_only(tmp_path: Path) -> None:
+    own(tmp_path, "sound").write()
+    root = own(tmp_path, "short").write()
+    file = root / "short" / "refs(unc).p"
+    file.write_bytes(file.read_bytes()[:-7])
+    result = inspect_root(root)
+    assert found(result) == {"not-readable": 1}
+    assert [len(one.splits) for one in result.data_sets] == [0, 2]
+
+
+def test_damaged_records_are_counted_and_the_rest_is_checked(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    layout.add_reference(7, [square(1, 1, 4)], ["spoon"])
+    del layout.references[0]["sentences"]
+    result = inspect_root(layout.write())
+    assert found(result) == {"record-unusable": 1}
+    assert "reference 0" in details(result, "record-unusable")[0]
+    assert [split.sentences for split in result.data_sets[0].splits] == [1, 1]
+
+
+def test_masks(tmp_path: Path) -> None:
+    layout = own(tmp_path)  # picture 7: 23 x 37 (height x width)
+    layout.add_reference(7, [square(40, 30, 5)], ["beside the picture"])
+    layout.add_reference(7, [], ["no part"])
+    layout.add_reference(7, [square(3, 3, 5), [1.0, 2.0, 3.0, 4.0]], ["one part of two"])
+    layout.add_reference(7, [square(30, 3, 9.5)], ["reaches out"])
+    layout.add_reference(7, [square(30, 3, 8)], ["reaches out a little"])
+    layout.add_reference(7, [square(300, 3, 8)], ["far away"])
+    pixels = np.asfortranarray(np.ones((11, 13), np.uint8))
+    counts = coco_mask.encode(pixels)["counts"].decode()
+    layout.add_reference(11, {"size": [11, 13], "counts": counts}, ["another size"])
+    result = inspect_root(layout.write())
+    assert found(result) == {
+        "mask-empty": 2,
+        "mask-part-degenerate": 1,
+        "mask-outside": 1,
+        "mask-unfit": 1,
+        "picture-size": 1,
+    }
+    assert "(ref_id 105) passes the edge of 23 x 37 by 2.5" in details(result, "mask-outside")[0]
+    assert "(ref_id 107)" in details(result, "mask-unfit")[0]
+    assert "11 x 13" in details(result, "picture-size")[0]
+
+
+def test_a_recorded_size_beyond_memory(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    layout.images[0].update(height=10**9, width=10**9)
+    root = layout.write()
+    (layout.picture_folder / layout.images[0]["file_name"]).unlink()
+    assert found(inspect_root(root)) == {"picture-missing": 1, "mask-unfit": 1}
+
+
+def test_sentences(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    said = ["le café", " . ", "cup", "cup", "Cup", "\udc80"]
+    layout.add_reference(7, [square(1, 1, 4)], said)
+    root = layout.write()
+    result = inspect_root(root)
+    assert result.ok
+    assert found(result) == {
+        "sentence-without-word": 1,
+        "sentence-non-ascii": 2,
+        "sentence-repeated": 1,
+    }
+    assert "sent_id 4" in details(result, "sentence-without-word")[0]
+    assert result.data_sets[0].splits[0].sentences == 8
+    format_check(result).encode("utf-8")
+
+
+def test_pictures_shared_between_training_and_evaluation(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    layout.add_reference(7, [square(1, 1, 4)], ["spoon"], split="val")
+    layout.write()
+    other = own(tmp_path, "other")
+    other.add_picture(13, 31, 31)
+    other.add_reference(13, [square(1, 1, 4)], ["spoon"], split="test")
+    other.add_reference(11, [square(1, 1, 4)], ["fork"])
+    other.references[1]["split"] = "other"
+    root = other.write()
+    options = DataCheckOptions(
+        root=root, num_workers=0, json=tmp_path / "all.json", write_exclusions=tmp_path / "ex.json"
+    )
+    result = run_data_check(options)
+    assert result.ok  # leakage is told and is no damage
+    shared = {(leak.training, leak.evaluation): leak.pictures for leak in result.leaks}
+    assert shared == {
+        (("own (unc)", "train"), ("own (unc)", "val")): (7,),
+        (("other (unc)", "train"), ("other (unc)", "other")): (11,),
+        (("other (unc)", "train"), ("own (unc)", "val")): (7, 11),
+    }
+    assert {leak.numbering for leak in result.leaks} == {"COCO"}
+    assert json.loads((tmp_path / "ex.json").read_text()) == {"pictures": {"COCO": [7, 11]}}
+    written = json.loads((tmp_path / "all.json").read_text())
+    assert sorted(leak["pictures"] for leak in written["leaks"]) == [[7], [7, 11], [11]]
+    assert "share 2 pictures (COCO: 7, 11)" in format_check(result)
+    assert "--write-exclusions" in format_check(result)
+
+
+def test_numbers_of_different_collections_are_not_compared(tmp_path: Path) -> None:
+    own(tmp_path).write()  # its picture 7 is COCO's
+    clef = ReferLayout(tmp_path, "refclef", "unc", "images/saiapr_tc-12")
+    clef.add_picture(7, 9, 7, "7.jpg")
+    clef.add_reference(7, [square(1, 1, 3)], ["it"], "testAB", ann_id="7_1")
+    result = inspect_root(clef.write())
+    assert result.ok
+    assert result.leaks == ()
+
+
+def test_several_forms_under_one_root(tmp_path: Path) -> None:
+    root = own(tmp_path, "refcoco").write()
+    several = ReferLayout(tmp_path, "grefcoco")
+    several.add_picture(7, 23, 37)
+    several.add_reference(7, [square(3, 2, 10)], ["a cup"])
+    several.add_reference(7, [square(3, 2, 10)], ["an elephant"])
+    several.references[0].update(ann_id=[1100], category_id=[1], no_target=False)
+    several.references[1].update(ann_id=[-1], category_id=[-1], no_target=True)
+    several.write()
+    content = pickle.loads((root / "grefcoco" / "refs(unc).p").read_bytes())
+    (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(content))
+    convert(
+        Source(form="refer", root=root, name="refcoco"),
+        root / "fast",
+        problems=Problems(strict=True),
+    )
+    (root / "anns" / "mine").mkdir(parents=True)
+    (root / "masks" / "mine").mkdir(parents=True)
+    mask = Image.fromarray(np.full((23, 37), 255, np.uint8))
+    for segment, picture in enumerate((mask, mask.resize((5, 5)), mask.point(lambda _: 0))):
+        picture.save(root / "masks" / "mine" / f"{segment}.png")
+    entries = [
+        {
+            "segment_id": segment,
+            "img_name": "COCO_train2014_000000000007.jpg",
+            "sentences": [{"sent_id": segment, "sent": "it"}],
+        }
+        for segment in range(4)
+    ]
+    (root / "anns" / "mine" / "val.json").write_text(json.dumps(entries))
+    result = inspect_root(root)
+    assert [(one.form, one.label) for one in result.data_sets] == [
+        ("refer", "refcoco (unc)"),
+        ("grefcoco", "grefcoco (unc)"),
+        ("anns-masks", "mine"),
+        ("converted", "refcoco (unc), converted"),
+    ]
+    refer, gref, anns, converted = result.data_sets
+    assert refer.splits == converted.splits
+    assert [split.references for split in gref.splits] == [2]
+    assert [split.references for split in anns.splits] == [4]
+    by_data_set = {(one.data_set, one.kind): len(one.details) for one in result.findings}
+    assert by_data_set == {
+        ("refcoco (unc)", "count"): 4,
+        ("refcoco (unc), converted", "count"): 4,
+        ("grefcoco (unc)", "names-nothing"): 1,
+        ("mine", "mask-unfit"): 2,  # one of another size, one missing
+        ("mine", "mask-empty"): 1,
+    }
+    shared = {(leak.training[0], leak.evaluation[0]): leak.pictures for leak in result.leaks}
+    trained = ("refcoco (unc)", "refcoco (unc), converted", "grefcoco (unc)")
+    assert shared == {(one, "mine"): (7,) for one in trained}
+
+
+def test_pictures_inside_parquet_files(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow (parquet)")
+    import parquet_layout as layout
+
+    rows = []
+    for i, image_id in enumerate((7, 9, 11)):
+        entry = layout.benchmark_entry(
+            i, image_id, [square(3, 2, 10)], layout.sentences("it", first=i), "val"
+        )
+        rows.append(layout.benchmark_row(image_id, (23, 37), [entry]))
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-700]
+    rows[2]["image"]["bytes"] = b"no picture"
+    file = tmp_path / "hub" / "data" / "refcoco_unc_val-00000-of-00001-0123.parquet"
+    layout.write(file, rows, layout.BENCHMARK)
+    result = inspect_root(tmp_path)
+    assert [(one.form, one.root) for one in result.data_sets] == [("parquet", tmp_path / "hub")]
+    (val,) = (split for split in result.data_sets[0].splits if split.references)
+    assert val == SplitCount("refcoco_unc_val", 3, 3, 3, 3_811, 10_834, 1_500)
+    assert found(result)["picture-unreadable"] == 1
+    assert "000000000011" in details(result, "picture-unreadable")[0]
+    assert found(inspect_root(tmp_path, read_pictures=True))["picture-unreadable"] == 2
+
+
+def test_everything_is_in_the_json(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    for i in range(9):
+        layout.add_reference(7, [], [f"it {i}"])
+    root = layout.write()
+    result = run_data_check(DataCheckOptions(root=root, num_workers=0, json=tmp_path / "all.json"))
+    text = format_check(result)
+    assert text.count("has no part left") == 3
+    assert "and 6 more" in text
+    written: dict[str, Any] = json.loads((tmp_path / "all.json").read_text())
+    (finding,) = written["findings"]
+    assert written["ok"] is True
+    assert (finding["kind"], finding["severity"], finding["count"]) == ("mask-empty", "warning", 9)
+    assert len(finding["details"]) == 9
+    assert written["data_sets"][0]["splits"][0]["references"] == 10
+
+
+def test_nothing_there_is_an_error(tmp_path: Path) -> None:
+    result = inspect_root(tmp_path)
+    assert not result.ok
+    assert "holds no data set" in format_check(result)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        inspect_root(tmp_path / "absent")
+
+
+def test_a_folder_to_write_to_is_looked_for_first(tmp_path: Path) -> None:
+    absent = tmp_path / "absent" / "file.json"
+    with pytest.raises(FileNotFoundError, match=r"\(json\)"):
+        run_data_check(DataCheckOptions(root=tmp_path, json=absent))
+    with pytest.raises(FileNotFoundError, match=r"\(write_exclusions\)"):
+        run_data_check(DataCheckOptions(root=tmp_path, write_exclusions=absent))
+
+
+def test_processes_find_the_same(tmp_path: Path) -> None:
+    layout = ReferLayout(tmp_path, "own")
+    for number in range(1, 231):  # fewer start no process
+        layout.add_picture(number, 5 + number % 3, 7)
+        layout.add_reference(number, [square(1, 1, 1 + number % 9)], ["it"])
+    root = layout.write()
+    for image in layout.images[::50]:
+        (layout.picture_folder / image["file_name"]).unlink()
+    alone, together = (inspect_root(root, num_workers=workers) for workers in (0, 2))
+    assert alone == together
+    assert found(alone)["picture-missing"] == 5
+
+
+def test_the_real_root(real: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        result = inspect_root(real / "refer", read_pictures=True)
+    assert result.ok
+    assert result.pictures == 58
+    assert [split.sentences for split in result.data_sets[0].splits] == [37, 19, 10, 0]
+    assert set(found(result)) <= {"count", "sentence-repeated"}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_is_the_decoded_one(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(np.zeros((5, 9, 3), np.uint8)).save(tmp_path / "a", kind, exif=exif)
+    for upright in (False, True):
+        size = read_image_size(tmp_path / "a", apply_orientation=upright)
+        assert size == read_image(tmp_path / "a", apply_orientation=upright).shape[1:]
+
+
+def test_the_size_of_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"a cannot be read as a picture"):
+        read_image_size(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="no picture at"):
+        read_image_size(tmp_path / "b")

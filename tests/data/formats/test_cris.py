@@ -1,0 +1,373 @@
+"""The folders anns and masks: their layout, pictures, masks in PNG files, and what is damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmsa_fast.data.dataset import RecordDataset
+from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.mask_files import PngMask
+from cmsa_fast.data.source import Source, open_split, read_records
+
+HEIGHT, WIDTH = 23, 37
+PICTURE = "COCO_train2014_000000000007.jpg"
+
+
+class AnnsLayout:
+    """Collects records, writes their pictures and masks at once and the JSON files in the end."""
+
+    def __init__(self, root: Path, name: str = "refcoco", pictures: str = "images/train2014"):
+        self.root, self.name = root, name
+        self.pictures = root / pictures
+        self.masks = root / "masks" / name
+        self.splits: dict[str, list[Any]] = {}
+        self.pixels: dict[str, np.ndarray] = {}
+
+    def add(self, split: str, *sentences: str, picture: str = PICTURE) -> np.ndarray:
+        """Adds a record; returns its mask, bool `[HEIGHT, WIDTH]`."""
+        ref_id = 50 + sum(len(records) for records in self.splits.values())
+        generator = np.random.default_rng(ref_id)
+        if picture not in self.pixels:
+            self.pixels[picture] = generator.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+            self.pictures.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(self.pixels[picture]).save(self.pictures / picture, "PNG")
+        mask = generator.random((HEIGHT, WIDTH)) < 0.3
+        self.masks.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask.astype(np.uint8) * 255).save(self.masks / f"{ref_id}.png")
+        self.splits.setdefault(split, []).append(
+            {
+                "bbox": [1, 2, 11, 12],
+                "cat": 0,
+                "segment_id": ref_id,
+                "img_name": picture,
+                "sentences": [
+                    {"idx": i, "sent_id": 10 * ref_id + i, "sent": one}
+                    for i, one in enumerate(sentences)
+                ],
+                "sentences_num": len(sentences),
+            }
+        )
+        return mask
+
+    def write(self) -> Path:
+        folder = self.root / "anns" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, records in self.splits.items():
+            text = json.dumps(records, ensure_ascii=False)
+            (folder / f"{split}.json").write_text(text, encoding="utf-8")
+        return self.root
+
+
+def opened(layout: AnnsLayout, split: str = "val", **options: Any) -> RecordDataset:
+    problems = options.pop("problems", None)
+    source = Source(form="anns-masks", root=layout.write(), **options)
+    return open_split(source, split, problems=problems)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> AnnsLayout:
+    layout = AnnsLayout(tmp_path)
+    layout.add("train", "left cup")
+    layout.add("val", "right cup", "café on the right")
+    layout.add("val", "man", picture="COCO_train2014_000000000011.jpg")
+    layout.add("val", "dog")
+    return layout
+
+
+def test_sentences_pictures_and_masks(tmp_path: Path) -> None:
+    layout = AnnsLayout(tmp_path)
+    first = layout.add("val", "right cup", "café on the right")
+    other = "COCO_train2014_000000000011.jpg"
+    second = layout.add("val", "man", picture=other)
+    data = opened(layout)
+    assert data.sentences() == ["right cup", "café on the right", "man"]
+    assert data.image_ids() == [7, 7, 11]
+    for i, (mask, picture, ref_id, sent_id) in enumerate(
+        [(first, PICTURE, 50, 500), (first, PICTURE, 50, 501), (second, other, 51, 510)]
+    ):
+        sample = data[i]
+        np.testing.assert_array_equal(sample.mask.numpy(), mask)
+        np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), layout.pixels[picture])
+        assert (sample.ref_id, sample.sent_id) == (ref_id, sent_id)
+    assert data.title == "refcoco (unc) val"
+
+
+def test_another_number_of_sentences_than_published_is_logged(
+    layout: AnnsLayout, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert opened(layout).report.published_sentences == 10834
+    assert "4 sentences" in caplog.text
+
+
+def test_all_splits_and_missing_ones(layout: AnnsLayout) -> None:
+    source = Source(form="anns-masks", root=layout.write())
+    reading = read_records(source, None, Problems(strict=True))
+    assert [record.split for record in reading.records] == ["train", "val", "val", "val"]
+    for split in ("testA", "../refcoco/val", ""):
+        with pytest.raises(ValueError, match="is not in .*refcoco, which has train, val"):
+            open_split(source, split)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "split_by", "title", "published"),
+    [
+        ("refcoco+", "refcoco+", "", "refcoco+ (unc) val", 10758),
+        ("refcocop", "refcoco+", "", "refcoco+ (unc) val", 10758),
+        ("refcocop", "refcocop", "unc", "refcoco+ (unc) val", 10758),
+        ("refcocog_u", "refcocog_u", "", "refcocog (umd) val", 4896),
+        ("refcocog_u", "refcocog", "", "refcocog (umd) val", 4896),
+        ("refcocog_g", "refcocog", "google", "refcocog (google) val", 9536),
+        ("refcocog", "refcocog", "google", "refcocog (google) val", 9536),
+        ("refcocog", "refcocog", "", "refcocog val", None),
+        ("mine", "mine", "", "mine val", None),
+    ],
+)
+def test_names_of_the_folder(
+    tmp_path: Path, folder: str, name: str, split_by: str, title: str, published: int | None
+) -> None:
+    layout = AnnsLayout(tmp_path, folder)
+    layout.add("val", "man")
+    data = opened(layout, name=name, split_by=split_by)
+    assert (data.title, data.report.published_sentences) == (title, published)
+    assert data[0].mask.any()
+
+
+def test_a_folder_named_by_its_split_comes_first_where_the_split_is_given(tmp_path: Path) -> None:
+    for folder, sentence in (("refcocog", "umd's"), ("refcocog_g", "google's")):
+        layout = AnnsLayout(tmp_path, folder)
+        layout.add("val", sentence)
+        layout.write()
+    assert opened(layout, name="refcocog", split_by="google").sentences() == ["google's"]
+    assert opened(layout, name="refcocog").sentences() == ["umd's"]
+
+
+def test_arguments_that_name_nothing(layout: AnnsLayout) -> None:
+    with pytest.raises(ValueError, match="'refcoco.' is no folder of .*anns, which has refcoco$"):
+        opened(layout, name="refcoco+")
+    with pytest.raises(ValueError, match="split_by 'google' of 'refcoco' is not unc"):
+        opened(layout, name="refcoco", split_by="google")
+    with pytest.raises(ValueError, match="name must be the name of a data set"):
+        opened(layout, name="../anns/refcoco")
+    with pytest.raises(ValueError, match="text is 'raw'.*cleaned sentences only"):
+        opened(layout, text="raw")
+
+
+@pytest.mark.parametrize(
+    "folder", ["images/mscoco/images/train2014", "images/saiapr_tc-12", "../images/train2014"]
+)
+def test_places_of_the_pictures(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "data_v2").mkdir()
+    layout = AnnsLayout(tmp_path / "data_v2", pictures=folder)
+    layout.add("val", "man")
+    assert opened(layout)[0].image.shape == (3, HEIGHT, WIDTH)
+
+
+def test_a_picture_folder_of_ones_own(tmp_path: Path) -> None:
+    layout = AnnsLayout(tmp_path, pictures="photos")
+    layout.add("val", "man")
+    with pytest.raises(FileNotFoundError, match="no folder of pictures.*--generate_mask"):
+        opened(layout)
+    assert opened(layout, image_folder=tmp_path / "photos")[0].image.shape == (3, HEIGHT, WIDTH)
+
+
+def test_numbers_of_pictures_with_other_names(tmp_path: Path) -> None:
+    layout = AnnsLayout(tmp_path, "mine")
+    for split, picture in (
+        ("train", "b.jpg"),
+        ("val", "a.jpg"),
+        ("val", "b.jpg"),
+        ("val", "12.jpg"),
+        ("val", "ä.jpg"),
+        ("val", "COCO_train2014_000000000012.jpg"),
+    ):
+        layout.add(split, "it", picture=picture)
+    numbers = opened(layout, name="mine").image_ids()
+    assert numbers[-1] == 12
+    assert len(set(numbers)) == 5
+    assert all(-(2**63) <= number < 0 for number in numbers[:-1])
+    assert opened(layout, "train", name="mine").image_ids() == [numbers[1]]
+
+
+def test_refclef_has_the_numbers_of_its_pictures(tmp_path: Path) -> None:
+    layout = AnnsLayout(tmp_path, "refclef", "images/saiapr_tc-12")
+    layout.add("val", "sky", picture="38.jpg")
+    assert opened(layout, name="refclef").image_ids() == [38]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segment_id": None}, "record 1 has .*NoneType as its 'segment_id'"),
+        ({"segment_id": 1.5}, "record 1 has .*float as its 'segment_id'"),
+        ({"segment_id": "../9"}, "record 1 has .*str as its 'segment_id'"),
+        ({"img_name": 7}, "record 1 has .*int as its 'img_name', not text"),
+        ({"img_name": "../secret.jpg"}, "record 1: a picture is named '../secret.jpg'"),
+        ({"img_name": ""}, "record 1: a picture is named ''"),
+        ({"sentences": "man"}, "record 1 has .*str as its 'sentences', not a list"),
+        ({"sentences": ["man"]}, "record 1 sentence 0 is a value of type str"),
+        ({"sentences": [{"sent": "man"}]}, "record 1 sentence 0 has no 'sent_id'"),
+        ({"sentences": [{"sent_id": 1, "sent": None}]}, "sentence 0 has .*NoneType as its 'sent'"),
+        ({"sentences_num": 2}, "record 1 has 1 sentences, where its 'sentences_num' is 2"),
+        ({"sentences_num": "many"}, "record 1 has .*str as its 'sentences_num'"),
+    ],
+)
+def test_a_damaged_record(layout: AnnsLayout, change: dict[str, Any], message: str) -> None:
+    layout.splits["val"][1].update(change)
+    with pytest.raises(ValueError, match=message):
+        opened(layout)
+    problems = Problems(strict=False)
+    data = opened(layout, problems=problems)
+    assert data.sentences() == ["right cup", "café on the right", "dog"]
+    assert problems.count == data.report.unusable_records == 1
+    assert str(layout.root / "anns" / "refcoco" / "val.json") in problems.messages[0]
+
+
+@pytest.mark.parametrize("key", ["segment_id", "img_name", "sentences"])
+def test_a_record_without_a_field(layout: AnnsLayout, key: str) -> None:
+    del layout.splits["val"][2][key]
+    with pytest.raises(ValueError, match=rf"val\.json: record 2 has no '{key}'"):
+        opened(layout)
+
+
+def test_the_number_of_sentences_may_be_missing(layout: AnnsLayout) -> None:
+    del layout.splits["val"][0]["sentences_num"]
+    assert len(opened(layout)) == 4
+
+
+def test_a_record_that_is_no_dictionary(layout: AnnsLayout) -> None:
+    layout.splits["val"][1] = [1, 2]
+    with pytest.raises(ValueError, match="record 1 is a value of type list where a dictionary"):
+        opened(layout)
+
+
+def test_files_damaged_as_a_whole(layout: AnnsLayout) -> None:
+    file = layout.write() / "anns" / "refcoco" / "val.json"
+    source = Source(form="anns-masks", root=layout.root)
+    whole = file.read_bytes()
+    for content, message in (
+        (whole[:-7], r"val\.json is not a JSON file"),
+        (b"\xff\xfe\xfa", r"val\.json is not a JSON file"),
+        (b"[" * 100_000, r"val\.json is not a JSON file"),
+        (b'{"val": []}', r"val\.json holds a value of type dict where a list"),
+        (b"[]", "split 'val' has no reference in .*refcoco"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            open_split(source, "val", problems=Problems(strict=False))
+
+
+def test_missing_folders(layout: AnnsLayout, tmp_path: Path) -> None:
+    root = layout.write()
+    source = Source(form="anns-masks", root=root)
+    with pytest.raises(FileNotFoundError, match="there is no folder .*absent. A root holds anns/"):
+        open_split(Source(form="anns-masks", root=tmp_path / "absent"), "val")
+    for file in layout.masks.iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="refcoco has no PNG file.*--generate_mask"):
+        open_split(source, "val")
+    layout.masks.rmdir()
+    with pytest.raises(FileNotFoundError, match="there is no folder .*masks/refcoco"):
+        open_split(source, "val")
+    (root / "anns").rename(root / "annotations")
+    with pytest.raises(FileNotFoundError, match="there is no folder .*anns"):
+        open_split(source, "val")
+
+
+def test_a_folder_of_anns_without_json(layout: AnnsLayout) -> None:
+    layout.splits.clear()
+    with pytest.raises(ValueError, match="there is no split in .*which has no JSON file"):
+        read_records(Source(form="anns-masks", root=layout.write()), None, Problems(strict=True))
+
+
+@pytest.mark.parametrize("inner", ["lmdb/refcoco", "."])
+def test_lmdb_is_refused_with_what_to_do(tmp_path: Path, inner: str) -> None:
+    (tmp_path / inner).mkdir(parents=True, exist_ok=True)
+    (tmp_path / inner / "train.lmdb").write_bytes(b"")
+    with pytest.raises(ValueError, match="LMDB files.*not read.*data_process.py"):
+        open_split(Source(form="anns-masks", root=tmp_path), "train")
+
+
+def mask_file(layout: AnnsLayout, place: int = 0) -> Path:
+    return layout.masks / f"{layout.splits['val'][place]['segment_id']}.png"
+
+
+def test_a_missing_mask_or_picture_is_an_error_when_it_is_read(layout: AnnsLayout) -> None:
+    mask_file(layout).unlink()
+    data = opened(layout)
+    with pytest.raises(FileNotFoundError, match=r"there is no mask .*51\.png"):
+        data[0]
+    assert data[2].image_id == 11
+    (layout.pictures / PICTURE).unlink()
+    data = opened(layout)  # without the last one's pictures in its cache
+    with pytest.raises(FileNotFoundError, match=PICTURE):
+        data[3]
+
+
+def test_damaged_masks_are_errors_that_name_the_file(layout: AnnsLayout) -> None:
+    data = opened(layout)
+    file = mask_file(layout)
+    whole = file.read_bytes()
+    for damaged in (b"", b"no picture", whole[:40], whole[:-30], whole[:50] + b"\0" * 20):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"val\.json: record 0: .*51\.png cannot be read as a"):
+            data[0]
+    Image.new("L", (WIDTH, HEIGHT)).save(file, "JPEG")
+    with pytest.raises(ValueError, match=r"51\.png cannot be read as a mask"):
+        data[0]
+
+
+def test_a_mask_of_another_size(layout: AnnsLayout) -> None:
+    Image.new("L", (HEIGHT, WIDTH)).save(mask_file(layout))
+    with pytest.raises(
+        ValueError, match=r"51\.png is 37 x 23 \(height x width\) and its picture 23 x 37"
+    ):
+        opened(layout)[0]
+
+
+def png(folder: Path, pixels: np.ndarray) -> PngMask:
+    Image.fromarray(pixels).save(folder / "5.png")
+    return PngMask((folder / "absent", folder), "5.png")
+
+
+def test_whatever_is_not_black_belongs_to_the_mask(tmp_path: Path) -> None:
+    values = np.zeros((5, 9), np.uint8)
+    values[1, 2:6] = [1, 127, 254, 255]
+    expected = torch.from_numpy(values != 0)
+    assert torch.equal(png(tmp_path, values).decode(5, 9), expected)
+    assert torch.equal(png(tmp_path, values.astype(np.uint16)).decode(5, 9), expected)
+    assert torch.equal(png(tmp_path, values != 0).decode(5, 9), expected)
+    colours = np.zeros((5, 9, 3), np.uint8)
+    colours[..., 2] = values
+    assert torch.equal(png(tmp_path, colours).decode(5, 9), expected)
+    opaque = np.full((5, 9, 1), 255, np.uint8)
+    with_alpha = np.concatenate((colours, opaque), axis=2)
+    assert torch.equal(png(tmp_path, with_alpha).decode(5, 9), expected)
+    grey_alpha = np.concatenate((values[..., None], opaque), axis=2)
+    assert torch.equal(png(tmp_path, grey_alpha).decode(5, 9), expected)
+
+
+def test_palette_masks_go_by_their_index(tmp_path: Path) -> None:
+    values = np.zeros((3, 4), np.uint8)
+    values[2, 1] = 1
+    picture = Image.frombytes("P", (4, 3), values.tobytes())
+    picture.putpalette([0, 0, 0, 128, 0, 0])
+    picture.save(tmp_path / "5.png")
+    mask = PngMask((tmp_path,), "5.png").decode(3, 4)
+    assert torch.equal(mask, torch.from_numpy(values != 0))
+
+
+def test_records_pickle(layout: AnnsLayout) -> None:
+    data = opened(layout)
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copy[2].mask, data[2].mask)
+    assert copy.records == data.records

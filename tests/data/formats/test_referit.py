@@ -1,0 +1,357 @@
+"""ReferIt in the Berkeley form: its splits, its inverted masks, its sizes, and what is damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmsa_fast.data.dataset import RecordDataset
+from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.mask_files import MatlabMask
+from cmsa_fast.data.source import Source, open_split, read_records
+
+scipy_io = pytest.importorskip("scipy.io", reason="masks of ReferIt are read by scipy (referit)")
+
+SIZES = {"38": (23, 37), "7023": (41, 29), "115": (31, 31)}  # height and width
+
+
+class ReferitLayout:
+    """Three pictures with masks for two regions each; queries and sizes are written in the end."""
+
+    def __init__(self, root: Path, records: str = "", data: str = "") -> None:
+        self.root, self.records, self.data = root, root / records, root / data
+        self.queries: dict[str, Any] = {
+            "train": {"38_1": ["sky", "the sky"], "38_2": ["left house"]},
+            "val": {"7023_1": ["café in the middle "]},
+            "test": {"115_2": ["people"], "115_1": ["water", "the lake"]},
+        }
+        self.queries["trainval"] = self.queries["train"] | self.queries["val"]
+        self.sizes: Any = {f"{name}.jpg": [w, h] for name, (h, w) in SIZES.items()}
+        self.pixels: dict[str, np.ndarray] = {}
+        self.masks: dict[str, np.ndarray] = {}
+        for folder in ("images", "mask"):
+            (self.data / folder).mkdir(parents=True)
+        for name, (height, width) in SIZES.items():
+            generator = np.random.default_rng(int(name))
+            pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+            Image.fromarray(pixels).save(self.data / "images" / f"{name}.jpg", "PNG")
+            self.pixels[name] = pixels
+            for region in (1, 2):
+                key = f"{name}_{region}"
+                self.masks[key] = generator.random((height, width)) < 0.2
+                self.write_mask(key, segimg_t=np.where(self.masks[key], 0, 200).astype(np.int16))
+
+    def write_mask(self, key: str, **variables: Any) -> Path:
+        file = self.data / "mask" / f"{key}.mat"
+        scipy_io.savemat(file, variables, do_compression=True)
+        return file
+
+    def write(self) -> Path:
+        self.records.mkdir(parents=True, exist_ok=True)
+        for split, queries in self.queries.items():
+            text = json.dumps(queries, ensure_ascii=False, separators=(",\n", ":\n"))
+            (self.records / f"referit_query_{split}.json").write_text(text, encoding="utf-8")
+        if self.sizes is not None:
+            (self.records / "referit_imsize.json").write_text(json.dumps(self.sizes))
+        return self.root
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> ReferitLayout:
+    return ReferitLayout(tmp_path)
+
+
+def opened(layout: ReferitLayout, split: str = "test", **options: Any) -> RecordDataset:
+    return open_split(Source(form="referit", root=layout.write()), split, **options)
+
+
+@pytest.mark.parametrize("has_sizes", [True, False])
+def test_sentences_pictures_and_masks(layout: ReferitLayout, has_sizes: bool) -> None:
+    if not has_sizes:
+        layout.sizes = None
+    data = opened(layout)
+    assert data.sentences() == ["people", "water", "the lake"]
+    assert data.image_ids() == [115, 115, 115]
+    for i, key in enumerate(["115_2", "115_1", "115_1"]):
+        sample = data[i]
+        np.testing.assert_array_equal(sample.mask.numpy(), layout.masks[key])
+        np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), layout.pixels["115"])
+        assert 0.1 < sample.mask.float().mean() < 0.3
+    assert data.title == "ReferIt (berkeley) test"
+
+
+def test_sizes_are_width_and_height(layout: ReferitLayout) -> None:
+    data = opened(layout, "trainval")
+    assert [record.size for record in data.records] == [(23, 37), (23, 37), (41, 29)]
+    for i in range(len(data)):
+        assert data[i].mask.shape == data[i].image.shape[1:] == data.records[max(i - 1, 0)].size
+
+
+def test_a_picture_of_another_size_than_recorded(layout: ReferitLayout) -> None:
+    layout.sizes["7023.jpg"] = [41, 29]
+    with pytest.raises(ValueError, match="41 x 29.*29 x 41"):
+        opened(layout, "val")[0]
+
+
+def test_another_number_of_sentences_than_published_is_logged(
+    layout: ReferitLayout, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert opened(layout).report.published_sentences == 60105
+        assert opened(layout, "trainval").report.published_sentences is None
+    assert caplog.text.count("the published split has 60105") == 1
+
+
+def test_sentences_are_as_they_were_typed(layout: ReferitLayout) -> None:
+    source = Source(form="referit", root=layout.write(), text="raw")
+    assert open_split(source, "val").sentences() == ["café in the middle "]
+
+
+def test_every_split_and_all_of_them(layout: ReferitLayout) -> None:
+    source = Source(form="referit", root=layout.write())
+    records = read_records(source, None, Problems(strict=True)).records
+    assert [record.split for record in records] == [
+        *["train"] * 2,
+        "val",
+        *["trainval"] * 3,
+        *["test"] * 2,
+    ]
+    own = {(one.split, one.ref_id): [sent_id for sent_id, _ in one.sentences] for one in records}
+    for split in ("train", "val"):
+        for record in open_split(source, split).records:
+            assert own["trainval", record.ref_id] == own[split, record.ref_id]
+    sentences = [
+        sent_id for one in records if one.split != "trainval" for sent_id, _ in one.sentences
+    ]
+    assert len(sentences) == len(set(sentences)) == 7
+    assert len({one.ref_id for one in records}) == 5
+    assert len({id(mask) for one in records for mask in one.objects}) == 5
+
+
+def test_splits_that_are_not_there(layout: ReferitLayout) -> None:
+    del layout.queries["trainval"]
+    for split in ("trainval", "testA", "all", ""):
+        with pytest.raises(ValueError, match="is not in .*, which has train, val, test$"):
+            opened(layout, split)
+
+
+@pytest.mark.parametrize(
+    ("records", "data"),
+    [
+        ("data", "referit-dataset"),
+        ("exp-referit/data", "exp-referit/referit-dataset"),
+        (".", "../referit-dataset"),
+        ("referit", ""),
+    ],
+)
+def test_places_of_the_files(tmp_path: Path, records: str, data: str) -> None:
+    (tmp_path / "inner").mkdir()
+    layout = ReferitLayout(tmp_path / "inner", records, data)
+    sample = opened(layout)[0]
+    np.testing.assert_array_equal(sample.mask.numpy(), layout.masks["115_2"])
+
+
+def test_files_as_the_archive_of_saiapr_unpacks(layout: ReferitLayout) -> None:
+    inner = layout.root / "images" / "saiapr_tc-12" / "00"
+    inner.mkdir(parents=True)
+    (layout.root / "mask").rename(inner / "segmentation_masks")
+    (inner / "images").mkdir()
+    for file in (layout.root / "images").glob("*.jpg"):
+        file.rename(inner / "images" / file.name)
+    sample = opened(layout)[1]
+    np.testing.assert_array_equal(sample.mask.numpy(), layout.masks["115_1"])
+
+
+@pytest.mark.parametrize("folders", [("", ""), ("data/split", "data/metadata")])
+def test_splits_as_lists_of_pictures(tmp_path: Path, folders: tuple[str, str]) -> None:
+    layout = ReferitLayout(tmp_path)
+    lists, metadata = (tmp_path / folder for folder in folders)
+    for folder in (lists, metadata):
+        folder.mkdir(parents=True, exist_ok=True)
+    everything = layout.queries["train"] | layout.queries["val"] | layout.queries["test"]
+    (metadata / "referit_query_dict.json").write_text(json.dumps(everything))
+    (metadata / "referit_imsize_dict.json").write_text(json.dumps({"7023": [29, 41]}))
+    (lists / "referit_trainval_imlist.txt").write_text("7023\n38\n")
+    (lists / "referit_test_imlist.txt").write_text("115\n")
+    source = Source(form="referit", root=tmp_path)
+    data = open_split(source, "trainval")
+    assert data.sentences() == ["sky", "the sky", "left house", "café in the middle "]
+    assert [record.size for record in data.records] == [None, None, (41, 29)]
+    assert {record.split for record in data.records} == {"trainval"}
+    assert len(open_split(source, "test")) == 3
+    with pytest.raises(ValueError, match="which has trainval, test$"):
+        open_split(source, "val")
+    (lists / "referit_test_imlist.txt").write_text("115\nlake\n")
+    with pytest.raises(ValueError, match=r"test_imlist\.txt has the line 'lake'"):
+        open_split(source, "test")
+    (lists / "referit_test_imlist.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"test_imlist\.txt is not a list of picture numbers"):
+        open_split(source, "test")
+
+
+def test_a_json_file_of_the_split_comes_before_its_list(layout: ReferitLayout) -> None:
+    (layout.write() / "referit_query_all.json").write_text('{"115_1": ["other"]}')
+    (layout.root / "referit_test_imlist.txt").write_text("115")
+    assert len(opened(layout)) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "sentences", "message"),
+    [
+        ("115_1", "water", r"test\.json: 115_1 has a value of type str, not a list of sentences"),
+        ("115_1", None, "115_1 has a value of type NoneType"),
+        ("115_1", {"0": "water"}, "115_1 has a value of type dict"),
+        ("115_1", ["water", 5], "115_1 sentence 1 is a value of type int, not text"),
+        ("115_1", [["water"]], "115_1 sentence 0 is a value of type list, not text"),
+        ("115_1", ["water"] * 10_001, "115_1 has 10001 sentences"),
+        ("115", ["water"], r"test\.json has the key '115', where <picture>_<region> is"),
+        ("../115_1", ["water"], "has the key '../115_1'"),
+        ("115_1/2", ["water"], "has the key '115_1/2'"),
+        ("115_99999", ["water"], "has the key '115_99999'"),
+        ("", ["water"], "has the key ''"),
+    ],
+)
+def test_a_damaged_region(layout: ReferitLayout, key: str, sentences: Any, message: str) -> None:
+    layout.queries["test"] = {"115_2": ["people"], key: sentences, "38_1": ["sky"]}
+    with pytest.raises(ValueError, match=message):
+        opened(layout)
+    problems = Problems(strict=False)
+    data = opened(layout, problems=problems)
+    assert data.sentences() == ["people", "sky"]
+    assert problems.count == data.report.unusable_records == 1
+
+
+@pytest.mark.parametrize(
+    "size", [None, 480, [480], [480, 360, 3], ["480", "360"], [480.0, 360.0], [0, 360], [True, 1]]
+)
+def test_a_damaged_size(layout: ReferitLayout, size: Any) -> None:
+    layout.sizes["38.jpg"] = size
+    with pytest.raises(ValueError, match=r"imsize\.json has .*38\.jpg"):
+        opened(layout, "train")
+    problems = Problems(strict=False)
+    assert opened(layout, "trainval", problems=problems).sentences() == ["café in the middle "]
+    assert problems.count == 2
+
+
+@pytest.mark.parametrize("file", ["referit_query_test.json", "referit_imsize.json"])
+def test_files_damaged_as_a_whole(layout: ReferitLayout, file: str) -> None:
+    path = layout.write() / file
+    whole = path.read_bytes()
+    source = Source(form="referit", root=layout.root)
+    for content, message in (
+        (whole[:-4], "is not a JSON file"),
+        (b"\xff\xfe\xfa", "is not a JSON file"),
+        (b"[]", "holds a value of type list where a dictionary is expected"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{file} {message}"):
+            open_split(source, "test", problems=Problems(strict=False))
+
+
+def test_a_split_of_no_region(layout: ReferitLayout) -> None:
+    layout.queries["test"] = {}
+    with pytest.raises(ValueError, match="split 'test' has no region"):
+        opened(layout)
+
+
+def test_missing_files_and_folders(layout: ReferitLayout, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder .*absent. A ReferIt folder in the"):
+        open_split(Source(form="referit", root=tmp_path / "absent"), "test")
+    source = Source(form="referit", root=layout.root)
+    with pytest.raises(FileNotFoundError, match="there is no split of ReferIt in"):
+        open_split(source, "test")
+    layout.write()
+    (layout.root / "images").rename(layout.root / "photos")
+    with pytest.raises(FileNotFoundError, match="there is no folder of pictures in"):
+        open_split(source, "test")
+    own = Source(form="referit", root=layout.root, image_folder=layout.root / "photos")
+    assert open_split(own, "test")[0].image.shape == (3, 31, 31)
+    (layout.root / "mask").rename(layout.root / "regions")
+    with pytest.raises(FileNotFoundError, match="there is no folder of masks in"):
+        open_split(own, "test")
+
+
+@pytest.mark.parametrize("argument", ["name", "split_by"])
+def test_arguments_of_other_forms(layout: ReferitLayout, argument: str) -> None:
+    options: dict[str, Any] = {argument: "unc"}
+    with pytest.raises(ValueError, match=f"{argument} of this form is '.*', not 'unc'"):
+        open_split(Source(form="referit", root=layout.write(), **options), "test")
+
+
+def test_missing_masks_and_pictures_are_errors_when_they_are_read(layout: ReferitLayout) -> None:
+    (layout.root / "mask" / "115_2.mat").unlink()
+    (layout.root / "images" / "38.jpg").unlink()
+    data = opened(layout)
+    with pytest.raises(FileNotFoundError, match=r"there is no mask .*115_2\.mat"):
+        data[0]
+    assert data[1].sentence == "water"
+    with pytest.raises(FileNotFoundError, match=r"38\.jpg"):
+        opened(layout, "train")[0]
+
+
+def test_damaged_masks_are_errors_that_name_the_file(layout: ReferitLayout) -> None:
+    data = opened(layout)
+    file = layout.root / "mask" / "115_2.mat"
+    whole = file.read_bytes()
+    for damaged in (b"", b"no mask", whole[:90], whole[:-40], whole[:150] + b"\0" * 60):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"test\.json: 115_2: .*115_2\.mat"):
+            data[0]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"mask": np.zeros((31, 31))}, "has no variable 'segimg_t'"),
+        ({"segimg_t": "text"}, "has no array of numbers as its 'segimg_t'"),
+        ({"segimg_t": {"a": 1}}, "has no array of numbers"),
+        ({"segimg_t": np.array([[1, "a"]], dtype=object)}, "has no array of numbers"),
+        ({"segimg_t": np.ones((31, 31)) * 1j}, "has no array of numbers"),
+        (
+            {"segimg_t": np.zeros((31, 30))},
+            r"is 31 x 30 \(height x width\) and its picture 31 x 31",
+        ),
+        ({"segimg_t": np.zeros((31, 31, 1, 2))}, "is 31 x 31 x 1 x 2"),
+    ],
+)
+def test_masks_of_another_content(
+    layout: ReferitLayout, variables: dict[str, Any], message: str
+) -> None:
+    layout.write_mask("115_2", **variables)
+    with pytest.raises(ValueError, match=rf"115_2\.mat {message}"):
+        opened(layout)[0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64, np.bool_])
+@pytest.mark.parametrize("version", ["4", "5"])
+def test_masks_of_every_number_type(tmp_path: Path, dtype: type, version: str) -> None:
+    values = (np.arange(15).reshape(3, 5) % 4 > 0).astype(dtype)
+    stored = values.astype(np.uint8) if dtype is np.bool_ and version == "4" else values
+    scipy_io.savemat(tmp_path / "1_1.mat", {"segimg_t": stored, "more": 3}, format=version)
+    mask = MatlabMask((tmp_path / "absent", tmp_path), "1_1.mat").decode(3, 5)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask, torch.from_numpy(values == 0))
+
+
+def test_without_scipy_the_message_says_how_to_install_it(
+    layout: ReferitLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(ImportError, match=r"pip install 'cmsa_fast\[referit\]'"):
+        opened(layout)
+
+
+def test_records_pickle(layout: ReferitLayout) -> None:
+    data = opened(layout)
+    copy = pickle.loads(pickle.dumps(data))
+    assert copy.records == data.records
+    assert torch.equal(copy[2].mask, data[2].mask)

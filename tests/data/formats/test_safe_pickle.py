@@ -1,0 +1,129 @@
+"""Reading pickles of Python 2 and 3, and refusing those that want more than plain containers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from cmsa_fast.data.formats.safe_pickle import load_plain_pickle, loads_plain_pickle
+
+RECORD = {"sent": "café au lait", "ids": [1, 2, 3], "size": (4, 5), "score": 0.5, "none": None}
+
+# {"sent": <str "café au lait">, "ids": [1, 2]} in the opcodes of Python 2.7's byte strings.
+PYTHON2_UTF8 = {
+    0: b"(dp0\nS'sent'\np1\nS'caf\\xc3\\xa9 au lait'\np2\nsS'ids'\np3\n(lp4\nI1\naI2\nas.",
+    1: b"}q\x00(U\x04sentq\x01U\x0dcaf\xc3\xa9 au laitq\x02U\x03idsq\x03]q\x04(K\x01K\x02eu.",
+    2: b"\x80\x02}q\x00(U\x04sentq\x01U\x0dcaf\xc3\xa9 au laitq\x02U\x03ids"
+    b"q\x03]q\x04(K\x01K\x02eu.",
+}
+PYTHON2_LATIN1 = b"\x80\x02}q\x00U\x04sentq\x01U\x04caf\xe9q\x02s."
+PYTHON2_UNICODE = {
+    0: b"(dp0\nS'sent'\np1\nVcaf\xe9\np2\ns.",
+    2: b"\x80\x02}q\x00U\x04sentq\x01X\x05\x00\x00\x00caf\xc3\xa9q\x02s.",
+}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_containers_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+    file = tmp_path / "records.p"
+    file.write_bytes(pickle.dumps([RECORD, RECORD], protocol=protocol))
+    assert load_plain_pickle(file) == [RECORD, RECORD]
+
+
+@pytest.mark.parametrize("protocol", sorted(PYTHON2_UTF8))
+def test_python2_byte_strings_are_utf8(protocol: int) -> None:
+    loaded = loads_plain_pickle(PYTHON2_UTF8[protocol], "old.p")
+    assert loaded == {"sent": "café au lait", "ids": [1, 2]}
+
+
+@pytest.mark.parametrize("protocol", sorted(PYTHON2_UNICODE))
+def test_python2_unicode_strings(protocol: int) -> None:
+    assert loads_plain_pickle(PYTHON2_UNICODE[protocol], "old.p") == {"sent": "café"}
+
+
+def test_byte_strings_that_are_not_utf8_are_latin1_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "cmsa_fast.data.formats.safe_pickle"):
+        assert loads_plain_pickle(PYTHON2_LATIN1, "old.p") == {"sent": "café"}
+    assert "old.p" in caplog.text
+    assert "Latin-1" in caplog.text
+
+
+class _Shell:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_that_calls_the_shell_runs_nothing(tmp_path: Path, protocol: int) -> None:
+    witness = tmp_path / "witness"
+    hostile = pickle.dumps([_Shell(f"touch {witness}")], protocol=protocol)
+    file = tmp_path / "refs(unc).p"
+    file.write_bytes(hostile)
+    with pytest.raises(ValueError, match=r"refs\(unc\)\.p.*system"):
+        load_plain_pickle(file)
+    assert not witness.exists()
+    pickle.loads(hostile)
+    assert witness.exists(), "the pickle must be one that would have run"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b"cbuiltins\neval\n(S'1+1'\ntR.",  # GLOBAL and REDUCE
+        b"(S'true'\nios\nsystem\n.",  # INST
+        b"\x80\x02U\x01xQ.",  # BINPERSID
+        b"\x80\x02\x82\x01.",  # EXT1
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",  # STACK_GLOBAL
+    ],
+)
+def test_every_way_to_ask_for_an_object_is_refused(hostile: bytes) -> None:
+    with pytest.raises(ValueError, match="hostile.p"):
+        loads_plain_pickle(hostile, "hostile.p")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_truncation_is_an_error_that_names_the_file(protocol: int) -> None:
+    whole = pickle.dumps([RECORD], protocol=protocol)
+    for length in range(len(whole)):
+        with pytest.raises(ValueError, match="short.p"):
+            loads_plain_pickle(whole[:length], "short.p")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"<!DOCTYPE html><html><title>404 Not Found</title></html>",
+        b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
+        b"\x80\x05\x96" + b"\xff" * 8 + b".",  # a byte array of 2**64 - 1 bytes
+        b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.",  # a string of 2**63 - 1 bytes
+        b"\x80\x7f.",
+        b"a.",
+    ],
+)
+def test_files_that_are_no_pickle(garbage: bytes) -> None:
+    with pytest.raises(ValueError, match="page.p"):
+        loads_plain_pickle(garbage, "page.p")
+
+
+def test_deep_nesting_is_read(tmp_path: Path) -> None:
+    depth = 20_011
+    nested = loads_plain_pickle(b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b".", "deep.p")
+    measured = 0
+    while nested is not None:
+        measured += 1
+        nested = nested[0] if nested else None
+    assert measured == depth
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent.p"):
+        load_plain_pickle(tmp_path / "absent.p")

@@ -1,0 +1,39 @@
+"""A reading process that is killed ends in one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from cmsa_fast.data.batch import Collate
+from cmsa_fast.data.loader import BatchLoader
+from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.vocabulary import Vocabulary
+
+
+class Killed:
+    """A data set whose reading ends the process."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        os.kill(os.getpid(), signal.SIGKILL)
+        mask = torch.zeros(3, 3, dtype=torch.bool)
+        return Sample(torch.zeros(3, 3, 3, dtype=torch.uint8), mask, "dog", 0, 0, 0)
+
+    def sentences(self) -> list[str]:
+        return ["dog"]
+
+    def image_ids(self) -> list[int]:
+        return [0]
+
+
+def test_a_killed_worker_is_one_sentence() -> None:
+    collate = Collate(Vocabulary.from_sentences(["dog"]), 32)
+    loader = BatchLoader(Killed(), [[0]], collate, num_workers=1)
+    with pytest.raises(ChildProcessError, match="fewer num_workers help"):
+        list(loader)

@@ -1,0 +1,170 @@
+"""gRefCOCO's measures, against a re-statement of the published evaluator and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cmsa_fast.evaluation.generalized_metrics import GeneralizedMetrics
+from cmsa_fast.evaluation.metrics import SegmentationMetrics
+
+
+def row(pattern: str) -> np.ndarray:
+    """One row of pixels, True at each "#"."""
+    return np.array([[mark == "#" for mark in pattern]])
+
+
+def measured(*pairs: tuple[str, str]) -> GeneralizedMetrics:
+    metrics = GeneralizedMetrics()
+    for prediction, truth in pairs:
+        metrics.update(row(prediction), row(truth))
+    return metrics
+
+
+def published(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """ReLA's rules with "nothing" read from the masks, written sentence by sentence in floating point."""
+    ious: list[float] = []
+    inside = outside = 0
+    right = {True: 0, False: 0}
+    seen = {True: 0, False: 0}
+    passed = dict.fromkeys((0.7, 0.8, 0.9), 0)
+    for prediction, truth in pairs:
+        no_target, says_nothing = not truth.any(), not prediction.any()
+        intersection = np.logical_and(prediction, truth).sum()
+        union = np.logical_or(prediction, truth).sum()
+        seen[no_target] += 1
+        right[no_target] += no_target == says_nothing
+        if no_target:
+            ious.append(1.0 if says_nothing else 0.0)
+            outside += 0 if says_nothing else int(union)
+            continue
+        iou = float(intersection) / float(union)
+        ious.append(iou)
+        inside += int(intersection)
+        outside += int(union)
+        for threshold in passed:
+            passed[threshold] += iou >= threshold
+    return {
+        "gIoU": sum(ious) / len(ious),
+        "cIoU": inside / outside,
+        "N_acc": right[True] / seen[True],
+        "T_acc": right[False] / seen[False],
+        **{f"precision@{threshold}": count / seen[False] for threshold, count in passed.items()},
+    }
+
+
+def test_by_hand() -> None:
+    metrics = measured(
+        ("########..", "##########"),  # 8 of 10
+        ("....", "##.."),  # a target that is denied: 0 of 2
+        ("....", "...."),  # nothing, rightly
+        ("###.", "...."),  # something where there is nothing: 0 of 3
+        ("###", "###"),  # 3 of 3
+    )
+    assert (metrics.count, metrics.no_target_count, metrics.targeted_count) == (5, 2, 3)
+    assert metrics.ious == [0.8, 0, 1, 0, 1]
+    assert metrics.compute() == {
+        "gIoU": pytest.approx(2.8 / 5),
+        "cIoU": 11 / (10 + 2 + 0 + 3 + 3),
+        "N_acc": 1 / 2,
+        "T_acc": 2 / 3,
+        "precision@0.7": 2 / 3,
+        "precision@0.8": 2 / 3,
+        "precision@0.9": 1 / 3,
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_the_published_rules(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    pairs = []
+    for number in range(80):
+        shape = (int(random.integers(1, 12)), int(random.integers(1, 12)))
+        truth = random.random(shape) < random.choice([0.0, 0.3, 0.9])
+        flipped = random.random(shape) < random.choice([0.0, 0.1, 0.5])
+        prediction = np.zeros(shape, bool) if number % 7 == 0 else truth ^ flipped
+        pairs.append((prediction, truth))
+    metrics = GeneralizedMetrics()
+    for pair in pairs:
+        metrics.update(*pair)
+    assert metrics.compute() == pytest.approx(published(pairs), rel=1e-12)
+
+
+@pytest.mark.parametrize("tenths", [7, 8, 9])
+def test_the_threshold_itself_passes(tenths: int) -> None:
+    at, below = GeneralizedMetrics(), GeneralizedMetrics()
+    at.add(3 * tenths, 3 * tenths, 30)
+    below.add(3 * tenths - 1, 3 * tenths - 1, 30)
+    assert at.compute()[f"precision@0.{tenths}"] == 1
+    assert below.compute()[f"precision@0.{tenths}"] == 0
+
+
+def test_precision_leaves_sentences_without_target_out() -> None:
+    values = measured(("..", ".."), ("#.", ".."), ("##", "##")).compute()
+    assert values["precision@0.9"] == 1
+    assert values["T_acc"] == 1
+
+
+def test_no_sentence_without_target() -> None:
+    values = measured(("##.", "###"), ("...", ".#.")).compute()
+    assert values["N_acc"] is None
+    assert values["T_acc"] == 0.5
+    assert values["gIoU"] == pytest.approx(1 / 3)
+
+
+def test_no_targeted_sentence() -> None:
+    values = measured(("...", "..."), ("#..", "...")).compute()
+    assert values["N_acc"] == 0.5
+    assert values["gIoU"] == 0.5
+    assert values["cIoU"] == 0
+    assert [values[key] for key in ("T_acc", "precision@0.7", "precision@0.9")] == [None] * 3
+
+
+def test_nothing_but_rightly_nothing() -> None:
+    values = measured(("...", "...")).compute()
+    assert (values["gIoU"], values["cIoU"], values["N_acc"]) == (1, 1, 1)
+
+
+def test_without_empty_masks_they_are_mean_and_overall_iou() -> None:
+    random = np.random.default_rng(6)
+    generalized, plain = GeneralizedMetrics(), SegmentationMetrics()
+    for _ in range(50):
+        prediction, truth = random.random((2, 9, 11)) < 0.6
+        generalized.update(prediction, truth)
+        plain.update(prediction, truth)
+    values, expected = generalized.compute(), plain.compute()
+    assert (values["gIoU"], values["cIoU"]) == (expected["mean_iou"], expected["overall_iou"])
+    assert values["precision@0.7"] == expected["precision@0.7"]
+
+
+def test_any_grouping_and_order_gives_the_same_bits() -> None:
+    random = np.random.default_rng(7)
+    sentences = []
+    for _ in range(300):
+        true, predicted = (int(n) for n in random.integers(0, 900, 2) * (random.random(2) < 0.8))
+        sentences.append((int(random.integers(0, min(true, predicted) + 1)), predicted, true))
+    whole = GeneralizedMetrics()
+    for sentence in sentences:
+        whole.add(*sentence)
+    for _ in range(10):
+        parts = [GeneralizedMetrics() for _ in range(5)]
+        for place in random.permutation(len(sentences)):
+            parts[int(random.integers(5))].add(*sentences[place])
+        first, second, *rest = parts
+        second.merge(first)
+        for part in rest:
+            part.merge(second)
+            second = part
+        assert second.compute() == whole.compute()
+
+
+def test_other_classes_are_not_merged() -> None:
+    with pytest.raises(TypeError, match="other must be a GeneralizedMetrics, but it is a Segm"):
+        GeneralizedMetrics().merge(SegmentationMetrics())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="other must be a SegmentationMetrics, but it is a Gen"):
+        SegmentationMetrics().merge(GeneralizedMetrics())  # type: ignore[arg-type]
+
+
+def test_nothing_seen_has_no_result() -> None:
+    with pytest.raises(ValueError, match="at least one sentence"):
+        GeneralizedMetrics().compute()

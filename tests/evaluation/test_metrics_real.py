@@ -1,0 +1,117 @@
+"""Two real models' masks under every convention, against the scores published with them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmsa_fast.data.formats.refer import ReferDataset
+from cmsa_fast.data.transforms import Letterbox
+from cmsa_fast.evaluation.conventions import CONVENTIONS
+from cmsa_fast.evaluation.metrics import SegmentationMetrics
+
+MODELS = ("base", "ours")
+
+# Sentences whose published two decimals are further from I / U than rounding to them explains. The masks at
+# hand were recovered from published overlays, true ones to within 2 pixels of the recorded boxes, so that
+# they are not quite those that were scored.
+FURTHER = {
+    "base": {91151, 78040, 37666},
+    "ours": {88493, 20584, 10551, 122543, 9366, 47968, 26735, 101294},
+}
+
+
+def sentences(real: Path, model: str) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
+    """Record, predicted and true mask of each of the 66 sentences, in the order of the splits."""
+    folder = real / "refer" / "predictions"
+    records = json.loads((folder / "published_iou.json").read_text())
+    published = {(record["ref_id"], record["sent_id"]): record for record in records}
+    for split in ("train", "val", "testA"):
+        dataset = ReferDataset(real / "refer", "refcoco", "unc", split)
+        for sample in (dataset[index] for index in range(len(dataset))):
+            record = published.pop((sample.ref_id, sample.sent_id))
+            with Image.open(folder / model / record["mask"]) as picture:
+                yield record, torch.from_numpy(np.array(picture) > 0), sample.mask
+    assert not published
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pixels_and_native_ious_are_the_published_ones(real: Path, model: str) -> None:
+    metrics = SegmentationMetrics()
+    expected = []
+    for record, prediction, truth in sentences(real, model):
+        metrics.update(prediction, truth)
+        expected.append(record[model])
+    assert metrics.count == 66
+    assert metrics.intersections == [record["I"] for record in expected]
+    assert metrics.unions == [record["U"] for record in expected]
+    ious = [record["iou_native"] for record in expected]
+    assert metrics.ious == ious
+    values = metrics.compute()
+    intersection, union = (sum(record[key] for record in expected) for key in "IU")
+    assert values["overall_iou"] == intersection / union
+    assert values["mean_iou"] == math.fsum(ious) / 66
+    for tenths in (5, 6, 7, 8, 9):
+        passed = sum(value >= tenths / 10 for value in ious)
+        assert values[f"precision@0.{tenths}"] == passed / 66
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_two_published_decimals(real: Path, model: str) -> None:
+    further = {}
+    for record, prediction, truth in sentences(real, model):
+        metrics = SegmentationMetrics()
+        metrics.update(prediction, truth)
+        distance = abs(metrics.ious[0] - record[model]["iou_published_2dp"])
+        if distance > 0.005 + 1e-12:
+            further[record["sent_id"]] = distance
+    assert set(further) == FURTHER[model]
+    assert max(further.values()) < 0.0086
+
+
+def test_all_published_digits(real: Path) -> None:
+    # One model's scores are published in full. They are of the masks before the recovery: see FURTHER.
+    distances = []
+    for record, prediction, truth in sentences(real, "base"):
+        metrics = SegmentationMetrics()
+        metrics.update(prediction, truth)
+        distances.append(abs(metrics.ious[0] - record["base"]["iou_published_full_json"]))
+    assert len(distances) == 66
+    assert max(distances) < 0.003
+    assert np.median(distances) < 0.0002
+
+
+def test_what_the_conventions_cost_a_good_model(real: Path) -> None:
+    names = ("cmsa", "lavt")
+    native, metrics = SegmentationMetrics(), {name: CONVENTIONS[name].metrics() for name in names}
+    ceiling = {name: CONVENTIONS[name].metrics() for name in ("native", "cmsa")}
+    for _, prediction, truth in sentences(real, "ours"):
+        native.update(prediction, truth)
+        box = Letterbox(*truth.shape, 320)
+        lavt, cmsa = CONVENTIONS["lavt"], CONVENTIONS["cmsa"]
+        square = box.mask(prediction).float()
+        metrics["cmsa"].update(cmsa.prediction(square, box), cmsa.truth(truth))
+        metrics["lavt"].update(lavt.prediction_at_own_size(prediction.float()), lavt.truth(truth))
+        for name, seen in ceiling.items():
+            seen.update(CONVENTIONS[name].prediction(box.mask(truth).float(), box), truth)
+    own = native.compute()
+    cost = {name: own["mean_iou"] - seen.compute()["mean_iou"] for name, seen in metrics.items()}
+    # Over 107 sentences, of which these are 66, an independent measurement found .9285 at own size, .9226 by
+    # CMSA's rules and .9283 by LAVT's; precision at 0.9 fell from 1.000 to .888 by CMSA's.
+    assert cost["cmsa"] == pytest.approx(0.9285 - 0.9226, abs=0.0005)
+    assert cost["lavt"] == pytest.approx(0.9285 - 0.9283, abs=0.0002)
+    assert own["precision@0.9"] == 1
+    assert metrics["cmsa"].compute()["precision@0.9"] == pytest.approx(0.888, abs=0.01)
+    # The best a network of 320 pixels can reach: .9917 and .9771 there.
+    best = {name: seen.compute()["mean_iou"] for name, seen in ceiling.items()}
+    assert best["native"] == pytest.approx(0.9917, abs=0.0006)
+    assert best["cmsa"] == pytest.approx(0.9771, abs=0.0003)

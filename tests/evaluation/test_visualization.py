@@ -1,0 +1,179 @@
+"""Pictures of what was found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmsa_fast.evaluation.visualization import Example, draw_example, overlay, save_examples
+
+MARK = (235, 30, 90)
+
+
+def example(
+    height: int = 37, width: int = 53, sentence: str = "left dog", words: int = 2
+) -> Example:
+    generator = torch.Generator().manual_seed(height)
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    truth = torch.zeros(height, width, dtype=torch.bool)
+    truth[: height // 2 + 1, : width // 2 + 1] = True
+    prediction = truth.roll(1, 0)
+    tokens = [f"word{index}" for index in range(words)]
+    return Example(image, truth, prediction, sentence, tokens, torch.full((3, words), 1 / words))
+
+
+def colour(pixels: Tensor, y: int, x: int) -> tuple[int, ...]:
+    return tuple(pixels[:, y, x].tolist())
+
+
+def test_overlay_tints_the_object_outlines_it_and_pales_the_rest() -> None:
+    image = torch.full((3, 21, 25), 100, dtype=torch.uint8)
+    mask = torch.zeros(21, 25, dtype=torch.bool)
+    mask[5:14, 6:17] = True
+    drawn = overlay(image, mask)
+    assert drawn.dtype == torch.uint8
+    assert colour(drawn, 9, 11) == tuple(round(0.55 * 100 + 0.45 * c) for c in MARK)
+    assert colour(drawn, 0, 0) == (round(0.55 * 100 + 0.45 * 255),) * 3
+    assert colour(drawn, 4, 11) == colour(drawn, 14, 11) == colour(drawn, 0, 0)
+    outline = mask.clone()
+    outline[6:13, 7:16] = False
+    marked = (drawn == torch.tensor(MARK, dtype=torch.uint8)[:, None, None]).all(0)
+    assert torch.equal(marked, outline)
+    assert torch.equal(image, torch.full_like(image, 100))
+
+
+@pytest.mark.parametrize("size", [(1, 40), (33, 1), (2, 3), (7, 401)])
+def test_overlay_of_one_pixel_none_and_all(size: tuple[int, int]) -> None:
+    image = torch.full((3, *size), 40, dtype=torch.uint8)
+    pale = torch.full_like(image, round(0.55 * 40 + 0.45 * 255))
+    assert torch.equal(overlay(image, torch.zeros(size, dtype=torch.bool)), pale)
+    one = torch.zeros(size, dtype=torch.bool)
+    one[-1, -1] = True
+    drawn = overlay(image, one)
+    assert colour(drawn, -1, -1) == MARK
+    assert torch.equal(drawn[:, ~one], pale[:, ~one])
+    # The picture's own border is no outline.
+    full = overlay(image, torch.ones(size, dtype=torch.bool))
+    assert {colour(full, 0, 0), colour(full, -1, -1)} == {
+        tuple(round(0.55 * 40 + 0.45 * c) for c in MARK)
+    }
+
+
+def test_a_mask_of_another_size() -> None:
+    with pytest.raises(
+        ValueError, match=r"mask must have the picture's size \[5, 7\]; got \[7, 5\]"
+    ):
+        overlay(torch.zeros(3, 5, 7, dtype=torch.uint8), torch.zeros(7, 5, dtype=torch.bool))
+
+
+def test_iou_of_an_example() -> None:
+    one = example(8, 9)
+    both = int((one.truth & one.prediction).sum())
+    assert one.iou == both / int((one.truth | one.prediction).sum())
+    empty = torch.zeros(8, 9, dtype=torch.bool)
+    assert replace(one, truth=empty, prediction=empty).iou == 1.0
+    assert replace(one, prediction=empty).iou == 0.0
+
+
+def test_the_panels_show_input_truth_and_prediction() -> None:
+    one = example(64, 128)
+    sheet = np.asarray(draw_example(one))
+    for panel, pixels in enumerate(
+        [one.image, overlay(one.image, one.truth), overlay(one.image, one.prediction)]
+    ):
+        top, left = 52 + 64, 8 + panel * 264  # 256 wide and 128 high, centred in a square of 256
+        shown = sheet[top : top + 128, left : left + 256]
+        expected = pixels.permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)
+        np.testing.assert_array_equal(shown, expected)
+
+
+def test_words_are_the_darker_the_more_attention_they_got() -> None:
+    attention = torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.2, 0.8]])
+    for tokens, weights in ((["a", "b"], attention), (["b", "a"], attention.flip(1))):
+        sheet = draw_example(replace(example(), tokens=tokens, attention=weights))
+        for level, row in enumerate(weights.tolist()):
+            ground = sheet.getpixel((58, 52 + 256 + 8 + level * 30 + 1))  # of the first word
+            share = row[0] / max(row)
+            assert ground == tuple(round(255 + share * (c - 255)) for c in (255, 176, 0))
+
+
+def test_without_attention_the_words_stand_once_on_white() -> None:
+    with_attention = draw_example(example(words=3))
+    sheet = draw_example(replace(example(words=3), attention=None))
+    assert (sheet.width, sheet.height) == (800, with_attention.height - 2 * 30)
+    words = np.asarray(sheet)[52 + 256 + 8 :]
+    assert (np.ptp(words, 2) == 0).all()  # no ground has a colour
+    assert (words < 128).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 1000), (999, 7), (300, 256)])
+def test_extreme_shapes(size: tuple[int, int]) -> None:
+    assert draw_example(example(*size)).width == 800
+
+
+@pytest.mark.parametrize(
+    "sentence", ["", "two\nlines\r\nof it", "dog " * 5000, "x" * 20_000, "größer als 犬 🐕"]
+)
+def test_sentences_of_any_length(sentence: str) -> None:
+    sheet = draw_example(example(sentence=sentence))
+    assert sheet.size == draw_example(example()).size
+
+
+def test_line_breaks_in_sentences_and_words_are_blanks() -> None:
+    broken, plain = (replace(example(), sentence=text) for text in ("two\r\nlines", "two lines"))
+    assert draw_example(broken).tobytes() == draw_example(plain).tobytes()
+    broken, plain = (replace(example(), tokens=["dog", text]) for text in ('"\n"', '" "'))
+    assert draw_example(broken).tobytes() == draw_example(plain).tobytes()
+
+
+def test_many_and_long_words_stay_on_the_sheet() -> None:
+    many = example(words=20)
+    assert draw_example(many).height > draw_example(example()).height
+    tokens = ["x" * 3000, '"\n"', "short"]
+    long = replace(many, tokens=tokens, attention=torch.full((3, 3), 1 / 3))
+    sheet = np.asarray(draw_example(long))
+    assert (sheet[:, -8:] == 255).all()
+
+
+def test_attention_that_does_not_fit() -> None:
+    one = example()
+    for tokens, shape in ((["a"], (3, 2)), (["a", "b"], (2, 2)), ([], (3, 0))):
+        with pytest.raises(ValueError, match="attention must have shape"):
+            draw_example(replace(one, tokens=tokens, attention=torch.zeros(shape)))
+
+
+def test_files(tmp_path: Path) -> None:
+    examples = [example(20 + 7 * index, 40, words=1 + 9 * index) for index in range(3)]
+    overview = save_examples(examples, tmp_path / "deep" / "pictures")
+    assert overview == tmp_path / "deep" / "pictures" / "overview.png"
+    names = sorted(path.name for path in overview.parent.iterdir())
+    assert names == ["000.png", "001.png", "002.png", "overview.png"]
+    sheets = [draw_example(one) for one in examples]
+    for index, sheet in enumerate(sheets):
+        with Image.open(overview.parent / f"{index:03d}.png") as read:
+            np.testing.assert_array_equal(np.asarray(read), np.asarray(sheet))
+    with Image.open(overview) as read:
+        assert read.size == (1600, max(sheets[0].height, sheets[1].height) + sheets[2].height)
+        np.testing.assert_array_equal(np.asarray(read)[: sheets[0].height, :800], sheets[0])
+
+
+def test_the_overview_has_the_first_forty(tmp_path: Path) -> None:
+    one = example(5, 7, words=1)
+    save_examples([one] * 43, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 44
+    with Image.open(tmp_path / "overview.png") as read:
+        assert read.size == (1600, 20 * draw_example(one).height)
+
+
+def test_one_example_and_none(tmp_path: Path) -> None:
+    with Image.open(save_examples([example()], tmp_path)) as read:
+        assert read.width == 800
+    with pytest.raises(ValueError, match="at least one example"):
+        save_examples([], tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,313 @@
+"""`CMSA.fold` against `CMSA.project` and the convolution of the level that both replace."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from support.small_level import PROJECTED, TOKEN, VISUAL, WIDTH, Inputs, build, draw, padding
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cmsa_fast.nn import CMSA, FoldedLevel
+
+
+@pytest.fixture(autouse=True)
+def without_gradient() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def fold(module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None = None) -> Tensor:
+    visual, words, weight, bias = inputs
+    return module.fold(weight, bias)(visual, words, mask, image_index=index)
+
+
+def literal(
+    module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None = None
+) -> Tensor:
+    visual, words, weight, bias = inputs
+    return F.conv2d(module(visual, words, mask, image_index=index), weight, bias)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("index", [None, [1, 0, 1, 1]])
+@pytest.mark.parametrize("width", [WIDTH, 19])
+def test_is_the_convolution_of_the_level(
+    backend: str, masked: bool, index: list[int] | None, width: int
+) -> None:
+    module = build(backend, width)
+    inputs = draw(3 if index is None else 2, 4 if index else 3, 5, 3, 7)
+    visual, words, weight, bias = inputs
+    mask = padding(*words.shape[:2]) if masked else None
+    if mask is not None:
+        inputs = (visual, words.masked_fill(~mask[..., None], torch.nan), weight, bias)
+    image_index = None if index is None else torch.tensor(index)
+    ours, exact = (run(module, inputs, mask, image_index) for run in (fold, literal))
+    assert ours.shape == (len(words), PROJECTED, 3, 7)
+    assert (ours - exact).norm() <= 1e-12 * exact.norm()
+
+
+@pytest.mark.parametrize("width", [5, 21])
+def test_the_kernels_take_values_of_another_width(width: int) -> None:
+    pytest.importorskip("triton", reason="the kernels need Triton, which is not installed")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    inputs = draw(2, 3, 4, 3, 5)
+    mask, index = padding(3, 4), torch.tensor([1, 0, 1])
+    exact = literal(build(width=width), inputs, mask, index)
+    single = tuple(part.float() for part in inputs)
+    theirs = literal(build(width=width).float(), single, mask, index)
+    module = build("triton", width).float().to(device)
+    visual, words, weight, bias = (part.to(device) for part in single)
+    level = module.fold(weight, bias)
+    ours = level(visual, words, mask.to(device), image_index=index.to(device)).cpu()
+    allowed = max((theirs - exact).norm(), torch.finfo(torch.float32).eps * exact.norm())
+    assert (ours - exact).norm() <= 2 * allowed
+
+
+def test_one_place_one_word_no_bias() -> None:
+    module = build()
+    visual, words, weight, _ = draw(2, 2, 1, 1, 1)
+    exact = F.conv2d(module(visual, words), weight)
+    assert (module.fold(weight)(visual, words) - exact).norm() <= 1e-12 * exact.norm()
+
+
+def test_convolutions_narrower_and_wider_than_a_row_of_sixteen() -> None:
+    module = build()
+    visual, words, _, _ = draw(2, 2, 5, 9, 7)
+    for channels in (1, 16, 33):
+        weight = torch.randn(channels, TOKEN, 1, 1, dtype=torch.float64)
+        exact = F.conv2d(module(visual, words), weight)
+        ours = module.fold(weight)(visual, words)
+        assert ours.shape == exact.shape
+        assert (ours - exact).norm() <= 1e-12 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_rounding_is_that_of_the_convolution(dtype: torch.dtype) -> None:
+    module = build().to(dtype)
+    inputs = tuple(part.to(dtype) for part in draw(2, 2, 5, 9, 7))
+    mask = padding(2, 5)
+    exact = literal(module.double(), tuple(part.double() for part in inputs), mask)
+    module.to(dtype)
+    ours, theirs = (run(module, inputs, mask) for run in (fold, literal))
+    assert ours.dtype == dtype
+    allowed = max((theirs - exact).norm(), torch.finfo(dtype).eps * exact.norm())
+    assert (ours - exact).norm() <= 2 * allowed
+
+
+@pytest.mark.parametrize(
+    ("visual_dtype", "encoded_under_autocast"),
+    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, True)],
+)
+def test_autocast(visual_dtype: torch.dtype, encoded_under_autocast: bool) -> None:
+    module = build().float()
+    visual, words, weight, bias = (part.float() for part in draw(2, 2, 5, 9, 7))
+    visual = visual.to(visual_dtype)
+    mask = padding(2, 5)
+    exact = literal(
+        module.double(), (visual.double(), words.double(), weight.double(), bias.double()), mask
+    )
+    level = module.float().fold(weight, bias)
+    with torch.autocast("cpu", torch.bfloat16, enabled=encoded_under_autocast):
+        places = level.encode(visual)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = level.project(places, words, mask)
+        theirs = literal(module, (visual, words, weight, bias), mask)
+        received = level.word_attention(places, words, mask)
+    assert not encoded_under_autocast or ours.dtype == theirs.dtype == torch.bfloat16
+    allowed = max((theirs - exact).norm(), torch.finfo(torch.bfloat16).eps * exact.norm())
+    assert (ours - exact).norm() <= 2 * allowed
+    assert (received.sum(1) - 1).abs().max() < 0.02
+
+
+def test_folding_under_autocast_rounds_nothing() -> None:
+    module = build().float()
+    inputs = tuple(part.float() for part in draw(1, 1, 5, 9, 7))
+    plain = fold(module, inputs, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        level = module.fold(*inputs[2:])
+    assert torch.equal(level(*inputs[:2]), plain)
+
+
+def test_inference_mode() -> None:
+    module, inputs = build(), draw(2, 2, 5, 3, 7)
+    plain = fold(module, inputs, None)
+    level = module.fold(*inputs[2:])
+    with torch.inference_mode():
+        assert torch.equal(level(*inputs[:2]), plain)
+        of_inference = module.fold(*inputs[2:])
+        places = of_inference.encode(inputs[0])
+    assert torch.equal(of_inference.project(places, inputs[1]), plain)
+
+
+def test_a_level_built_in_inference_mode() -> None:
+    with torch.inference_mode():
+        module, inputs = build(), draw(1, 1, 5, 3, 7)
+        ours, exact = fold(module, inputs, None), literal(module, inputs, None)
+    assert (ours - exact).norm() <= 1e-12 * exact.norm()
+
+
+def test_a_picture_encoded_once_for_its_sentences() -> None:
+    module, inputs = build(), draw(2, 3, 5, 3, 7)
+    visual, words, weight, bias = inputs
+    mask = padding(3, 5)
+    level = module.fold(weight, bias)
+    places = level.encode(visual)
+    index = torch.tensor([1, 0, 1])
+    together = level.project(places, words, mask, image_index=index)
+    assert torch.equal(together, level(visual, words, mask, image_index=index))
+    for sentence, picture in enumerate(index):
+        one = level.project(places, words[[sentence]], mask[[sentence]], image_index=picture[None])
+        assert (one[0] - together[sentence]).norm() <= 1e-12 * one.norm()
+    _, received = module(visual, words, mask, image_index=index, return_word_attention=True)
+    ours = level.word_attention(places, words, mask, image_index=index)
+    assert (ours - received).norm() <= 1e-12 * received.norm()
+    assert (ours[~mask] == 0).all()
+
+
+class _Sizes(TorchDispatchMode):
+    """Records the size of every axis of every tensor that an operator takes or returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for part in pytree.tree_leaves((args, result)):
+            if isinstance(part, Tensor):
+                self.seen |= set(part.shape)
+        return result
+
+
+def _sizes(run: Callable[[], object]) -> set[int]:
+    with _Sizes() as sizes:
+        run()
+    return sizes.seen
+
+
+def test_neither_picture_nor_whole_weights_are_met_again() -> None:
+    module, (visual, words, weight, bias) = build(width=4), draw(1, 1, 2, 9, 7)
+    level = module.fold(weight, bias)
+    places = level.encode(visual)
+    assert {VISUAL, TOKEN} <= _sizes(
+        lambda: module.project(visual, words, weight=weight, bias=bias)
+    )
+    assert {VISUAL, TOKEN} & _sizes(lambda: level(visual, words)) == {VISUAL}
+    assert not {VISUAL, TOKEN} & _sizes(lambda: level.project(places, words))
+    assert not {VISUAL, TOKEN} & _sizes(lambda: level.word_attention(places, words))
+
+
+def test_no_gradient_is_lost_silently() -> None:
+    module, (visual, words, weight, bias) = build(), draw(1, 1, 3, 3, 3)
+    level = module.fold(weight, bias)
+    places = level.encode(visual)
+    for call in (
+        lambda: level(visual, words),
+        lambda: level.encode(visual),
+        lambda: level.project(places, words),
+        lambda: level.word_attention(places, words),
+    ):
+        with torch.enable_grad(), pytest.raises(RuntimeError, match=r"under torch\.no_grad\(\)"):
+            call()
+
+
+def _step(module: CMSA, _: torch.nn.Conv2d) -> None:
+    with torch.enable_grad():
+        visual, words, *_rest = draw(1, 1, 3, 3, 3)
+        module(visual, words).square().sum().backward()
+    torch.optim.Adam(module.parameters()).step()
+
+
+def _load(module: CMSA, _: torch.nn.Conv2d) -> None:
+    module.load_state_dict({name: 2 * part for name, part in module.state_dict().items()})
+
+
+def _assign(module: CMSA, _: torch.nn.Conv2d) -> None:
+    state = {name: part.clone() for name, part in module.state_dict().items()}
+    module.load_state_dict(state, assign=True)
+
+
+def _cast(module: CMSA, _: torch.nn.Conv2d) -> None:
+    module.float()
+
+
+def _replace(module: CMSA, _: torch.nn.Conv2d) -> None:
+    module.value.weight.data = torch.ones_like(module.value.weight)
+
+
+def _parametrize(module: CMSA, _: torch.nn.Conv2d) -> None:
+    torch.nn.utils.parametrizations.weight_norm(module.value)
+
+
+def _change_convolution(_: CMSA, convolution: torch.nn.Conv2d) -> None:
+    convolution.weight.mul_(2)
+
+
+def _change_bias(_: CMSA, convolution: torch.nn.Conv2d) -> None:
+    assert convolution.bias is not None
+    convolution.bias.add_(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_step, _load, _assign, _cast, _replace, _parametrize, _change_convolution, _change_bias],
+)
+def test_changed_weights_are_noticed(
+    change: Callable[[CMSA, torch.nn.Conv2d], None],
+) -> None:
+    module, (visual, words, _, _) = build(), draw(1, 1, 3, 3, 3)
+    convolution = torch.nn.Conv2d(TOKEN, PROJECTED, 1).double()
+    level = module.fold(convolution.weight, convolution.bias)
+    places = level.encode(visual)
+    before = level.project(places, words)
+    assert torch.equal(level(visual, words), before)
+    change(module, convolution)
+    with pytest.raises(RuntimeError, match="fold them again"):
+        level(visual, words)
+    with pytest.raises(RuntimeError, match="fold them again"):
+        level.project(places, words)
+
+
+def test_what_was_folded_is_a_copy() -> None:
+    """A change that cannot be seen reaches nothing: not half of the weights."""
+    module, (visual, words, weight, bias) = build(), draw(1, 1, 3, 3, 3)
+    level = module.fold(weight, bias)
+    before = level(visual, words)
+    for part in (*module.parameters(), weight, bias):
+        part.data.mul_(2)
+    assert torch.equal(level(visual, words), before)
+
+
+def test_messages() -> None:
+    module = build()
+    visual, words, weight, bias = draw(2, 2, 3, 3, 3)
+    with pytest.raises(ValueError, match=r"weight must have shape \[channels, 26, 1, 1\]"):
+        module.fold(weight[:, 1:])
+    with pytest.raises(ValueError, match=r"bias must have shape \[channels\] = \[6\]"):
+        module.fold(weight, bias[1:])
+    level = module.fold(weight, bias)
+    assert isinstance(level, FoldedLevel)
+    places = level.encode(visual)
+    with pytest.raises(ValueError, match="visual must have shape"):
+        level.encode(visual[:, 1:])
+    with pytest.raises(TypeError, match="visual must have the dtype of the folded weights"):
+        level(visual.float(), words)
+    with pytest.raises(TypeError, match="words must have the dtype of the folded weights"):
+        level.project(places, words.float())
+    with pytest.raises(ValueError, match=r"words must have shape \[batch, words, 7\]"):
+        level.project(places, words[..., 1:])
+    with pytest.raises(ValueError, match="unless image_index says which picture"):
+        level.project(places, words[:1])
+    with pytest.raises(ValueError, match=r"image_index must lie in 0\.\.1"):
+        level.project(places, words, image_index=torch.tensor([0, 2]))
+    with pytest.raises(TypeError, match="places must come from encode, a FoldedPlaces; got Tensor"):
+        level.project(visual, words)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="places must come from encode"):
+        level.word_attention(visual, words)  # type: ignore[arg-type]

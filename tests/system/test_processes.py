@@ -1,0 +1,95 @@
+"""Processes that share work: who computes where, how long one waits, what is said when one fails."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+from cmsa_fast.system.processes import ALONE, joined_processes
+
+PROGRAM = """
+import os, signal, sys
+from cmsa_fast.system.processes import joined_processes
+
+with joined_processes() as processes:
+    assert processes.gather(processes.rank) == [0, 1]
+    if processes.rank == 1:
+        if sys.argv[1] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise SystemExit(3)
+    try:
+        processes.gather("waiting")
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("end", ["failed", "killed"])
+def test_who_waits_for_one_that_ended_is_told(end: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, end],
+            env={**os.environ, **shared, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        shown = started[0].communicate(timeout=120)[0]
+        assert started[1].wait(timeout=60) != 0
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert "Process 0 of 2 stops, because another one ended" in shown
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Process 1 of 2 on a machine with one CUDA device, and what was asked of PyTorch."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.update(device=device))
+    monkeypatch.setattr(
+        distributed, "init_process_group", lambda backend, **options: asked.update(options)
+    )
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    return asked
+
+
+def test_processes_on_the_cpu_need_no_cuda_devices(group: dict[str, Any]) -> None:
+    with joined_processes("cpu") as processes:
+        assert (processes.rank, processes.count) == (1, 2)
+    assert "device" not in group
+    with pytest.raises(ValueError, match="more processes than there are CUDA devices"):
+        joined_processes("auto").__enter__()
+
+
+def test_a_process_may_be_hours_behind(group: dict[str, Any]) -> None:
+    with joined_processes("cpu"):
+        pass
+    assert group["timeout"] >= timedelta(days=7)
+
+
+def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined_processes() as processes:
+        assert processes is ALONE
+        assert processes.gather("x") == ["x"]
