@@ -31,7 +31,7 @@ class Case:
 
 
 def features(places: int, words: int, width: int = WIDTH) -> list[Tensor]:
-    """Query, key and value of one picture's places and one sentence's words; logits of deviation about 1."""
+    """Query, key and value of one image's places and one expression's words; logits of deviation about 1."""
     generator = torch.Generator().manual_seed(0)
     scale = (2 * width**0.5) ** -0.5
     sizes = [places] * 3 + [words] * 3

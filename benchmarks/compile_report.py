@@ -35,7 +35,7 @@ WIDTHS = (64, 128, 256, 512)
 _PLACES, _WORDS, _BATCH = 1600, 20, 2
 _MOST_WORDS = 64
 
-# "plain" is a picture for each sentence, and 20 words. The tiled plan has no pictures of several sentences.
+# "plain" is an image for each expression, and 20 words. The tiled plan has no images of several expressions.
 VARIANTS = ("plain", "64 words", "image_index")
 _FAMILIES_OF = {
     "64 words": ("separable-fused", "separable-tiled"),

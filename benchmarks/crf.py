@@ -1,8 +1,8 @@
-"""Speed of the dense CRF on pictures of your own: one after the other, and by a pool of processes.
+"""Speed of the dense CRF on images of your own: one after the other, and by a pool of processes.
 
-    python -m benchmarks.crf picture.jpg ... --processes 2
+    python -m benchmarks.crf image.jpg ... --processes 2
 
-The time depends on the picture (how many different colours lie near one another), so real ones are needed.
+The time depends on the image (how many different colours lie near one another), so real ones are needed.
 Rounds of both ways are interleaved, and medians are quoted.
 """
 
@@ -20,9 +20,9 @@ from cmsa_fast.evaluation.crf import RefinementPool, refine
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
-    """A picture as uint8 `[3, H, W]`, and a blurred ellipse as a guess at a mask, float32 `[H, W]`."""
-    with Image.open(path) as picture:
-        image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    """An image as uint8 `[3, H, W]`, and a blurred ellipse as a guess at a mask, float32 `[H, W]`."""
+    with Image.open(path) as photo:
+        image = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)
     height, width = image.shape[1:]
     y = torch.linspace(-1, 1, height)[:, None]
     x = torch.linspace(-1, 1, width)
@@ -32,7 +32,7 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
 def measure(
     pairs: list[tuple[Tensor, Tensor]], processes: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of every round over all pictures, by `refine` and by the pool."""
+    """Seconds of every round over all images, by `refine` and by the pool."""
     seconds: dict[str, list[float]] = {"refine": [], "pool": []}
     with RefinementPool(processes) as pool:
         # Starting the processes is paid once in an evaluation, so it is not counted.
@@ -57,14 +57,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    pairs = [read(path) for path in arguments.pictures]
+    pairs = [read(path) for path in arguments.images]
     megapixels = sum(probability.numel() for _, probability in pairs) / 1e6
     for name, seconds in measure(pairs, arguments.processes, arguments.rounds).items():
         median = statistics.median(seconds)
         print(
-            f"{name:8s} {1000 * median / len(pairs):7.1f} ms per picture, "
+            f"{name:8s} {1000 * median / len(pairs):7.1f} ms per image, "
             f"{median / megapixels:5.2f} s per megapixel "
-            f"({len(pairs)} pictures, {arguments.processes} processes in the pool)"
+            f"({len(pairs)} images, {arguments.processes} processes in the pool)"
         )
 
 

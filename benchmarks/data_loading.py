@@ -2,7 +2,7 @@
 
     python -m benchmarks.data_loading --json benchmarks/results/data-loading-cpu.json
 
-Builds a synthetic set in a temporary folder: 42 404 references with 120 624 sentences to some of 50 000
+Builds a synthetic set in a temporary folder: 42 404 references with 120 624 expressions to some of 50 000
 annotations, whose polygons are wavy outlines of 20 to 60 points. Every reading takes place in a fresh process,
 the two forms in turn; the files are in the system's cache. All files of a form are read from one folder.
 """
@@ -31,9 +31,9 @@ from cmsa_fast.data.source import Form, Source, open_split
 from .attention import machine, peak_mib
 
 REFERENCES = 42_404
-SENTENCES = 120_624
+EXPRESSIONS = 120_624
 ANNOTATIONS = 50_000
-PICTURES = 16_994
+IMAGES = 16_994
 SIZES = ((480, 640), (640, 480), (427, 640), (640, 427), (375, 500), (500, 375))  # height, width
 WORDS = (
     "left",
@@ -55,50 +55,50 @@ MASKS = 2_000
 RATIOS = ("open_s", "first_sample_s", "peak_mib", "pickled_mib")
 
 
-def build(root: Path, references: int = REFERENCES, sentences: int = SENTENCES) -> None:
+def build(root: Path, references: int = REFERENCES, expressions: int = EXPRESSIONS) -> None:
     """Writes a data set in the layout of REFER; the same numbers give the same files.
 
     Args:
         root: The folder to write to.
-        references: Number of references; annotations and pictures are as many as in proportion.
-        sentences: Number of sentences, at least one for each reference.
+        references: Number of references; annotations and photos are as many as in proportion.
+        expressions: Number of expressions, at least one for each reference.
     """
     random = np.random.default_rng(0)
     annotations = references * ANNOTATIONS // REFERENCES
-    pictures = max(1, references * PICTURES // REFERENCES)
+    photos = max(1, references * IMAGES // REFERENCES)
     folder = root / "images" / "train2014"
     folder.mkdir(parents=True)
     (root / "refcoco").mkdir()
     images = []
-    for number in range(pictures):
+    for number in range(photos):
         height, width = SIZES[number % len(SIZES)]
         name = f"COCO_train2014_{number:012d}.jpg"
         images.append({"id": number, "file_name": name, "height": height, "width": width})
     entries = [
         {
             "id": 10_000 + number,
-            "image_id": number % pictures,
+            "image_id": number % photos,
             "category_id": 1,
             "iscrowd": 0,
-            "segmentation": list(outlines(random, *SIZES[number % pictures % len(SIZES)])),
+            "segmentation": list(outlines(random, *SIZES[number % photos % len(SIZES)])),
         }
         for number in range(annotations)
     ]
     pixels = random.integers(0, 256, (*SIZES[0], 3), np.uint8)
     Image.fromarray(pixels).save(folder / f"COCO_train2014_{0:012d}.jpg")  # no other is read
-    counts = [sentences // references + (i < sentences % references) for i in range(references)]
+    counts = [expressions // references + (i < expressions % references) for i in range(references)]
     starts = np.cumsum([0, *counts]).tolist()
     records = [
         {
             "ref_id": number,
             "ann_id": 10_000 + number,
-            "image_id": number % pictures,
+            "image_id": number % photos,
             "category_id": 1,
-            "file_name": f"COCO_train2014_{number % pictures:012d}_{number}.jpg",
+            "file_name": f"COCO_train2014_{number % photos:012d}_{number}.jpg",
             "split": "train",
             "sent_ids": list(range(starts[number], starts[number + 1])),
             "sentences": [
-                sentence(random, sent_id) for sent_id in range(starts[number], starts[number + 1])
+                expression(random, sent_id) for sent_id in range(starts[number], starts[number + 1])
             ],
         }
         for number in range(references)
@@ -121,8 +121,8 @@ def outlines(random: np.random.Generator, height: int, width: int) -> Iterator[l
         yield corners.round(2).ravel().tolist()
 
 
-def sentence(random: np.random.Generator, sent_id: int) -> dict[str, Any]:
-    """A sentence of one to seven words, with the fields that REFER's records have."""
+def expression(random: np.random.Generator, sent_id: int) -> dict[str, Any]:
+    """An expression of one to seven words, with the fields that REFER's records have."""
     tokens = [WORDS[i] for i in random.integers(0, len(WORDS), int(random.integers(1, 8)))]
     text = " ".join(tokens)
     return {"sent_id": sent_id, "sent": text, "raw": text, "tokens": tokens}
@@ -176,12 +176,12 @@ def read_in_turn(roots: dict[Form, Path], rounds: int) -> dict[Form, list[dict[s
 
 
 def collect(
-    rounds: int, references: int = REFERENCES, sentences: int = SENTENCES
+    rounds: int, references: int = REFERENCES, expressions: int = EXPRESSIONS
 ) -> dict[str, Any]:
     """All figures: medians over the rounds, their extremes, sizes of the files, ratios."""
     with tempfile.TemporaryDirectory() as name:
         roots: dict[Form, Path] = {form: Path(name) / form for form in FORMS}
-        build(roots["refer"], references, sentences)
+        build(roots["refer"], references, expressions)
         start = time.perf_counter()
         convert(Source(form="refer", root=roots["refer"]), roots["converted"])
         seconds = time.perf_counter() - start
@@ -196,7 +196,7 @@ def collect(
     return {
         "machine": machine(),
         "load_average": os.getloadavg()[0],
-        "sizes": {"references": references, "sentences": sentences},
+        "sizes": {"references": references, "sentences": expressions},
         "rounds": rounds,
         "convert_s": seconds,
         "forms": forms,

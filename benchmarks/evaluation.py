@@ -1,13 +1,13 @@
-"""Sentences a second of the full-size model on the CPU: a picture encoded once for its sentences, or for each.
+"""Expressions a second of the full-size model on the CPU: an image encoded once for its expressions, or for each.
 
     python -m benchmarks.evaluation --json benchmarks/results/evaluation-cpu.json
 
-Pictures of 320 px, seven sentences each (as many as a picture of RefCOCO's validation split has), of one to eight
+Images of 320 px, seven expressions each (as many as an image of RefCOCO's validation split has), of one to eight
 words, float32, random weights. All forms start from tensors and end with probabilities over the square:
 
-- "once": what `cmsa_fast.evaluation.evaluate.evaluate` does, the folded model and all sentences of a picture together;
-- "each": the same model, which encodes the picture again for each sentence;
-- "each, as trained": the model as it is trained, again for each sentence.
+- "once": what `cmsa_fast.evaluation.evaluate.evaluate` does, the folded model and all expressions of an image together;
+- "each": the same model, which encodes the image again for each expression;
+- "each, as trained": the model as it is trained, again for each expression.
 
 All run in one process, interleaved, and medians are quoted. The results agree within the rounding of float32,
 which is asserted before anything is timed.
@@ -32,7 +32,7 @@ from cmsa_fast.models import build_model, for_inference
 from .attention import machine
 from .command import run_command
 
-SIZE, SENTENCES, VOCABULARY = 320, 7, 12112
+SIZE, EXPRESSIONS, VOCABULARY = 320, 7, 12112
 WIDTHS: dict[str, Any] = {
     "backbone": "resnet101",
     "word_channels": 1000,
@@ -60,37 +60,37 @@ def folded() -> Any:
 
 @functools.cache
 def batch() -> Batch:
-    """One picture of noise and its sentences."""
+    """One image of noise and its expressions."""
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     longest = max(LENGTHS)
-    words = torch.zeros(SENTENCES, longest, dtype=torch.int64)
-    word_mask = torch.zeros(SENTENCES, longest, dtype=torch.bool)
+    words = torch.zeros(EXPRESSIONS, longest, dtype=torch.int64)
+    word_mask = torch.zeros(EXPRESSIONS, longest, dtype=torch.bool)
     for row, length in enumerate(LENGTHS):
         words[row, -length:] = torch.randint(2, VOCABULARY, (length,), generator=generator)
         word_mask[row, -length:] = True
     mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     box = Letterbox(SIZE, SIZE, SIZE)
-    samples = [Sample(image, mask, "", 0, index, index) for index in range(SENTENCES)]
+    samples = [Sample(image, mask, "", 0, index, index) for index in range(EXPRESSIONS)]
     return Batch(
         images=image[None] / 255,
         words=words,
         word_mask=word_mask,
-        masks=mask.expand(SENTENCES, -1, -1),
-        image_index=torch.zeros(SENTENCES, dtype=torch.int64),
+        masks=mask.expand(EXPRESSIONS, -1, -1),
+        image_index=torch.zeros(EXPRESSIONS, dtype=torch.int64),
         samples=samples,
-        letterboxes=[box] * SENTENCES,
+        letterboxes=[box] * EXPRESSIONS,
     )
 
 
 def run(form: str) -> list[Tensor]:
-    """The probabilities of all sentences of the picture, [320, 320] each."""
+    """The probabilities of all expressions of the image, [320, 320] each."""
     whole = batch()
     if form == "once":
         return predict_probabilities(folded(), whole, "cpu")
     network = folded() if form == "each" else model()
     found = []
-    for row in range(SENTENCES):
+    for row in range(EXPRESSIONS):
         one = Batch(
             images=whole.images,
             words=whole.words[row : row + 1],
@@ -153,7 +153,7 @@ def collect(rounds: int = ROUNDS) -> dict[str, Any]:
                 "median_s": medians[form],
                 "fastest_s": min(values),
                 "slowest_s": max(values),
-                "sentences_per_second": SENTENCES / medians[form],
+                "expressions_per_second": EXPRESSIONS / medians[form],
             }
             for form, values in seconds.items()
         },
@@ -170,7 +170,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 def format_table(figures: dict[str, Any]) -> str:
     """The figures for people."""
-    lines = [f"{'a picture of 320 px, seven sentences':<38}{'median':>10}{'sentences/s':>13}"]
+    lines = [f"{'a image of 320 px, seven sentences':<38}{'median':>10}{'sentences/s':>13}"]
     for form, row in figures["cases"].items():
         lines.append(
             f"{'encoded ' + form:<38}{row['median_s']:>8.2f} s{row['sentences_per_second']:>13.2f}"

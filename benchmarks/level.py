@@ -2,10 +2,10 @@
 
     python -m benchmarks.level --json benchmarks/results/level-cpu.json
 
-One 320 px picture and a sentence of 20 words, float32, the paper's widths, random weights. "Before" builds a
+One 320 px image and an expression of 20 words, float32, the paper's widths, random weights. "Before" builds a
 level's result and then applies the 1x1 convolution of the gated fusion; "after" is `CMSA.project`, as `CMSAModel`
 calls it; "folded" is what `CMSA.fold` and `CMSAModel.fold` return for inference, the folding itself not counted.
-The backbone's forward is the measure of all. "One more sentence" is what follows once the picture is encoded. All
+The backbone's forward is the measure of all. "One more expression" is what follows once the image is encoded. All
 cases run in one process, interleaved, and medians are quoted. Peak memory is measured in a fresh process for each
 case.
 """
@@ -36,7 +36,7 @@ WORD_CHANNELS, ATTENTION_CHANNELS, FUSED_CHANNELS = 1000, 512, 500
 LEVELS = {"Res3": 512, "Res4": 1024, "Res5": 2048}
 FORMS = ("before", "after", "folded")
 PASSES = ("forward", "forward + backward")
-SENTENCE = "one more sentence"
+EXPRESSION = "one more expression"
 GOAL = 0.35  # of the backbone's forward, for the three levels' together as they are for inference
 
 NAMES = (
@@ -48,8 +48,8 @@ NAMES = (
         for form in FORMS
         if passes == "forward" or form != "folded"
     ),
-    f"model after {SENTENCE}",
-    f"model folded {SENTENCE}",
+    f"model after {EXPRESSION}",
+    f"model folded {EXPRESSION}",
 )
 
 
@@ -60,7 +60,7 @@ def build(name: str) -> Callable[[], object]:
     if part == "backbone":
         model, images, _ = _model()
         return lambda: _without_gradient(lambda: model.backbone(images))
-    if passes == SENTENCE:
+    if passes == EXPRESSION:
         model, images, ids = _model()
         answering = model.fold() if form == "folded" else model
         features = _without_gradient(lambda: answering.encode_image(images))
@@ -197,7 +197,7 @@ def format_table(figures: dict[str, Any]) -> str:
     rows = figures["cases"]
     lines = [f"{'':26}" + "".join(f"{form:>22}" for form in FORMS)]
     for part in (*LEVELS, "model"):
-        for passes in (*PASSES, SENTENCE):
+        for passes in (*PASSES, EXPRESSION):
             found = [rows.get(f"{part} {form} {passes}") for form in FORMS]
             if any(found):
                 cells = "".join(

@@ -1,9 +1,9 @@
-"""What measuring as many sentences as RefCOCO's validation split has costs on the CPU.
+"""What measuring as many expressions as RefCOCO's validation split has costs on the CPU.
 
     python -m benchmarks.metrics --json benchmarks/results/metrics-cpu.json
 
 Masks are 480 x 640 and taken in turn from a few random pairs, so that they need not all be held at once. The
-conventions start from probabilities over a square of 320 pixels; their times are for one sentence: the predicted
+conventions start from probabilities over a square of 320 pixels; their times are for one expression: the predicted
 mask, the true one and the update. All cases run in one process, interleaved, on one thread, because maps this
 small gain nothing from more. Medians are quoted.
 """
@@ -21,12 +21,12 @@ from torch import Tensor
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.evaluation.conventions import CONVENTIONS
 from cmsa_fast.evaluation.generalized_metrics import GeneralizedMetrics
-from cmsa_fast.evaluation.metrics import SegmentationMetrics, SentenceCounts
+from cmsa_fast.evaluation.metrics import ExpressionCounts, SegmentationMetrics
 
 from .attention import machine
 from .command import run_command
 
-SENTENCES = 10834  # of RefCOCO's validation split
+EXPRESSIONS = 10834  # of RefCOCO's validation split
 HEIGHT, WIDTH, SIZE = 480, 640, 320
 PAIRS = 16
 PARTS = 8
@@ -41,7 +41,7 @@ WHOLE_SPLIT = (
 )
 NAMES = (*WHOLE_SPLIT, *(f"convention {name}" for name in CONVENTIONS))
 
-Metrics = TypeVar("Metrics", bound=SentenceCounts)
+Metrics = TypeVar("Metrics", bound=ExpressionCounts)
 
 
 @functools.cache
@@ -67,14 +67,14 @@ def aggregate(arrays: bool) -> SegmentationMetrics:
     if arrays:
         pairs = [(prediction.numpy(), truth.numpy()) for prediction, truth in pairs]
     metrics = SegmentationMetrics()
-    for index in range(SENTENCES):
+    for index in range(EXPRESSIONS):
         metrics.update(*pairs[index % PAIRS])
     return metrics
 
 
-def add(metrics: Metrics, sentences: int) -> Metrics:
-    """Add sentences of many different counts."""
-    for index in range(sentences):
+def add(metrics: Metrics, expressions: int) -> Metrics:
+    """Add expressions of many different counts."""
+    for index in range(expressions):
         true = 7919 * index % 60000
         metrics.add(true * (index % 10) // 10, true, true)
     return metrics
@@ -85,16 +85,16 @@ def build(name: str) -> Callable[[], object]:
     if name.startswith("update"):
         return lambda: aggregate(arrays=name.endswith("arrays"))
     if name == "add":
-        return lambda: add(SegmentationMetrics(), SENTENCES)
+        return lambda: add(SegmentationMetrics(), EXPRESSIONS)
     if name.startswith("merge"):
-        edges = [SENTENCES * part // PARTS for part in range(PARTS + 1)]
+        edges = [EXPRESSIONS * part // PARTS for part in range(PARTS + 1)]
         parts = [
             add(SegmentationMetrics(), end - start) for start, end in itertools.pairwise(edges)
         ]
         return lambda: merge(parts)
     if name.startswith("compute"):
         kind = GeneralizedMetrics if name.endswith("generalized") else SegmentationMetrics
-        metrics: Any = add(kind(), SENTENCES)
+        metrics: Any = add(kind(), EXPRESSIONS)
         return lambda: metrics.compute()
     convention = CONVENTIONS[name.removeprefix("convention ")]
     box, (prediction, truth) = Letterbox(HEIGHT, WIDTH, SIZE), draw()[0]
@@ -128,11 +128,11 @@ def collect(rounds: int = ROUNDS) -> dict[str, Any]:
         torch.set_num_threads(threads)
     return {
         "machine": described,
-        "sizes": {"sentences": SENTENCES, "height": HEIGHT, "width": WIDTH, "square": SIZE},
+        "sizes": {"sentences": EXPRESSIONS, "height": HEIGHT, "width": WIDTH, "square": SIZE},
         "rounds": rounds,
         "cases": {
             name: {
-                "sentences": SENTENCES if name in WHOLE_SPLIT else 1,
+                "sentences": EXPRESSIONS if name in WHOLE_SPLIT else 1,
                 "median_s": statistics.median(times),
                 "min_s": min(times),
                 "max_s": max(times),
@@ -146,9 +146,9 @@ def format_table(figures: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [f"{'':24}{'sentences':>10}{'median':>12}{'of one':>12}"]
     for name, row in figures["cases"].items():
-        median, sentences = row["median_s"], row["sentences"]
+        median, expressions = row["median_s"], row["sentences"]
         lines.append(
-            f"{name:24}{sentences:>10}{median * 1e3:>9.2f} ms{median / sentences * 1e6:>9.2f} us"
+            f"{name:24}{expressions:>10}{median * 1e3:>9.2f} ms{median / expressions * 1e6:>9.2f} us"
         )
     return "\n".join(lines)
 

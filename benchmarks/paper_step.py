@@ -2,7 +2,7 @@
 
     python -m benchmarks.paper_step --json benchmarks/results/paper-step-cpu.json
 
-One 320 px picture and a sentence of 20 words, random weights. Each stage's backward is run on its own, from the
+One 320 px image and an expression of 20 words, random weights. Each stage's backward is run on its own, from the
 gradient that the next one gave. The fusion's 1x1 convolutions are CMSA's, into which they are folded.
 """
 

@@ -1,4 +1,4 @@
-"""Parity, then speed, of encoding a picture once for its sentences. No speed fails a test."""
+"""Parity, then speed, of encoding an image once for its expressions. No speed fails a test."""
 
 import json
 from pathlib import Path
@@ -21,5 +21,5 @@ def test_committed_figures_are_whole() -> None:
     figures = json.loads(path.read_text(encoding="utf-8"))
     assert set(figures["cases"]) == set(evaluation.FORMS)
     for form, row in figures["cases"].items():
-        rate = evaluation.SENTENCES / row["median_s"]
-        assert row["sentences_per_second"] == pytest.approx(rate), form
+        rate = evaluation.EXPRESSIONS / row["median_s"]
+        assert row["expressions_per_second"] == pytest.approx(rate), form

@@ -14,7 +14,7 @@ def test_parity() -> None:
     """A split's measures are those of the pixels counted and divided pair by pair."""
     pairs = [(a.numpy(), b.numpy()) for a, b in metrics.draw()]
     counts = [(np.logical_and(*pair).sum(), np.logical_or(*pair).sum()) for pair in pairs]
-    counts = [counts[index % metrics.PAIRS] for index in range(metrics.SENTENCES)]
+    counts = [counts[index % metrics.PAIRS] for index in range(metrics.EXPRESSIONS)]
     values = metrics.aggregate(arrays=False).compute()
     assert values == metrics.aggregate(arrays=True).compute()
     assert values["overall_iou"] == sum(i for i, _ in counts) / sum(u for _, u in counts)
@@ -37,7 +37,7 @@ def test_interleaved_summary(capsys: pytest.CaptureFixture[str]) -> None:
 def test_committed_figures_are_whole() -> None:
     path = Path(metrics.__file__).parent / "results" / "metrics-cpu.json"
     figures = json.loads(path.read_text(encoding="utf-8"))
-    assert figures["sizes"]["sentences"] == metrics.SENTENCES
+    assert figures["sizes"]["sentences"] == metrics.EXPRESSIONS
     assert set(figures["cases"]) == set(metrics.NAMES)
     for name, row in figures["cases"].items():
         assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"], name

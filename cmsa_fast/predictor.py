@@ -1,4 +1,4 @@
-"""A user with a picture and a sentence: `set_image` once, then `predict` for each sentence."""
+"""A user with an image and an expression: `set_image` once, then `predict` for each expression."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from .models.checkpoint import ModelConfig, load_model, vocabulary_of
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a sentence names in a picture.
+    """What an expression names in an image.
 
     Attributes:
-        mask: bool [H, W] on the CPU, at the picture's own size: probability above 0.5, as an evaluation by the
+        mask: bool [H, W] on the CPU, at the image's own size: probability above 0.5, as an evaluation by the
             "native" convention counts it.
         probability: float32 [H, W] in [0, 1], of the network's square, brought to that size (bilinear).
         tokens: the N words the model saw; a word it does not know is "<unk>".
@@ -35,7 +35,7 @@ class Prediction:
 
 
 class Predictor:
-    """Finds what sentences name in a picture, which is encoded once for all of them.
+    """Finds what expressions name in an image, which is encoded once for all of them.
 
     Example:
         predictor = Predictor.from_run("runs/mine")
@@ -73,14 +73,14 @@ class Predictor:
 
     @torch.no_grad()
     def set_image(self, image: str | Path | Tensor) -> None:
-        """Encode the picture that the sentences to come are about.
+        """Encode the image that the expressions to come are about.
 
         Args:
             image: a file of any common format, turned upright as its EXIF says; or uint8 [3, H, W], RGB, on any
                 device.
 
         Raises:
-            FileNotFoundError, ValueError: the file is not there or no readable picture.
+            FileNotFoundError, ValueError: the file is not there or no readable image.
             TypeError: image is a tensor of another dtype.
         """
         pixels = image if isinstance(image, Tensor) else read_image(image)
@@ -88,24 +88,24 @@ class Predictor:
             raise TypeError(f"image must be uint8; got {pixels.dtype}.")
         if pixels.ndim != 3 or pixels.shape[0] != 3 or 0 in pixels.shape:
             raise ValueError(f"image must have shape [3, height, width]; got {list(pixels.shape)}.")
-        pixels = pixels.cpu()  # where masks are, and where an evaluation scales pictures
+        pixels = pixels.cpu()  # where masks are, and where an evaluation scales images
         letterbox = Letterbox(pixels.shape[1], pixels.shape[2], self.config.size)
         square = letterbox.image(pixels)[None].to(self.device)
         self._features = self._inference.encode_image(square)
         self._letterbox, self._image = letterbox, pixels
 
     @torch.no_grad()
-    def predict(self, sentence: str) -> Prediction:
-        """Find what a sentence names.
+    def predict(self, expression: str) -> Prediction:
+        """Find what an expression names.
 
         Raises:
-            RuntimeError: no picture was set.
-            TypeError: sentence is no string.
-            ValueError: sentence has no word.
+            RuntimeError: no image was set.
+            TypeError: expression is no string.
+            ValueError: expression has no word.
         """
         if self._letterbox is None:
-            raise RuntimeError("Call set_image before predict: there is no picture yet.")
-        ids = self.vocabulary.encode(sentence, self.config.max_words)
+            raise RuntimeError("Call set_image before predict: there is no image yet.")
+        ids = self.vocabulary.encode(expression, self.config.max_words)
         words = torch.tensor([ids], device=self.device)
         logits = self._inference.segment(self._features, words)
         square = logits[0, 0].float().sigmoid().cpu()
@@ -119,11 +119,11 @@ class Predictor:
         return Prediction(mask, probability, tokens, attention)
 
     def draw(self, prediction: Prediction) -> Tensor:
-        """The picture with the object marked: uint8 [3, H, W].
+        """The image with the object marked: uint8 [3, H, W].
 
         Raises:
-            RuntimeError: no picture was set.
+            RuntimeError: no image was set.
         """
         if self._image is None:
-            raise RuntimeError("Call set_image before draw: there is no picture yet.")
+            raise RuntimeError("Call set_image before draw: there is no image yet.")
         return overlay(self._image, prediction.mask)

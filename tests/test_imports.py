@@ -66,8 +66,8 @@ def test_the_operators_load_without_triton_and_say_what_is_missing() -> None:
         "    except ImportError as error:\n"
         "        print(error)"
     )
-    sentence = (
+    expression = (
         'backend="triton" needs the package triton, which is not installed. '
         'Use backend="torch" instead.'
     )
-    assert message.splitlines() == [sentence, sentence]
+    assert message.splitlines() == [expression, expression]

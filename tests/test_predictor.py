@@ -1,8 +1,8 @@
-"""A user with a picture: it is encoded once, and every sentence answered as the model answers it."""
+"""A user with an image: it is encoded once, and every expression answered as the model answers it."""
 
 import pytest
 import torch
-from support.small_training import CONFIG, VOCABULARY, new_model, pictures
+from support.small_training import CONFIG, VOCABULARY, images, new_model
 
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.transforms import Letterbox
@@ -15,20 +15,20 @@ def predictor() -> Predictor:
     return Predictor(CONFIG.build(), CONFIG)
 
 
-def picture() -> torch.Tensor:
+def image() -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(256, (3, 21, 33), dtype=torch.uint8, generator=generator)
 
 
 def test_predictions_are_the_model_s() -> None:
     ours = predictor()
-    ours.set_image(picture())
+    ours.set_image(image())
     letterbox = Letterbox(21, 33, CONFIG.size)
-    for sentence in ("right dog", "the left zebra", "dog"):
-        prediction = ours.predict(sentence)
-        ids = torch.tensor([ours.vocabulary.encode(sentence, CONFIG.max_words)])
+    for expression in ("right dog", "the left zebra", "dog"):
+        prediction = ours.predict(expression)
+        ids = torch.tensor([ours.vocabulary.encode(expression, CONFIG.max_words)])
         with torch.no_grad():
-            features = ours.model.encode_image(letterbox.image(picture())[None])
+            features = ours.model.encode_image(letterbox.image(image())[None])
             logits = ours.model.segment(features, ids)
             received = ours.model.word_attention(features, ids)[0]
         expected = letterbox.restore(logits.sigmoid())[0, 0]
@@ -45,20 +45,20 @@ def test_masks_are_those_of_an_evaluation() -> None:
     with torch.no_grad():
         model.mask.weight *= 50  # type: ignore[union-attr, operator]
         model.mask.bias.zero_()  # type: ignore[union-attr, operator]
-    data = pictures(5, 3)
+    data = images(5, 3)
     ours = Predictor(model, CONFIG)
     for result in evaluate(model, data, Collate(VOCABULARY, CONFIG.size)).results:
         sample = data[result.index]
         ours.set_image(sample.image)
-        mask = ours.predict(sample.sentence).mask
+        mask = ours.predict(sample.expression).mask
         counts = [int((mask & sample.mask).sum()), int(mask.sum())]
-        # Sentences of a picture go through the model together there: last bits may turn a pixel.
+        # Expressions of an image go through the model together there: last bits may turn a pixel.
         assert counts == pytest.approx([result.intersection, result.predicted], abs=1)
 
 
 def test_a_model_whose_weights_change_is_not_used_with_old_ones() -> None:
     ours = predictor()
-    ours.set_image(picture())
+    ours.set_image(image())
     ours.predict("dog")
     ours.model.load_state_dict(ours.model.state_dict())
     with pytest.raises(RuntimeError, match="have changed since"):
@@ -69,8 +69,8 @@ def test_a_model_whose_weights_change_is_not_used_with_old_ones() -> None:
 def test_on_a_gpu() -> None:
     here = predictor()
     there = Predictor(predictor().model, CONFIG, "cuda")
-    here.set_image(picture())
-    there.set_image(picture().cuda())
+    here.set_image(image())
+    there.set_image(image().cuda())
     expected, found = here.predict("the left dog"), there.predict("the left dog")
     assert found.mask.device.type == "cpu"
     torch.testing.assert_close(found.probability, expected.probability, rtol=0, atol=0.01)
@@ -83,6 +83,6 @@ def test_messages() -> None:
     with pytest.raises(RuntimeError, match="Call set_image before predict"):
         ours.predict("dog")
     with pytest.raises(TypeError, match="image must be uint8"):
-        ours.set_image(picture().float())
+        ours.set_image(image().float())
     with pytest.raises(ValueError, match=r"image must have shape \[3, height, width\]"):
-        ours.set_image(picture()[0])
+        ours.set_image(image()[0])

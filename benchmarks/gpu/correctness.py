@@ -25,7 +25,7 @@ def measure(job: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     if job["form"] == "tiled" and "pictures" in case:
         return {
             "status": "skipped",
-            "reason": "the tiled plan is for sentences with a picture each",
+            "reason": "the tiled plan is for expressions with an image each",
         }
     form = forms.get(operation, job["form"])
     ours, literal, repeatable, finite = [], [], True, True
@@ -77,7 +77,7 @@ def draw_cases(
             seed=seed,
             spread=case.get("spread", 1.0 if full else _SPREAD),
             masked=not full,
-            pictures=case.get("pictures"),
+            images=case.get("pictures"),
         )
         yield _strided(drawn) if case.get("strided") else drawn
 

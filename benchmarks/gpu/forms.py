@@ -140,7 +140,7 @@ def draw(
     seed: int = 0,
     spread: float = 1.0,
     masked: bool = False,
-    pictures: int | None = None,
+    images: int | None = None,
 ) -> Case:
     """A case of normal features, exact in `dtype`, whose logits have a deviation of about `spread` squared.
 
@@ -170,11 +170,11 @@ def draw(
         features = (
             normal(batch, places, width, times=spread),
             normal(channels, width, times=width**-0.5),
-            normal(pictures or batch, visual, places, times=visual**-0.5).mT,
+            normal(images or batch, visual, places, times=visual**-0.5).mT,
             normal(batch, language, times=language**-0.5),
             normal(_COORDINATES, places),
         )
-        index = _pictures(pictures, batch, generator)
+        index = _images(images, batch, generator)
         return Case(features, None, normal(batch, channels, places), {"image_index": index}).to(
             device
         )
@@ -189,12 +189,12 @@ def draw(
         return Case(features, mask, normal(batch, size["queries"], width), {"scale": 1.0})
     # A token is a sum of two parts, and a logit one of four products.
     times = spread * (4 * width) ** -0.25
-    parts = [(pictures or batch, size["places"])] * 3 + [(batch, size["words"])] * 3
+    parts = [(images or batch, size["places"])] * 3 + [(batch, size["words"])] * 3
     features = tuple(
         normal(*shape, width, times=1.0 if index % 3 == 2 else times)
         for index, shape in enumerate(parts)
     )
-    index = _pictures(pictures, batch, generator)
+    index = _images(images, batch, generator)
     mask = _padding(batch, size["words"]).to(device) if masked else None
     grad = normal(batch, size["places"], width)
     return Case(features, mask, grad, {"image_index": index}).to(device)
@@ -232,11 +232,11 @@ def least_bytes(leaves: Leaves, grad: Tensor, part: str) -> float:
     return float(of_part[part])
 
 
-def _pictures(pictures: int | None, batch: int, generator: torch.Generator) -> Tensor | None:
-    """Which picture each sentence belongs to, where they share some."""
-    if pictures is None:
+def _images(images: int | None, batch: int, generator: torch.Generator) -> Tensor | None:
+    """Which image each expression belongs to, where they share some."""
+    if images is None:
         return None
-    return torch.randint(pictures, (batch,), generator=generator, device=generator.device)
+    return torch.randint(images, (batch,), generator=generator, device=generator.device)
 
 
 def _elements(operation: str, size: dict[str, int]) -> int:

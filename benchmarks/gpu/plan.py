@@ -128,7 +128,7 @@ def speed(device: str, quick: bool, only: tuple[str, ...] = SECTIONS) -> list[Jo
         return [job for job in jobs if job["operation"] in only]
     without_flex = tuple(name for name in PEERS if name != "flex")
     jobs = [
-        # FlexAttention's backward has tiles of 16 x 16 at this width: one picture is enough of it.
+        # FlexAttention's backward has tiles of 16 x 16 at this width: one image is enough of it.
         _speed("separable", HEADLINE, device, OWN["separable"] + without_flex, target_s=0.6),
         _speed("joint", joint_size(WIDTH, 8), device, OWN["joint"] + PEERS, target_s=0.6),
         _speed("joint", joint_size(WIDTH, 1), device, OWN["joint"] + PEERS, target_s=0.6),

@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
-        from ..data.errors import in_one_line
+        from ..data.errors import one_line
 
-        print(f"cmsa-fast: {in_one_line(error)}", file=sys.stderr)
+        print(f"cmsa-fast: {one_line(error)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
@@ -70,7 +70,7 @@ def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
     """Train a referring segmentation model, evaluate it, and draw what it finds.
 
     Without options this trains the demo preset on the embedded drawn scenes: the paper's architecture, narrow,
-    in some minutes on two CPU cores. Look into the run folder for pictures/, metrics.jsonl and evaluation.json.
+    in some minutes on two CPU cores. Look into the run folder for images/, metrics.jsonl and evaluation.json.
 
     The full-size model on RefCOCO:
     python train.py --preset paper --data refer --root DATA --evaluate-split val
@@ -83,9 +83,9 @@ def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
 
 
 def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
-    """Measure a trained model on every sentence of a split.
+    """Measure a trained model on every expression of a split.
 
-    Prints a table; writes evaluation.json, sentences.csv (a row for each sentence) and pictures of the best and
+    Prints a table; writes evaluation.json, sentences.csv (a row for each expression) and images of the best and
     the worst. Without --data it takes the data and the split that the run named.
 
     cmsa-fast evaluate RUN
@@ -104,7 +104,7 @@ def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
 
 
 def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
-    """Compare two evaluations of the same sentences: which sentences differ, and how sure the difference is.
+    """Compare two evaluations of the same expressions: which expressions differ, and how sure the difference is.
 
     cmsa-fast compare RUN/evaluation-refer-val-native OTHER/evaluation-refer-val-native
     """
@@ -134,7 +134,7 @@ def _data_check(options: Annotated[DataCheckOptions, _UNNAMED]) -> int:
 
 
 def _data_download(options: Annotated[DownloadOptions, _UNNAMED]) -> int:
-    """Fetch records or pictures of a data set into the layout of REFER, from several mirrors, resumably.
+    """Fetch records or images of a data set into the layout of REFER, from several mirrors, resumably.
 
     cmsa-fast data download refcoco --root DATA
     """

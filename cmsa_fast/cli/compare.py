@@ -1,4 +1,4 @@
-"""`cmsa-fast compare`: two evaluations of the same sentences, side by side."""
+"""`cmsa-fast compare`: two evaluations of the same expressions, side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .data_options import without_default
 
 if TYPE_CHECKING:
     from ..evaluation.comparison import Comparison
-    from ..evaluation.results import SentenceResult
+    from ..evaluation.results import ExpressionResult
 
 _NAMES = {"overall_iou": "overall IoU", "mean_iou": "mean IoU"}
 
@@ -25,10 +25,10 @@ class CompareOptions:
     """An evaluation: its folder, or its sentences.csv."""
 
     second: tyro.conf.Positional[Path]
-    """Another one of the same sentences."""
+    """Another one of the same expressions."""
 
     resamples: int = 10_000
-    """How often the pictures are drawn anew for the intervals."""
+    """How often the images are drawn anew for the intervals."""
 
     confidence: float = 0.95
     """Of the intervals."""
@@ -36,11 +36,11 @@ class CompareOptions:
     seed: int = 0
     """Of the draws."""
 
-    sentences: int = 10
-    """How many of the sentences that differ most to list."""
+    expressions: int = 10
+    """How many of the expressions that differ most to list."""
 
     out: Annotated[Path | None, without_default("FILE", "default: none")] = None
-    """A JSON file for all of it, with every sentence that differs; it must not exist."""
+    """A JSON file for all of it, with every expression that differs; it must not exist."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class CompareResult:
     Attributes:
         first: the name of the first evaluation.
         second: the name of the second.
-        comparison: measures, intervals and sentences.
-        listed: how many sentences to list.
+        comparison: measures, intervals and expressions.
+        listed: how many expressions to list.
     """
 
     first: str
@@ -66,20 +66,20 @@ def run_compare(options: CompareOptions) -> CompareResult:
     Raises:
         FileNotFoundError: an evaluation, or the folder of --out, is not there.
         FileExistsError: --out is there already.
-        ValueError: a file is damaged, the sentences are not the same, or an option is out of range.
+        ValueError: a file is damaged, the expressions are not the same, or an option is out of range.
     """
     from ..evaluation.comparison import compare
-    from ..evaluation.results import SENTENCES, read_results
+    from ..evaluation.results import EXPRESSIONS, read_results
     from .run_folder import write_json
 
-    if options.sentences < 0:
-        raise ValueError(f"--sentences must be at least 0; got {options.sentences}.")
+    if options.expressions < 0:
+        raise ValueError(f"--expressions must be at least 0; got {options.expressions}.")
     if options.out is not None and options.out.exists():
         raise FileExistsError(f"--out {options.out} is there already and is not overwritten.")
     if options.out is not None and not options.out.parent.is_dir():
         raise FileNotFoundError(f"--out {options.out}: there is no folder {options.out.parent}.")
     paths = [
-        path / SENTENCES if path.is_dir() else path for path in (options.first, options.second)
+        path / EXPRESSIONS if path.is_dir() else path for path in (options.first, options.second)
     ]
     first, second = (read_results(path) for path in paths)
     comparison = compare(
@@ -95,8 +95,8 @@ def run_compare(options: CompareOptions) -> CompareResult:
             {
                 "first": str(paths[0]),
                 "second": str(paths[1]),
-                "sentences": comparison.sentences,
-                "pictures": comparison.pictures,
+                "sentences": comparison.expressions,
+                "pictures": comparison.images,
                 "confidence": comparison.confidence,
                 "resamples": comparison.resamples,
                 "seed": comparison.seed,
@@ -111,46 +111,46 @@ def run_compare(options: CompareOptions) -> CompareResult:
                         "image_id": one.image_id,
                         "ref_id": one.ref_id,
                         "sent_id": one.sent_id,
-                        "sentence": one.sentence,
+                        "sentence": one.expression,
                         "first_iou": one.iou,
                         "second_iou": two.iou,
                     }
-                    for one, two in comparison.changed(comparison.sentences)
+                    for one, two in comparison.changed(comparison.expressions)
                 ],
             },
         )
-    return CompareResult(str(options.first), str(options.second), comparison, options.sentences)
+    return CompareResult(str(options.first), str(options.second), comparison, options.expressions)
 
 
 def format_compare(result: CompareResult) -> str:
-    """A table for people: each measure with its interval, and the sentences that differ most."""
+    """A table for people: each measure with its interval, and the expressions that differ most."""
     comparison = result.comparison
     interval = f"{100 * comparison.confidence:g} % interval"
     lines = [
         f"first:  {result.first}",
         f"second: {result.second}",
-        f"{comparison.sentences} sentences about {comparison.pictures} pictures",
+        f"{comparison.expressions} expressions about {comparison.images} images",
         *_conventions(comparison),
         "",
         f"{'':<14}{'first':>9}{'second':>9}{'change':>10}   {interval}",
     ]
     for name, measure in comparison.measures.items():
         title = _NAMES.get(name, name.replace("precision", "prec"))
-        # Draws of a single picture are all alike, and say nothing of how sure a difference is.
-        sure = "" if measure.low <= 0 <= measure.high or comparison.pictures == 1 else "  *"
+        # Draws of a single image are all alike, and say nothing of how sure a difference is.
+        sure = "" if measure.low <= 0 <= measure.high or comparison.images == 1 else "  *"
         lines.append(
             f"{title:<14}{measure.first:>9.4f}{measure.second:>9.4f}{measure.difference:>+10.4f}   "
             f"{measure.low:+.4f} to {measure.high:+.4f}{sure}"
         )
-    equal = comparison.sentences - comparison.better - comparison.worse
+    equal = comparison.expressions - comparison.better - comparison.worse
     lines += [
         "",
-        f"Paired bootstrap, {comparison.resamples} draws of whole pictures; * marks an interval without 0.",
-        f"The second is better in {comparison.better} sentences, worse in {comparison.worse}, equal in {equal}.",
+        f"Paired bootstrap, {comparison.resamples} draws of whole images; * marks an interval without 0.",
+        f"The second is better in {comparison.better} expressions, worse in {comparison.worse}, equal in {equal}.",
     ]
     changed = comparison.changed(result.listed)
     if changed:
-        lines += ["", "  first  second   image_id   sent_id  sentence"]
+        lines += ["", "  first  second   image_id   sent_id  expression"]
         lines += [_line(one, two) for one, two in changed]
     return "\n".join(lines)
 
@@ -165,8 +165,8 @@ def _conventions(comparison: Comparison) -> list[str]:
     ]
 
 
-def _line(one: SentenceResult, two: SentenceResult) -> str:
+def _line(one: ExpressionResult, two: ExpressionResult) -> str:
     return (
         f"  {one.iou:.3f}   {two.iou:.3f}  {one.image_id:>9} {one.sent_id:>9}  "
-        f"{' '.join(one.sentence.split())}"
+        f"{' '.join(one.expression.split())}"
     )

@@ -28,22 +28,22 @@ class DataCheckOptions:
     """What to look at, and where to write what was found; `cmsa-fast data check --help` shows it."""
 
     root: Annotated[Path, tyro.conf.Positional]
-    """Folder with the data sets and the pictures."""
+    """Folder with the data sets and the images."""
 
     image_dir: Annotated[Path | None, without_default("PATH", "default: the usual places")] = None
-    """Folder of the pictures, where it is not under the root in one of the usual places."""
+    """Folder of the images, where it is not under the root in one of the usual places."""
 
-    read_pictures: bool = False
-    """Decode every picture, which finds those that are cut short; otherwise the start of each file is read."""
+    read_images: bool = False
+    """Decode every image, which finds those that are cut short; otherwise the start of each file is read."""
 
     num_workers: Annotated[int | None, without_default("INT", "default: by the processors")] = None
-    """Processes that look at pictures and draw masks beside the main one; 0: none."""
+    """Processes that look at images and draw masks beside the main one; 0: none."""
 
     json: Annotated[Path | None, without_default("FILE", "default: none")] = None
     """File for everything that was found, for programs."""
 
     write_exclusions: Annotated[Path | None, without_default("FILE", "default: none")] = None
-    """JSON file for the numbers of the pictures to leave out when training on all data sets of the root
+    """JSON file for the numbers of the images to leave out when training on all data sets of the root
     together: those of a training split that any evaluation split has too."""
 
 
@@ -76,7 +76,7 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
     result = inspect_root(
         options.root,
         image_folder=options.image_dir,
-        read_pictures=options.read_pictures,
+        read_images=options.read_images,
         num_workers=workers,
     )
     if options.json is not None:
@@ -91,7 +91,7 @@ def check_as_dict(result: CheckResult) -> dict[str, Any]:
     return {
         "root": str(result.root),
         "ok": result.ok,
-        "pictures": result.pictures,
+        "pictures": result.images,
         "decoded": result.decoded,
         "data_sets": [
             {
@@ -117,7 +117,7 @@ def check_as_dict(result: CheckResult) -> dict[str, Any]:
                 "training": {"data_set": leak.training[0], "split": leak.training[1]},
                 "evaluation": {"data_set": leak.evaluation[0], "split": leak.evaluation[1]},
                 "numbering": leak.numbering,
-                "pictures": list(leak.pictures),
+                "pictures": list(leak.images),
             }
             for leak in result.leaks
         ],
@@ -137,7 +137,7 @@ def format_check(result: CheckResult) -> str:
                 lines += _finding(finding)
             lines.append("")
     if result.leaks:
-        lines.append("Pictures both learnt from and evaluated on")
+        lines.append("Images both learnt from and evaluated on")
         lines += [_leak(leak) for leak in result.leaks]
         if not all(leak.is_within for leak in result.leaks):
             lines.append(
@@ -155,19 +155,19 @@ def _table(one: DataSetCheck) -> Iterator[str]:
         yield "  could not be read"
         return
     width = max(len("split"), *(len(split.split) for split in one.splits))
-    yield f"  {'split':<{width}}  references  sentences  pictures  as published"
+    yield f"  {'split':<{width}}  references  expressions  images  as published"
     for split in one.splits:
         yield (
-            f"  {split.split:<{width}}  {split.references:>10}  {split.sentences:>9}  "
-            f"{split.pictures:>8}  {_as_published(split)}"
+            f"  {split.split:<{width}}  {split.references:>10}  {split.expressions:>9}  "
+            f"{split.images:>8}  {_as_published(split)}"
         )
 
 
 def _as_published(split: SplitCount) -> str:
     pairs = (
         (split.references, split.published_references),
-        (split.sentences, split.published_sentences),
-        (split.pictures, split.published_pictures),
+        (split.expressions, split.published_expressions),
+        (split.images, split.published_images),
     )
     known = [(found, published) for found, published in pairs if published is not None]
     if not known:
@@ -189,11 +189,11 @@ def _finding(finding: Finding) -> Iterator[str]:
 
 
 def _leak(leak: Leak) -> str:
-    shown = ", ".join(map(str, leak.pictures[:_EXAMPLES]))
-    more = ", ..." if len(leak.pictures) > _EXAMPLES else ""
+    shown = ", ".join(map(str, leak.images[:_EXAMPLES]))
+    more = ", ..." if len(leak.images) > _EXAMPLES else ""
     return (
-        f"  {' '.join(leak.training)} and {' '.join(leak.evaluation)} share {len(leak.pictures)} "
-        f"pictures ({leak.numbering}: {shown}{more})"
+        f"  {' '.join(leak.training)} and {' '.join(leak.evaluation)} share {len(leak.images)} "
+        f"images ({leak.numbering}: {shown}{more})"
     )
 
 
@@ -203,7 +203,7 @@ def _verdict(result: CheckResult) -> str:
         for severity in _HEADINGS
     }
     depth = "decoded" if result.decoded else "sizes read, not decoded"
-    looked = f"{result.pictures} pictures looked at ({depth})"
+    looked = f"{result.images} images looked at ({depth})"
     if not result.ok:
         return f"Not whole: {_kinds(counts['error'], 'error')}. {looked}."
     warnings = _kinds(counts["warning"], "warning") if counts["warning"] else "no warning"

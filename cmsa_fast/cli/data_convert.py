@@ -31,8 +31,8 @@ class ConvertOptions(DataOptions):
     to: Path
     """Folder to make; must be empty or not there."""
 
-    copy_pictures: bool = False
-    """Copy the pictures into the folder, byte for byte; otherwise they are found where they lie now. Pictures
+    copy_images: bool = False
+    """Copy the images into the folder, byte for byte; otherwise they are found where they lie now. Images
     inside parquet files are written out in either case."""
 
 
@@ -61,17 +61,17 @@ def run_convert(options: ConvertOptions) -> ConvertResult:
     Raises:
         OSError, ValueError, TypeError, ImportError: As `cmsa_fast.data.formats.converted.convert.convert`.
     """
-    from ..data.errors import Problems
+    from ..data.errors import ErrorCollector
     from ..data.formats.converted.convert import convert
 
     conversion = convert(
         options.source(),
         options.to,
         splits=options.splits,
-        copy_pictures=options.copy_pictures,
-        problems=Problems(strict=options.strict),
+        copy_images=options.copy_images,
+        errors=ErrorCollector(strict=options.strict),
     )
-    return ConvertResult(conversion, conversion.description.problems)
+    return ConvertResult(conversion, conversion.description.errors)
 
 
 def format_convert(result: ConvertResult) -> str:
@@ -84,18 +84,18 @@ def format_convert(result: ConvertResult) -> str:
     width = max(map(len, description.splits))
     for split, entry in description.splits.items():
         lines.append(
-            f"  {split:{width}}  {entry.sentences:>7} sentences in {entry.references} records, "
-            f"{entry.masks} masks, {entry.pictures} pictures"
+            f"  {split:{width}}  {entry.expressions:>7} expressions in {entry.references} records, "
+            f"{entry.masks} masks, {entry.images} images"
         )
     lines.append(f"Records: {readable_size(conversion.record_bytes)}.")
-    if conversion.pictures_written:
+    if conversion.images_written:
         lines.append(
-            f"Pictures in the folder: {conversion.pictures_written}, "
-            f"{readable_size(conversion.picture_bytes)}."
+            f"Images in the folder: {conversion.images_written}, "
+            f"{readable_size(conversion.image_bytes)}."
         )
-    referenced = [path for folders in description.picture_folders for path in folders.absolute]
+    referenced = [path for folders in description.image_folders for path in folders.absolute]
     if referenced:
-        lines.append(f"Pictures stay in {', '.join(dict.fromkeys(referenced))}.")
+        lines.append(f"Images stay in {', '.join(dict.fromkeys(referenced))}.")
     if result.left_out:
         lines.append(f"Left out {len(result.left_out)} records that cannot be used:")
         lines += [f"  {line}" for line in result.left_out[:_SHOWN]]

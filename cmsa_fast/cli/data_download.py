@@ -1,4 +1,4 @@
-"""`cmsa-fast data download`: fetches records and pictures into the layout of REFER.
+"""`cmsa-fast data download`: fetches records and images into the layout of REFER.
 
 Nothing of the library is imported before the command runs, so that the options load at once.
 """
@@ -31,7 +31,7 @@ class DownloadOptions:
     """What to fetch, from where and where to; `cmsa-fast data download --help` shows it."""
 
     name: tyro.conf.Positional[CollectionName]
-    """Records, or the pictures that they need: coco-train2014, or for refclef saiapr."""
+    """Records, or the images that they need: coco-train2014, or for refclef saiapr."""
 
     root: Path = Path("data")
     """Folder that holds all data sets; what --root of the other commands names."""
@@ -85,17 +85,17 @@ class DownloadResult:
         title: What was asked for.
         action: "present": it was there and was left alone. "planned": a dry run. "unpacked": it is
             there now.
-        destination: The folder of the records or pictures.
+        destination: The folder of the records or images.
         files: What it takes.
-        pictures: How many the destination holds; None for records and for a dry run.
-        remains: What is still to be fetched or done, a sentence each.
+        images: How many the destination holds; None for records and for a dry run.
+        remains: What is still to be fetched or done, an expression each.
     """
 
     title: str
     action: Action
     destination: Path
     files: tuple[DownloadedFile, ...]
-    pictures: int | None
+    images: int | None
     remains: tuple[str, ...]
 
 
@@ -145,7 +145,7 @@ def run_download(
         done = collect(job, patience, options.keep_archive)
         remains = [f"{path} was kept; it is not needed any more." for path in done.kept]
         action = "unpacked" if done.sources else "present"
-    remains += _pictures_missing(root, collection, catalogue.get(collection.needs or ""))
+    remains += _images_missing(root, collection, catalogue.get(collection.needs or ""))
     return _result(action, collection, done, remains)
 
 
@@ -153,7 +153,7 @@ def format_download(result: DownloadResult) -> str:
     """What was done or would be, for people."""
     from ..data.readable import readable_size
 
-    holds = "" if result.pictures is None else f", {result.pictures} pictures"
+    holds = "" if result.images is None else f", {result.images} images"
     lines = [f"{result.title}:"]
     if result.action == "present":
         lines.append(f"  {result.destination} is there already{holds}; left alone.")
@@ -169,7 +169,7 @@ def format_download(result: DownloadResult) -> str:
             source = file.source or "found in the downloads folder"
             lines.append(f"  {file.name} ({readable_size(file.size)}): {source}")
         lines.append(f"  is in {result.destination}{holds}.")
-    return "\n".join([*lines, *(f"  {sentence}" for sentence in result.remains)])
+    return "\n".join([*lines, *(f"  {expression}" for expression in result.remains)])
 
 
 def _wanted_files(collection: Collection, options: DownloadOptions) -> tuple[RemoteFile, ...]:
@@ -207,27 +207,27 @@ def _result(
         addresses = tuple(map(public_address, file.addresses))
         source, size = done.sources.get(file.name, (None, file.size))
         files.append(DownloadedFile(name=file.name, size=size, addresses=addresses, source=source))
-    pictures = None
-    if collection.pictures and action != "planned":
-        pictures = collection.count_pictures(names_in(done.destination))
+    images = None
+    if collection.images and action != "planned":
+        images = collection.count_images(names_in(done.destination))
     return DownloadResult(
         title=collection.title,
         action=action,
         destination=done.destination,
         files=tuple(files),
-        pictures=pictures,
+        images=images,
         remains=tuple(remains),
     )
 
 
-def _pictures_missing(root: Path, records: Collection, pictures: Collection | None) -> list[str]:
-    """What to run for the pictures of records, where they are not there."""
+def _images_missing(root: Path, records: Collection, images: Collection | None) -> list[str]:
+    """What to run for the images of records, where they are not there."""
     from ..data.download.collecting import find_present
     from ..data.readable import readable_size
 
-    if pictures is None or find_present(root, pictures)[0] is not None:
+    if images is None or find_present(root, images)[0] is not None:
         return []
-    sizes = [file.size for file in pictures.files]
+    sizes = [file.size for file in images.files]
     size = readable_size(None if None in sizes else sum(size or 0 for size in sizes))
     command = f"cmsa-fast data download {records.needs} --root {shlex.quote(str(root))}"
-    return [f"The pictures are still to be fetched: {command} ({size})."]
+    return [f"The images are still to be fetched: {command} ({size})."]

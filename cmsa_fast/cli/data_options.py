@@ -33,7 +33,7 @@ def without_default(metavar: str, hint: str) -> object:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Where sentences, pictures and masks come from."""
+    """Where expressions, images and masks come from."""
 
     data: Annotated[
         DataForm | None,
@@ -56,16 +56,16 @@ class DataOptions:
     text: Annotated[
         Literal["sent", "raw"] | None, without_default("{sent,raw}", "default: sent, or the run's")
     ] = None
-    """Which writing of the sentences: sent is cleaned and in lower case, raw as it was typed."""
+    """Which writing of the expressions: sent is cleaned and in lower case, raw as it was typed."""
 
     image_dir: Annotated[Path | None, without_default("PATH", "default: the usual places")] = None
-    """Folder of the pictures, where it is not under --root in one of the usual places."""
+    """Folder of the images, where it is not under --root in one of the usual places."""
 
     mixed_splits: bool = False
     """Read a copy known to mix the splits of several data sets (lmms-lab's parquet files) all the same."""
 
     strict: bool = False
-    """Stop at the first record or picture that cannot be used; otherwise they are left out, counted and told."""
+    """Stop at the first record or image that cannot be used; otherwise they are left out, counted and told."""
 
     def source(self) -> Source:
         """The data set that the options name.
@@ -98,5 +98,5 @@ class DataOptions:
         elif self.root is not None:
             raise ValueError(
                 "--root goes with --data refer and the other forms that are folders; --data scenes draws "
-                "its pictures itself."
+                "its images itself."
             )

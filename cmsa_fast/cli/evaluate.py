@@ -1,4 +1,4 @@
-"""`cmsa-fast evaluate`: how well a trained model finds what sentences name."""
+"""`cmsa-fast evaluate`: how well a trained model finds what expressions name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import tyro
 from .data_options import DataOptions, without_default
 
 if TYPE_CHECKING:
-    from ..data.errors import Problems
+    from ..data.errors import ErrorCollector
     from ..data.sample import ReferringDataset
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.inference import Refiner
-    from ..evaluation.results import SentenceResult
+    from ..evaluation.results import ExpressionResult
     from ..system.processes import Processes
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 ConventionName = Literal["native", "cmsa", "lavt", "cris"]
 
@@ -38,7 +38,7 @@ class EvaluateOptions(DataOptions):
     """Split to evaluate on, such as val, testA, testB or test."""
 
     scenes: int = 500
-    """Unseen scenes of --data scenes to evaluate on, two sentences each."""
+    """Unseen scenes of --data scenes to evaluate on, two expressions each."""
 
     convention: ConventionName = "native"
     """Whose rules: at which size masks are compared and what counts as found; the table below says all of it."""
@@ -54,19 +54,19 @@ class EvaluateOptions(DataOptions):
     out: Annotated[Path | None, without_default("PATH", "default: a fresh folder in the run's")] = (
         None
     )
-    """Folder for evaluation.json, sentences.csv and pictures/; must be empty or not there."""
+    """Folder for evaluation.json, sentences.csv and images/; must be empty or not there."""
 
-    pictures: int = 6
-    """How many of the best and as many of the worst sentences to draw."""
+    examples: int = 6
+    """How many of the best and as many of the worst expressions to draw."""
 
     device: str = "auto"
     """Where to compute: cpu, cuda, cuda:1, ...; auto: CUDA where there is one."""
 
     num_workers: int = 1
-    """Processes that read pictures beside the model; 0: none."""
+    """Processes that read images beside the model; 0: none."""
 
-    pictures_per_batch: int = 4
-    """Pictures read at a time; without influence on any figure."""
+    images_per_batch: int = 4
+    """Images read at a time; without influence on any figure."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class EvaluateResult:
     """What an evaluation came to.
 
     Attributes:
-        evaluation: the metrics, and every sentence.
+        evaluation: the metrics, and every expression.
         title: what it was evaluated on.
-        folder: with evaluation.json, sentences.csv and pictures/.
+        folder: with evaluation.json, sentences.csv and images/.
         overview: the sheet of the best and the worst; None where none were asked for.
         seconds: of the evaluation, without loading and drawing.
-        problems: one line for each record or picture that could not be used.
+        problems: one line for each record or image that could not be used.
         is_first: whether this is the process that prints; others have written nothing.
     """
 
@@ -88,7 +88,7 @@ class EvaluateResult:
     folder: Path
     overview: Path | None
     seconds: float
-    problems: list[str]
+    errors: list[str]
     is_first: bool
 
 
@@ -98,21 +98,21 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     Raises:
         FileNotFoundError: the run, the data or a file of theirs is not there.
         FileExistsError: --out already holds something.
-        OSError: the results cannot be written; a note holds the figures of all sentences.
+        OSError: the results cannot be written; a note holds the figures of all expressions.
         ImportError: --crf or the form of the data needs a package that is not installed.
         ValueError: an option is out of range or data are damaged.
     """
     import torch
 
     from ..data.batch import Collate
-    from ..data.errors import Problems
+    from ..data.errors import ErrorCollector
     from ..evaluation.conventions import CONVENTIONS
     from ..evaluation.evaluate import evaluate
     from ..evaluation.examples import drawn_or_warned, save_extremes
     from ..models.checkpoint import load_model, vocabulary_of
     from ..system.processes import joined_processes
     from .evaluation_folder import evaluation_folder
-    from .run_folder import PICTURES
+    from .run_folder import EXAMPLES
     from .train import chosen_device, scene_labels
 
     options = _with_the_runs_data(options)
@@ -132,12 +132,12 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
         )
         where = chosen_device(options.device)
         model.to(where)
-        problems = Problems(strict=options.strict)
-        dataset, title = _dataset(options, config.size, problems)
+        errors = ErrorCollector(strict=options.strict)
+        dataset, title = _dataset(options, config.size, errors)
         collate = Collate(vocabulary_of(config), config.size, config.max_words)
         refiner = _refiner(options, stack, processes)
         started = time.perf_counter()
-        done: list[SentenceResult] = []
+        done: list[ExpressionResult] = []
         try:
             evaluation = evaluate(
                 model,
@@ -147,9 +147,9 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 refiner=refiner,
                 labels=scene_labels(dataset),
                 device=where,
-                pictures_per_batch=options.pictures_per_batch,
+                images_per_batch=options.images_per_batch,
                 num_workers=options.num_workers,
-                problems=problems,
+                errors=errors,
                 processes=processes,
                 keep=done.append,
             )
@@ -157,7 +157,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
             _keep_so_far(folder, done, len(dataset), processes)
             raise
         seconds = time.perf_counter() - started
-        messages = sorted({line for part in processes.gather(problems.messages) for line in part})
+        messages = sorted({line for part in processes.gather(errors.messages) for line in part})
         overview = None
         if processes.is_first:
             result = EvaluateResult(evaluation, title, folder, None, seconds, messages, True)
@@ -165,18 +165,18 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 _write(options, result, processes.count, torch.get_num_threads(), str(where))
             except OSError as error:
                 figures = ", ".join(f"{name} {v:.4f}" for name, v in evaluation.overall.items())
-                error.add_note(f"Not all could be written to {folder}. All sentences: {figures}.")
+                error.add_note(f"Not all could be written to {folder}. All expressions: {figures}.")
                 raise
             overview = drawn_or_warned(
                 lambda: save_extremes(
                     evaluation.results,
-                    options.pictures,
+                    options.examples,
                     model,
                     dataset,
                     collate,
                     where,
-                    folder / PICTURES,
-                    # lavt compares stretched masks, which do not lie over the picture.
+                    folder / EXAMPLES,
+                    # lavt compares stretched masks, which do not lie over the image.
                     convention=CONVENTIONS["native"] if convention.name == "lavt" else convention,
                     refiner=refiner,
                 )
@@ -187,7 +187,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
 
 
 def _keep_so_far(
-    folder: Path, done: list[SentenceResult], sentences: int, processes: Processes
+    folder: Path, done: list[ExpressionResult], expressions: int, processes: Processes
 ) -> None:
     """Write what an evaluation that is stopped has measured; it makes no figures."""
     from ..evaluation.results import write_results
@@ -195,14 +195,17 @@ def _keep_so_far(
     if not done:
         return
     process = "" if processes.count == 1 else f"-{processes.rank}"
-    path = folder / f"sentences-so-far{process}.csv"
+    path = folder / f"expressions-so-far{process}.csv"
     try:
         write_results(path, done)
     except OSError as error:
-        _LOG.warning("What was measured so far could not be kept: %s", error)
+        _logger.warning("What was measured so far could not be kept: %s", error)
     else:
-        _LOG.warning(
-            "Stopped after %d of %d sentences; their results are in %s", len(done), sentences, path
+        _logger.warning(
+            "Stopped after %d of %d expressions; their results are in %s",
+            len(done),
+            expressions,
+            path,
         )
 
 
@@ -233,7 +236,7 @@ def _with_the_runs_data(options: EvaluateOptions) -> EvaluateOptions:
 
 def _check(options: EvaluateOptions) -> None:
     options.check_data()
-    least = {"num_workers": 0, "pictures": 0, "pictures_per_batch": 1, "scenes": 2}
+    least = {"num_workers": 0, "examples": 0, "images_per_batch": 1, "scenes": 2}
     for name, value in least.items():
         if getattr(options, name) < value:
             option = "--" + name.replace("_", "-")
@@ -243,7 +246,7 @@ def _check(options: EvaluateOptions) -> None:
 
 
 def _dataset(
-    options: EvaluateOptions, size: int, problems: Problems
+    options: EvaluateOptions, size: int, errors: ErrorCollector
 ) -> tuple[ReferringDataset, str]:
     if options.data == "scenes":
         from .train import unseen_scenes
@@ -251,7 +254,7 @@ def _dataset(
         return unseen_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
     from ..data.source import open_split
 
-    dataset = open_split(options.source(), options.split, problems=problems)
+    dataset = open_split(options.source(), options.split, errors=errors)
     return dataset, dataset.title
 
 
@@ -272,17 +275,17 @@ def _write(
     import torch
 
     from .. import __version__
-    from ..evaluation.results import SENTENCES, write_results
+    from ..evaluation.results import EXPRESSIONS, write_results
     from .run_folder import EVALUATION, write_json
 
     evaluation = result.evaluation
-    write_results(result.folder / SENTENCES, evaluation.results)
+    write_results(result.folder / EXPRESSIONS, evaluation.results)
     content: dict[str, Any] = {
         "title": result.title,
         **evaluation.summary(),
         "seconds": round(result.seconds, 2),
-        "sentences_per_second": round(evaluation.sentences / result.seconds, 3),
-        "problems": result.problems,
+        "expressions_per_second": round(evaluation.expressions / result.seconds, 3),
+        "problems": result.errors,
         "options": {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(options).items()

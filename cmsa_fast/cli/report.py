@@ -23,26 +23,26 @@ Row = tuple[str, int, Mapping[str, float]]
 
 
 def format_result(result: Result) -> str:
-    """A table for people: every sentence, each kind, and the sentences shuffled among the pictures.
+    """A table for people: every expression, each kind, and the expressions shuffled among the images.
 
     For scenes it also says what word order costs, which CMSA does not see.
     """
     evaluation = result.evaluation
-    rows: list[Row] = [("all sentences", evaluation.sentences, evaluation.overall)]
+    rows: list[Row] = [("all expressions", evaluation.expressions, evaluation.overall)]
     rows += _kinds(evaluation)
     if result.shuffled is not None:
         shuffled = result.shuffled
-        rows.append(("sentences shuffled", shuffled.sentences, shuffled.overall))
+        rows.append(("expressions shuffled", shuffled.expressions, shuffled.overall))
     lines = _table(rows)
     minutes, seconds = divmod(round(result.progress.seconds), 60)
     lines += [
         "",
-        "IoU at the pictures' own size. overall IoU: sum of intersections / sum of unions;",
-        "mean IoU: mean over sentences; prec@X: share of sentences with IoU >= X.",
+        "IoU at the images' own size. overall IoU: sum of intersections / sum of unions;",
+        "mean IoU: mean over expressions; prec@X: share of expressions with IoU >= X.",
         *_generalized(evaluation),
         *_word_order(evaluation),
         f"{result.progress.step} steps in {minutes} min {seconds} s; everything is in {result.folder}",
-        *_problems(result.problems, evaluation.unusable),
+        *_problems(result.errors, evaluation.unusable),
     ]
     if result.overview is not None:
         lines.append(f"Look at {result.overview}")
@@ -50,25 +50,25 @@ def format_result(result: Result) -> str:
 
 
 def format_evaluation(result: EvaluateResult) -> str:
-    """A table for people: every sentence, each kind, sentences by length and objects by size."""
+    """A table for people: every expression, each kind, expressions by length and objects by size."""
     evaluation = result.evaluation
-    rows: list[Row] = [("all sentences", evaluation.sentences, evaluation.overall)]
+    rows: list[Row] = [("all expressions", evaluation.expressions, evaluation.overall)]
     rows += _kinds(evaluation)
     for groups in (evaluation.by_length, evaluation.by_size):
         rows += [(name, int(group["sentences"]), group) for name, group in groups.items()]
-    rate = evaluation.sentences / result.seconds
+    rate = evaluation.expressions / result.seconds
     lines = [
         f"{result.title}, convention {evaluation.convention}",
         "",
         *_table(rows),
         "",
-        "overall IoU: sum of intersections / sum of unions; mean IoU: mean over sentences; prec@X: share of",
-        "sentences that reach X. Sizes are shares of the picture that the object covers.",
+        "overall IoU: sum of intersections / sum of unions; mean IoU: mean over expressions; prec@X: share of",
+        "expressions that reach X. Sizes are shares of the image that the object covers.",
         *_generalized(evaluation),
         *_word_order(evaluation),
-        f"{evaluation.sentences} sentences in {result.seconds:.1f} s ({rate:.1f} a second); everything is in "
+        f"{evaluation.expressions} expressions in {result.seconds:.1f} s ({rate:.1f} a second); everything is in "
         f"{result.folder}",
-        *_problems(result.problems, evaluation.unusable),
+        *_problems(result.errors, evaluation.unusable),
     ]
     if result.overview is not None:
         lines.append(f"Look at {result.overview}")
@@ -98,7 +98,7 @@ def _generalized(evaluation: Evaluation) -> list[str]:
     numbers = ", ".join(
         f"{name} {found[name]:.3f}" for name in _GENERALIZED if found[name] is not None
     )
-    return [f"Some sentences name nothing in their picture. As for gRefCOCO: {numbers}."]
+    return [f"Some expressions name nothing in their image. As for gRefCOCO: {numbers}."]
 
 
 def _word_order(evaluation: Evaluation) -> list[str]:
@@ -112,13 +112,13 @@ def _word_order(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _problems(problems: Sequence[str], unusable: int) -> list[str]:
-    if not problems:
+def _problems(errors: Sequence[str], unusable: int) -> list[str]:
+    if not errors:
         return []
-    lines = [f"{len(problems)} records or pictures could not be used and were left out:"]
+    lines = [f"{len(errors)} records or images could not be used and were left out:"]
     if unusable:
-        lines.insert(0, f"Sentences of the split that are in no figure: {unusable}.")
-    lines += [f"  {line}" for line in problems[:_SHOWN_PROBLEMS]]
-    if len(problems) > _SHOWN_PROBLEMS:
-        lines.append(f"  ... and {len(problems) - _SHOWN_PROBLEMS} more, all in evaluation.json")
+        lines.insert(0, f"Expressions of the split that are in no figure: {unusable}.")
+    lines += [f"  {line}" for line in errors[:_SHOWN_PROBLEMS]]
+    if len(errors) > _SHOWN_PROBLEMS:
+        lines.append(f"  ... and {len(errors) - _SHOWN_PROBLEMS} more, all in evaluation.json")
     return lines

@@ -13,7 +13,7 @@ from .train_options import TrainOptions
 
 OPTIONS = "options.json"
 EVALUATION = "evaluation.json"
-PICTURES = "pictures"
+EXAMPLES = "examples"
 
 # What may change when a run goes on: it has no influence on the weights.
 _FREE = {
@@ -23,7 +23,7 @@ _FREE = {
     "device",
     "backend",
     "checkpoint_every",
-    "pictures",
+    "examples",
     "strict",
 }
 _PATHS = {"root", "image_dir", "exclude", "vocabulary", "glove", "run_dir"}

@@ -1,4 +1,4 @@
-"""The main job: data, model, training, evaluation and pictures, in that order."""
+"""The main job: data, model, training, evaluation and images, in that order."""
 
 import logging
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from torch import nn
 
 from ..data.batch import Collate
 from ..data.check.leakage import read_exclusions
-from ..data.errors import Problems
+from ..data.errors import ErrorCollector
 from ..data.sample import ReferringDataset
-from ..data.scenes.dataset import MOST_SENTENCES, WORDS, ScenesDataset
-from ..data.shuffled import ShuffledSentences
+from ..data.scenes.dataset import MOST_EXPRESSIONS, WORDS, ScenesDataset
+from ..data.shuffled import ShuffledExpressions
 from ..data.source import open_split
 from ..data.vocabulary import Vocabulary, tokenize
 from ..evaluation.evaluate import Evaluation, evaluate
@@ -21,12 +21,12 @@ from ..evaluation.examples import drawn_or_warned, examples_of
 from ..evaluation.visualization import save_examples
 from ..models import build_model
 from ..models.checkpoint import ModelConfig
-from ..nn import WordTable
+from ..nn import WordEmbedding
 from ..training.loop import Progress, train
 from ..training.recipe import Recipe
 from .run_folder import (
     EVALUATION,
-    PICTURES,
+    EXAMPLES,
     choose_folder,
     resumed_options,
     write_json,
@@ -34,11 +34,11 @@ from .run_folder import (
 )
 from .train_options import TrainOptions
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 # Unseen scenes are the same for every seed of a training, so that runs can be compared.
 _EVALUATION_SEED = 0
-_EVALUATION_SENTENCES = 2
+_EVALUATION_EXPRESSIONS = 2
 WORD_ORDER = "relation, word order decides"
 NO_WORD_ORDER = "relation, any word order"
 
@@ -51,9 +51,9 @@ class Result:
         folder: of the run.
         progress: steps and seconds of training.
         evaluation: on the evaluation split.
-        shuffled: the same with the sentences shuffled among the pictures; None where there is one picture only.
-        overview: the sheet of example pictures; None where none were asked for.
-        problems: one line for each record or picture that could not be used.
+        shuffled: the same with the expressions shuffled among the images; None where there is one image only.
+        overview: the sheet of example images; None where none were asked for.
+        problems: one line for each record or image that could not be used.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Result:
     evaluation: Evaluation
     shuffled: Evaluation | None
     overview: Path | None
-    problems: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 def run_training(options: TrainOptions) -> Result:
@@ -85,17 +85,17 @@ def run_training(options: TrainOptions) -> Result:
     recipe = options.recipe()
 
     torch.manual_seed(options.seed)
-    problems = Problems(strict=options.strict)
-    training, validation = _datasets(options, recipe, problems)
+    errors = ErrorCollector(strict=options.strict)
+    training, validation = _datasets(options, recipe, errors)
     vocabulary = _vocabulary(options, training)
     model, config = _model(options, recipe, vocabulary)
     model.to(device)
     collate = Collate(vocabulary, recipe.size, recipe.max_words)
     if options.data != "scenes":
-        _log_words("training", training.sentences(), vocabulary, recipe.max_words)
-        _log_words("evaluation", validation.sentences(), vocabulary, recipe.max_words)
-    _LOG.info(
-        "%d training sentences, %d words, %.2f M parameters, on %s; run folder %s",
+        _log_words("training", training.expressions(), vocabulary, recipe.max_words)
+        _log_words("evaluation", validation.expressions(), vocabulary, recipe.max_words)
+    _logger.info(
+        "%d training expressions, %d words, %.2f M parameters, on %s; run folder %s",
         len(training),
         len(vocabulary),
         sum(parameter.numel() for parameter in model.parameters()) / 1e6,
@@ -118,9 +118,9 @@ def run_training(options: TrainOptions) -> Result:
         num_workers=options.num_workers,
         checkpoint_every=options.checkpoint_every,
         resume=options.resume,
-        problems=problems,
+        errors=errors,
     )
-    return _evaluate(options, folder, progress, model, validation, collate, device, problems)
+    return _evaluate(options, folder, progress, model, validation, collate, device, errors)
 
 
 def _check(options: TrainOptions) -> None:
@@ -129,7 +129,7 @@ def _check(options: TrainOptions) -> None:
     for name, least in {
         "seed": 0,
         "num_workers": 0,
-        "pictures": 0,
+        "examples": 0,
         "checkpoint_every": 1,
         "evaluate_scenes": 2,
     }.items():
@@ -140,13 +140,13 @@ def _check(options: TrainOptions) -> None:
         raise ValueError(f"--seed must be below 2**63; got {options.seed}.")
     if options.data == "scenes" and options.exclude is not None:
         raise ValueError("--exclude goes with --data refer and the other forms that are folders.")
-    if options.data == "scenes" and recipe.sentences_per_picture > MOST_SENTENCES:
+    if options.data == "scenes" and recipe.expressions_per_image > MOST_EXPRESSIONS:
         raise ValueError(
-            f"--sentences-per-picture must be at most {MOST_SENTENCES} with --data scenes; "
-            f"got {recipe.sentences_per_picture}."
+            f"--expressions-per-image must be at most {MOST_EXPRESSIONS} with --data scenes; "
+            f"got {recipe.expressions_per_image}."
         )
     if recipe.warmup_steps >= recipe.steps:
-        _LOG.warning(
+        _logger.warning(
             "The learning rate only rises: --warmup-steps %d is not less than --steps %d.",
             recipe.warmup_steps,
             recipe.steps,
@@ -170,24 +170,22 @@ def chosen_device(name: str) -> torch.device:
 
 
 def _datasets(
-    options: TrainOptions, recipe: Recipe, problems: Problems
+    options: TrainOptions, recipe: Recipe, errors: ErrorCollector
 ) -> tuple[ReferringDataset, ReferringDataset]:
     if options.data == "scenes":
         training = ScenesDataset(
-            recipe.steps * recipe.pictures_per_step,  # no scene is seen twice
+            recipe.steps * recipe.images_per_step,  # no scene is seen twice
             seed=options.seed,
             split="train",
             size=recipe.size,
-            sentences_per_scene=recipe.sentences_per_picture,
+            expressions_per_scene=recipe.expressions_per_image,
         )
         return training, unseen_scenes(options.evaluate_scenes, recipe.size)
     source = options.source()
     exclude = None if options.exclude is None else read_exclusions(options.exclude)
     return (
-        open_split(
-            source, options.train_split, for_training=True, exclude=exclude, problems=problems
-        ),
-        open_split(source, options.evaluate_split, problems=problems),
+        open_split(source, options.train_split, for_training=True, exclude=exclude, errors=errors),
+        open_split(source, options.evaluate_split, errors=errors),
     )
 
 
@@ -198,7 +196,7 @@ def unseen_scenes(count: int, size: int) -> ScenesDataset:
         seed=_EVALUATION_SEED,
         split="val",
         size=size,
-        sentences_per_scene=_EVALUATION_SENTENCES,
+        expressions_per_scene=_EVALUATION_EXPRESSIONS,
     )
 
 
@@ -206,26 +204,26 @@ def _vocabulary(options: TrainOptions, training: ReferringDataset) -> Vocabulary
     if options.vocabulary is not None:
         return Vocabulary.from_file(options.vocabulary)
     if options.data == "scenes":
-        return Vocabulary.from_sentences(WORDS)
-    return Vocabulary.from_sentences(training.sentences())
+        return Vocabulary.from_expressions(WORDS)
+    return Vocabulary.from_expressions(training.expressions())
 
 
-def _log_words(split: str, sentences: list[str], vocabulary: Vocabulary, most: int) -> None:
+def _log_words(split: str, expressions: list[str], vocabulary: Vocabulary, most: int) -> None:
     """Say beforehand what the model will not read; counts made by workers stay in the workers."""
     known = set(vocabulary.tokens)
-    tokenized = [tokenize(sentence) for sentence in sentences]
+    tokenized = [tokenize(expression) for expression in expressions]
     cut = sum(len(tokens) > most for tokens in tokenized)
     unknown = sum(token not in known for tokens in tokenized for token in tokens[:most])
     if cut:
-        _LOG.warning(
-            "%d of %d %s sentences are longer than %d words and are cut",
+        _logger.warning(
+            "%d of %d %s expressions are longer than %d words and are cut",
             cut,
-            len(sentences),
+            len(expressions),
             split,
             most,
         )
     if unknown:
-        _LOG.warning("%d words of %s sentences are not in the vocabulary", unknown, split)
+        _logger.warning("%d words of %s expressions are not in the vocabulary", unknown, split)
 
 
 def _model(
@@ -233,7 +231,7 @@ def _model(
 ) -> tuple[nn.Module, ModelConfig]:
     table = None
     if options.glove is not None:
-        table = WordTable.from_glove(options.glove, vocabulary.tokens)
+        table = WordEmbedding.from_glove(options.glove, vocabulary.tokens)
     model_options = {
         "vocabulary_size": len(vocabulary),
         "backbone": recipe.backbone,
@@ -262,7 +260,7 @@ def _evaluate(
     validation: ReferringDataset,
     collate: Collate,
     device: torch.device,
-    problems: Problems,
+    errors: ErrorCollector,
 ) -> Result:
     evaluation = evaluate(
         model,
@@ -271,7 +269,7 @@ def _evaluate(
         labels=scene_labels(validation),
         device=device,
         num_workers=options.num_workers,
-        problems=problems,
+        errors=errors,
     )
     shuffled: Evaluation | None = None
 
@@ -281,7 +279,7 @@ def _evaluate(
             "shuffled": None if shuffled is None else shuffled.overall,
             "steps": progress.step,
             "training_seconds": round(progress.seconds, 1),
-            "problems": problems.messages,
+            "problems": errors.messages,
         }
         write_json(folder / EVALUATION, content)
 
@@ -289,28 +287,28 @@ def _evaluate(
     if len(set(validation.image_ids())) > 1:
         shuffled = evaluate(
             model,
-            ShuffledSentences(validation),
+            ShuffledExpressions(validation),
             collate,
             device=device,
             num_workers=options.num_workers,
-            title="evaluate, sentences shuffled",
-            problems=Problems(strict=options.strict),
+            title="evaluate, expressions shuffled",
+            errors=ErrorCollector(strict=options.strict),
         )
         write()
     overview = None
-    if options.pictures:
-        chosen = _spread([result.index for result in evaluation.results], options.pictures)
+    if options.examples:
+        chosen = _spread([result.index for result in evaluation.results], options.examples)
         overview = drawn_or_warned(
             lambda: save_examples(
                 examples_of(model, [validation[i] for i in chosen], collate, device),
-                folder / PICTURES,
+                folder / EXAMPLES,
             )
         )
-    return Result(folder, progress, evaluation, shuffled, overview, problems.messages)
+    return Result(folder, progress, evaluation, shuffled, overview, errors.messages)
 
 
 def scene_labels(dataset: ReferringDataset) -> list[list[str]] | None:
-    """Kinds of the scenes' sentences; relations also by whether a bag of words says which object is meant."""
+    """Kinds of the scenes' expressions; relations also by whether a bag of words says which object is meant."""
     if not isinstance(dataset, ScenesDataset):
         return None
     labels = [[kind] for kind in dataset.kinds()]

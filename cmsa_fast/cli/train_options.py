@@ -52,13 +52,13 @@ class TrainOptions(DataOptions):
     """Split to evaluate on at the end, unless --data scenes."""
 
     evaluate_scenes: int = 500
-    """Unseen scenes of --data scenes to evaluate on at the end, two sentences each."""
+    """Unseen scenes of --data scenes to evaluate on at the end, two expressions each."""
 
     exclude: Annotated[Path | None, without_default("FILE", "default: none")] = None
-    """Pictures to leave out of the training split, as `cmsa-fast data check --write-exclusions` lists them."""
+    """Images to leave out of the training split, as `cmsa-fast data check --write-exclusions` lists them."""
 
     vocabulary: Annotated[
-        Path | None, without_default("PATH", "default: the words of the training sentences")
+        Path | None, without_default("PATH", "default: the words of the training expressions")
     ] = None
     """A published word list, one word a line."""
 
@@ -77,7 +77,7 @@ class TrainOptions(DataOptions):
     """Of the weights, the scenes and the order; the same seed gives the same result on the same machine."""
 
     num_workers: int = 1
-    """Processes that read or draw pictures beside the training; 0: none."""
+    """Processes that read or draw images beside the training; 0: none."""
 
     device: str = "auto"
     """Where to compute: cpu, cuda, cuda:1, ...; auto: CUDA where there is one."""
@@ -88,17 +88,17 @@ class TrainOptions(DataOptions):
     checkpoint_every: int = 200
     """Steps between checkpoints; one is always written at the end, and on Ctrl-C."""
 
-    pictures: int = 12
-    """How many evaluated sentences to draw."""
+    examples: int = 12
+    """How many evaluated expressions to draw."""
 
     size: Annotated[int | None, _of_preset("size")] = None
     """Side of the square input in pixels."""
     steps: Annotated[int | None, _of_preset("steps")] = None
     """Optimiser steps; the learning rate falls to 0 over them."""
-    pictures_per_step: Annotated[int | None, _of_preset("pictures_per_step")] = None
-    """Pictures in a batch."""
-    sentences_per_picture: Annotated[int | None, _of_preset("sentences_per_picture")] = None
-    """Sentences drawn for each picture of a batch."""
+    images_per_step: Annotated[int | None, _of_preset("images_per_step")] = None
+    """Images in a batch."""
+    expressions_per_image: Annotated[int | None, _of_preset("expressions_per_image")] = None
+    """Expressions drawn for each image of a batch."""
     learning_rate: Annotated[float | None, _of_preset("learning_rate")] = None
     """Adam's learning rate after the warm-up."""
     warmup_steps: Annotated[int | None, _of_preset("warmup_steps")] = None
@@ -110,11 +110,11 @@ class TrainOptions(DataOptions):
     dice_weight: Annotated[float | None, _of_preset("dice_weight")] = None
     """Weight of the Dice loss added to the cross-entropy of Eq. 7."""
     max_words: Annotated[int | None, _of_preset("max_words")] = None
-    """Words kept of a sentence."""
+    """Words kept of an expression."""
     backbone: Annotated[Backbone | None, _of_preset("backbone")] = None
-    """Network that sees the picture."""
+    """Network that sees the image."""
     backbone_weights: Annotated[str | None, _of_preset("backbone_weights")] = None
-    """One of imagenet, voc-labels (its COCO training has seen RefCOCO's test pictures), none, or a file."""
+    """One of imagenet, voc-labels (its COCO training has seen RefCOCO's test images), none, or a file."""
     word_channels: Annotated[int | None, _of_preset("word_channels")] = None
     """Width of the word table."""
     attention_channels: Annotated[int | None, _of_preset("attention_channels")] = None

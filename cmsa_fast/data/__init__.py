@@ -1,30 +1,30 @@
 """Referring data sets, words and batches: everything that knows files.
 
-A data set on disk is a `Source`; `open_split` opens a split of it with one item per sentence, whatever
-the form of its files. An item is a `Sample`: picture, mask, sentence and numbers. `Collate` makes a
+A data set on disk is a `Source`; `open_split` opens a split of it with one item per expression, whatever
+the form of its files. An item is a `Sample`: image, mask, expression and numbers. `Collate` makes a
 `Batch` of samples.
 
     source = Source(form="refer", root=Path("data"), name="refcoco+")
-    problems = Problems(strict=False)
+    problems = ErrorCollector(strict=False)
     dataset = open_split(source, "train", for_training=True, problems=problems)
-    vocabulary = Vocabulary.from_sentences(dataset.sentences())
+    vocabulary = Vocabulary.from_expressions(dataset.expressions())
     batch = Collate(vocabulary, size=320)([dataset[0], dataset[1]])
 
 What cannot be used is left out and told in `problems.messages`; without `problems`, or with
-`Problems(strict=True)`, the first such record is an error. Behind every data set is a list of
-`Record`: sentences that name the same objects in one picture. `RecordDataset` makes a data set of
+`ErrorCollector(strict=True)`, the first such record is an error. Behind every data set is a list of
+`Record`: expressions that name the same objects in one image. `RecordDataset` makes a data set of
 records of one's own, `ScenesDataset` draws scenes and needs no files.
 """
 
-from .batch import Batch, Collate, PictureBatchSampler
+from .batch import Batch, Collate, ImageBatchSampler
 from .dataset import DatasetReport, RecordDataset
-from .errors import Problems
+from .errors import ErrorCollector
 from .flip import horizontal_flip, swap_left_right
 from .formats.refer import ReferDataset
 from .images import read_image
 from .sample import ReferringDataset, Sample
 from .scenes.dataset import ScenesDataset
-from .shuffled import ShuffledSentences
+from .shuffled import ShuffledExpressions
 from .source import Source, open_split, read_records
 from .transforms import Letterbox
 from .types import Record
@@ -34,16 +34,16 @@ __all__ = [
     "Batch",
     "Collate",
     "DatasetReport",
+    "ErrorCollector",
+    "ImageBatchSampler",
     "Letterbox",
-    "PictureBatchSampler",
-    "Problems",
     "Record",
     "RecordDataset",
     "ReferDataset",
     "ReferringDataset",
     "Sample",
     "ScenesDataset",
-    "ShuffledSentences",
+    "ShuffledExpressions",
     "Source",
     "Vocabulary",
     "horizontal_flip",

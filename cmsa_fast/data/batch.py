@@ -1,4 +1,4 @@
-"""Samples to batches: every distinct picture once, every sentence with its words."""
+"""Samples to batches: every distinct image once, every expression with its words."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Batch:
-    """B sentences about B_images distinct pictures, at the network's size S.
+    """B expressions about B_images distinct images, at the network's size S.
 
     Attributes:
-        images: float32 `[B_images, 3, S, S]` in [0, 1], RGB; one per distinct picture, in the order in
-            which the sentences first name them.
+        images: float32 `[B_images, 3, S, S]` in [0, 1], RGB; one per distinct image, in the order in
+            which the expressions first name them.
         words: int64 `[B, N]`, word numbers, padded at the front with `<pad>` (as the published code does).
-        word_mask: bool `[B, N]`, True where a word is real; at least one per sentence.
+        word_mask: bool `[B, N]`, True where a word is real; at least one per expression.
         masks: bool `[B, S, S]`.
-        image_index: int64 `[B]`, which picture each sentence belongs to.
-        samples: The originals, one per sentence, for evaluation at the picture's own size; they stay
+        image_index: int64 `[B]`, which image each expression belongs to.
+        samples: The originals, one per expression, for evaluation at the image's own size; they stay
             where they are when the batch moves.
-        letterboxes: How each sentence's picture sits in the square, one per sentence.
+        letterboxes: How each expression's image sits in the square, one per expression.
     """
 
     images: Tensor
@@ -69,14 +69,14 @@ class Batch:
 class Collate:
     """Makes a batch of samples: the `collate_fn` of a `DataLoader`, fit to be sent to its workers.
 
-    Samples with one `image_id` share one picture in the batch, so their images must be the same. (Mirrored
-    by `horizontal_flip`, a picture is another one: mirror all of its samples or none.)
+    Samples with one `image_id` share one image in the batch, so their images must be the same. (Mirrored
+    by `horizontal_flip`, an image is another one: mirror all of its samples or none.)
 
     Attributes:
         vocabulary: The word list.
         size: The square's side in pixels.
-        max_words: Most words kept of a sentence.
-        vanished_masks: How many masks so far had pixels in the picture and none in the square (see
+        max_words: Most words kept of an expression.
+        vanished_masks: How many masks so far had pixels in the image and none in the square (see
             `Letterbox.mask`); the first is logged. A copy in a worker process counts for itself.
     """
 
@@ -86,7 +86,7 @@ class Collate:
         Args:
             vocabulary: The word list.
             size: The square's side in pixels, at least 1.
-            max_words: Most words to keep of a sentence, at least 1.
+            max_words: Most words to keep of an expression, at least 1.
 
         Raises:
             ValueError: `size` or `max_words` is below 1.
@@ -107,12 +107,12 @@ class Collate:
             samples: At least one; the order is kept.
 
         Returns:
-            The batch; N is the word count of its longest sentence.
+            The batch; N is the word count of its longest expression.
 
         Raises:
-            TypeError: An image is not uint8, a mask not bool or a sentence no string.
+            TypeError: An image is not uint8, a mask not bool or an expression no string.
             ValueError: There is no sample, an image is not `[3, H, W]`, a mask differs in size from its
-                picture, samples of one `image_id` differ in picture or its size, or a sentence has no
+                image, samples of one `image_id` differ in image or its size, or an expression has no
                 word. A note names the sample.
         """
         if not samples:
@@ -125,14 +125,14 @@ class Collate:
         encoded: list[list[int]] = []
         for sample in samples:
             try:
-                _check_picture(sample, firsts[sample.image_id])
+                _check_image(sample, firsts[sample.image_id])
                 if sample.image_id not in places:
                     box = Letterbox(*_size(sample), size=self.size)
                     places[sample.image_id] = len(images)
                     boxes.append(box)
                     images.append(box.image(sample.image))
                 masks.append(self._mask(boxes[places[sample.image_id]], sample))
-                encoded.append(self.vocabulary.encode(sample.sentence, self.max_words))
+                encoded.append(self.vocabulary.encode(sample.expression, self.max_words))
             except (TypeError, ValueError) as error:
                 error.add_note(
                     f"In the sample with image_id {sample.image_id}, ref_id {sample.ref_id}, "
@@ -171,20 +171,20 @@ def _size(sample: Sample) -> tuple[int, int]:
     return height, width
 
 
-def _check_picture(sample: Sample, first: Sample) -> None:
+def _check_image(sample: Sample, first: Sample) -> None:
     if sample.image.ndim != 3:
         raise ValueError(f"image must be [3, H, W], but its shape is {list(sample.image.shape)}.")
     if sample.image is first.image:
         return
     if _size(sample) != _size(first):
         raise ValueError(
-            "samples of one image_id must have one picture size, but there are "
+            "samples of one image_id must have one image size, but there are "
             "{} x {} and {} x {}.".format(*_size(first), *_size(sample))
         )
     if not torch.equal(sample.image, first.image):
         raise ValueError(
-            "samples of one image_id must have one picture, but there are two different ones; a "
-            "picture is mirrored for all of its sentences or for none."
+            "samples of one image_id must have one image, but there are two different ones; a "
+            "image is mirrored for all of its expressions or for none."
         )
 
 
@@ -198,37 +198,37 @@ def _pad(encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
     return words, word_mask
 
 
-class PictureBatchSampler(Sampler[list[int]]):
-    """Batches of items that share pictures, so that a picture's features serve several sentences.
+class ImageBatchSampler(Sampler[list[int]]):
+    """Batches of items that share images, so that an image's features serve several expressions.
 
-    For training (`shuffle=True`) an epoch shows every picture once, in random order, each with at most
-    `sentences_per_picture` of its sentences, drawn at random: of a picture with more, an epoch leaves
-    sentences out and later epochs draw others. The draw depends on `seed` and the epoch alone; call
+    For training (`shuffle=True`) an epoch shows every image once, in random order, each with at most
+    `expressions_per_image` of its expressions, drawn at random: of an image with more, an epoch leaves
+    expressions out and later epochs draw others. The draw depends on `seed` and the epoch alone; call
     `set_epoch` before each epoch, otherwise all are alike.
 
-    For evaluation (`shuffle=False`) every item comes exactly once. Pictures come in the order in which
-    they first appear, the items of one picture together and in order, `sentences_per_picture` at a time:
-    a picture with more comes again right after, perhaps in the next batch.
+    For evaluation (`shuffle=False`) every item comes exactly once. Images come in the order in which
+    they first appear, the items of one image together and in order, `expressions_per_image` at a time:
+    an image with more comes again right after, perhaps in the next batch.
 
-    In both forms a batch has at most `pictures * sentences_per_picture` items, and the last batch is
-    shorter where the number of pictures asks for it.
+    In both forms a batch has at most `images * expressions_per_image` items, and the last batch is
+    shorter where the number of images asks for it.
     """
 
     def __init__(
         self,
         image_ids: Sequence[int],
-        pictures: int,
-        sentences_per_picture: int,
+        images: int,
+        expressions_per_image: int,
         *,
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
-        """Group the items by picture.
+        """Group the items by image.
 
         Args:
-            image_ids: The picture of every item, in order (`ReferringDataset.image_ids()`).
-            pictures: Pictures in a batch, at least 1.
-            sentences_per_picture: Most sentences of one picture at a time, at least 1.
+            image_ids: The image of every item, in order (`ReferringDataset.image_ids()`).
+            images: Images in a batch, at least 1.
+            expressions_per_image: Most expressions of one image at a time, at least 1.
             shuffle: True for training, False for evaluation.
             seed: Start of the random draws, at least 0.
 
@@ -239,14 +239,14 @@ class PictureBatchSampler(Sampler[list[int]]):
         if len(image_ids) == 0:
             raise ValueError("image_ids must name at least one item, but it is empty.")
         for name, value, least in (
-            ("pictures", pictures, 1),
-            ("sentences_per_picture", sentences_per_picture, 1),
+            ("pictures", images, 1),
+            ("expressions_per_image", expressions_per_image, 1),
             ("seed", seed, 0),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, but it is {value}.")
-        self.pictures = pictures
-        self.sentences_per_picture = sentences_per_picture
+        self.images = images
+        self.expressions_per_image = expressions_per_image
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
@@ -270,28 +270,28 @@ class PictureBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Number of batches in one pass."""
-        turns = len(self._groups)
+        groups = len(self._groups)
         if not self.shuffle:
-            turns = sum(-(-len(group) // self.sentences_per_picture) for group in self._groups)
-        return -(-turns // self.pictures)
+            groups = sum(-(-len(group) // self.expressions_per_image) for group in self._groups)
+        return -(-groups // self.images)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Batches of item indices."""
-        turns = self._drawn_turns() if self.shuffle else self._ordered_turns()
-        for start in range(0, len(turns), self.pictures):
-            yield [item for turn in turns[start : start + self.pictures] for item in turn]
+        groups = self._drawn_turns() if self.shuffle else self._ordered_turns()
+        for start in range(0, len(groups), self.images):
+            yield [item for turn in groups[start : start + self.images] for item in turn]
 
     def _drawn_turns(self) -> list[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
-        turns = []
-        for picture in random.permutation(len(self._groups)):
-            group = self._groups[picture]
-            chosen = random.permutation(len(group))[: self.sentences_per_picture]
-            turns.append([group[index] for index in chosen])
-        return turns
+        groups = []
+        for image in random.permutation(len(self._groups)):
+            group = self._groups[image]
+            chosen = random.permutation(len(group))[: self.expressions_per_image]
+            groups.append([group[index] for index in chosen])
+        return groups
 
     def _ordered_turns(self) -> list[list[int]]:
-        step = self.sentences_per_picture
+        step = self.expressions_per_image
         return [
             group[start : start + step]
             for group in self._groups

@@ -1,4 +1,4 @@
-"""Records and pictures that cannot be used: raised at once, or counted and told in the end."""
+"""Records and images that cannot be used: raised at once, or counted and told in the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _logger = logging.getLogger(__name__)
 _SHOWN = 20
 
 
-class Problems:
+class ErrorCollector:
     """Where readers leave what they cannot use.
 
     As a context manager it takes care of one record: with `strict` what goes wrong inside is raised,
@@ -46,13 +46,13 @@ class Problems:
         """
         if self.strict:
             raise error
-        self.messages.append(in_one_line(error))
+        self.messages.append(one_line(error))
         if self.count <= _SHOWN:
             _logger.warning("%s", self.messages[-1])
         if self.count == _SHOWN:
             _logger.warning("Further problems are only counted; all are told in the end.")
 
-    def __enter__(self) -> Problems:
+    def __enter__(self) -> ErrorCollector:
         return self
 
     def __exit__(
@@ -67,7 +67,7 @@ class Problems:
         return True
 
 
-def in_one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What an error says, with the notes that say where it happened."""
     parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
     return " ".join(" ".join(parts).split())

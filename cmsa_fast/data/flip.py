@@ -1,7 +1,7 @@
 """Mirroring a sample together with its words.
 
-Mirroring a picture alone makes data wrong: "left" and "right" are the most frequent words of RefCOCO
-that say where something is, and in the mirror "left man" is the other man. Picture, mask and sentence
+Mirroring an image alone makes data wrong: "left" and "right" are the most frequent words of RefCOCO
+that say where something is, and in the mirror "left man" is the other man. Image, mask and expression
 must turn together.
 """
 
@@ -24,8 +24,8 @@ _DIRECTIONS = re.compile(
 _OPPOSITE = {"left": "right", "right": "left"}
 
 
-def swap_left_right(sentence: str) -> str:
-    """Exchange the English words left and right in a sentence.
+def swap_left_right(expression: str) -> str:
+    """Exchange the English words left and right in an expression.
 
     Parts of longer words count too ("leftmost", "left-most", "lefthand", "bottomright"), but not words that
     name no side ("bright", "upright", "leftover"). Capitals are kept. The rule looks at words, not at
@@ -33,17 +33,17 @@ def swap_left_right(sentence: str) -> str:
     ("rigth") stay.
 
     Args:
-        sentence: The sentence as written.
+        expression: The expression as written.
 
     Returns:
-        The sentence about the mirrored picture; a sentence without such words comes back unchanged.
+        The expression about the mirrored image; an expression without such words comes back unchanged.
 
     Raises:
-        TypeError: `sentence` is no string.
+        TypeError: `expression` is no string.
     """
-    if not isinstance(sentence, str):
-        raise TypeError(f"sentence must be a str, but it is a {type(sentence).__name__}.")
-    return _DIRECTIONS.sub(_swapped, sentence)
+    if not isinstance(expression, str):
+        raise TypeError(f"expression must be a str, but it is a {type(expression).__name__}.")
+    return _DIRECTIONS.sub(_swapped, expression)
 
 
 def _swapped(match: re.Match[str]) -> str:
@@ -57,10 +57,10 @@ def _swapped(match: re.Match[str]) -> str:
 
 
 def horizontal_flip(sample: Sample) -> Sample:
-    """Mirror a sample left to right: picture, mask and the sentence's left and right.
+    """Mirror a sample left to right: image, mask and the expression's left and right.
 
-    Every sample is mirrored, whatever its sentence says. Samples of one picture that go into one batch must
-    be mirrored all or none, since a batch holds a picture once; `Collate` refuses a mixture.
+    Every sample is mirrored, whatever its expression says. Samples of one image that go into one batch must
+    be mirrored all or none, since a batch holds an image once; `Collate` refuses a mixture.
 
     Args:
         sample: Any sample; it is left as it is.
@@ -72,5 +72,5 @@ def horizontal_flip(sample: Sample) -> Sample:
         sample,
         image=sample.image.flip(-1),
         mask=sample.mask.flip(-1),
-        sentence=swap_left_right(sample.sentence),
+        expression=swap_left_right(sample.expression),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader, Dataset
 
 from .batch import Batch, Collate
-from .errors import Problems
+from .errors import ErrorCollector
 from .sample import ReferringDataset, Sample
 
 
@@ -18,7 +18,7 @@ class BatchLoader:
     """Reads batches of items, and raises what goes wrong with them as it was raised.
 
     A `DataLoader` alone packs an error of a worker, with its traceback, into the message of another one;
-    here a damaged picture gives the same sentence with workers and without.
+    here a damaged image gives the same expression with workers and without.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class BatchLoader:
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
-        problems: Problems | None = None,
+        errors: ErrorCollector | None = None,
     ) -> None:
         """
         Args:
@@ -40,7 +40,7 @@ class BatchLoader:
             pin_memory: give batches in page-locked memory.
             problems: takes the items that cannot be read, each once. None: the first one is an error.
         """
-        self._problems = problems or Problems(strict=True)
+        self._problems = errors or ErrorCollector(strict=True)
         self._told: set[int] = set()
         self._loader: DataLoader[_Loaded | Exception] = DataLoader(
             _Batches(dataset, collate, self._problems.strict),
@@ -79,7 +79,7 @@ class BatchLoader:
             if "DataLoader worker" not in str(error):
                 raise
             raise ChildProcessError(
-                "A process that reads pictures ended by itself; most often there is too little memory, and "
+                "A process that reads images ended by itself; most often there is too little memory, and "
                 f"fewer num_workers help. ({error})"
             ) from error
 

@@ -58,8 +58,8 @@ class MaskFile(ABC):
         """Reads the mask.
 
         Args:
-            height: The picture's height in pixels.
-            width: The picture's width in pixels.
+            height: The image's height in pixels.
+            width: The image's width in pixels.
 
         Returns:
             bool `[height, width]`.
@@ -112,15 +112,15 @@ class PngMask(MaskFile):
     """
 
     def _read(self, file: IO[bytes], path: Path, height: int, width: int) -> NDArray[np.bool_]:
-        with Image.open(file, formats=["PNG"]) as picture:
+        with Image.open(file, formats=["PNG"]) as image:
             # Before the pixels are decoded, so that a file that lies costs nothing.
-            _check_size(picture.size[::-1], height, width, path)
-            if picture.mode in _GREY_MODES:
-                return np.asarray(picture) != 0
-            channels = _COLOUR_CHANNELS.get(picture.mode)
+            _check_size(image.size[::-1], height, width, path)
+            if image.mode in _GREY_MODES:
+                return np.asarray(image) != 0
+            channels = _COLOUR_CHANNELS.get(image.mode)
             if channels is None:
-                raise _RefusedMask(f"{path} has pixels of mode {picture.mode!r}, which no mask has")
-            return (np.asarray(picture)[:, :, :channels] != 0).any(axis=2)
+                raise _RefusedMask(f"{path} has pixels of mode {image.mode!r}, which no mask has")
+            return (np.asarray(image)[:, :, :channels] != 0).any(axis=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,5 +156,5 @@ class _RefusedMask(ValueError):
 def _check_size(size: tuple[int, ...], height: int, width: int, path: Path) -> None:
     if size != (height, width):
         raise _RefusedMask(
-            f"the mask {path} is {by(size)} (height x width) and its picture {height} x {width}"
+            f"the mask {path} is {by(size)} (height x width) and its image {height} x {width}"
         )

@@ -53,21 +53,21 @@ class MaskSource:
         """Draws the union of all parts; parts that overlap count once.
 
         Args:
-            height: The picture's height in pixels.
-            width: The picture's width in pixels.
+            height: The image's height in pixels.
+            width: The image's width in pixels.
 
         Returns:
             bool `[height, width]`; all False where no valid part is left.
 
         Raises:
             ValueError: The run lengths are for another size, or a polygon reaches more than one
-                whole picture beyond the picture.
+                whole image beyond the image.
         """
         if self.is_empty:
             return torch.zeros(height, width, dtype=torch.bool)
         if self.size not in (None, (height, width)):
             raise ValueError(
-                f"the mask is {by(self.size)} (height x width) and its picture {height} x {width}"
+                f"the mask is {by(self.size)} (height x width) and its image {height} x {width}"
             )
         self._check_reach(height, width)
         parts = list(self.runs)
@@ -87,7 +87,7 @@ class MaskSource:
                 if low < -extent or high > 2 * extent:
                     raise ValueError(
                         f"a polygon of the mask spans {'xy'[axis]} = {low:g} to {high:g} in a "
-                        f"picture of {height} x {width} (height x width)"
+                        f"image of {height} x {width} (height x width)"
                     )
 
 

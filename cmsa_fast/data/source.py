@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args
 
-from .check.leakage import excluded_pictures
+from .check.leakage import excluded_images
 from .dataset import RecordDataset
-from .errors import Problems
+from .errors import ErrorCollector
 from .types import Record
 
 Form = Literal["refer", "grefcoco", "anns-masks", "parquet", "referit", "converted"]
@@ -20,10 +20,10 @@ Text = Literal["sent", "raw"]
 _READERS: Mapping[Form, tuple[str, str]] = {
     "refer": ("refer", "read_refer"),
     "grefcoco": ("grefcoco", "read_grefcoco"),
-    "anns-masks": ("anns_masks", "read_anns_masks"),
+    "anns-masks": ("cris", "read_anns_masks"),
     "parquet": ("parquet", "read_parquet"),
     "referit": ("referit", "read_referit"),
-    "converted": ("converted", "read_converted"),
+    "converted": ("converted.reader", "read_converted"),
 }
 
 
@@ -37,9 +37,9 @@ class Source:
         name: Which data set of the root; empty: the form's usual one.
         split_by: Who made the split ("unc", "umd", "google", "berkeley"); empty: the usual one. Only
             the forms of REFER and gRefCOCO have several.
-        text: Which writing of the sentences to give, where there are two: "sent" is cleaned and in
+        text: Which writing of the expressions to give, where there are two: "sent" is cleaned and in
             lower case, "raw" as it was typed.
-        image_folder: The folder of the pictures, where it is none of the usual ones.
+        image_folder: The folder of the images, where it is none of the usual ones.
         allow_mixed_splits: Read a copy known to mix the splits of several data sets all the same.
     """
 
@@ -68,15 +68,15 @@ class Reading:
     Attributes:
         records: Of the split asked for, or of all splits, in the files' order.
         title: What they are, for messages: "refcoco (unc)".
-        published_sentences: Number of sentences of each published split, as far as known.
+        published_expressions: Number of expressions of each published split, as far as known.
     """
 
     records: list[Record]
     title: str
-    published_sentences: Mapping[str, int] = field(default_factory=dict)
+    published_expressions: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_records(source: Source, split: str | None, problems: Problems) -> Reading:
+def read_records(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
     """Reads the records of a split.
 
     Args:
@@ -94,19 +94,19 @@ def read_records(source: Source, split: str | None, problems: Problems) -> Readi
         ImportError: The form needs a package that is not installed; the message says which.
     """
     module, function = _READERS[source.form]
-    read: Callable[[Source, str | None, Problems], Reading]
-    read = getattr(import_module(f"cmsa_fast.data.{module}"), function)
-    before = problems.count
+    read: Callable[[Source, str | None, ErrorCollector], Reading]
+    read = getattr(import_module(f"cmsa_fast.data.formats.{module}"), function)
+    before = errors.count
     try:
-        reading = read(source, split, problems)
+        reading = read(source, split, errors)
         if not reading.records:
             part = "" if split is None else f" of split {split!r}"
             raise ValueError(f"{reading.title} has no record{part}")
     except ValueError as error:
-        if not (lost := problems.count - before):
+        if not (lost := errors.count - before):
             raise
         raise ValueError(
-            f"{error}; {lost} records could not be used, the first: {problems.messages[before]}"
+            f"{error}; {lost} records could not be used, the first: {errors.messages[before]}"
         ) from error
     return reading
 
@@ -117,15 +117,15 @@ def open_split(
     *,
     for_training: bool = False,
     exclude: Mapping[str, Collection[int]] | None = None,
-    problems: Problems | None = None,
+    errors: ErrorCollector | None = None,
 ) -> RecordDataset:
-    """Opens a split as a data set with one item per sentence.
+    """Opens a split as a data set with one item per expression.
 
     Args:
         source: The data set.
         split: The split, as the form names them.
-        for_training: Leave sentences out whose objects have lost their masks.
-        exclude: Numbers of pictures to leave out, under whose numbers they are, as
+        for_training: Leave expressions out whose objects have lost their masks.
+        exclude: Numbers of images to leave out, under whose numbers they are, as
             `cmsa_fast.data.check.leakage.read_exclusions` returns them.
         problems: Takes the records that cannot be used. None: the first one is an error.
 
@@ -135,14 +135,14 @@ def open_split(
     Raises:
         FileNotFoundError, ValueError, ImportError: As `read_records`.
     """
-    problems = problems or Problems(strict=True)
-    before = problems.count
-    reading = read_records(source, split, problems)
+    errors = errors or ErrorCollector(strict=True)
+    before = errors.count
+    reading = read_records(source, split, errors)
     return RecordDataset(
         reading.records,
         title=f"{reading.title} {split}",
         for_training=for_training,
-        excluded=excluded_pictures(source, reading, exclude) if exclude else (),
-        published_sentences=reading.published_sentences.get(split),
-        unusable_records=problems.count - before,
+        excluded=excluded_images(source, reading, exclude) if exclude else (),
+        published_expressions=reading.published_expressions.get(split),
+        unusable_records=errors.count - before,
     )

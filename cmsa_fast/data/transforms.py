@@ -1,4 +1,4 @@
-"""Pictures and masks into the network's square and back."""
+"""Images and masks into the network's square and back."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture sits in a square: scaled to fit, centred, padded with zeros.
+    """How an image sits in a square: scaled to fit, centred, padded with zeros.
 
     The longer side becomes `size`, the other one is scaled alike, rounded to the nearest pixel and never
-    below 1. `image`, `mask` and `restore` use the same box, so its edges fall on the picture's edges
+    below 1. `image`, `mask` and `restore` use the same box, so its edges fall on the image's edges
     exactly.
 
     Attributes:
-        height: The picture's height in pixels.
-        width: The picture's width in pixels.
+        height: The image's height in pixels.
+        width: The image's width in pixels.
         size: The square's side in pixels.
     """
 
@@ -38,26 +38,26 @@ class Letterbox:
 
     @property
     def scaled_height(self) -> int:
-        """Height of the scaled picture in the square, 1 to `size` pixels."""
+        """Height of the scaled image in the square, 1 to `size` pixels."""
         return self._scaled(self.height)
 
     @property
     def scaled_width(self) -> int:
-        """Width of the scaled picture in the square, 1 to `size` pixels."""
+        """Width of the scaled image in the square, 1 to `size` pixels."""
         return self._scaled(self.width)
 
     @property
     def top(self) -> int:
-        """Rows of padding above the picture; below it there are as many, or one more."""
+        """Rows of padding above the image; below it there are as many, or one more."""
         return (self.size - self.scaled_height) // 2
 
     @property
     def left(self) -> int:
-        """Columns of padding left of the picture; right of it there are as many, or one more."""
+        """Columns of padding left of the image; right of it there are as many, or one more."""
         return (self.size - self.scaled_width) // 2
 
     def image(self, image: Tensor) -> Tensor:
-        """Put the picture into the square (bilinear; with antialias where it shrinks).
+        """Put the image into the square (bilinear; with antialias where it shrinks).
 
         Args:
             image: uint8 `[3, height, width]`.
@@ -78,7 +78,7 @@ class Letterbox:
         """Put a mask into the square.
 
         A pixel of the square is True where at least half of what lies under it is: the mask is resized
-        as the picture is (bilinear with antialias) and cut at 0.5. The published code takes every
+        as the image is (bilinear with antialias) and cut at 0.5. The published code takes every
         non-zero value instead, which thickens every object. The
         price of the fair rule: an object thinner than half a pixel of the square can vanish.
 
@@ -97,7 +97,7 @@ class Letterbox:
         return self._pad(scaled >= 0.5)
 
     def restore(self, logits: Tensor) -> Tensor:
-        """Bring maps over the square back to the picture: cut the padding off, resize (bilinear).
+        """Bring maps over the square back to the image: cut the padding off, resize (bilinear).
 
         Args:
             logits: floating point `[..., size, size]`.

@@ -1,4 +1,4 @@
-"""What every reader of a data set gives: a picture, the objects that sentences name, the sentences."""
+"""What every reader of a data set gives: an image, the objects that expressions name, the expressions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 
-class Picture(Protocol):
-    """Where a picture's pixels come from. Equal pictures have equal hashes; all of it can be pickled."""
+class ImageSource(Protocol):
+    """Where an image's pixels come from. Equal images have equal hashes; all of it can be pickled."""
 
     @property
     def name(self) -> str:
-        """Which picture it is, for messages."""
+        """Which image it is, for messages."""
         ...
 
     def read(self, *, apply_orientation: bool) -> Tensor:
@@ -47,24 +47,24 @@ class ObjectMask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Sentences that name the same objects in one picture.
+    """Expressions that name the same objects in one image.
 
     Attributes:
-        picture: The picture.
-        size: Height and width of the picture in pixels where the files say them, else None.
-        objects: What the sentences name; their masks are united. None at all: the sentences name
-            nothing in this picture, and the right answer is an empty mask.
-        sentences: `(sent_id, sentence)`, in the files' order.
-        image_id: The data set's number for the picture.
+        image: The image.
+        size: Height and width of the image in pixels where the files say them, else None.
+        objects: What the expressions name; their masks are united. None at all: the expressions name
+            nothing in this image, and the right answer is an empty mask.
+        expressions: `(sent_id, expression)`, in the files' order.
+        image_id: The data set's number for the image.
         ref_id: The data set's number for this reference.
         split: The split as the files have it.
         where: The file and the record in it that hold the objects, for messages.
     """
 
-    picture: Picture
+    image: ImageSource
     size: tuple[int, int] | None
     objects: tuple[ObjectMask, ...]
-    sentences: tuple[tuple[int, str], ...]
+    expressions: tuple[tuple[int, str], ...]
     image_id: int
     ref_id: int
     split: str
@@ -72,7 +72,7 @@ class Record:
 
     @property
     def names_nothing(self) -> bool:
-        """Whether the sentences are about something that the picture does not have."""
+        """Whether the expressions are about something that the image does not have."""
         return not self.objects
 
     @property
@@ -82,7 +82,7 @@ class Record:
 
     @property
     def mask_size(self) -> tuple[int, int] | None:
-        """Height and width that the picture must have for the masks, where anything says them."""
+        """Height and width that the image must have for the masks, where anything says them."""
         sizes = (one.size for one in self.objects if one.size is not None)
         return next(sizes, self.size)
 
@@ -90,14 +90,14 @@ class Record:
         """Draws the union of the objects.
 
         Args:
-            height: The picture's height in pixels.
-            width: The picture's width in pixels.
+            height: The image's height in pixels.
+            width: The image's width in pixels.
 
         Returns:
             bool `[height, width]`; all False where nothing is named or no valid part is left.
 
         Raises:
-            ValueError: A mask does not fit the picture; the message names file and record.
+            ValueError: A mask does not fit the image; the message names file and record.
         """
         union = torch.zeros(height, width, dtype=torch.bool)
         for one in self.objects:

@@ -1,4 +1,4 @@
-"""Sentences to words, words to numbers."""
+"""Expressions to words, words to numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _WORD_CHARACTER = re.compile(r"\w")
 _LINE_BREAKS = str.maketrans("\r\n", "  ")
 
 
-def tokenize(sentence: str) -> list[str]:
-    """Split a sentence into lower-case words and punctuation.
+def tokenize(expression: str) -> list[str]:
+    """Split an expression into lower-case words and punctuation.
 
     The rule of the published CMSA code: split at runs of characters that are neither letters, digits
     nor underscores, keep those runs (punctuation is a word), drop blanks, drop a final ".". A run of
@@ -26,30 +26,30 @@ def tokenize(sentence: str) -> list[str]:
 
     In one point the published code differs: it keeps the blanks around a punctuation mark, yet strips
     them from the lines of its word lists, so that a mark with a blank beside it is never found and
-    becomes `<unk>`. Here the blanks go from both. Only sentences with punctuation are concerned: none
+    becomes `<unk>`. Here the blanks go from both. Only expressions with punctuation are concerned: none
     in RefCOCO and RefCOCO+, one in twelve in RefCOCOg.
 
-    The sentence is first brought to Unicode's composed form (NFC); otherwise an accent written as a
+    The expression is first brought to Unicode's composed form (NFC); otherwise an accent written as a
     character of its own would split its word.
 
     Args:
-        sentence: The sentence as written.
+        expression: The expression as written.
 
     Returns:
         At least one token, none of them blank.
 
     Raises:
-        TypeError: `sentence` is no string.
-        ValueError: Nothing is left of the sentence: it is empty, blank or ".".
+        TypeError: `expression` is no string.
+        ValueError: Nothing is left of the expression: it is empty, blank or ".".
     """
-    if not isinstance(sentence, str):
-        raise TypeError(f"sentence must be a str, but it is a {type(sentence).__name__}.")
-    pieces = _SEPARATORS.split(unicodedata.normalize("NFC", sentence.translate(_LINE_BREAKS)))
+    if not isinstance(expression, str):
+        raise TypeError(f"expression must be a str, but it is a {type(expression).__name__}.")
+    pieces = _SEPARATORS.split(unicodedata.normalize("NFC", expression.translate(_LINE_BREAKS)))
     tokens = [token for piece in pieces if (token := piece.strip().lower())]
     if tokens and tokens[-1] == ".":
         tokens.pop()
     if not tokens:
-        raise ValueError(f"sentence must have at least one word, but it is {sentence!r}.")
+        raise ValueError(f"expression must have at least one word, but it is {expression!r}.")
     return tokens
 
 
@@ -57,13 +57,13 @@ class Vocabulary:
     """An ordered word list: a word's place in it is its number.
 
     Attributes:
-        PAD: The token that fills sentences up; number `PAD_ID`.
-        GO: Start of a sentence; in the published lists, never produced by `encode`.
-        EOS: End of a sentence; in the published lists, never produced by `encode`.
+        PAD: The token that fills expressions up; number `PAD_ID`.
+        GO: Start of an expression; in the published lists, never produced by `encode`.
+        EOS: End of an expression; in the published lists, never produced by `encode`.
         UNKNOWN: The token for every word not in the list; number `UNKNOWN_ID`.
         SPECIAL: These four, which open every list in this order.
         tokens: The list.
-        truncated_sentences: How many sentences `encode` has cut to `max_words` so far.
+        truncated_expressions: How many expressions `encode` has cut to `max_words` so far.
         unknown_words: How many words `encode` has replaced by `<unk>` so far. Both counts are this
             object's own: a copy in a data-loading worker process counts for itself.
     """
@@ -111,7 +111,7 @@ class Vocabulary:
             )
         self._ids = {token: index for index, token in enumerate(self.tokens) if token}
         self._check_repetition()
-        self.truncated_sentences = 0
+        self.truncated_expressions = 0
         self.unknown_words = 0
 
     def _check_repetition(self) -> None:
@@ -129,25 +129,25 @@ class Vocabulary:
             )
 
     @classmethod
-    def from_sentences(cls, sentences: Iterable[str]) -> Vocabulary:
-        """Build the list of all words in some sentences.
+    def from_expressions(cls, expressions: Iterable[str]) -> Vocabulary:
+        """Build the list of all words in some expressions.
 
         Args:
-            sentences: Sentences as written; each must have a word.
+            expressions: Expressions as written; each must have a word.
 
         Returns:
             The special tokens, then the words by falling count, equal counts by alphabet (code
             points).
 
         Raises:
-            TypeError: `sentences` is one string, or an item is no string.
-            ValueError: There are no sentences, or one has no word.
+            TypeError: `expressions` is one string, or an item is no string.
+            ValueError: There are no expressions, or one has no word.
         """
-        if isinstance(sentences, str):
-            raise TypeError("sentences must be a sequence of strings, but it is one str.")
-        counts = Counter(token for sentence in sentences for token in tokenize(sentence))
+        if isinstance(expressions, str):
+            raise TypeError("expressions must be a sequence of strings, but it is one str.")
+        counts = Counter(token for expression in expressions for token in tokenize(expression))
         if not counts:
-            raise ValueError("sentences must have at least one sentence, but there is none.")
+            raise ValueError("expressions must have at least one expression, but there is none.")
         return cls([*cls.SPECIAL, *sorted(counts, key=lambda token: (-counts[token], token))])
 
     @classmethod
@@ -196,28 +196,28 @@ class Vocabulary:
         """Number of entries, the special ones included: the size of the embedding table."""
         return len(self.tokens)
 
-    def encode(self, sentence: str, max_words: int = 20) -> list[int]:
-        """The numbers of a sentence's words.
+    def encode(self, expression: str, max_words: int = 20) -> list[int]:
+        """The numbers of an expression's words.
 
-        Of a longer sentence the first `max_words` words are kept, as in the published code (which
+        Of a longer expression the first `max_words` words are kept, as in the published code (which
         has 20). That and unknown words are counted, and logged the first time each happens.
 
         Args:
-            sentence: The sentence as written.
+            expression: The expression as written.
             max_words: Most words to keep, at least 1.
 
         Returns:
             1 to `max_words` numbers in `[0, len(self))`, without padding.
 
         Raises:
-            TypeError: `sentence` is no string.
-            ValueError: `sentence` has no word, or `max_words` is below 1.
+            TypeError: `expression` is no string.
+            ValueError: `expression` has no word, or `max_words` is below 1.
         """
         if max_words < 1:
             raise ValueError(f"max_words must be at least 1, but it is {max_words}.")
-        tokens = tokenize(sentence)
+        tokens = tokenize(expression)
         if len(tokens) > max_words:
-            self._note_truncation(sentence, len(tokens), max_words)
+            self._note_truncation(expression, len(tokens), max_words)
         ids = []
         for token in tokens[:max_words]:
             index = self._ids.get(token)
@@ -227,15 +227,15 @@ class Vocabulary:
             ids.append(index)
         return ids
 
-    def _note_truncation(self, sentence: str, words: int, max_words: int) -> None:
-        if self.truncated_sentences == 0:
+    def _note_truncation(self, expression: str, words: int, max_words: int) -> None:
+        if self.truncated_expressions == 0:
             logger.warning(
-                "A sentence of %d words was cut to its first %d: %r. Further ones are only counted.",
+                "An expression of %d words was cut to its first %d: %r. Further ones are only counted.",
                 words,
                 max_words,
-                sentence,
+                expression,
             )
-        self.truncated_sentences += 1
+        self.truncated_expressions += 1
 
     def _note_unknown(self, token: str) -> None:
         if self.unknown_words == 0:

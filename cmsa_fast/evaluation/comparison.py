@@ -1,4 +1,4 @@
-"""Two evaluations of the same sentences: which sentences differ, and how sure the difference is."""
+"""Two evaluations of the same expressions: which expressions differ, and how sure the difference is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .conventions import CONVENTIONS
-from .results import SentenceResult
+from .results import ExpressionResult
 
 _CHUNK = 2_000_000  # numbers drawn at a time
 
@@ -41,61 +41,61 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations of the same sentences.
+    """Two evaluations of the same expressions.
 
     Attributes:
-        sentences: how many.
-        pictures: distinct pictures they are about.
+        expressions: how many.
+        images: distinct images they are about.
         measures: overall_iou, mean_iou and precision@0.5 to precision@0.9.
-        better: sentences whose IoU is higher in the second.
-        worse: sentences whose IoU is lower in the second.
-        pairs: the results of every sentence in both, in the order of the first.
+        better: expressions whose IoU is higher in the second.
+        worse: expressions whose IoU is lower in the second.
+        pairs: the results of every expression in both, in the order of the first.
         confidence: of the intervals.
         resamples: drawn for them.
         seed: of the draws.
     """
 
-    sentences: int
-    pictures: int
+    expressions: int
+    images: int
     measures: dict[str, Difference]
     better: int
     worse: int
-    pairs: list[tuple[SentenceResult, SentenceResult]]
+    pairs: list[tuple[ExpressionResult, ExpressionResult]]
     confidence: float
     resamples: int
     seed: int
 
-    def changed(self, most: int) -> list[tuple[SentenceResult, SentenceResult]]:
-        """Up to `most` sentences whose IoU differs, the largest change first."""
+    def changed(self, most: int) -> list[tuple[ExpressionResult, ExpressionResult]]:
+        """Up to `most` expressions whose IoU differs, the largest change first."""
         differing = [pair for pair in self.pairs if pair[0].iou != pair[1].iou]
         differing.sort(key=lambda pair: (-abs(pair[1].iou - pair[0].iou), pair[0].index))
         return differing[:most]
 
 
 def compare(
-    first: Sequence[SentenceResult],
-    second: Sequence[SentenceResult],
+    first: Sequence[ExpressionResult],
+    second: Sequence[ExpressionResult],
     *,
     resamples: int = 10_000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two evaluations sentence by sentence, with a paired bootstrap over pictures.
+    """Compare two evaluations expression by expression, with a paired bootstrap over images.
 
-    The sentences of one picture are not independent of one another, so whole pictures are drawn with
+    The expressions of one image are not independent of one another, so whole images are drawn with
     replacement, the same ones for both evaluations, and each measure's difference is computed anew; the
     interval is between the percentiles of these differences (Efron and Tibshirani, An Introduction to the
     Bootstrap, 1993, chapter 13).
 
     Args:
         first: an evaluation.
-        second: another one of the same sentences, in any order.
+        second: another one of the same expressions, in any order.
         resamples: how often to draw.
         confidence: of the intervals, above 0 and below 1.
         seed: of the draws.
 
     Raises:
-        ValueError: an argument is out of range, the sentences are not the same, a sentence comes twice, or the
+        ValueError: an argument is out of range, the expressions are not the same, an expression comes twice, or the
             true masks differ in size, as they do between conventions that compare at different sizes.
     """
     if resamples < 1:
@@ -105,8 +105,8 @@ def compare(
     if seed < 0:
         raise ValueError(f"seed must be at least 0; got {seed}.")
     pairs = _paired(first, second)
-    groups, pictures = _groups(pairs)
-    counts = _sums(pairs, groups, pictures)
+    groups, images = _groups(pairs)
+    counts = _sums(pairs, groups, images)
     empty = [float(CONVENTIONS[one.convention].empty_union_iou) for one in pairs[0]]
     whole = _measures(counts.sum(0, keepdims=True), empty)
     drawn = _measures(_resampled(counts, resamples, seed), empty)
@@ -117,8 +117,8 @@ def compare(
         measures[name] = Difference(float(one[0]), float(two[0]), float(low), float(high))
     changes = np.array([two.iou - one.iou for one, two in pairs])
     return Comparison(
-        sentences=len(pairs),
-        pictures=pictures,
+        expressions=len(pairs),
+        images=images,
         measures=measures,
         better=int((changes > 0).sum()),
         worse=int((changes < 0).sum()),
@@ -130,16 +130,16 @@ def compare(
 
 
 def _paired(
-    first: Sequence[SentenceResult], second: Sequence[SentenceResult]
-) -> list[tuple[SentenceResult, SentenceResult]]:
+    first: Sequence[ExpressionResult], second: Sequence[ExpressionResult]
+) -> list[tuple[ExpressionResult, ExpressionResult]]:
     of_first, of_second = _by_key(first, "first"), _by_key(second, "second")
     lacking = [("second", key) for key in of_first if key not in of_second]
     lacking += [("first", key) for key in of_second if key not in of_first]
     if lacking:
-        where, (image_id, ref_id, sent_id, sentence) = lacking[0]
+        where, (image_id, ref_id, sent_id, expression) = lacking[0]
         raise ValueError(
-            f"Both evaluations must have the same sentences, but {len(lacking)} are in one alone; the {where} "
-            f"lacks sent_id {sent_id} ({sentence!r}, ref_id {ref_id}, image_id {image_id})."
+            f"Both evaluations must have the same expressions, but {len(lacking)} are in one alone; the {where} "
+            f"lacks sent_id {sent_id} ({expression!r}, ref_id {ref_id}, image_id {image_id})."
         )
     pairs = [(result, of_second[key]) for key, result in of_first.items()]
     for one, two in pairs:
@@ -152,44 +152,44 @@ def _paired(
     return pairs
 
 
-def _by_key(results: Sequence[SentenceResult], which: str) -> dict[_Key, SentenceResult]:
-    found: dict[_Key, SentenceResult] = {}
+def _by_key(results: Sequence[ExpressionResult], which: str) -> dict[_Key, ExpressionResult]:
+    found: dict[_Key, ExpressionResult] = {}
     for result in results:
-        key = (result.image_id, result.ref_id, result.sent_id, result.sentence)
+        key = (result.image_id, result.ref_id, result.sent_id, result.expression)
         if key in found:
             raise ValueError(
-                f"The {which} evaluation has sent_id {result.sent_id} ({result.sentence!r}) twice."
+                f"The {which} evaluation has sent_id {result.sent_id} ({result.expression!r}) twice."
             )
         found[key] = result
     return found
 
 
 def _groups(
-    pairs: Sequence[tuple[SentenceResult, SentenceResult]],
+    pairs: Sequence[tuple[ExpressionResult, ExpressionResult]],
 ) -> tuple[NDArray[np.int64], int]:
-    """The picture of each sentence, counted from 0, and their number."""
+    """The image of each expression, counted from 0, and their number."""
     _, groups = np.unique([one.image_id for one, _ in pairs], return_inverse=True)
     return groups, int(groups.max()) + 1
 
 
-# What is added up for each evaluation: sentences, I, U, IoU, and whether the IoU reaches 0.5 ... 0.9.
+# What is added up for each evaluation: expressions, I, U, IoU, and whether the IoU reaches 0.5 ... 0.9.
 _TENTHS = (5, 6, 7, 8, 9)
 _COLUMNS = 4 + len(_TENTHS)
 
 
 def _sums(
-    pairs: Sequence[tuple[SentenceResult, SentenceResult]],
+    pairs: Sequence[tuple[ExpressionResult, ExpressionResult]],
     groups: NDArray[np.int64],
-    pictures: int,
+    images: int,
 ) -> NDArray[np.float64]:
-    """[pictures, 2, columns]."""
+    """[images, 2, columns]."""
     values = np.array([[_values(one), _values(two)] for one, two in pairs], dtype=np.float64)
-    sums = np.zeros((pictures, 2, _COLUMNS))
+    sums = np.zeros((images, 2, _COLUMNS))
     np.add.at(sums, groups, values)
     return sums
 
 
-def _values(result: SentenceResult) -> list[float]:
+def _values(result: ExpressionResult) -> list[float]:
     strict = CONVENTIONS[result.convention].precision_strict
     if result.union:
         # I / U against t/10 in whole numbers.
@@ -215,13 +215,13 @@ def _measures(
 
 def _resampled(sums: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
     """[resamples, 2, columns]."""
-    pictures = len(sums)
+    images = len(sums)
     random = np.random.default_rng(seed)
-    even = np.full(pictures, 1 / pictures)
-    flat = sums.reshape(pictures, -1)
-    step = max(1, _CHUNK // pictures)
+    even = np.full(images, 1 / images)
+    flat = sums.reshape(images, -1)
+    step = max(1, _CHUNK // images)
     totals = [
-        random.multinomial(pictures, even, size=min(step, resamples - start)) @ flat
+        random.multinomial(images, even, size=min(step, resamples - start)) @ flat
         for start in range(0, resamples, step)
     ]
     return np.concatenate(totals).reshape(resamples, 2, _COLUMNS)

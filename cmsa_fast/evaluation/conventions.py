@@ -24,7 +24,7 @@ Cut = Callable[[Tensor], Tensor]
 class Convention:
     """From a network's probabilities and a true mask to what is counted, as one evaluation does it.
 
-    Every convention takes every sentence of a split. (CRIS validates on the first sentence of each object
+    Every convention takes every expression of a split. (CRIS validates on the first expression of each object
     while it trains and on all in its test; LAVT on a random one while it trains and on all in its test.)
     The true mask is the union of an object's parts. (LAVT's reader drops pixels where parts overlap.)
 
@@ -33,10 +33,10 @@ class Convention:
         where: At which size masks are compared, and how the prediction gets there; for the table.
         threshold: Probability at which a pixel is predicted.
         strict_threshold: A pixel is predicted above the threshold alone, not at it.
-        precision_strict: Precision counts sentences whose IoU is above its threshold, not those at it.
+        precision_strict: Precision counts expressions whose IoU is above its threshold, not those at it.
         empty_union_iou: IoU of two empty masks, 1 or 0.
-        union_offset: What is added to the union in a sentence's IoU, in pixels.
-        refine_at: Where a DenseCRF runs: at the picture's own size, or over the network's square with its
+        union_offset: What is added to the union in an expression's IoU, in pixels.
+        refine_at: Where a DenseCRF runs: at the image's own size, or over the network's square with its
             padding.
         headline: The measure its papers call the IoU.
         source: The repository whose rules these are.
@@ -60,10 +60,10 @@ class Convention:
 
         Args:
             probability: floating point `[S, S]` in [0, 1].
-            letterbox: How the picture sits in the square, whose side is S.
+            letterbox: How the image sits in the square, whose side is S.
 
         Returns:
-            bool at the convention's size, `[H, W]` of the picture or `[480, 480]`, on the same device.
+            bool at the convention's size, `[H, W]` of the image or `[480, 480]`, on the same device.
 
         Raises:
             TypeError: `probability` is no floating-point tensor.
@@ -73,7 +73,7 @@ class Convention:
         return self._from_square(_checked(probability, (size, size)), letterbox, self._cut)
 
     def prediction_at_own_size(self, probability: Tensor) -> Tensor:
-        """The predicted mask from probabilities at the picture's own size, for instance after a DenseCRF.
+        """The predicted mask from probabilities at the image's own size, for instance after a DenseCRF.
 
         They are cut at the threshold; for lavt they are first stretched to 480x480.
 
@@ -94,7 +94,7 @@ class Convention:
         """The true mask that a prediction is compared with.
 
         Args:
-            mask: bool `[H, W]`, at the picture's own size.
+            mask: bool `[H, W]`, at the image's own size.
 
         Returns:
             bool at the convention's size: `mask` itself, or for lavt `[480, 480]`, the nearest pixels as
@@ -110,12 +110,12 @@ class Convention:
         _check_plane("mask", mask)
         if self._side is None:
             return mask
-        picture = Image.fromarray(mask.to("cpu", torch.uint8).numpy())
-        stretched = picture.resize((self._side, self._side), Image.Resampling.NEAREST)
+        image = Image.fromarray(mask.to("cpu", torch.uint8).numpy())
+        stretched = image.resize((self._side, self._side), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(stretched)).bool().to(mask.device)
 
     def metrics(self) -> SegmentationMetrics:
-        """Metrics that have seen no sentence yet, with the convention's rules."""
+        """Metrics that have seen no expression yet, with the convention's rules."""
         return SegmentationMetrics(
             empty_union_iou=self.empty_union_iou,
             strict=self.precision_strict,
@@ -133,11 +133,11 @@ def _native(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
 
 
 def _cmsa(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
-    """Cut, enlarge the square with its padding so that it covers the picture, keep what is not zero.
+    """Cut, enlarge the square with its padding so that it covers the image, keep what is not zero.
 
     A pixel enlarged bilinearly is not zero where one of the neighbours it is mixed from is not. That is found
     in whole numbers, because a weight that should be zero seldom is in floating point.
-    Beyond the square lie zeros and nothing is smoothed where the square is larger than the picture, as in
+    Beyond the square lie zeros and nothing is smoothed where the square is larger than the image, as in
     scikit-image before 0.15; since then it mirrors there, which changes a few pixels at the border.
     """
     mask, side = cut(probability), max(letterbox.height, letterbox.width)
@@ -169,15 +169,15 @@ def _stretch(values: Tensor, side: int) -> Tensor:
 
 
 def _cris(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
-    """Warp the square bicubically onto the picture; beyond the square lie zeros.
+    """Warp the square bicubically onto the image; beyond the square lie zeros.
 
-    The picture's edges fall on those of its place in the square, as they did when the network was given it.
+    The image's edges fall on those of its place in the square, as they did when the network was given it.
     CRIS maps pixel indices, to the square and back, where the letterbox maps pixel centres; and OpenCV goes
     in steps of 1/32 pixel.
     """
     size = letterbox.size
     height, width = letterbox.scaled_height, letterbox.scaled_width
-    # Maps [-1, 1] over the picture to its place in [-1, 1] over the square.
+    # Maps [-1, 1] over the image to its place in [-1, 1] over the square.
     place = [
         [width / size, 0.0, (2 * letterbox.left + width) / size - 1],
         [0.0, height / size, (2 * letterbox.top + height) / size - 1],
@@ -286,14 +286,14 @@ CONVENTIONS: dict[str, Convention] = {
 """The conventions by name; "native" is the default."""
 
 _NOTES = """\
-I and U are the pixels in the intersection and the union of a sentence's predicted and true mask.
-  overall_iou  sum of I / sum of U over all sentences
-  mean_iou     mean over all sentences of the IoU in the table
-  precision@t  share of the sentences that pass, for t = 0.5, 0.6, 0.7, 0.8, 0.9
+I and U are the pixels in the intersection and the union of an expression's predicted and true mask.
+  overall_iou  sum of I / sum of U over all expressions
+  mean_iou     mean over all expressions of the IoU in the table
+  precision@t  share of the expressions that pass, for t = 0.5, 0.6, 0.7, 0.8, 0.9
 All measures are computed under every convention; the headline is what its papers call the IoU.
-All conventions take every sentence; validation while CRIS trains takes an object's first alone.
+All conventions take every expression; validation while CRIS trains takes an object's first alone.
 
-native  is the default: outlines stay where they are, and pixels are the picture's own.
+native  is the default: outlines stay where they are, and pixels are the image's own.
 cmsa    thickens every outline by up to a pixel of the square. Where U = 0 the repository divides by
         zero; the IoU of 1 is chosen here. RMI and text_objseg are evaluated so, too.
 lavt    stretches the prediction, without its padding, bilinearly; the truth takes nearest pixels.

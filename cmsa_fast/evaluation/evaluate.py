@@ -1,4 +1,4 @@
-"""How well a model finds what sentences name, at the pictures' own size or as others measure it."""
+"""How well a model finds what expressions name, at the images' own size or as others measure it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.batch import Collate, PictureBatchSampler
-from ..data.errors import Problems
+from ..data.batch import Collate, ImageBatchSampler
+from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
 from ..data.sample import ReferringDataset, Sample
 from ..data.vocabulary import tokenize
@@ -21,37 +21,37 @@ from ..system.processes import ALONE, Processes
 from .conventions import Convention
 from .generalized_metrics import GeneralizedMetrics
 from .inference import (
+    EXPRESSIONS_AT_ONCE,
     NATIVE,
-    SENTENCES_AT_ONCE,
     Refiner,
+    group_by_image,
     predict_probabilities,
     predicted_mask,
-    turns_of,
 )
 from .metrics import SegmentationMetrics
-from .results import LENGTH_GROUPS, SIZE_GROUPS, SentenceResult, length_group, size_group
+from .results import LENGTH_GROUPS, SIZE_GROUPS, ExpressionResult, length_group, size_group
 
-_PENDING = 64  # sentences whose pictures are kept while a refiner works
+_PENDING = 64  # expressions whose images are kept while a refiner works
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over all sentences, and over groups of them.
+    """Metrics over all expressions, and over groups of them.
 
     Attributes:
-        sentences: how many were evaluated.
+        expressions: how many were evaluated.
         overall: see `SegmentationMetrics.compute`.
         by_kind: the same for each label that was given.
-        counts: sentences of each label.
-        by_length: the same for sentences of some numbers of words.
+        counts: expressions of each label.
+        by_length: the same for expressions of some numbers of words.
         by_size: the same for objects of some sizes.
-        generalized: see `GeneralizedMetrics.compute`; None where every sentence names something.
+        generalized: see `GeneralizedMetrics.compute`; None where every expression names something.
         convention: the name of the convention they were measured under.
-        unusable: sentences left out because their picture or mask cannot be used.
-        results: every sentence, in the data set's order.
+        unusable: expressions left out because their image or mask cannot be used.
+        results: every expression, in the data set's order.
     """
 
-    sentences: int
+    expressions: int
     overall: dict[str, float]
     by_kind: dict[str, dict[str, float]]
     counts: dict[str, int]
@@ -60,10 +60,10 @@ class Evaluation:
     generalized: dict[str, float | None] | None = None
     convention: str = NATIVE.name
     unusable: int = 0
-    results: list[SentenceResult] = field(default_factory=list, repr=False)
+    results: list[ExpressionResult] = field(default_factory=list, repr=False)
 
     def summary(self) -> dict[str, object]:
-        """All but the single sentences, as JSON takes it."""
+        """All but the single expressions, as JSON takes it."""
         return {name: value for name, value in vars(self).items() if name != "results"}
 
 
@@ -76,17 +76,17 @@ def evaluate(
     refiner: Refiner | None = None,
     labels: Sequence[Sequence[str]] | None = None,
     device: torch.device | str = "cpu",
-    pictures_per_batch: int = 4,
+    images_per_batch: int = 4,
     num_workers: int = 0,
     title: str = "evaluate",
-    problems: Problems | None = None,
+    errors: ErrorCollector | None = None,
     processes: Processes = ALONE,
-    keep: Callable[[SentenceResult], object] = lambda result: None,
+    keep: Callable[[ExpressionResult], object] = lambda result: None,
 ) -> Evaluation:
-    """Measure a model on every sentence of a data set, each exactly once.
+    """Measure a model on every expression of a data set, each exactly once.
 
     The figures are the same, to the bit, for any batch size and any number of processes: the model sees one
-    picture at a time, and what is added up are whole numbers.
+    image at a time, and what is added up are whole numbers.
 
     Args:
         model: see `cmsa_fast.models.ReferringModel`.
@@ -94,12 +94,12 @@ def evaluate(
         collate: with the model's vocabulary and size.
         convention: how predictions become masks and masks figures.
         refiner: sharpens probabilities before they are cut.
-        labels: for every sentence the kinds it is also counted under. None: its own kind, where it has one.
+        labels: for every expression the kinds it is also counted under. None: its own kind, where it has one.
         device: where the model is.
-        pictures_per_batch: pictures read at a time.
-        num_workers: processes that read pictures.
+        images_per_batch: images read at a time.
+        num_workers: processes that read images.
         title: of the progress bar.
-        problems: takes sentences whose picture or mask cannot be used. None: the first one is an error.
+        problems: takes expressions whose image or mask cannot be used. None: the first one is an error.
         processes: who shares the work; every one gets the whole result.
         keep: called with each result of this process as soon as it is there.
 
@@ -107,19 +107,21 @@ def evaluate(
         The metrics; the model is left in the mode it was in.
 
     Raises:
-        ValueError: labels does not have one entry for every sentence, an item is damaged, or none is usable.
+        ValueError: labels does not have one entry for every expression, an item is damaged, or none is usable.
     """
     if labels is not None and len(labels) != len(dataset):
         raise ValueError(
-            f"labels must have one entry for each of the {len(dataset)} sentences; got {len(labels)}."
+            f"labels must have one entry for each of the {len(dataset)} expressions; got {len(labels)}."
         )
-    problems = problems or Problems(strict=True)
-    before = problems.count
+    errors = errors or ErrorCollector(strict=True)
+    before = errors.count
     image_ids = dataset.image_ids()
-    sampler = PictureBatchSampler(image_ids, pictures_per_batch, SENTENCES_AT_ONCE, shuffle=False)
+    sampler = ImageBatchSampler(image_ids, images_per_batch, EXPRESSIONS_AT_ONCE, shuffle=False)
     mine = list(sampler)[processes.rank :: processes.count]
-    turns = turns_of(image_ids)  # of all sentences: one that is left out must not move the others
-    loader = BatchLoader(dataset, mine, collate, num_workers=num_workers, problems=problems)
+    groups = group_by_image(
+        image_ids
+    )  # of all expressions: one that is left out must not move the others
+    loader = BatchLoader(dataset, mine, collate, num_workers=num_workers, errors=errors)
     was_training = model.training
     model.eval()
     bar = tqdm(
@@ -133,13 +135,13 @@ def evaluate(
         with bar:
             found = []
             for result in _measured(
-                for_inference(model), loader, mine, turns, device, convention, refiner, bar.update
+                for_inference(model), loader, mine, groups, device, convention, refiner, bar.update
             ):
                 found.append(result)
                 keep(result)
     finally:
         model.train(was_training)
-    lost = sum(processes.gather(problems.count - before))
+    lost = sum(processes.gather(errors.count - before))
     results = sorted(
         (result for part in processes.gather(found) for result in part),
         key=lambda result: result.index,
@@ -148,10 +150,10 @@ def evaluate(
         dataset
     ):
         raise RuntimeError(
-            f"{len(results)} results and {lost} unusable sentences do not make {len(dataset)} sentences."
+            f"{len(results)} results and {lost} unusable expressions do not make {len(dataset)} expressions."
         )
     if not results:
-        raise ValueError(f"None of the {len(dataset)} sentences can be evaluated.")
+        raise ValueError(f"None of the {len(dataset)} expressions can be evaluated.")
     return _evaluation(results, labels, convention, lost)
 
 
@@ -159,20 +161,20 @@ def _measured(
     model: Any,
     loader: BatchLoader,
     batches: list[list[int]],
-    turns: list[int],
+    groups: list[int],
     device: torch.device | str,
     convention: Convention,
     refiner: Refiner | None,
     advance: Callable[[int], object],
-) -> Iterator[SentenceResult]:
-    """The result of each sentence; where a refiner works beside the model, as soon as it is done."""
-    pending: deque[Callable[[], SentenceResult]] = deque()
+) -> Iterator[ExpressionResult]:
+    """The result of each expression; where a refiner works beside the model, as soon as it is done."""
+    pending: deque[Callable[[], ExpressionResult]] = deque()
     for asked, (indices, batch) in zip(batches, loader.with_indices(), strict=True):
         advance(len(asked))
         if batch is None:
             continue
         probabilities = predict_probabilities(
-            model, batch, device, [turns[index] for index in indices]
+            model, batch, device, [groups[index] for index in indices]
         )
         for index, probability, letterbox, sample in zip(
             indices, probabilities, batch.letterboxes, batch.samples, strict=True
@@ -187,23 +189,23 @@ def _measured(
 
 def _later(
     index: int, sample: Sample, mask: Callable[[], Tensor], convention: Convention
-) -> Callable[[], SentenceResult]:
+) -> Callable[[], ExpressionResult]:
     return lambda: _result(index, sample, mask(), convention)
 
 
 def _result(
     index: int, sample: Sample, prediction: Tensor, convention: Convention
-) -> SentenceResult:
+) -> ExpressionResult:
     metrics = convention.metrics()
     metrics.update(prediction, convention.truth(sample.mask))
     height, width = sample.mask.shape
-    return SentenceResult(
+    return ExpressionResult(
         index=index,
         image_id=sample.image_id,
         ref_id=sample.ref_id,
         sent_id=sample.sent_id,
-        sentence=sample.sentence,
-        words=len(tokenize(sample.sentence)),
+        expression=sample.expression,
+        words=len(tokenize(sample.expression)),
         kind=sample.kind,
         names_nothing=sample.names_nothing,
         height=height,
@@ -218,12 +220,12 @@ def _result(
 
 
 def _evaluation(
-    results: list[SentenceResult],
+    results: list[ExpressionResult],
     labels: Sequence[Sequence[str]] | None,
     convention: Convention,
     lost: int,
 ) -> Evaluation:
-    kinds: dict[str, list[SentenceResult]] = {}
+    kinds: dict[str, list[ExpressionResult]] = {}
     for result in results:
         own = [result.kind] * bool(result.kind)
         for kind in own if labels is None else labels[result.index]:
@@ -235,7 +237,7 @@ def _evaluation(
             measures.add(result.intersection, result.predicted, result.true)
         generalized = measures.compute()
     return Evaluation(
-        sentences=len(results),
+        expressions=len(results),
         overall=figures(results, convention),
         by_kind={kind: figures(kinds[kind], convention) for kind in sorted(kinds)},
         counts={kind: len(kinds[kind]) for kind in sorted(kinds)},
@@ -248,8 +250,8 @@ def _evaluation(
     )
 
 
-def figures(results: Iterable[SentenceResult], convention: Convention) -> dict[str, float]:
-    """The measures of some sentences, see `SegmentationMetrics.compute`."""
+def figures(results: Iterable[ExpressionResult], convention: Convention) -> dict[str, float]:
+    """The measures of some expressions, see `SegmentationMetrics.compute`."""
     metrics: SegmentationMetrics = convention.metrics()
     for result in results:
         metrics.add(result.intersection, result.predicted, result.true)
@@ -257,12 +259,12 @@ def figures(results: Iterable[SentenceResult], convention: Convention) -> dict[s
 
 
 def _grouped(
-    results: Iterable[SentenceResult],
-    group_of: Callable[[SentenceResult], str],
+    results: Iterable[ExpressionResult],
+    group_of: Callable[[ExpressionResult], str],
     order: Sequence[str],
     convention: Convention,
 ) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[SentenceResult]] = {}
+    groups: dict[str, list[ExpressionResult]] = {}
     for result in results:
         groups.setdefault(group_of(result), []).append(result)
     return {

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from ..data.batch import Collate
-from ..data.errors import in_one_line
+from ..data.errors import one_line
 from ..data.sample import ReferringDataset, Sample
 from ..models import ExplainsWords
 from .conventions import Convention
 from .inference import NATIVE, Refiner, predict_batch
-from .results import SentenceResult
+from .results import ExpressionResult
 from .visualization import Example, save_examples
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def examples_of(
         samples: what to predict.
         collate: with the model's vocabulary and size.
         device: where the model is.
-        convention: how predictions become masks; one that compares masks at the picture's own size.
+        convention: how predictions become masks; one that compares masks at the image's own size.
         refiner: sharpens probabilities before they are cut.
     """
     model.eval()
@@ -53,13 +53,13 @@ def examples_of(
             attention = model.word_attention(features, moved.words, moved.word_mask)[0].cpu()
         tokens = [collate.vocabulary.tokens[word] for word in batch.words[0].tolist()]
         examples.append(
-            Example(sample.image, sample.mask, prediction, sample.sentence, tokens, attention)
+            Example(sample.image, sample.mask, prediction, sample.expression, tokens, attention)
         )
     return examples
 
 
 def save_extremes(
-    results: Sequence[SentenceResult],
+    results: Sequence[ExpressionResult],
     most: int,
     model: nn.Module,
     dataset: ReferringDataset,
@@ -70,13 +70,13 @@ def save_extremes(
     convention: Convention = NATIVE,
     refiner: Refiner | None = None,
 ) -> Path | None:
-    """Draw the best and the worst sentences of an evaluation on one sheet, as `save_examples` does.
+    """Draw the best and the worst expressions of an evaluation on one sheet, as `save_examples` does.
 
     Args:
         results: of the evaluation.
         most: how many of either to draw.
         model, dataset, collate, device: of the evaluation.
-        folder: for the pictures.
+        folder: for the images.
         convention, refiner: as for `examples_of`.
 
     Returns:
@@ -91,9 +91,9 @@ def save_extremes(
 
 
 def extremes(
-    results: Sequence[SentenceResult], most: int
-) -> tuple[list[SentenceResult], list[SentenceResult]]:
-    """The worst and the best sentences, none of them in both; of equals, the first ones."""
+    results: Sequence[ExpressionResult], most: int
+) -> tuple[list[ExpressionResult], list[ExpressionResult]]:
+    """The worst and the best expressions, none of them in both; of equals, the first ones."""
     ordered = sorted(results, key=lambda result: (result.iou, result.index))
     worst = ordered[: min(most, len(ordered) // 2)]
     rest = ordered[len(worst) :]
@@ -101,9 +101,9 @@ def extremes(
 
 
 def drawn_or_warned(draw: Callable[[], Path | None]) -> Path | None:
-    """What `draw` returns; where it fails, None and a warning: no figure is lost over a picture."""
+    """What `draw` returns; where it fails, None and a warning: no figure is lost over an image."""
     try:
         return draw()
     except (OSError, RuntimeError, TypeError, ValueError) as error:
-        _LOG.warning("Not all pictures could be drawn: %s", in_one_line(error))
+        _logger.warning("Not all images could be drawn: %s", one_line(error))
         return None

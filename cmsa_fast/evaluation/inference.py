@@ -1,4 +1,4 @@
-"""From a model and a batch to probabilities and masks, each picture encoded once."""
+"""From a model and a batch to probabilities and masks, each image encoded once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data.transforms import Letterbox
 from .conventions import CONVENTIONS, Convention
 
 NATIVE = CONVENTIONS["native"]
-SENTENCES_AT_ONCE = 16  # of one picture; part of what is computed, so no option
+EXPRESSIONS_AT_ONCE = 16  # of one image; part of what is computed, so no option
 
 
 class Refiner(Protocol):
@@ -32,34 +32,34 @@ def predict_probabilities(
     model: Any,
     batch: Batch,
     device: torch.device | str,
-    turns: Sequence[int] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> list[Tensor]:
-    """The probability of every pixel of the square, for each sentence of a batch.
+    """The probability of every pixel of the square, for each expression of a batch.
 
-    Each picture is encoded once and goes through the model with its own sentences alone, so that what else is in
+    Each image is encoded once and goes through the model with its own expressions alone, so that what else is in
     the batch has no influence on the result, not even on its last bit.
 
     Args:
         model: see `cmsa_fast.models.ReferringModel`.
         batch: on any device.
         device: where the model is.
-        turns: for each sentence a number; those of one picture and one number go through the model together.
-            None: `SENTENCES_AT_ONCE` of a picture at a time.
+        turns: for each expression a number; those of one image and one number go through the model together.
+            None: `SENTENCES_AT_ONCE` of an image at a time.
 
     Returns:
-        float32 or float64 [S, S] on the CPU, in [0, 1], for each sentence.
+        float32 or float64 [S, S] on the CPU, in [0, 1], for each expression.
     """
     moved = batch.to(device)
-    pictures = batch.image_index.tolist()
-    if turns is None:
-        turns = turns_of(pictures)
+    images = batch.image_index.tolist()
+    if groups is None:
+        groups = group_by_image(images)
     rows: dict[int, dict[int, list[int]]] = {}
-    for row, (picture, turn) in enumerate(zip(pictures, turns, strict=True)):
-        rows.setdefault(picture, {}).setdefault(turn, []).append(row)
+    for row, (image, turn) in enumerate(zip(images, groups, strict=True)):
+        rows.setdefault(image, {}).setdefault(turn, []).append(row)
     found: list[Tensor | None] = [None] * len(batch.samples)
-    for picture, sentences in rows.items():
-        features = model.encode_image(moved.images[picture : picture + 1])
-        for chosen in sentences.values():
+    for image, expressions in rows.items():
+        features = model.encode_image(moved.images[image : image + 1])
+        for chosen in expressions.values():
             word_mask = moved.word_mask[chosen]
             first = int(word_mask.any(0).int().argmax())  # words are padded at the front
             logits = model.segment(
@@ -76,14 +76,14 @@ def predict_probabilities(
     return [probability for probability in found if probability is not None]
 
 
-def turns_of(pictures: Sequence[int]) -> list[int]:
-    """For each sentence, given its picture's number: with which of its picture's sentences it goes, from 0."""
+def group_by_image(images: Sequence[int]) -> list[int]:
+    """For each expression, given its image's number: with which of its image's expressions it goes, from 0."""
     seen: Counter[int] = Counter()
-    turns = []
-    for picture in pictures:
-        turns.append(seen[picture] // SENTENCES_AT_ONCE)
-        seen[picture] += 1
-    return turns
+    groups = []
+    for image in images:
+        groups.append(seen[image] // EXPRESSIONS_AT_ONCE)
+        seen[image] += 1
+    return groups
 
 
 def predict_batch(
@@ -93,10 +93,10 @@ def predict_batch(
     convention: Convention = NATIVE,
     refiner: Refiner | None = None,
 ) -> list[Tensor]:
-    """Predicted masks at the size where the convention compares them, by default the pictures' own.
+    """Predicted masks at the size where the convention compares them, by default the images' own.
 
     Returns:
-        bool [H, W] for each sentence.
+        bool [H, W] for each expression.
     """
     pending = [
         predicted_mask(probability, letterbox, sample, convention, refiner)
@@ -121,8 +121,8 @@ def predicted_mask(
 
     Args:
         probability: floating point [S, S] in [0, 1].
-        letterbox: how the picture sits in the square.
-        sample: the sentence with its picture.
+        letterbox: how the image sits in the square.
+        sample: the expression with its image.
         convention: says where the refiner works and how probabilities become a mask.
         refiner: None: the probabilities as they are.
     """

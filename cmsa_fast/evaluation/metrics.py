@@ -15,37 +15,37 @@ _TENTHS = (5, 6, 7, 8, 9)
 Mask: TypeAlias = Tensor | np.ndarray
 
 
-class SentenceCounts:
-    """The pixels of every sentence, from which measures are computed.
+class ExpressionCounts:
+    """The pixels of every expression, from which measures are computed.
 
     Counts are whole numbers, so that neither the order nor the grouping of updates and merges has an
     influence on what is computed from them.
 
     Attributes:
-        intersections: Pixels in both masks of a sentence, in the order of the updates.
+        intersections: Pixels in both masks of an expression, in the order of the updates.
         predicted: Pixels of its predicted mask, likewise.
         true: Pixels of its true mask, likewise.
     """
 
     def __init__(self) -> None:
-        """Start with no sentence."""
+        """Start with no expression."""
         self.intersections: list[int] = []
         self.predicted: list[int] = []
         self.true: list[int] = []
 
     @property
     def count(self) -> int:
-        """Number of sentences seen."""
+        """Number of expressions seen."""
         return len(self.intersections)
 
     @property
     def unions(self) -> list[int]:
-        """Pixels in at least one mask of a sentence, in the order of the updates."""
+        """Pixels in at least one mask of an expression, in the order of the updates."""
         counts = zip(self.intersections, self.predicted, self.true, strict=True)
         return [predicted + true - intersection for intersection, predicted, true in counts]
 
     def update(self, prediction: Mask, truth: Mask) -> None:
-        """Add one sentence.
+        """Add one expression.
 
         Args:
             prediction: bool `[H, W]`, tensor or array, True where the object is predicted.
@@ -68,7 +68,7 @@ class SentenceCounts:
             of.append(count)
 
     def add(self, intersection: int, predicted: int, true: int) -> None:
-        """Add one sentence whose pixels are already counted.
+        """Add one expression whose pixels are already counted.
 
         Args:
             intersection: Pixels in both masks.
@@ -96,7 +96,7 @@ class SentenceCounts:
             of.append(count)
 
     def merge(self, other: Self) -> None:
-        """Add the sentences another object has seen, for instance in another process.
+        """Add the expressions another object has seen, for instance in another process.
 
         Args:
             other: Left as it is.
@@ -120,38 +120,38 @@ class SentenceCounts:
     def _rules(self) -> dict[str, Any]:
         return {}
 
-    def _need_a_sentence(self) -> None:
+    def _need_a_expression(self) -> None:
         if self.count == 0:
-            raise ValueError("compute needs at least one sentence, but none was ever added.")
+            raise ValueError("compute needs at least one expression, but none was ever added.")
 
 
-class SegmentationMetrics(SentenceCounts):
-    """The measures of the referring segmentation papers, over sentences.
+class SegmentationMetrics(ExpressionCounts):
+    """The measures of the referring segmentation papers, over expressions.
 
-    With I and U the pixels in the intersection and the union of a sentence's predicted and true mask:
+    With I and U the pixels in the intersection and the union of an expression's predicted and true mask:
 
-    - `overall_iou`: sum of I over sum of U, all sentences together. The headline number of CMSA and most
+    - `overall_iou`: sum of I over sum of U, all expressions together. The headline number of CMSA and most
       papers up to 2021 ("oIoU", "cumulative IoU"); large objects weigh more.
-    - `mean_iou`: mean over sentences of I / U ("mIoU"; "gIoU" in some later papers).
-    - `precision@0.5` ... `precision@0.9`: share of sentences with I / U at or above the threshold.
+    - `mean_iou`: mean over expressions of I / U ("mIoU"; "gIoU" in some later papers).
+    - `precision@0.5` ... `precision@0.9`: share of expressions with I / U at or above the threshold.
 
     All are fractions in [0, 1]. Where both masks are empty (U = 0) the prediction is right: the IoU counts as
     1, and nothing is added to the sums of the overall IoU. If there were only such pairs, the overall IoU
     is 1. Published evaluations decide these cases otherwise; the arguments follow them, and
     `cmsa_fast.evaluation.conventions` knows which belong together.
 
-    Give masks at the picture's own size to compare with papers that do; sizes may differ from sentence to
-    sentence. Sums are whole numbers and thresholds are compared in whole numbers, so that the order of
+    Give masks at the image's own size to compare with papers that do; sizes may differ from expression to
+    expression. Sums are whole numbers and thresholds are compared in whole numbers, so that the order of
     updates and merges has no influence on any result.
 
     Args:
         empty_union_iou: 1 or 0, the IoU of two empty masks, and the overall IoU of nothing else.
-        strict: Precision counts sentences above the threshold alone, not those at it.
-        union_offset: What is added to U in a sentence's IoU, in pixels, at least 0 and below 0.1: CRIS divides
+        strict: Precision counts expressions above the threshold alone, not those at it.
+        union_offset: What is added to U in an expression's IoU, in pixels, at least 0 and below 0.1: CRIS divides
             by U + 1e-6. The overall IoU goes without it. An IoU that would be at a threshold falls below it.
 
     Attributes:
-        intersections: I of every sentence, in pixels, in the order of the updates.
+        intersections: I of every expression, in pixels, in the order of the updates.
         predicted: Pixels of the predicted mask, likewise.
         true: Pixels of the true mask, likewise.
 
@@ -162,7 +162,7 @@ class SegmentationMetrics(SentenceCounts):
     def __init__(
         self, *, empty_union_iou: int = 1, strict: bool = False, union_offset: float = 0.0
     ) -> None:
-        """Start with no sentence."""
+        """Start with no expression."""
         super().__init__()
         if empty_union_iou not in (0, 1):
             raise ValueError(f"empty_union_iou must be 0 or 1, but it is {empty_union_iou!r}.")
@@ -177,7 +177,7 @@ class SegmentationMetrics(SentenceCounts):
 
     @property
     def ious(self) -> list[float]:
-        """IoU of every sentence, in the order of the updates."""
+        """IoU of every expression, in the order of the updates."""
         offset, empty = self._union_offset, float(self._empty_union_iou)
         pairs = zip(self.intersections, self.unions, strict=True)
         if not offset:
@@ -188,15 +188,15 @@ class SegmentationMetrics(SentenceCounts):
         ]
 
     def compute(self) -> dict[str, float]:
-        """All measures of the sentences seen so far.
+        """All measures of the expressions seen so far.
 
         Returns:
             `overall_iou`, `mean_iou`, and `precision@0.5` to `precision@0.9` in steps of 0.1; fractions.
 
         Raises:
-            ValueError: No sentence has been seen.
+            ValueError: No expression has been seen.
         """
-        self._need_a_sentence()
+        self._need_a_expression()
         union = sum(self.unions)
         empty = float(self._empty_union_iou)
         return {

@@ -1,4 +1,4 @@
-"""What an evaluation found, sentence by sentence: one row each, in a file that others can read."""
+"""What an evaluation found, expression by expression: one row each, in a file that others can read."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 from ..models.checkpoint import write_atomically
 from .conventions import CONVENTIONS
 
-SENTENCES = "sentences.csv"
+EXPRESSIONS = "sentences.csv"
 
 
 @dataclass(frozen=True, slots=True)
-class SentenceResult:
-    """One evaluated sentence.
+class ExpressionResult:
+    """One evaluated expression.
 
     Attributes:
         index: its place in the data set.
-        image_id: the data set's number for the picture.
+        image_id: the data set's number for the image.
         ref_id: the data set's number for what is referred to.
-        sent_id: the data set's number for the sentence.
-        sentence: as it was written.
+        sent_id: the data set's number for the expression.
+        expression: as it was written.
         words: how many words it has.
-        kind: the kind of sentence, where the data set knows it.
-        names_nothing: whether it is about something that the picture does not have.
-        height: of the picture, in pixels.
-        width: of the picture, in pixels.
+        kind: the kind of expression, where the data set knows it.
+        names_nothing: whether it is about something that the image does not have.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
         intersection: I, pixels in both masks, at the size where the convention compares them.
         predicted: pixels of the predicted mask, there.
         true: pixels of the true mask, there.
-        share: of the picture that the true mask covers, at the picture's own size.
+        share: of the image that the true mask covers, at the image's own size.
         iou: as the convention counts it.
         convention: the name of the rules it was measured under, one of `CONVENTIONS`.
     """
@@ -41,7 +41,7 @@ class SentenceResult:
     image_id: int
     ref_id: int
     sent_id: int
-    sentence: str
+    expression: str
     words: int
     kind: str
     names_nothing: bool
@@ -60,7 +60,7 @@ class SentenceResult:
         return self.predicted + self.true - self.intersection
 
 
-_COLUMNS = tuple(field.name for field in fields(SentenceResult))
+_COLUMNS = tuple(field.name for field in fields(ExpressionResult))
 
 
 def _truth(text: str) -> bool:
@@ -78,8 +78,8 @@ _READ: dict[str, Callable[[str], object]] = {
 _UNION = "union"
 
 
-def write_results(path: Path, results: Iterable[SentenceResult]) -> None:
-    """Write one row per sentence as CSV (UTF-8, a header of the attributes' names, and the union).
+def write_results(path: Path, results: Iterable[ExpressionResult]) -> None:
+    """Write one row per expression as CSV (UTF-8, a header of the attributes' names, and the union).
 
     Half of a surrogate pair, which JSON and pickles can hold and UTF-8 cannot, is written as its escape.
     """
@@ -93,7 +93,7 @@ def write_results(path: Path, results: Iterable[SentenceResult]) -> None:
     write_atomically(path, write)
 
 
-def read_results(path: Path) -> list[SentenceResult]:
+def read_results(path: Path) -> list[ExpressionResult]:
     """Read what `write_results` wrote; the order of columns is free and others are passed over.
 
     Raises:
@@ -102,7 +102,7 @@ def read_results(path: Path) -> list[SentenceResult]:
             message names file and line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path} with results by sentence.")
+        raise FileNotFoundError(f"There is no file {path} with results by expression.")
     results = []
     with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
         rows = csv.DictReader(file)
@@ -117,19 +117,19 @@ def read_results(path: Path) -> list[SentenceResult]:
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
     if not results:
-        raise ValueError(f"{path} has no sentence.")
+        raise ValueError(f"{path} has no expression.")
     return results
 
 
-def _result(row: dict[str, str | None]) -> SentenceResult:
+def _result(row: dict[str, str | None]) -> ExpressionResult:
     values: dict[str, Any] = {}
-    for field in fields(SentenceResult):
+    for field in fields(ExpressionResult):
         text = row[field.name]
         try:
             values[field.name] = _READ[str(field.type)](text or "")
         except ValueError:
             raise ValueError(f"{field.name} must be of type {field.type}; got {text!r}") from None
-    result = SentenceResult(**values)
+    result = ExpressionResult(**values)
     if result.convention not in CONVENTIONS:
         raise ValueError(
             f"convention must be one of {', '.join(CONVENTIONS)}; got {result.convention!r}"
@@ -145,17 +145,17 @@ def _result(row: dict[str, str | None]) -> SentenceResult:
     return result
 
 
-def length_group(result: SentenceResult) -> str:
-    """Which group of sentence lengths a sentence belongs to."""
+def length_group(result: ExpressionResult) -> str:
+    """Which group of expression lengths an expression belongs to."""
     return _group(result.words, _LENGTHS)
 
 
-def size_group(result: SentenceResult) -> str:
-    """Which group of object sizes a sentence belongs to."""
+def size_group(result: ExpressionResult) -> str:
+    """Which group of object sizes an expression belongs to."""
     return _group(result.share, _SHARES) if result.share else _NOTHING
 
 
-# Upper end of each group, and its name; the groups of the paper's Table 3 for short sentences.
+# Upper end of each group, and its name; the groups of the paper's Table 3 for short expressions.
 _LENGTHS: Sequence[tuple[float, str]] = (
     (2, "1-2 words"),
     (3, "3 words"),
@@ -165,13 +165,13 @@ _LENGTHS: Sequence[tuple[float, str]] = (
     (float("inf"), "over 20 words"),
 )
 _SHARES: Sequence[tuple[float, str]] = (
-    (0.01, "up to 1 % of the picture"),
+    (0.01, "up to 1 % of the image"),
     (0.05, "1-5 %"),
     (0.15, "5-15 %"),
     (0.30, "15-30 %"),
     (1.0, "over 30 %"),
 )
-_NOTHING = "nothing in the picture"
+_NOTHING = "nothing in the image"
 LENGTH_GROUPS = tuple(name for _, name in _LENGTHS)
 SIZE_GROUPS = (_NOTHING, *(name for _, name in _SHARES))
 

@@ -1,4 +1,4 @@
-"""Pictures of what a model found: input, truth, prediction, and the words it attended to."""
+"""Images of what a model found: input, truth, prediction, and the words it attended to."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ _OVERVIEW = 40
 
 @dataclass(frozen=True)
 class Example:
-    """One evaluated sentence.
+    """One evaluated expression.
 
     Attributes:
         image: uint8 [3, H, W], RGB.
         truth: bool [H, W].
         prediction: bool [H, W].
-        sentence: as it was written.
+        expression: as it was written.
         tokens: the N words the model saw.
         attention: [3, N], what each word received at Res3, Res4 and Res5. None where the model cannot say.
     """
@@ -38,7 +38,7 @@ class Example:
     image: Tensor
     truth: Tensor
     prediction: Tensor
-    sentence: str
+    expression: str
     tokens: Sequence[str]
     attention: Tensor | None
 
@@ -50,7 +50,7 @@ class Example:
 
 
 def overlay(image: Tensor, mask: Tensor) -> Tensor:
-    """Mark a mask on a picture: the object tinted and outlined, the rest paler.
+    """Mark a mask on an image: the object tinted and outlined, the rest paler.
 
     Args:
         image: uint8 [3, H, W], RGB.
@@ -60,11 +60,11 @@ def overlay(image: Tensor, mask: Tensor) -> Tensor:
         uint8 [3, H, W].
 
     Raises:
-        ValueError: mask does not have the picture's size.
+        ValueError: mask does not have the image's size.
     """
     if image.shape[1:] != mask.shape:
         raise ValueError(
-            f"mask must have the picture's size {list(image.shape[1:])}; got {list(mask.shape)}."
+            f"mask must have the image's size {list(image.shape[1:])}; got {list(mask.shape)}."
         )
     colour = torch.tensor(_MARK, dtype=torch.float32)[:, None, None]
     pixels = image.float()
@@ -84,7 +84,7 @@ def draw_example(example: Example) -> Image.Image:
     is too long for its line ends in an ellipsis.
 
     Raises:
-        ValueError: a mask does not have the picture's size, or attention does not fit the tokens.
+        ValueError: a mask does not have the image's size, or attention does not fit the tokens.
     """
     labels: Sequence[str] = _LEVELS
     attention = example.attention
@@ -109,7 +109,7 @@ def draw_example(example: Example) -> Image.Image:
     below = sum(len(rows) * _ROW + 4 for rows in word_rows)
     sheet = Image.new("RGB", (width, top + _PANEL + _GAP + below + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 5), _fit(example.sentence, width - 2 * _GAP, _font(17)), _INK, _font(17))
+    draw.text((_GAP, 5), _fit(example.expression, width - 2 * _GAP, _font(17)), _INK, _font(17))
     for index, (title, pixels) in enumerate(panels):
         left = _GAP + index * (_PANEL + _GAP)
         draw.text((left, _ROW + 6), title, _INK, _font(13))
@@ -198,12 +198,12 @@ def _stacked(images: list[Image.Image]) -> Image.Image:
 
 
 def _panel(pixels: Tensor) -> Image.Image:
-    picture = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    scale = _PANEL / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    scale = _PANEL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Enlarged pixels stay square, so that a small scene shows what the model saw.
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    return picture.resize(size, method)
+    return image.resize(size, method)
 
 
 def _lay_out(tokens: Sequence[str], width: int) -> list[list[tuple[int, int, int]]]:

@@ -75,7 +75,7 @@ def cross_modal_attention(
     Returns:
         [B, P, e]: mean over the true words n of the attended value of token (p, n).
     """
-    place_query, place_key, place_value = _per_sentence(
+    place_query, place_key, place_value = _per_expression(
         image_index, place_query, place_key, place_value
     )
     word_mask = _mask_or_all(word_mask, word_query)
@@ -103,7 +103,7 @@ def received_word_attention(
     Returns:
         [B, N], summing to 1 over true words, 0 on padding.
     """
-    place_query, place_key = _per_sentence(image_index, place_query, place_key)
+    place_query, place_key = _per_expression(image_index, place_query, place_key)
     word_mask = _mask_or_all(word_mask, word_query)
     places, words = place_query.shape[1], word_query.shape[1]
     logits = (
@@ -142,7 +142,7 @@ def cmsa(
         [B, Cv+Cl+8, H, W].
     """
     batch, _, height, width = visual.shape
-    places, sentence_length = height * width, words.shape[1]
+    places, expression_length = height * width, words.shape[1]
     word_mask = _mask_or_all(word_mask, words)
     words = words.masked_fill(~word_mask[..., None], 0)
 
@@ -151,9 +151,9 @@ def cmsa(
     spatial = _spatial_features(height, width).to(visual)  # [P, 8]
     feature = torch.cat(
         [
-            unit_visual[:, :, None].expand(-1, -1, sentence_length, -1),
+            unit_visual[:, :, None].expand(-1, -1, expression_length, -1),
             unit_words[:, None].expand(-1, places, -1, -1),
-            spatial[None, :, None].expand(batch, -1, sentence_length, -1),
+            spatial[None, :, None].expand(batch, -1, expression_length, -1),
         ],
         dim=-1,
     )  # [B, P, N, C], Eq. 1
@@ -165,7 +165,7 @@ def cmsa(
         _token_mask(word_mask, places),
     )
     updated = attended @ output_weight.T + tokens
-    fused = _mean_over_true_words(updated.unflatten(1, (places, sentence_length)), word_mask)
+    fused = _mean_over_true_words(updated.unflatten(1, (places, expression_length)), word_mask)
     return fused.mT.unflatten(2, (height, width))
 
 
@@ -186,7 +186,7 @@ def _spatial_features(height: int, width: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _per_sentence(image_index: Tensor | None, *places: Tensor) -> tuple[Tensor, ...]:
+def _per_expression(image_index: Tensor | None, *places: Tensor) -> tuple[Tensor, ...]:
     return places if image_index is None else tuple(part[image_index] for part in places)
 
 

@@ -110,9 +110,9 @@ def check_mask(
 def check_word_mask(
     word_mask: Tensor, shape: Sequence[int], of_name: str, device: torch.device
 ) -> None:
-    """[batch, words] with a true word in every sentence."""
+    """[batch, words] with a true word in every expression."""
     check_mask("word_mask", word_mask, "batch, words", shape, of_name, device)
-    check_rows("word_mask must have a true word in every sentence", "sentences", word_mask)
+    check_rows("word_mask must have a true word in every expression", "sentences", word_mask)
 
 
 def check_rows(rule: str, rows: str, mask: Tensor) -> None:
@@ -126,15 +126,15 @@ def check_rows(rule: str, rows: str, mask: Tensor) -> None:
 
 
 def check_image_index(
-    image_index: Tensor, sentences: int, of_name: str, device: torch.device
+    image_index: Tensor, expressions: int, of_name: str, device: torch.device
 ) -> None:
-    """int64 [sentences] on the device of argument `of_name`; `check_range` looks at its values."""
+    """int64 [expressions] on the device of argument `of_name`; `check_range` looks at its values."""
     if not isinstance(image_index, Tensor) or image_index.dtype != torch.int64:
         found = image_index.dtype if isinstance(image_index, Tensor) else type(image_index).__name__
         raise TypeError(f"image_index must be an int64 tensor; got {found}.")
-    if image_index.shape != (sentences,):
+    if image_index.shape != (expressions,):
         raise ValueError(
-            f"image_index must have shape [batch] = [{sentences}]; got {list(image_index.shape)}."
+            f"image_index must have shape [batch] = [{expressions}]; got {list(image_index.shape)}."
         )
     if image_index.device != device:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Whole networks: pictures and words to mask logits. One file a system, one builder by name."""
+"""Whole networks: images and words to mask logits. One file a system, one builder by name."""
 
 from .base import ImageFeatures
 from .cmsa import CMSAModel

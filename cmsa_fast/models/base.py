@@ -1,4 +1,4 @@
-"""What a model keeps of a picture between sentences."""
+"""What a model keeps of an image between expressions."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 class ImageFeatures(NamedTuple):
-    """Features of a batch of pictures.
+    """Features of a batch of images.
 
     Attributes:
         levels: [B_images, C_i, H_i, W_i] each.
-        size: (height, width) of the pictures they came from, to which logits are brought back.
+        size: (height, width) of the images they came from, to which logits are brought back.
     """
 
     levels: tuple[Tensor, ...]

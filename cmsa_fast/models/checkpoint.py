@@ -31,7 +31,7 @@ class ModelConfig:
         options: passed to it.
         tokens: the vocabulary, in the order of the word ids.
         size: side of the square input in pixels.
-        max_words: words kept of a sentence.
+        max_words: words kept of an expression.
     """
 
     name: str

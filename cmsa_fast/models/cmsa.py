@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nn import CMSA, DilatedResNet, GatedFusion, NarrowBackbone, WordTable
+from ..nn import CMSA, DilatedResNet, GatedFusion, NarrowBackbone, WordEmbedding
 from .base import ImageFeatures
 from .folded_cmsa import FoldedCMSAModel
 
 
 class CMSAModel(nn.Module):
-    """Eq. 1-6: a sentence's words meet Res3, Res4 and Res5 by CMSA, and gated fusion joins the three.
+    """Eq. 1-6: an expression's words meet Res3, Res4 and Res5 by CMSA, and gated fusion joins the three.
 
     The defaults are the paper's sizes. Where it contradicts itself or leaves a choice: `CMSA` and
     `GatedFusion` say what was done.
@@ -63,7 +63,7 @@ class CMSAModel(nn.Module):
             self.backbone = DilatedResNet(
                 backbone, weights=backbone_weights, freeze_batch_norm=freeze_batch_norm
             )
-        self.words = WordTable(vocabulary_size, word_channels)
+        self.words = WordEmbedding(vocabulary_size, word_channels)
         self.attention = nn.ModuleList(
             CMSA(channels, word_channels, attention_channels, backend=backend)
             for channels in self.backbone.channels
@@ -73,7 +73,7 @@ class CMSAModel(nn.Module):
         )
         self.mask = nn.Conv2d(fused_channels, 1, 3, padding=1)  # Eq. 6, before its sigmoid
         if self.mask.bias is not None:
-            # Objects cover about an eighth of a picture: start from there, not from one half.
+            # Objects cover about an eighth of an image: start from there, not from one half.
             nn.init.constant_(self.mask.bias, -2.0)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
@@ -82,7 +82,7 @@ class CMSAModel(nn.Module):
             images: [B_images, 3, H, W], RGB in [0, 1].
 
         Returns:
-            Res3, Res4 and Res5 and the pictures' size.
+            Res3, Res4 and Res5 and the images' size.
         """
         return ImageFeatures(self.backbone(images), (images.shape[2], images.shape[3]))
 
@@ -93,16 +93,16 @@ class CMSAModel(nn.Module):
         word_mask: Tensor | None = None,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the mask that each sentence names.
+        """Logits of the mask that each expression names.
 
         Args:
             features: from `encode_image`.
             words: int64 [B, N], word ids.
             word_mask: bool [B, N], True where a word is real. None: all are.
-            image_index: int64 [B], which picture each sentence belongs to. None: sentence b to picture b.
+            image_index: int64 [B], which image each expression belongs to. None: expression b to image b.
 
         Returns:
-            [B, 1, H, W] at the pictures' size, bilinear from one eighth of it.
+            [B, 1, H, W] at the images' size, bilinear from one eighth of it.
         """
         vectors = self.words(words)
         projected = [

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class FoldedFeatures(NamedTuple):
-    """What a `FoldedCMSAModel` keeps of a batch of pictures between sentences.
+    """What a `FoldedCMSAModel` keeps of a batch of images between expressions.
 
     Attributes:
         levels: of Res3, Res4 and Res5, see `FoldedPlaces`.
-        size: (height, width) of the pictures they came from, to which logits are brought back.
+        size: (height, width) of the images they came from, to which logits are brought back.
     """
 
     levels: tuple[FoldedPlaces, ...]
@@ -29,12 +29,12 @@ class FoldedFeatures(NamedTuple):
 class FoldedCMSAModel:
     """What `CMSAModel.fold` returns: its calls, equal to its own but for rounding, and faster.
 
-    `encode_image` forms all that depends on the picture alone, so a further sentence costs the attention, the
+    `encode_image` forms all that depends on the image alone, so a further expression costs the attention, the
     fusion and the mask. Features are not exchanged between the two models.
 
     The parts that are not folded are the model's own, not copies. See `FoldedLevel` for what happens when weights
     change. A call is refused, with a RuntimeError, where a gradient is recorded, where the model is in training
-    mode (its batch normalisation would follow the pictures), and where the weights of a level have changed.
+    mode (its batch normalisation would follow the images), and where the weights of a level have changed.
     """
 
     def __init__(self, model: CMSAModel) -> None:
@@ -60,7 +60,7 @@ class FoldedCMSAModel:
             images: [B_images, 3, H, W], RGB in [0, 1].
 
         Returns:
-            What `segment` and `word_attention` need of the pictures.
+            What `segment` and `word_attention` need of the images.
         """
         self._check_mode()
         for level in self._levels:

@@ -19,7 +19,7 @@ class ReferringModel(Protocol):
     """The calls by which training, evaluation and prediction know a model."""
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """[B_images, 3, H, W] in [0, 1] -> features; once per picture."""
+        """[B_images, 3, H, W] in [0, 1] -> features; once per image."""
 
     def segment(
         self,
@@ -28,7 +28,7 @@ class ReferringModel(Protocol):
         word_mask: Tensor | None = None,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """int64 [B, N] words of B sentences -> logits [B, 1, H, W]; once per sentence."""
+        """int64 [B, N] words of B expressions -> logits [B, 1, H, W]; once per expression."""
 
     def forward(
         self,

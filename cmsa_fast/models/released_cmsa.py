@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nn import ChannelGatedFusion, PooledCMSA, SqueezedCMSA, WordTable
+from ..nn import ChannelGatedFusion, PooledCMSA, SqueezedCMSA, WordEmbedding
 from .backbone import build_backbone
 from .base import ImageFeatures
 
@@ -85,7 +85,7 @@ class ReleasedCMSAModel(nn.Module):
             narrow_widths=narrow_widths,
         )
         res3, res4, res5 = self.backbone.channels
-        self.words = WordTable(vocabulary_size, word_channels)
+        self.words = WordEmbedding(vocabulary_size, word_channels)
         self.squeeze = nn.Conv2d(res5, res5_channels, 1)
         of_res3, of_res4 = (
             SqueezedCMSA(visual, word_channels, squeezed, squeezed // 2, backend=backend)
@@ -106,7 +106,7 @@ class ReleasedCMSAModel(nn.Module):
             if convolution.bias is not None:
                 nn.init.zeros_(convolution.bias)
         if self.mask.bias is not None:
-            # Objects cover about an eighth of a picture: start from there, not from one half.
+            # Objects cover about an eighth of an image: start from there, not from one half.
             nn.init.constant_(self.mask.bias, -2.0)
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
@@ -115,7 +115,7 @@ class ReleasedCMSAModel(nn.Module):
             images: [B_images, 3, H, W], RGB in [0, 1].
 
         Returns:
-            Res3, Res4 and the squeezed Res5, and the pictures' size.
+            Res3, Res4 and the squeezed Res5, and the images' size.
         """
         res3, res4, res5 = self.backbone(images)
         return ImageFeatures((res3, res4, self.squeeze(res5)), (images.shape[2], images.shape[3]))
@@ -127,16 +127,16 @@ class ReleasedCMSAModel(nn.Module):
         word_mask: Tensor | None = None,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the mask that each sentence names.
+        """Logits of the mask that each expression names.
 
         Args:
             features: from `encode_image`.
             words: int64 [B, N], word ids.
             word_mask: bool [B, N], True where a word is real. None: all are.
-            image_index: int64 [B], which picture each sentence belongs to. None: sentence b to picture b.
+            image_index: int64 [B], which image each expression belongs to. None: expression b to image b.
 
         Returns:
-            [B, 1, H, W] at the pictures' size, bilinear from one eighth of it.
+            [B, 1, H, W] at the images' size, bilinear from one eighth of it.
         """
         vectors = self.words(words)
         levels = [

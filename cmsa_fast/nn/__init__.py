@@ -8,7 +8,7 @@ from .folded_cmsa import FoldedLevel, FoldedPlaces
 from .fusion import GatedFusion
 from .losses import dice_loss, segmentation_loss
 from .released_cmsa import PooledCMSA, SqueezedCMSA
-from .text import WordTable
+from .text import WordEmbedding
 
 __all__ = [
     "CMSA",
@@ -20,7 +20,7 @@ __all__ = [
     "NarrowBackbone",
     "PooledCMSA",
     "SqueezedCMSA",
-    "WordTable",
+    "WordEmbedding",
     "dice_loss",
     "segmentation_loss",
     "spatial_coordinates",

@@ -11,13 +11,13 @@ from .weights import load_backbone_weights
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
-# Of ImageNet's training pictures, for RGB in [0, 1]; what torchvision's weights expect.
+# Of ImageNet's training images, for RGB in [0, 1]; what torchvision's weights expect.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
 
 class _Backbone(nn.Module):
-    """Normalises pictures; subclasses give `channels` and `levels`."""
+    """Normalises images; subclasses give `channels` and `levels`."""
 
     channels: tuple[int, int, int]
     mean: Tensor
@@ -71,7 +71,7 @@ class DilatedResNet(_Backbone):
             weights: "imagenet", "voc-labels", the path of a file (see
                 `cmsa_fast.nn.weights.load_backbone_weights`), or None for a random start.
             freeze_batch_norm: keep batch-norm's statistics and scale as they are (the published model does:
-                its batch of one picture has no statistics). They then stay at 0 and 1 after a random start.
+                its batch of one image has no statistics). They then stay at 0 and 1 after a random start.
 
         Raises:
             ValueError: architecture is unknown, or weights do not fit it.
@@ -129,7 +129,7 @@ def _dilate(layer: nn.Sequential, *, before: int, after: int) -> None:
 
 
 class NarrowBackbone(_Backbone):
-    """A small residual network with the same three levels, for pictures of some 100 pixels on a CPU.
+    """A small residual network with the same three levels, for images of some 100 pixels on a CPU.
 
     Group normalisation (Wu and He, ECCV 2018) needs neither large batches nor pretrained statistics. Each level
     leaves through a 1x1 convolution without a ReLU: CMSA takes features for directions, and those of rectified

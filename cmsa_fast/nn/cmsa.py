@@ -10,7 +10,7 @@ from ..kernels import BACKENDS, cross_modal_attention, level_tail, received_word
 from ..kernels.validation import check_alike, check_floating
 from .coordinates import COORDINATE_CHANNELS
 from .folded_cmsa import FoldedLevel
-from .tokens import coordinate_rows, mean_word, of_sentences, unit_places, unit_words
+from .tokens import coordinate_rows, mean_word, of_expressions, unit_places, unit_words
 from .validation import check_inputs
 
 # Squared length of a token [unit visual, unit word, coordinates]: 1 + 1 + six coordinates of mean square 1/3.
@@ -32,7 +32,7 @@ class _Tokens(NamedTuple):
 
 
 class CMSA(nn.Module):
-    """Every (place, word) token of a picture and a sentence attends to every other.
+    """Every (place, word) token of an image and an expression attends to every other.
 
     Eq. 1: f_pn = [v_p / |v_p|, e_n / |e_n|, s_p]. Eq. 2-3: softmax attention of f_pn over all f_p'n', without
     a scale. Eq. 4: the mean over words of W_vhat vhat_pn + f_pn. The multimodal feature F (places x words x
@@ -112,14 +112,14 @@ class CMSA(nn.Module):
         image_index: Tensor | None = None,
         return_word_attention: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Fuse a sentence into the visual features of its picture.
+        """Fuse an expression into the visual features of its image.
 
         Args:
             visual: [B, Cv, H, W], or [B_images, Cv, H, W] with image_index.
             words: [B, N, Cl].
             word_mask: bool [B, N], True where a word is real; what stands in padding has no influence. None:
                 all are real.
-            image_index: int64 [B], which picture each sentence belongs to. None: sentence b to picture b.
+            image_index: int64 [B], which image each expression belongs to. None: expression b to image b.
             return_word_attention: also return how much attention each word receives.
 
         Returns:
@@ -127,11 +127,11 @@ class CMSA(nn.Module):
             attention weights that arrive at each word, summing to 1 over real words, 0 on padding.
 
         Raises:
-            TypeError, ValueError: shapes, dtypes or devices do not fit, or a sentence has no real word.
+            TypeError, ValueError: shapes, dtypes or devices do not fit, or an expression has no real word.
         """
         tokens = self._tokens(visual, words, word_mask, image_index)
-        places, sentence = self._project(tokens)
-        attended = self._attend(places, sentence, word_mask, image_index)
+        places, expression = self._project(tokens)
+        attended = self._attend(places, expression, word_mask, image_index)
         fused = level_tail(
             attended,
             self.output.weight,
@@ -144,7 +144,7 @@ class CMSA(nn.Module):
         if not return_word_attention:
             return fused
         received = received_word_attention(
-            places.query, sentence.query, sentence.key, word_mask, image_index=image_index
+            places.query, expression.query, expression.key, word_mask, image_index=image_index
         )
         return fused, received
 
@@ -161,8 +161,8 @@ class CMSA(nn.Module):
         """`F.conv2d(self(visual, words, word_mask, image_index=image_index), weight, bias)`, exactly and faster.
 
         The result of Eq. 4, Cv+Cl+8 channels at every place, is never built. The convolution is linear, so its
-        weight meets `output.weight` before the places do, unit visual features once per picture, the mean word
-        once per sentence and the coordinates once per size.
+        weight meets `output.weight` before the places do, unit visual features once per image, the mean word
+        once per expression and the coordinates once per size.
 
         Args:
             visual: as in `forward`, like words, word_mask and image_index.
@@ -182,14 +182,14 @@ class CMSA(nn.Module):
         self._check_convolution(weight, bias)
         weight = weight.flatten(1)  # [E, C]
         of_visual, of_words, of_spatial = self._split(weight)
-        pictures = len(visual)
+        images = len(visual)
         residual = torch.baddbmm(
-            F.linear(of_spatial, tokens.spatial).expand(pictures, -1, -1),
-            of_visual.expand(pictures, -1, -1),
+            F.linear(of_spatial, tokens.spatial).expand(images, -1, -1),
+            of_visual.expand(images, -1, -1),
             tokens.visual.mT,
         )  # [B_images, E, P]
         of_mean = F.linear(mean_word(tokens.words, word_mask), of_words, bias)
-        residual = of_sentences(residual, image_index) + of_mean[..., None]
+        residual = of_expressions(residual, image_index) + of_mean[..., None]
 
         attended = self._attend(*self._project(tokens), word_mask, image_index)
         of_attended = (weight @ self.output.weight).expand(len(words), -1, -1)  # [B, E, d]
@@ -235,12 +235,12 @@ class CMSA(nn.Module):
         """Query, key and value of the places [B', P, d] and of the words [B, N, d]."""
         weights = [self._split(part.weight) for part in (self.query, self.key, self.value)]
         of_visual, of_words, of_spatial = zip(*weights, strict=True)
-        pictures = len(tokens.visual)
+        images = len(tokens.visual)
         # The columns that meet words stay where they are: a few words do not pay for a copy of them.
         places = torch.baddbmm(
-            F.linear(tokens.spatial, torch.cat(of_spatial)).expand(pictures, -1, -1),
+            F.linear(tokens.spatial, torch.cat(of_spatial)).expand(images, -1, -1),
             tokens.visual,
-            torch.cat(of_visual).mT.expand(pictures, -1, -1),
+            torch.cat(of_visual).mT.expand(images, -1, -1),
         )
         words = (F.linear(tokens.words, part) for part in of_words)
         return _Parts(*places.chunk(3, dim=2)), _Parts(*words)

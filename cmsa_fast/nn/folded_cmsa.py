@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..kernels import cross_modal_attention, received_word_attention
 from .coordinates import COORDINATE_CHANNELS
-from .tokens import coordinate_rows, mean_word, of_sentences, unit_places, unit_words
+from .tokens import coordinate_rows, mean_word, of_expressions, unit_places, unit_words
 from .validation import check_dtype_and_device, check_visual, check_words
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MULTIPLE = 16
 
 
 class FoldedPlaces(NamedTuple):
-    """What a `FoldedLevel` keeps of a batch of pictures between sentences.
+    """What a `FoldedLevel` keeps of a batch of images between expressions.
 
     Attributes:
         query: [B_images, P, d].
@@ -43,7 +43,7 @@ class FoldedLevel:
 
     Behind the attention everything is linear: the convolution K of Eq. 4 is K W_vhat vhat + K f. So the values are
     made by K W_vhat W_v, one matrix, and the attention's result is already the convolution's. What depends on the
-    picture alone, `encode` forms once for all its sentences.
+    image alone, `encode` forms once for all its expressions.
 
     It holds the weights as they were when it was made. Calling it after an optimizer's step, `load_state_dict`,
     `to` or another change of the weights that autograd can see is refused; a change through `.data` in place
@@ -93,7 +93,7 @@ class FoldedLevel:
             visual: [B_images, Cv, H, W].
 
         Returns:
-            What `project` needs of the pictures.
+            What `project` needs of the images.
 
         Raises:
             TypeError, ValueError: visual's shape, dtype or device does not fit.
@@ -102,11 +102,11 @@ class FoldedLevel:
         self.check_use()
         check_visual(visual, self._attention.visual_channels)
         check_dtype_and_device("visual", visual, "the folded weights", self._of_visual)
-        pictures = len(visual)
+        images = len(visual)
         places = torch.baddbmm(
-            F.linear(coordinate_rows(visual), self._of_spatial).expand(pictures, -1, -1),
+            F.linear(coordinate_rows(visual), self._of_spatial).expand(images, -1, -1),
             unit_places(visual),
-            self._of_visual.mT.expand(pictures, -1, -1),
+            self._of_visual.mT.expand(images, -1, -1),
         )
         query, key, value, residual = places.split([*self._parts, self._channels], dim=2)
         return FoldedPlaces(query, key, value, residual, (visual.shape[2], visual.shape[3]))
@@ -119,13 +119,13 @@ class FoldedLevel:
         *,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """What `CMSA.project` returns for the pictures that were encoded.
+        """What `CMSA.project` returns for the images that were encoded.
 
         Args:
             places: from `encode`.
             words: [B, N, Cl].
             word_mask: bool [B, N], True where a word is real. None: all are.
-            image_index: int64 [B], which picture each sentence belongs to. None: sentence b to picture b.
+            image_index: int64 [B], which image each expression belongs to. None: expression b to image b.
 
         Returns:
             [B, E, H, W], channels innermost in memory.
@@ -149,7 +149,7 @@ class FoldedLevel:
             backend=self._attention.backend,
         )[..., : self._channels]
         of_mean = F.linear(mean_word(unit, word_mask), self._of_mean, self._bias)
-        projected = attended + of_sentences(places.residual, image_index)
+        projected = attended + of_expressions(places.residual, image_index)
         projected += of_mean[:, None]
         return projected.mT.unflatten(2, places.size)
 
@@ -212,7 +212,7 @@ class FoldedLevel:
             word_mask,
             image_index,
             word_channels=self._attention.word_channels,
-            pictures=len(places.query),
+            images=len(places.query),
             like_name="the folded weights",
             like=self._of_words,
         )

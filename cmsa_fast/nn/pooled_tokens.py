@@ -1,7 +1,7 @@
 """Max-pooling of (place, word) tokens 2x2x2 over rows, columns and true words, as TensorFlow's "same" does.
 
 A window at an odd end holds what is left (ceil). Words are windowed as if padding had been removed: `pack_words`
-brings the true words of each sentence to its front, and padding never wins a maximum.
+brings the true words of each expression to its front, and padding never wins a maximum.
 
 Pairs are compared by `torch.maximum` on strided views: unlike max_pool3d's, its gradient needs no atomics on
 CUDA, and the channels stay last.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def pack_words(words: Tensor, word_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Bring the true words of each sentence to its front, in their order, and put zeros behind them.
+    """Bring the true words of each expression to its front, in their order, and put zeros behind them.
 
     Args:
         words: [B, N, C].

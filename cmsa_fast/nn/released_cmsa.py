@@ -28,7 +28,7 @@ _LENGTH_FLOOR = 1e-6
 
 
 class _Tokens(NamedTuple):
-    """The parts of the tokens f_pn of sentences, words packed to the front."""
+    """The parts of the tokens f_pn of expressions, words packed to the front."""
 
     visual: Tensor  # [B_images, P, Cv], of length 1
     words: Tensor  # [B, N, Cl], of length 1; zero on padding
@@ -46,7 +46,7 @@ class _Tokens(NamedTuple):
         places = F.linear(self.visual, of_visual) + F.linear(self.spatial, of_spatial)
         return places, F.linear(self.words, of_words, bias)
 
-    def of_sentences(self, places: Tensor) -> Tensor:
+    def of_expressions(self, places: Tensor) -> Tensor:
         """[B_images, ...] -> [B, ...]."""
         if self.image_index is None:
             return places
@@ -112,20 +112,20 @@ class _PooledAttention(nn.Module):
         *,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """Fuse a sentence into the visual features of its picture.
+        """Fuse an expression into the visual features of its image.
 
         Args:
             visual: [B, Cv, H, W], or [B_images, Cv, H, W] with image_index.
             words: [B, N, Cl].
             word_mask: bool [B, N], True where a word is real; padded words are removed, and what stands in them
                 has no influence. None: all are real.
-            image_index: int64 [B], which picture each sentence belongs to. None: sentence b to picture b.
+            image_index: int64 [B], which image each expression belongs to. None: expression b to image b.
 
         Returns:
             [B, out_channels, H, W].
 
         Raises:
-            TypeError, ValueError: shapes, dtypes or devices do not fit, or a sentence has no real word.
+            TypeError, ValueError: shapes, dtypes or devices do not fit, or an expression has no real word.
         """
         check_inputs(
             visual,
@@ -225,9 +225,11 @@ class PooledCMSA(_PooledAttention):
     def _fuse(self, tokens: _Tokens) -> Tensor:
         width = self.attention_channels
         places, words = tokens.linear(*self._weights())
-        query = tokens.of_sentences(places[..., :width])[:, :, None] + words[:, None, :, :width]
+        query = tokens.of_expressions(places[..., :width])[:, :, None] + words[:, None, :, :width]
         # Pooling the sum of parts is summing the pooled parts, and ReLU keeps the order.
-        places = tokens.of_sentences(pool_places(places[..., width:], tokens.height, tokens.width))
+        places = tokens.of_expressions(
+            pool_places(places[..., width:], tokens.height, tokens.width)
+        )
         words = pool_words(words[..., width:], tokens.word_mask)
         pooled = (places[:, :, None] + words[:, None]).relu_()
         return self._attend(tokens, query.relu_(), pooled) + self._mean_token(tokens)
@@ -238,7 +240,7 @@ class PooledCMSA(_PooledAttention):
         places = len(tokens.spatial)
         return torch.cat(
             [
-                tokens.of_sentences(tokens.visual),
+                tokens.of_expressions(tokens.visual),
                 words[:, None].expand(-1, places, -1),
                 tokens.spatial.expand(len(words), -1, -1),
             ],
@@ -287,7 +289,7 @@ class SqueezedCMSA(_PooledAttention):
     def _fuse(self, tokens: _Tokens) -> Tensor:
         width = self.attention_channels
         places, words = tokens.linear(self.squeeze.weight, self.squeeze.bias)
-        squeezed = tokens.of_sentences(places)[:, :, None] + words[:, None]  # [B, P, N, S]
+        squeezed = tokens.of_expressions(places)[:, :, None] + words[:, None]  # [B, P, N, S]
         squeezed = squeezed.relu_()
         projected = F.linear(squeezed, *self._weights())
         pooled = pool_places(projected[..., width:], tokens.height, tokens.width)

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
-class WordTable(nn.Embedding):
+class WordEmbedding(nn.Embedding):
     """A vector for each word of the vocabulary; the paper learns 1000 channels from scratch.
 
     Entries start uniform in (-0.08, 0.08), as the published code draws them. CMSA divides every vector by its
@@ -55,7 +55,7 @@ class WordTable(nn.Embedding):
         return super().forward(input)
 
     @classmethod
-    def from_glove(cls, path: str | Path, tokens: Sequence[str]) -> "WordTable":
+    def from_glove(cls, path: str | Path, tokens: Sequence[str]) -> "WordEmbedding":
         """Read the vectors of a vocabulary from a GloVe text file; words it lacks keep their random start.
 
         Args:
@@ -99,7 +99,7 @@ class WordTable(nn.Embedding):
             raise ValueError(
                 f"{path} holds a vector for none of the {len(wanted)} words in tokens."
             )
-        _LOG.info("%s: vectors for %d of %d words.", path.name, len(vectors), len(wanted))
+        _logger.info("%s: vectors for %d of %d words.", path.name, len(vectors), len(wanted))
         table = cls(len(tokens), width)
         with torch.no_grad():
             for index, vector in vectors.items():

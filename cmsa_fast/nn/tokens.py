@@ -35,7 +35,7 @@ def mean_word(unit_words: Tensor, word_mask: Tensor | None) -> Tensor:
     return unit_words.sum(1) / word_mask.sum(1, keepdim=True).to(unit_words.dtype)
 
 
-def of_sentences(places: Tensor, image_index: Tensor | None) -> Tensor:
+def of_expressions(places: Tensor, image_index: Tensor | None) -> Tensor:
     """[B_images, ...] -> [B, ...]."""
     if image_index is None:
         return places

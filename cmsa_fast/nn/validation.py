@@ -21,17 +21,17 @@ def check_inputs(
     visual_channels: int,
     word_channels: int,
 ) -> None:
-    """Check the arguments of a module that brings sentences to pictures.
+    """Check the arguments of a module that brings expressions to images.
 
     Args:
         visual: [B, visual_channels, H, W], or [B_images, visual_channels, H, W] with image_index.
         words: [B, N, word_channels], in visual's dtype, but under autocast.
-        word_mask: bool [B, N] with a true word in every sentence, or None.
+        word_mask: bool [B, N] with a true word in every expression, or None.
         image_index: int64 [B] in 0..B_images-1, or None.
 
     Raises:
         TypeError: an argument is no tensor or has the wrong dtype.
-        ValueError: shapes or devices do not fit, a sentence has no real word, or image_index is out of range.
+        ValueError: shapes or devices do not fit, an expression has no real word, or image_index is out of range.
     """
     check_visual(visual, visual_channels)
     check_words(
@@ -39,7 +39,7 @@ def check_inputs(
         word_mask,
         image_index,
         word_channels=word_channels,
-        pictures=len(visual),
+        images=len(visual),
         like_name="visual",
         like=visual,
     )
@@ -61,18 +61,18 @@ def check_words(
     image_index: Tensor | None,
     *,
     word_channels: int,
-    pictures: int,
+    images: int,
     like_name: str,
     like: Tensor,
 ) -> None:
-    """Check sentences for `pictures` pictures; raises as `check_inputs`.
+    """Check expressions for `images` images; raises as `check_inputs`.
 
     Args:
         words: [B, N, word_channels], in the dtype of `like`, but under autocast, and on its device.
         word_mask: as in `check_inputs`, like image_index.
         image_index: int64 [B] or None.
         word_channels: Cl.
-        pictures: how many pictures there are.
+        images: how many images there are.
         like_name: what a message calls `like`.
         like: any tensor of the dtype and device asked for.
     """
@@ -85,7 +85,7 @@ def check_words(
     check_dtype_and_device("words", words, like_name, like)
     if word_mask is not None:
         check_word_mask(word_mask, words.shape[:2], "words", words.device)
-    _check_image_index(pictures, words, image_index)
+    _check_image_index(images, words, image_index)
 
 
 def check_dtype_and_device(name: str, part: Tensor, like_name: str, like: Tensor) -> None:
@@ -95,16 +95,18 @@ def check_dtype_and_device(name: str, part: Tensor, like_name: str, like: Tensor
     check_alike(name, part, like_name, like)
 
 
-def _check_image_index(pictures: int, words: Tensor, image_index: Tensor | None) -> None:
-    sentences = len(words)
+def _check_image_index(images: int, words: Tensor, image_index: Tensor | None) -> None:
+    expressions = len(words)
     if image_index is None:
-        if pictures != sentences:
+        if images != expressions:
             raise ValueError(
-                f"words must have visual's batch of {pictures}, unless image_index says which picture "
-                f"each sentence belongs to; got {sentences}."
+                f"words must have visual's batch of {images}, unless image_index says which image "
+                f"each expression belongs to; got {expressions}."
             )
         return
-    check_image_index(image_index, sentences, "words", words.device)
-    if sentences and not pictures:
-        raise ValueError(f"visual must hold at least one picture for {sentences} sentences; got 0.")
-    check_range("image_index", image_index, pictures)
+    check_image_index(image_index, expressions, "words", words.device)
+    if expressions and not images:
+        raise ValueError(
+            f"visual must hold at least one image for {expressions} expressions; got 0."
+        )
+    check_range("image_index", image_index, images)

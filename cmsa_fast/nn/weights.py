@@ -17,10 +17,10 @@ def load_backbone_weights(architecture: str, weights: str | Path) -> dict[str, T
     Args:
         architecture: "resnet18", "resnet34", "resnet50" or "resnet101".
         weights: "imagenet" (classification on ImageNet-1k), "voc-labels" (the backbone of torchvision's
-            DeepLabV3, trained on the COCO train2017 pictures that have PASCAL VOC classes; 50 and 101 only), or
-            the path of a .pth or .safetensors file of either kind. Mind that all of RefCOCO's pictures, its
+            DeepLabV3, trained on the COCO train2017 images that have PASCAL VOC classes; 50 and 101 only), or
+            the path of a .pth or .safetensors file of either kind. Mind that all of RefCOCO's images, its
             test splits too, come from COCO's training set: "voc-labels" has seen them, though not their
-            sentences. Figures obtained with it are not comparable with those of a backbone that has not.
+            expressions. Figures obtained with it are not comparable with those of a backbone that has not.
 
     Returns:
         Parameter name -> tensor, as torchvision's ResNet names them.

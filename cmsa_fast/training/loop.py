@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from ..data.batch import Batch, Collate, PictureBatchSampler
-from ..data.errors import Problems
+from ..data.batch import Batch, Collate, ImageBatchSampler
+from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
 from ..data.sample import ReferringDataset
 from ..models.checkpoint import (
@@ -34,7 +34,7 @@ from .recipe import Recipe
 METRICS = "metrics.jsonl"
 _LOG_EVERY = 10
 _DIVERGED = "a lower learning_rate or longer warmup_steps usually helps. No file holds this step."
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class StepBatches(Sampler[list[int]]):
@@ -43,7 +43,7 @@ class StepBatches(Sampler[list[int]]):
     One pass is the whole training, so workers of a loader live as long as it does.
     """
 
-    def __init__(self, sampler: PictureBatchSampler, start: int, steps: int) -> None:
+    def __init__(self, sampler: ImageBatchSampler, start: int, steps: int) -> None:
         super().__init__()
         self.sampler = sampler
         self.start = start
@@ -127,7 +127,7 @@ def train(
     num_workers: int = 0,
     checkpoint_every: int = 200,
     resume: bool = False,
-    problems: Problems | None = None,
+    errors: ErrorCollector | None = None,
 ) -> Progress:
     """Train a model in place and keep its weights, checkpoint and metrics in a folder.
 
@@ -139,12 +139,12 @@ def train(
         recipe: batch, steps, learning rate and loss.
         folder: exists; gets model.safetensors, checkpoint.pt and metrics.jsonl (a JSON object a line: step, loss,
             iou, learning_rate, seconds; loss and iou are means since the line before).
-        seed: of the order of pictures and the choice of sentences.
+        seed: of the order of images and the choice of expressions.
         device: where the model is.
-        num_workers: processes that read or draw pictures.
+        num_workers: processes that read or draw images.
         checkpoint_every: steps between checkpoints.
         resume: go on from the folder's checkpoint, to the same result as without a break.
-        problems: takes sentences whose picture or mask cannot be used; a step without any usable one changes
+        problems: takes expressions whose image or mask cannot be used; a step without any usable one changes
             nothing. None: the first one is an error.
 
     Returns:
@@ -153,7 +153,7 @@ def train(
     Raises:
         FloatingPointError: the loss or a gradient is not finite; checkpoint and weights stay as they were.
         FileNotFoundError, ValueError: there is no checkpoint to resume from, or it does not fit.
-        ValueError: no sentence can be used, in two passes over the data or in the whole training.
+        ValueError: no expression can be used, in two passes over the data or in the whole training.
         KeyboardInterrupt: Ctrl-C, after the step under way; a checkpoint was written.
     """
     optimizer = torch.optim.Adam(
@@ -170,7 +170,7 @@ def train(
         state = load_state(folder / STATE)
         if state.get("data") != _fingerprint(model_config, dataset):
             raise ValueError(
-                f"{folder / STATE} was made with another model, vocabulary or number of sentences than this "
+                f"{folder / STATE} was made with another model, vocabulary or number of expressions than this "
                 "run has; a run goes on with the data it was started with."
             )
         done = _restore(folder / STATE, state, model, optimizer, schedule, window)
@@ -190,8 +190,8 @@ def train(
         save_state(folder / STATE, state)
         save_model(folder / WEIGHTS, model, model_config)
 
-    sampler = PictureBatchSampler(
-        dataset.image_ids(), recipe.pictures_per_step, recipe.sentences_per_picture, seed=seed
+    sampler = ImageBatchSampler(
+        dataset.image_ids(), recipe.images_per_step, recipe.expressions_per_image, seed=seed
     )
     loader = BatchLoader(
         dataset,
@@ -199,7 +199,7 @@ def train(
         collate,
         num_workers=num_workers,
         pin_memory=torch.device(device).type == "cuda",
-        problems=problems,
+        errors=errors,
     )
     model.train()
     bar = tqdm(total=recipe.steps, initial=done.step, desc="train", unit="step", dynamic_ncols=True)
@@ -211,7 +211,7 @@ def train(
                 unusable = unusable + 1 if batch is None else 0
                 if unusable in (2 * len(sampler), recipe.steps):
                     raise ValueError(
-                        f"No sentence of {unusable} steps in a row could be used: look at the pictures of "
+                        f"No expression of {unusable} steps in a row could be used: look at the images of "
                         "the training split."
                     )
                 with interrupts_wait():
@@ -221,7 +221,7 @@ def train(
                             *training_step(model, optimizer, batch.to(device), recipe.dice_weight)
                         )
                     with warnings.catch_warnings():
-                        # Said where the first step had no sentence and so no optimizer.step().
+                        # Said where the first step had no expression and so no optimizer.step().
                         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
                         schedule.step()
                     done = Progress(done.step + 1, time.perf_counter() - started)
@@ -244,7 +244,7 @@ def train(
                         keep(done)
     except KeyboardInterrupt:
         keep(done)
-        _LOG.warning(
+        _logger.warning(
             "Stopped at step %d of %d; --run-dir %s --resume goes on.",
             done.step,
             recipe.steps,

@@ -12,16 +12,16 @@ class Recipe:
     """Everything about model and optimisation that a preset fixes and an option may change.
 
     Attributes:
-        size: side of the square the pictures are letterboxed to, in pixels.
+        size: side of the square the images are letterboxed to, in pixels.
         steps: optimiser steps.
-        pictures_per_step: pictures in a batch.
-        sentences_per_picture: sentences drawn for each; a picture is encoded once for all of them.
+        images_per_step: images in a batch.
+        expressions_per_image: expressions drawn for each; an image is encoded once for all of them.
         learning_rate: Adam's, after the warm-up.
         warmup_steps: steps over which the learning rate rises from 0.
         weight_decay: Adam's.
         power: the learning rate falls as (1 - progress) ** power, by steps.
         dice_weight: weight of the Dice loss added to Eq. 7.
-        max_words: words kept of a sentence.
+        max_words: words kept of an expression.
         backbone: "narrow", "resnet18", "resnet34", "resnet50" or "resnet101".
         backbone_weights: "imagenet", "voc-labels", "none", or the path of a file.
         word_channels: Cl, width of the word table.
@@ -31,8 +31,8 @@ class Recipe:
 
     size: int
     steps: int
-    pictures_per_step: int
-    sentences_per_picture: int
+    images_per_step: int
+    expressions_per_image: int
     learning_rate: float
     warmup_steps: int
     weight_decay: float
@@ -47,7 +47,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         at_least_one = (
-            "size steps pictures_per_step sentences_per_picture max_words word_channels "
+            "size steps images_per_step expressions_per_image max_words word_channels "
             "attention_channels fused_channels"
         )
         for name in at_least_one.split():
@@ -67,8 +67,8 @@ PRESETS: dict[PresetName, Recipe] = {
     "demo": Recipe(
         size=128,
         steps=2250,
-        pictures_per_step=8,
-        sentences_per_picture=4,
+        images_per_step=8,
+        expressions_per_image=4,
         learning_rate=1.5e-3,
         warmup_steps=200,
         weight_decay=0.0,
@@ -85,8 +85,8 @@ PRESETS: dict[PresetName, Recipe] = {
     "paper": Recipe(
         size=320,
         steps=800_000,
-        pictures_per_step=1,
-        sentences_per_picture=1,
+        images_per_step=1,
+        expressions_per_image=1,
         learning_rate=2.5e-4,
         warmup_steps=0,
         weight_decay=5e-4,

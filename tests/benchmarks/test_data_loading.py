@@ -31,7 +31,7 @@ def check(figures: dict) -> None:
 
 def test_a_small_set_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_loading, "read_in_turn", in_this_process)
-    figures = data_loading.collect(rounds=2, references=30, sentences=77)
+    figures = data_loading.collect(rounds=2, references=30, expressions=77)
     assert figures["sizes"] == {"references": 30, "sentences": 77}
     check(figures)
 
@@ -48,13 +48,13 @@ def in_this_process(roots: dict, rounds: int) -> dict:
 
 
 def test_what_is_measured_is_the_same_data(tmp_path: Path) -> None:
-    data_loading.build(tmp_path / "refer", references=40, sentences=101)
+    data_loading.build(tmp_path / "refer", references=40, expressions=101)
     refer = Source(form="refer", root=tmp_path / "refer")
     convert(refer, tmp_path / "converted")
     one = open_split(refer, "train")
     other = open_split(Source(form="converted", root=tmp_path / "converted"), "train")
     assert len(one) == 101
-    assert one.sentences() == other.sentences()
+    assert one.expressions() == other.expressions()
     for a, b in zip(one.records, other.records, strict=True):
         assert a.mask_size is not None
         assert torch.equal(a.mask(*a.mask_size), b.mask(*a.mask_size))
@@ -65,6 +65,6 @@ def test_what_is_measured_is_the_same_data(tmp_path: Path) -> None:
 def test_committed_figures() -> None:
     figures = json.loads((RESULTS / "data-loading-cpu.json").read_text(encoding="utf-8"))
     assert figures["sizes"]["references"] == data_loading.REFERENCES == 42_404
-    assert figures["sizes"]["sentences"] == data_loading.SENTENCES == 120_624
+    assert figures["sizes"]["sentences"] == data_loading.EXPRESSIONS == 120_624
     assert figures["rounds"] >= 3
     check(figures)

@@ -99,9 +99,9 @@ def test_plots_are_drawn(trial: tuple[Path, dict[str, Any]]) -> None:
     drawn = {name for name, reason in results["plots"].items() if reason is None}
     assert drawn == {"time.png", "joint.png", "roofline.png"}
     for name in drawn:
-        with Image.open(out / name) as picture:
-            assert min(picture.size) > 300
-            assert len(picture.convert("RGB").getcolors(2**24)) > 50
+        with Image.open(out / name) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(2**24)) > 50
 
 
 def test_what_does_not_fit_the_time_is_skipped_with_a_reason(tmp_path: Path) -> None:

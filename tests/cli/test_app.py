@@ -18,9 +18,9 @@ from cmsa_fast.cli import main
 from cmsa_fast.cli.train_options import TrainOptions
 from cmsa_fast.training.recipe import PRESETS, Recipe
 
-SMALL = {"steps": 2, "size": 64, "pictures-per-step": 2, "sentences-per-picture": 1}
+SMALL = {"steps": 2, "size": 64, "images-per-step": 2, "expressions-per-image": 1}
 NARROW = {"word-channels": 8, "attention-channels": 8, "fused-channels": 8}
-SHORT = {"evaluate-scenes": 2, "pictures": 0, "num-workers": 0}
+SHORT = {"evaluate-scenes": 2, "examples": 0, "num-workers": 0}
 TINY = [f"--{name}={value}" for name, value in (SMALL | NARROW | SHORT).items()]
 Capture = pytest.CaptureFixture[str]
 
@@ -102,7 +102,7 @@ Prepare = Callable[[Path], list[str]]
 def damaged(folder: Path) -> list[str]:
     layout = small_refcoco(folder)
     layout.write()
-    (layout.picture_folder / "COCO_train2014_000000000007.jpg").write_bytes(b"no picture")
+    (layout.image_folder / "COCO_train2014_000000000007.jpg").write_bytes(b"no image")
     return ["--data", "refer", "--root", str(folder), "--strict"]
 
 
@@ -127,7 +127,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "no word list": (lambda f: ["--vocabulary", f"{f}/none"], "word list"),
     "no GloVe": (lambda f: ["--glove", f"{f}/none"], "GloVe"),
     "damaged pickle": (truncated_pickle, "refs(unc).p"),
-    "damaged picture": (damaged, "cannot be read as a picture"),
+    "damaged image": (damaged, "cannot be read as an image"),
     "resume nowhere": (lambda _: ["--resume"], "--resume needs --run-dir"),
     "device": (lambda _: ["--device", "abacus"], "--device abacus cannot be used here"),
     "backend": (lambda _: ["--backend", "magic"], "backend must be one of"),
@@ -145,8 +145,8 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "workers": (lambda _: ["--num-workers", "-2"], "--num-workers must be at least 0; got -2."),
     "scenes": (lambda _: ["--evaluate-scenes", "1"], "--evaluate-scenes must be at least 2"),
     "sentences": (
-        lambda _: ["--sentences-per-picture", "13"],
-        "--sentences-per-picture must be at most 12 with --data scenes; got 13.",
+        lambda _: ["--expressions-per-image", "13"],
+        "--expressions-per-image must be at most 12 with --data scenes; got 13.",
     ),
     "checkpoints": (lambda _: ["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
     "size": (lambda _: ["--size", "33"], "size must be at least 64"),
@@ -156,7 +156,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
 
 
 @pytest.mark.parametrize(
-    ("mistake", "num_workers"), [*((name, "0") for name in MISTAKES), ("damaged picture", "1")]
+    ("mistake", "num_workers"), [*((name, "0") for name in MISTAKES), ("damaged image", "1")]
 )
 def test_every_mistake_is_one_line(
     mistake: str, num_workers: str, tmp_path: Path, capsys: Capture
@@ -167,7 +167,7 @@ def test_every_mistake_is_one_line(
     run = [] if "--resume" in arguments else ["--run-dir", str(tmp_path / "run")]
     line = failed(capsys, "--num-workers", num_workers, *run, *arguments)
     assert text in line
-    if mistake == "damaged picture":
+    if mistake == "damaged image":
         assert "DataLoader" not in line
     else:
         assert not (tmp_path / "run").exists()  # found before anything was written

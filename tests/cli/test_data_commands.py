@@ -24,13 +24,13 @@ Capture = pytest.CaptureFixture[str]
 TINY = {
     "steps": 4,
     "size": 64,
-    "pictures-per-step": 1,
-    "sentences-per-picture": 2,
+    "images-per-step": 1,
+    "expressions-per-image": 2,
     "warmup-steps": 1,
     "word-channels": 8,
     "attention-channels": 8,
     "fused-channels": 8,
-    "pictures": 0,
+    "examples": 0,
     "num-workers": 0,
 }
 
@@ -64,8 +64,8 @@ def files_under(root: Path) -> dict[str, bytes]:
 def sound(root: Path) -> ReferLayout:
     """A data set of one's own, of which nobody has published counts."""
     layout = ReferLayout(root, "own")
-    layout.add_picture(7, 23, 37)
-    layout.add_picture(11, 41, 29)
+    layout.add_image(7, 23, 37)
+    layout.add_image(11, 41, 29)
     layout.add_reference(7, [square(3, 2, 10)], ["left cup", "the café"])
     layout.add_reference(11, [square(1, 20, 9)], ["man"], split="val")
     return layout
@@ -80,22 +80,22 @@ def test_check_of_a_sound_root(tmp_path: Path, capsys: Capture) -> None:
     report, exclusions = tmp_path / "all.json", tmp_path / "exclude.json"
     command = ["data", "check", str(root), "--json", str(report), "--num-workers", "0"]
     for _ in range(2):  # what it wrote is made anew
-        assert main([*command, "--write-exclusions", str(exclusions), "--read-pictures"]) == 0
+        assert main([*command, "--write-exclusions", str(exclusions), "--read-images"]) == 0
         assert "Nothing is missing or damaged; no warning." in capsys.readouterr().out
         assert json.loads(report.read_text())["ok"]
-        assert json.loads(exclusions.read_text()) == {"pictures": {}}
+        assert json.loads(exclusions.read_text()) == {"images": {}}
     assert files_under(root) == before
 
 
 def test_check_of_a_damaged_root_is_a_report_and_status_1(tmp_path: Path, capsys: Capture) -> None:
     layout = sound(tmp_path)
     del layout.references[0]["sentences"]
-    (layout.picture_folder / layout.images[1]["file_name"]).unlink()
+    (layout.image_folder / layout.images[1]["file_name"]).unlink()
     assert main(["data", "check", str(layout.write()), "--num-workers", "0"]) == 1
     shown = capsys.readouterr()
     assert "Not whole: 2 kinds of error" in shown.out
     assert "COCO_train2014_000000000011.jpg" in shown.out
-    assert "reference 0 has no 'sentences'" in shown.out
+    assert "reference 0 has no 'expressions'" in shown.out
     assert "cmsa-fast:" not in shown.err
 
 
@@ -151,22 +151,22 @@ def test_from_the_download_to_the_training(
     assert "nothing was fetched" in capsys.readouterr().out
     assert not root.exists()
     assert main(download) == 0
-    assert "The pictures are still to be fetched: cmsa-fast data download" in (
+    assert "The images are still to be fetched: cmsa-fast data download" in (
         capsys.readouterr().out
     )
-    layout.picture_folder.rename(root / "images")
+    layout.image_folder.rename(root / "images")
     (root / "train2014").mkdir()
     (root / "images").rename(root / "train2014" / "pictures")
-    pictures = root / "train2014" / "pictures"
-    assert main(["data", "check", str(root), "--num-workers=0", f"--image-dir={pictures}"]) == 0
-    convert = ["data", "convert", "--root", str(root), "--image-dir", str(pictures)]
-    assert main([*convert, "--to", str(copy), "--copy-pictures"]) == 0
+    images = root / "train2014" / "pictures"
+    assert main(["data", "check", str(root), "--num-workers=0", f"--image-dir={images}"]) == 0
+    convert = ["data", "convert", "--root", str(root), "--image-dir", str(images)]
+    assert main([*convert, "--to", str(copy), "--copy-images"]) == 0
     assert f"refcoco (unc) is now in {copy}" in capsys.readouterr().out
 
-    original = {"data": "refer", "root": root, "image-dir": pictures}
+    original = {"data": "refer", "root": root, "image-dir": images}
     assert train(tmp_path / "first", **original) == 0
     assert train(tmp_path / "second", data="converted", root=copy) == 0
-    assert "all sentences       2" in capsys.readouterr().out
+    assert "all expressions       2" in capsys.readouterr().out
     first, second = (load_model(tmp_path / name)[0].state_dict() for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     overall = [
@@ -222,8 +222,8 @@ def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
     command = ["data", "convert", "--root", str(root), "--name", "own", "--to", str(copy)]
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "train        2 sentences in 1 records" in shown
-    assert f"Pictures stay in {root / 'images'}" in shown
+    assert "train        2 expressions in 1 records" in shown
+    assert f"Images stay in {root / 'images'}" in shown
     before = files_under(copy)
     assert "which is never overwritten" in failed(capsys, *command)
     assert files_under(copy) == before
@@ -275,8 +275,8 @@ def test_usage_errors_exit_with_2(words: list[str], capsys: Capture) -> None:
 def grefcoco(root: Path) -> Path:
     """References to two objects, to one, and to none."""
     layout = ReferLayout(root, "grefcoco")
-    layout.add_picture(7, 23, 37)
-    layout.add_picture(11, 41, 29)
+    layout.add_image(7, 23, 37)
+    layout.add_image(11, 41, 29)
     for image, split in ((7, "train"), (7, "train"), (11, "train"), (11, "val"), (7, "val")):
         layout.add_reference(image, square(2, 3, 9), ["two cups", "the cup"], split)
     for reference in layout.references:
@@ -297,7 +297,7 @@ def test_training_on_grefcoco_and_on_its_copy(tmp_path: Path, capsys: Capture) -
     assert main(convert) == 0
     for form, folder in (("grefcoco", root), ("converted", copy)):
         assert train(tmp_path / form, data=form, root=folder) == 0
-        assert "Some sentences name nothing in their picture" in capsys.readouterr().out
+        assert "Some expressions name nothing in their image" in capsys.readouterr().out
     evaluations = [
         json.loads((tmp_path / form / "evaluation.json").read_text())
         for form in ("grefcoco", "converted")
@@ -308,34 +308,32 @@ def test_training_on_grefcoco_and_on_its_copy(tmp_path: Path, capsys: Capture) -
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_with_a_picture_that_vanished(
-    tmp_path: Path, capsys: Capture, workers: int
-) -> None:
+def test_training_with_a_image_that_vanished(tmp_path: Path, capsys: Capture, workers: int) -> None:
     layout = small_refcoco(tmp_path / "data")
     root = layout.write()
-    (layout.picture_folder / "COCO_train2014_000000000011.jpg").unlink()
+    (layout.image_folder / "COCO_train2014_000000000011.jpg").unlink()
     options = {"data": "refer", "root": root, "steps": 9, "num-workers": workers}
-    # An epoch is two steps, of which that of the picture has no sentence left.
+    # An epoch is two steps, of which that of the image has no expression left.
     assert train(tmp_path / "run", **options) == 0
     shown = capsys.readouterr().out
-    assert "1 records or pictures could not be used and were left out:" in shown
-    assert "there is no picture COCO_train2014_000000000011.jpg in" in shown
+    assert "1 records or images could not be used and were left out:" in shown
+    assert "there is no image COCO_train2014_000000000011.jpg in" in shown
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["steps"] == 9
     assert len(content["problems"]) == 1
     given = arguments({**TINY, **options, "run-dir": tmp_path / "strict"})
     line = failed(capsys, "train", *given, "--strict")
-    assert line.startswith("there is no picture COCO_train2014_000000000011.jpg in")
+    assert line.startswith("there is no image COCO_train2014_000000000011.jpg in")
     assert "DataLoader" not in line
 
 
 @pytest.mark.parametrize("steps", [3, 99])
-def test_training_without_any_usable_picture(tmp_path: Path, capsys: Capture, steps: int) -> None:
+def test_training_without_any_usable_image(tmp_path: Path, capsys: Capture, steps: int) -> None:
     layout = small_refcoco(tmp_path / "data")
     root = layout.write()
     for number in (7, 11):
-        (layout.picture_folder / f"COCO_train2014_{number:012d}.jpg").unlink()
+        (layout.image_folder / f"COCO_train2014_{number:012d}.jpg").unlink()
     given = {**TINY, "data": "refer", "root": root, "steps": steps, "run-dir": tmp_path / "run"}
     line = failed(capsys, "train", *arguments(given))
-    # Two passes of two pictures each are enough to know.
-    assert line.startswith(f"No sentence of {min(steps, 4)} steps in a row could be used")
+    # Two passes of two images each are enough to know.
+    assert line.startswith(f"No expression of {min(steps, 4)} steps in a row could be used")

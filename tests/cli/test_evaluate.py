@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     root = small_refcoco(tmp_path / "data").write()
-    vocabulary = Vocabulary.from_sentences(WORDS)
+    vocabulary = Vocabulary.from_expressions(WORDS)
     options = {**OPTIONS, "vocabulary_size": len(vocabulary)}
     config = ModelConfig("cmsa", options, vocabulary.tokens, 64, 20)
     save_model(folder / "model.safetensors", config.build(), config)
@@ -48,29 +48,29 @@ def test_a_run_on_its_own_data(run: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(run), "--num-workers", "0"]) == 0
     shown = capsys.readouterr().out
     assert "refcoco (unc) val, convention native" in shown
-    assert "all sentences" in shown
+    assert "all expressions" in shown
     folder = run / "evaluation-refer-val-native"
     content = json.loads((folder / "evaluation.json").read_text())
     results = read_results(folder / "sentences.csv")
-    assert [result.sentence for result in results] == ["dog", "brown dog"]
+    assert [result.expression for result in results] == ["dog", "brown dog"]
     assert content["sentences"] == 2
     assert content["problems"] == []
     union = sum(result.union for result in results)
     overall = sum(result.intersection for result in results) / union
     assert content["overall"]["overall_iou"] == overall
     assert f"{overall:.3f}" in shown
-    with Image.open(folder / "pictures" / "overview.png") as sheet:
+    with Image.open(folder / "examples" / "overview.png") as sheet:
         assert sheet.width > 500
     # Once more: nothing is overwritten.
-    assert main(["evaluate", str(run), "--num-workers", "0", "--pictures", "0"]) == 0
+    assert main(["evaluate", str(run), "--num-workers", "0", "--examples", "0"]) == 0
     assert (run / "evaluation-refer-val-native-2" / "sentences.csv").is_file()
-    assert not (run / "evaluation-refer-val-native-2" / "pictures").exists()
+    assert not (run / "evaluation-refer-val-native-2" / "examples").exists()
 
 
 def test_other_splits_conventions_and_folders(run: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     command = ["evaluate", str(run / "model.safetensors"), "--split", "train", "--out", str(out)]
-    assert main([*command, "--convention", "lavt", "--pictures", "1"]) == 0
+    assert main([*command, "--convention", "lavt", "--examples", "1"]) == 0
     assert "refcoco (unc) train, convention lavt" in capsys.readouterr().out
     results = read_results(out / "sentences.csv")
     assert len(results) == 5
@@ -85,7 +85,7 @@ def test_a_full_disk_does_not_cost_the_figures(
     def full(path: Path, content: object) -> None:
         raise OSError(28, "No space left on device")
 
-    command = ["evaluate", str(run), "--num-workers", "0", "--pictures", "0"]
+    command = ["evaluate", str(run), "--num-workers", "0", "--examples", "0"]
     monkeypatch.setattr("cmsa_fast.evaluation.results.write_results", full)
     assert main(command) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "cmsa-fast:" in line]
@@ -99,7 +99,7 @@ def test_a_full_disk_does_not_cost_the_figures(
     assert f"overall_iou {overall['overall_iou']:.4f}, mean_iou" in lines[0]
 
 
-def test_pictures_that_cannot_be_drawn_do_not_cost_the_table(
+def test_images_that_cannot_be_drawn_do_not_cost_the_table(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(*_: object) -> Path:
@@ -108,9 +108,9 @@ def test_pictures_that_cannot_be_drawn_do_not_cost_the_table(
     monkeypatch.setattr("cmsa_fast.evaluation.examples.save_examples", failing)
     assert main(["evaluate", str(run), "--num-workers", "0"]) == 0
     shown = capsys.readouterr().out
-    assert "all sentences" in shown
+    assert "all expressions" in shown
     assert "Look at" not in shown
-    assert "Not all pictures could be drawn: Pillow was built without FreeType" in caplog.text
+    assert "Not all images could be drawn: Pillow was built without FreeType" in caplog.text
     assert (run / "evaluation-refer-val-native" / "evaluation.json").is_file()
 
 
@@ -137,7 +137,7 @@ def test_the_folder_is_there_before_the_work_begins(
 
 
 def test_the_text_that_is_asked_for_is_read(run: Path, capsys: Capture) -> None:
-    common = ["evaluate", str(run), "--num-workers", "0", "--pictures", "0"]
+    common = ["evaluate", str(run), "--num-workers", "0", "--examples", "0"]
     assert main([*common, "--text", "raw"]) == 0
     content = json.loads((run / "evaluation-refer-val-native" / "evaluation.json").read_text())
     assert content["options"]["text"] == "raw"
@@ -147,34 +147,34 @@ def test_the_text_that_is_asked_for_is_read(run: Path, capsys: Capture) -> None:
     for given, read in (([], "raw"), (["--text", "sent"], "sent")):
         out = run / f"out-{read}"
         assert main([*common, *given, "--out", str(out)]) == 0
-        sentences = [one.sentence for one in read_results(out / "sentences.csv")]
-        assert (sentences[0] == "DOG") == (read == "raw")
+        expressions = [one.expression for one in read_results(out / "sentences.csv")]
+        assert (expressions[0] == "DOG") == (read == "raw")
 
 
 def test_scenes(run: Path, capsys: Capture) -> None:
-    assert main(["evaluate", str(run), "--data", "scenes", "--scenes", "3", "--pictures", "0"]) == 0
+    assert main(["evaluate", str(run), "--data", "scenes", "--scenes", "3", "--examples", "0"]) == 0
     assert "3 unseen scenes" in capsys.readouterr().out
     content = json.loads((run / "evaluation-scenes-val-native" / "evaluation.json").read_text())
     assert content["sentences"] == 6
     assert content["by_kind"]
 
 
-def test_a_vanished_picture_is_told_at_the_end(run: Path, tmp_path: Path, capsys: Capture) -> None:
-    pictures = tmp_path / "data/images/mscoco/images/train2014"
-    (pictures / "COCO_train2014_000000000011.jpg").unlink()
-    (pictures / "COCO_train2014_000000000007.jpg").write_bytes(b"")
+def test_a_vanished_image_is_told_at_the_end(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    images = tmp_path / "data/images/mscoco/images/train2014"
+    (images / "COCO_train2014_000000000011.jpg").unlink()
+    (images / "COCO_train2014_000000000007.jpg").write_bytes(b"")
     command = ["evaluate", str(run), "--split", "train", "--num-workers", "0"]
     assert main([*command, "--strict"]) == 1
     assert "COCO_train2014" in capsys.readouterr().err
     assert not (run / "evaluation-refer-train-native").exists()
     assert main(command) == 1
-    assert "None of the 5 sentences can be evaluated" in capsys.readouterr().err
-    small_refcoco(tmp_path / "data")  # writes all pictures anew
-    (pictures / "COCO_train2014_000000000011.jpg").unlink()
+    assert "None of the 5 expressions can be evaluated" in capsys.readouterr().err
+    small_refcoco(tmp_path / "data")  # writes all images anew
+    (images / "COCO_train2014_000000000011.jpg").unlink()
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "1 records or pictures could not be used" in shown
-    assert "Sentences of the split that are in no figure: 1." in shown
+    assert "1 records or images could not be used" in shown
+    assert "Expressions of the split that are in no figure: 1." in shown
     assert "000000000011.jpg" in shown
     content = json.loads((run / "evaluation-refer-train-native" / "evaluation.json").read_text())
     assert content["unusable"] == len(content["problems"]) == 1
@@ -186,7 +186,7 @@ def test_a_vanished_picture_is_told_at_the_end(run: Path, tmp_path: Path, capsys
 )
 @pytest.mark.parametrize("convention", ["native", "cmsa"])
 def test_with_a_crf(run: Path, convention: str, capsys: Capture) -> None:
-    command = ["evaluate", str(run), "--convention", convention, "--pictures", "1"]
+    command = ["evaluate", str(run), "--convention", convention, "--examples", "1"]
     assert main([*command, "--crf", "--crf-processes", "1"]) == 0
     assert main(command) == 0
     refined = read_results(run / f"evaluation-refer-val-{convention}-crf" / "sentences.csv")
@@ -231,7 +231,7 @@ MISTAKES = {
     "no data": (["evaluate", "{}/lone.safetensors"], "does not say what data"),
     "no root": (["evaluate", "{}/run", "--data", "parquet"], "--data parquet needs --root"),
     "workers": (["evaluate", "{}/run", "--num-workers", "-1"], "--num-workers must be at least 0"),
-    "batch": (["evaluate", "{}/run", "--pictures-per-batch", "0"], "must be at least 1; got 0"),
+    "batch": (["evaluate", "{}/run", "--images-per-batch", "0"], "must be at least 1; got 0"),
     "crf": (["evaluate", "{}/run", "--crf-processes", "2"], "--crf-processes goes with --crf"),
     "split": (["evaluate", "{}/run", "--split", "testA"], "split 'testA' has no reference"),
     "device": (["evaluate", "{}/run", "--device", "abacus"], "--device abacus"),
@@ -271,7 +271,7 @@ def test_under_torchrun_the_results_are_the_same(run: Path, tmp_path: Path) -> N
             command, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("all sentences") == 1
+        assert done.stdout.count("all expressions") == 1
     one, two = ((tmp_path / name / "sentences.csv").read_text() for name in ("one", "two"))
     assert one == two
 
@@ -290,10 +290,10 @@ def test_what_was_measured_is_kept_when_it_is_stopped(
 
     monkeypatch.setattr(evaluation, "_result", stopped)
     command = ["evaluate", str(run), "--split", "train", "--num-workers", "0"]
-    assert main([*command, "--pictures-per-batch", "1"]) == 130
+    assert main([*command, "--images-per-batch", "1"]) == 130
     folder = run / "evaluation-refer-train-native"
-    # Pictures come whole: the first one has the sentences 0, 1, 3 and 4.
+    # Images come whole: the first one has the expressions 0, 1, 3 and 4.
     kept = read_results(folder / "sentences-so-far.csv")
     assert [result.index for result in kept] == [0, 1]
-    assert "Stopped after 2 of 5 sentences" in caplog.text
+    assert "Stopped after 2 of 5 expressions" in caplog.text
     assert not (folder / "evaluation.json").exists()

@@ -1,4 +1,4 @@
-"""What evaluation does with conventions, refiners, damaged items, groups of sentences and processes."""
+"""What evaluation does with conventions, refiners, damaged items, groups of expressions and processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY
-from support.small_training import SIZE, VOCABULARY, Listed, new_model, pictures
+from support.small_training import SIZE, VOCABULARY, Listed, images, new_model
 from torch import Tensor
 
 from cmsa_fast.data.batch import Collate
-from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.evaluation.conventions import CONVENTIONS
 from cmsa_fast.evaluation.evaluate import evaluate
@@ -31,7 +31,7 @@ COLLATE = Collate(VOCABULARY, SIZE)
 
 def confident_model() -> torch.nn.Module:
     model = new_model(2).eval()
-    data = pictures(5, 3)
+    data = images(5, 3)
     with torch.no_grad():
         logits = model(*_inputs(data[0]))
         model.mask.bias -= float(logits.median())  # type: ignore[union-attr, operator]
@@ -46,10 +46,10 @@ def _inputs(sample: Sample) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_each_convention_measures_by_its_own_rules(name: str) -> None:
-    model, data, convention = confident_model(), pictures(5, 3), CONVENTIONS[name]
+    model, data, convention = confident_model(), images(5, 3), CONVENTIONS[name]
     metrics: SegmentationMetrics = convention.metrics()
-    for picture in range(5):
-        batch = COLLATE([one for one in data.samples if one.image_id == picture])
+    for image in range(5):
+        batch = COLLATE([one for one in data.samples if one.image_id == image])
         with torch.no_grad():
             logits = for_inference(model)(
                 batch.images, batch.words, batch.word_mask, batch.image_index
@@ -64,7 +64,7 @@ def test_each_convention_measures_by_its_own_rules(name: str) -> None:
 
 
 def test_conventions_differ() -> None:
-    model, data = confident_model(), pictures(5, 3)
+    model, data = confident_model(), images(5, 3)
     found = {
         name: evaluate(model, data, COLLATE, convention=convention).overall["overall_iou"]
         for name, convention in CONVENTIONS.items()
@@ -88,7 +88,7 @@ class Inverter:
 
 @pytest.mark.parametrize("name", ["native", "cmsa"])
 def test_a_refiner_works_where_the_convention_says(name: str) -> None:
-    model, data = confident_model(), pictures(7, 12)
+    model, data = confident_model(), images(7, 12)
     refiner = Inverter()
     convention = CONVENTIONS[name]
     plain = evaluate(model, data, COLLATE, convention=convention)
@@ -104,7 +104,7 @@ def test_a_refiner_works_where_the_convention_says(name: str) -> None:
 def damaged(data: Listed, *places: int) -> Listed:
     return Listed(
         [
-            replace(one, sentence="") if place in places else one
+            replace(one, expression="") if place in places else one
             for place, one in enumerate(data.samples)
         ]
     )
@@ -112,27 +112,27 @@ def damaged(data: Listed, *places: int) -> Listed:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_what_cannot_be_used_is_counted_and_named(num_workers: int) -> None:
-    data = damaged(pictures(4, 3), 0, 1, 2, 7)
-    problems = Problems(strict=False)
+    data = damaged(images(4, 3), 0, 1, 2, 7)
+    errors = ErrorCollector(strict=False)
     result = evaluate(
         confident_model(),
         data,
         COLLATE,
-        problems=problems,
+        errors=errors,
         num_workers=num_workers,
-        pictures_per_batch=1,
+        images_per_batch=1,
     )
-    assert result.unusable == problems.count == 4
-    assert result.sentences == 8
+    assert result.unusable == errors.count == 4
+    assert result.expressions == 8
     assert [one.index for one in result.results] == [3, 4, 5, 6, 8, 9, 10, 11]
-    assert all("word" in line and "sent_id" in line for line in problems.messages)
-    whole = evaluate(confident_model(), pictures(4, 3), COLLATE)
+    assert all("word" in line and "sent_id" in line for line in errors.messages)
+    whole = evaluate(confident_model(), images(4, 3), COLLATE)
     assert result.results[0] == whole.results[3]
 
 
-def test_a_lost_sentence_moves_no_other_to_another_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of pictures with 20 sentences, 16 go through the model together, less those that are left out."""
-    data = damaged(pictures(3, 20), 3, 17, 45)
+def test_a_lost_expression_moves_no_other_to_another_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images with 20 expressions, 16 go through the model together, less those that are left out."""
+    data = damaged(images(3, 20), 3, 17, 45)
     seen: dict[int, list[Tensor]] = {}
 
     def recorded(*arguments: Any) -> list[Tensor]:
@@ -145,7 +145,7 @@ def test_a_lost_sentence_moves_no_other_to_another_batch(monkeypatch: pytest.Mon
     for at_a_time in (1, 2, 16):
         seen[at_a_time] = []
         evaluate(
-            model, data, COLLATE, problems=Problems(strict=False), pictures_per_batch=at_a_time
+            model, data, COLLATE, errors=ErrorCollector(strict=False), images_per_batch=at_a_time
         )
     for other in (2, 16):
         assert len(seen[1]) == len(seen[other]) == 57
@@ -153,20 +153,20 @@ def test_a_lost_sentence_moves_no_other_to_another_batch(monkeypatch: pytest.Mon
 
 
 def test_one_problem_is_an_error_where_asked() -> None:
-    data = damaged(pictures(4, 3), 7)
-    for problems in (None, Problems(strict=True)):
+    data = damaged(images(4, 3), 7)
+    for errors in (None, ErrorCollector(strict=True)):
         with pytest.raises(ValueError, match="at least one word"):
-            evaluate(confident_model(), data, COLLATE, problems=problems)
+            evaluate(confident_model(), data, COLLATE, errors=errors)
 
 
 def test_nothing_usable_is_an_error() -> None:
-    data = damaged(pictures(2, 1), 0, 1)
-    with pytest.raises(ValueError, match="None of the 2 sentences"):
-        evaluate(confident_model(), data, COLLATE, problems=Problems(strict=False))
+    data = damaged(images(2, 1), 0, 1)
+    with pytest.raises(ValueError, match="None of the 2 expressions"):
+        evaluate(confident_model(), data, COLLATE, errors=ErrorCollector(strict=False))
 
 
-def test_sentences_that_name_nothing_get_their_measures() -> None:
-    data = pictures(3, 2)
+def test_expressions_that_name_nothing_get_their_measures() -> None:
+    data = images(3, 2)
     assert evaluate(confident_model(), data, COLLATE).generalized is None
     empty = Listed(
         [
@@ -180,19 +180,19 @@ def test_sentences_that_name_nothing_get_their_measures() -> None:
     assert len(nothing) == 3
     right = sum(one.predicted == 0 for one in nothing)
     assert result.generalized["N_acc"] == pytest.approx(right / 3)
-    assert result.by_size["nothing in the picture"]["sentences"] == 3
+    assert result.by_size["nothing in the image"]["sentences"] == 3
 
 
 def test_an_object_that_lost_its_mask_does_not_name_nothing() -> None:
-    data = pictures(3, 2).samples
+    data = images(3, 2).samples
     lost = Listed([replace(data[0], mask=torch.zeros_like(data[0].mask)), *data[1:]])
     result = evaluate(confident_model(), lost, COLLATE)
     assert result.generalized is None
     assert result.results[0].share == 0
 
 
-def test_groups_hold_every_sentence_once() -> None:
-    result = evaluate(confident_model(), pictures(5, 3), COLLATE)
+def test_groups_hold_every_expression_once() -> None:
+    result = evaluate(confident_model(), images(5, 3), COLLATE)
     for groups in (result.by_length, result.by_size):
         assert sum(group["sentences"] for group in groups.values()) == 15
     lengths = {"1-2 words": (1, 2), "3 words": (3,), "4-5 words": (4, 5)}
@@ -208,15 +208,15 @@ def test_groups_hold_every_sentence_once() -> None:
 PATHS = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
 PROGRAM = """
 import json, sys
-from small_training import SIZE, VOCABULARY, pictures
+from support.small_training import SIZE, VOCABULARY, images
 from cli.test_evaluate_rules import COLLATE, confident_model
 from cmsa_fast.evaluation.evaluate import evaluate
 from cmsa_fast.system.processes import joined_processes
 
 with joined_processes() as processes:
     result = evaluate(
-        confident_model(), pictures(7, 3), COLLATE,
-        pictures_per_batch=int(sys.argv[1]), processes=processes,
+        confident_model(), images(7, 3), COLLATE,
+        images_per_batch=int(sys.argv[1]), processes=processes,
     )
     parts = processes.gather(result.summary())
     if processes.is_first:
@@ -227,17 +227,17 @@ with joined_processes() as processes:
 
 
 @pytest.mark.parametrize(
-    ("processes", "pictures_per_batch"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
+    ("processes", "images_per_batch"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
 )
 def test_the_same_to_the_bit_for_any_number_of_processes(
-    processes: int, pictures_per_batch: int, tmp_path: Path
+    processes: int, images_per_batch: int, tmp_path: Path
 ) -> None:
-    """Seven pictures: neither 2 nor 4 processes divide them."""
+    """Seven images: neither 2 nor 4 processes divide them."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=PATHS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", str(program), str(pictures_per_batch)]
+    command += [f"--nproc-per-node={processes}", str(program), str(images_per_batch)]
     output = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
@@ -246,7 +246,7 @@ def test_the_same_to_the_bit_for_any_number_of_processes(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = evaluate(confident_model(), pictures(7, 3), COLLATE)
+        alone = evaluate(confident_model(), images(7, 3), COLLATE)
     finally:
         torch.set_num_threads(threads)
     assert overall == alone.overall

@@ -74,10 +74,10 @@ def test_options_come_back(tmp_path: Path) -> None:
     content = json.loads((tmp_path / OPTIONS).read_text())
     assert content["recipe"] == asdict(given.recipe())
     assert content["options"]["root"] == "some/where"
-    again = resumed_options(TrainOptions(run_dir=tmp_path, resume=True, num_workers=3, pictures=1))
+    again = resumed_options(TrainOptions(run_dir=tmp_path, resume=True, num_workers=3, images=1))
     assert again.recipe() == given.recipe()
     assert (again.root, again.data, again.run_dir) == (Path("some/where"), "refer", tmp_path)
-    assert (again.num_workers, again.pictures, again.resume) == (3, 1, True)
+    assert (again.num_workers, again.images, again.resume) == (3, 1, True)
 
 
 def test_a_preset_changed_meanwhile_changes_no_run(
@@ -151,7 +151,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, 0) for name in ("size", "steps", "pictures_per_step", "max_words")),
+        *((name, 0) for name in ("size", "steps", "images_per_step", "max_words")),
         *((name, -1) for name in ("fused_channels", "warmup_steps", "weight_decay", "power")),
         ("learning_rate", 0.0),
         *((name, float("nan")) for name in ("learning_rate", "weight_decay", "power")),

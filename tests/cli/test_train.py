@@ -31,14 +31,14 @@ from cmsa_fast.training.loop import Progress
 TINY: dict[str, Any] = {
     "steps": 3,
     "size": 64,
-    "pictures_per_step": 2,
-    "sentences_per_picture": 2,
+    "images_per_step": 2,
+    "expressions_per_image": 2,
     "warmup_steps": 1,
     "word_channels": 8,
     "attention_channels": 8,
     "fused_channels": 8,
     "evaluate_scenes": 5,
-    "pictures": 3,
+    "examples": 3,
     "num_workers": 0,
 }
 FILES = [
@@ -47,7 +47,7 @@ FILES = [
     "metrics.jsonl",
     "model.safetensors",
     "options.json",
-    "pictures",
+    "examples",
 ]
 
 
@@ -78,16 +78,16 @@ def test_scenes_from_the_command_line(tmp_path: Path) -> None:
     )
     assert sorted(path.name for path in folder.iterdir()) == FILES
     for text in (
-        "all sentences",
-        "sentences shuffled",
+        "all expressions",
+        "expressions shuffled",
         "overall IoU",
         f"everything is in {folder}",
     ):
         assert text in done.stdout
-    assert f"Look at {folder}/pictures/overview.png" in done.stdout
+    assert f"Look at {folder}/images/overview.png" in done.stdout
     assert all(text in done.stderr for text in ("3/3", "loss=", "IoU=", "M parameters, on cpu"))
     assert "Traceback" not in done.stderr
-    names = sorted(path.name for path in (folder / "pictures").iterdir())
+    names = sorted(path.name for path in (folder / "examples").iterdir())
     assert names == ["000.png", "001.png", "002.png", "overview.png"]
     content = json.loads((folder / "evaluation.json").read_text())
     assert content["sentences"] == sum(
@@ -148,7 +148,7 @@ def test_the_published_code_s_network_from_the_command_line(tmp_path: Path) -> N
 
 def test_a_default_folder_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run_training(TrainOptions(**(TINY | {"steps": 1, "pictures": 0})))
+    result = run_training(TrainOptions(**(TINY | {"steps": 1, "examples": 0})))
     assert result.folder.resolve().parent == tmp_path / "runs"
     assert result.overview is None
     assert sorted(path.name for path in result.folder.iterdir()) == FILES[:-1]
@@ -157,7 +157,7 @@ def test_a_default_folder_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_damaged_checkpoint_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_training(TrainOptions(run_dir=tmp_path, **(TINY | {"steps": 1, "pictures": 0})))
+    run_training(TrainOptions(run_dir=tmp_path, **(TINY | {"steps": 1, "examples": 0})))
     state = (tmp_path / STATE).read_bytes()
     (tmp_path / STATE).write_bytes(state[: len(state) // 2])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_changes_nothing(
 
 
 def test_relations_are_told_apart_by_word_order() -> None:
-    data = ScenesDataset(40, split="val", size=64, sentences_per_scene=2)
+    data = ScenesDataset(40, split="val", size=64, expressions_per_scene=2)
     labels = train_job.scene_labels(data)
     assert labels is not None
     assert [kinds[0] for kinds in labels] == data.kinds()
@@ -234,23 +234,23 @@ def test_refer_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     options = TrainOptions(data="refer", root=root, run_dir=folder, **given)
     with caplog.at_level(logging.INFO):
         result = run_training(options)
-    assert "refcoco (unc) train: left out 1 sentences without a word" in caplog.text
-    assert "1 of 6 training sentences are longer than 20 words and are cut" in caplog.messages
-    assert "1 of 3 evaluation sentences are longer than 20 words and are cut" in caplog.messages
+    assert "refcoco (unc) train: left out 1 expressions without a word" in caplog.text
+    assert "1 of 6 training expressions are longer than 20 words and are cut" in caplog.messages
+    assert "1 of 3 evaluation expressions are longer than 20 words and are cut" in caplog.messages
     # dog, brown, dog, grey, dog, and nine times "or wolf": all that 20 words have room for.
-    assert "23 words of evaluation sentences are not in the vocabulary" in caplog.messages
+    assert "23 words of evaluation expressions are not in the vocabulary" in caplog.messages
     assert not any("words of training" in message for message in caplog.messages)
     assert sorted(path.name for path in folder.iterdir()) == FILES
-    assert result.evaluation.sentences == 3
+    assert result.evaluation.expressions == 3
     assert result.evaluation.by_kind == {}
-    assert result.shuffled is None  # one picture only
+    assert result.shuffled is None  # one image only
     assert json.loads((folder / "evaluation.json").read_text())["shuffled"] is None
     tokens = load_model(folder)[1].tokens
     assert "café" in tokens
     assert "dog" not in tokens
     assert result.overview is not None
-    with Image.open(result.overview) as picture:
-        assert picture.width == 1600
+    with Image.open(result.overview) as image:
+        assert image.width == 1600
 
 
 def test_what_comes_after_the_evaluation_does_not_cost_it(
@@ -264,14 +264,14 @@ def test_what_comes_after_the_evaluation_does_not_cost_it(
     result = run_training(options)
     assert result.overview is None
     assert result.shuffled is not None
-    assert "Not all pictures could be drawn" in caplog.text
+    assert "Not all images could be drawn" in caplog.text
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["shuffled"] == result.shuffled.overall
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_job, "ShuffledSentences", stopped)
+    monkeypatch.setattr(train_job, "ShuffledExpressions", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_training(replace(options, run_dir=tmp_path / "other"))
     again = json.loads((tmp_path / "other" / "evaluation.json").read_text())
@@ -279,7 +279,7 @@ def test_what_comes_after_the_evaluation_does_not_cost_it(
     assert again["shuffled"] is None
 
 
-def test_refer_evaluated_on_training_pictures_is_shuffled_too(tmp_path: Path) -> None:
+def test_refer_evaluated_on_training_images_is_shuffled_too(tmp_path: Path) -> None:
     root = small_refcoco(tmp_path / "data").write()
     result = run_training(
         TrainOptions(
@@ -287,43 +287,43 @@ def test_refer_evaluated_on_training_pictures_is_shuffled_too(tmp_path: Path) ->
             root=root,
             evaluate_split="train",
             run_dir=tmp_path / "run",
-            **(TINY | {"size": 40, "steps": 1, "pictures": 0}),
+            **(TINY | {"size": 40, "steps": 1, "examples": 0}),
         )
     )
     assert result.shuffled is not None
-    assert result.shuffled.sentences == result.evaluation.sentences == 5
+    assert result.shuffled.expressions == result.evaluation.expressions == 5
 
 
 def test_a_published_word_list(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = small_refcoco(tmp_path / "data").write()
     words = tmp_path / "words.txt"
     words.write_text("<pad>\n<go>\n<eos>\n<unk>\nleft\nright\ndog\n", encoding="utf-8")
-    given = TINY | {"size": 40, "steps": 1, "pictures": 0}
+    given = TINY | {"size": 40, "steps": 1, "examples": 0}
     run_training(
         TrainOptions(data="refer", root=root, vocabulary=words, run_dir=tmp_path / "run", **given)
     )
     assert load_model(tmp_path / "run")[1].tokens[4:] == ("left", "right", "dog")
     # cup, café on the, man, cup, the other one
-    assert "9 words of training sentences are not in the vocabulary" in caplog.messages
-    assert "1 words of evaluation sentences are not in the vocabulary" in caplog.messages
+    assert "9 words of training expressions are not in the vocabulary" in caplog.messages
+    assert "1 words of evaluation expressions are not in the vocabulary" in caplog.messages
 
 
 def test_other_data_than_the_run_was_started_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = small_refcoco(tmp_path / "data")
-    given = TINY | {"size": 40, "steps": 1, "pictures": 0}
+    given = TINY | {"size": 40, "steps": 1, "examples": 0}
     run_training(TrainOptions(data="refer", root=layout.write(), run_dir=tmp_path / "run", **given))
     layout.references[1]["sentences"][0]["sent"] = "person"
     layout.write()
     assert main(["train", f"--run-dir={tmp_path / 'run'}", "--resume"]) == 1
-    assert "another model, vocabulary or number of sentences" in capsys.readouterr().err
+    assert "another model, vocabulary or number of expressions" in capsys.readouterr().err
 
 
 def test_a_warm_up_longer_than_the_training_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = TINY | {"steps": 1, "pictures": 0, "warmup_steps": 5}
+    given = TINY | {"steps": 1, "examples": 0, "warmup_steps": 5}
     run_training(TrainOptions(run_dir=tmp_path, **given))
     assert "The learning rate only rises: --warmup-steps 5 is not less than --steps 1." in (
         caplog.messages
@@ -331,11 +331,11 @@ def test_a_warm_up_longer_than_the_training_is_said(
 
 
 def test_two_steps_on_real_photographs(real: Path, tmp_path: Path) -> None:
-    given = TINY | {"steps": 2, "pictures": 2}
+    given = TINY | {"steps": 2, "examples": 2}
     result = run_training(
         TrainOptions(data="refer", root=real / "refer", run_dir=tmp_path / "run", **given)
     )
     assert result.progress.step == 2
-    assert result.evaluation.sentences == 19
+    assert result.evaluation.expressions == 19
     assert result.shuffled is not None
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == FILES

@@ -1,4 +1,4 @@
-"""Pictures that a training leaves out, so that none of an evaluation is among them."""
+"""Images that a training leaves out, so that none of an evaluation is among them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from cmsa_fast.data.source import Source, open_split
 TINY = {
     "steps": 2,
     "size": 64,
-    "pictures-per-step": 1,
-    "sentences-per-picture": 1,
+    "images-per-step": 1,
+    "expressions-per-image": 1,
     "word-channels": 8,
     "attention-channels": 8,
     "fused-channels": 8,
@@ -43,11 +43,11 @@ def written(path: Path, **numbers: Any) -> Path:
 
 
 def two_data_sets(root: Path) -> Path:
-    """refcoco with training pictures 7 and 11, and a data set that evaluates on 11 and 17."""
+    """refcoco with training images 7 and 11, and a data set that evaluates on 11 and 17."""
     small_refcoco(root).write()
     other = ReferLayout(root, "other")
-    other.add_picture(11, 41, 29)
-    other.add_picture(17, 31, 31)
+    other.add_image(11, 41, 29)
+    other.add_image(17, 31, 31)
     other.add_reference(17, square(5, 5, 11), ["a goat"], split="val")
     other.add_reference(11, square(5, 5, 11), ["a horse"], split="val")
     return other.write()
@@ -64,23 +64,23 @@ def test_from_the_check_to_the_training(
     caplog.set_level(logging.INFO)
     assert train(*data) == 0
     assert (
-        "refcoco (unc) train: left out 1 sentences about 1 pictures that are to be excluded"
+        "refcoco (unc) train: left out 1 expressions about 1 images that are to be excluded"
         in caplog.text
     )
-    assert "refcoco (unc) train: 4 sentences, 1 pictures" in caplog.text
-    assert "refcoco (unc) val: 2 sentences, 1 pictures" in caplog.text
+    assert "refcoco (unc) train: 4 expressions, 1 images" in caplog.text
+    assert "refcoco (unc) val: 2 expressions, 1 images" in caplog.text
     assert json.loads((run / "options.json").read_text())["options"]["exclude"] == str(file)
-    # A run that goes on leaves the same pictures out, named again or not.
+    # A run that goes on leaves the same images out, named again or not.
     caplog.clear()
     assert train("--run-dir", run, "--resume") == 0
-    assert "left out 1 sentences about 1 pictures" in caplog.text
+    assert "left out 1 expressions about 1 images" in caplog.text
     assert train("--run-dir", run, "--resume", "--exclude", file) == 0
     capsys.readouterr()
     assert train("--run-dir", run, "--resume", "--exclude", tmp_path / "other.json") == 1
     assert "--exclude was" in errors(capsys)[0]
     written(file, COCO=[])
     assert train("--run-dir", run, "--resume") == 1
-    assert "number of sentences" in errors(capsys)[0]
+    assert "number of expressions" in errors(capsys)[0]
     file.unlink()
     assert train("--run-dir", run, "--resume") == 1
     assert f"there is no JSON file at {file}" in errors(capsys)[0]
@@ -89,20 +89,20 @@ def test_from_the_check_to_the_training(
 def test_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = Source(form="refer", root=small_refcoco(tmp_path).write())
     whole = open_split(source, "train", for_training=True)
-    assert (whole.report.excluded_sentences, whole.report.excluded_pictures) == (0, 0)
+    assert (whole.report.excluded_expressions, whole.report.excluded_images) == (0, 0)
     exclude = read_exclusions(written(tmp_path / "out.json", COCO=[7, 99]))
     caplog.clear()
     rest = open_split(source, "train", for_training=True, exclude=exclude)
     assert rest.image_ids() == [11]
-    assert rest.sentences() == ["man"]
+    assert rest.expressions() == ["man"]
     assert rest[0].image_id == 11
     report = rest.report
-    assert (report.excluded_sentences, report.excluded_pictures) == (4, 1)
-    assert (report.sentences, report.pictures, report.recorded_sentences) == (1, 1, 5)
+    assert (report.excluded_expressions, report.excluded_images) == (4, 1)
+    assert (report.expressions, report.images, report.recorded_expressions) == (1, 1, 5)
     # What is left out on purpose does not make the copy another one.
-    assert "the files have 5 sentences" in caplog.text
+    assert "the files have 5 expressions" in caplog.text
     exclude = read_exclusions(written(tmp_path / "out.json", COCO=[7, 11]))
-    with pytest.raises(ValueError, match=r"no usable sentence.*excluded_pictures=2"):
+    with pytest.raises(ValueError, match=r"no usable expression.*excluded_images=2"):
         open_split(source, "train", exclude=exclude)
 
 
@@ -110,14 +110,14 @@ def test_numbers_of_another_collection_exclude_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = ReferLayout(tmp_path, "own")
-    layout.add_picture(7, 23, 37, "one.jpg")
-    layout.add_picture(8, 23, 37, "two.jpg")
+    layout.add_image(7, 23, 37, "one.jpg")
+    layout.add_image(8, 23, 37, "two.jpg")
     layout.add_reference(7, square(1, 1, 5), ["a cup"])
     layout.add_reference(8, square(1, 1, 5), ["a saucer"])
     source = Source(form="refer", root=layout.write(), name="own")
     data = open_split(source, "train", exclude={"COCO": [7], "refcocog (umd)": [8]})
     assert data.image_ids() == [7, 8]
-    assert "no picture is excluded: its pictures have numbers of own (unc)" in caplog.text
+    assert "no image is excluded: its images have numbers of own (unc)" in caplog.text
     assert "those to exclude are of COCO and refcocog (umd)" in caplog.text
     assert open_split(source, "train", exclude={"own (unc)": [7]}).image_ids() == [8]
 
@@ -125,7 +125,7 @@ def test_numbers_of_another_collection_exclude_nothing(
 def test_numbers_of_saiapr(tmp_path: Path) -> None:
     layout = ReferLayout(tmp_path, "refclef", "unc", "images/saiapr_tc-12")
     for number in (7, 8):
-        layout.add_picture(number, 9, 7, f"{number}.jpg")
+        layout.add_image(number, 9, 7, f"{number}.jpg")
         layout.add_reference(number, [square(1, 1, 3)], ["it"], ann_id=f"{number}_1")
     source = Source(form="refer", root=layout.write(), name="refclef")
     assert open_split(source, "train", exclude={"SAIAPR TC-12": [7]}).image_ids() == [8]
@@ -136,16 +136,16 @@ FORMS = {
     "no JSON": "{",
     "a list": "[7, 11]",
     "nothing": "{}",
-    "a list of pictures": '{"pictures": [7]}',
-    "a number": '{"pictures": {"COCO": 7}}',
-    "text": '{"pictures": {"COCO": ["7"]}}',
-    "truth": '{"pictures": {"COCO": [true]}}',
-    "fractions": '{"pictures": {"COCO": [7.0]}}',
+    "a list of images": '{"images": [7]}',
+    "a number": '{"images": {"COCO": 7}}',
+    "text": '{"images": {"COCO": ["7"]}}',
+    "truth": '{"images": {"COCO": [true]}}',
+    "fractions": '{"images": {"COCO": [7.0]}}',
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_file_of_another_form_is_one_sentence(
+def test_a_file_of_another_form_is_one_expression(
     tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = small_refcoco(tmp_path / "data").write()

@@ -14,7 +14,7 @@ from cmsa_fast.data.sample import Sample
 
 
 @pytest.mark.parametrize(
-    ("sentence", "mirrored"),
+    ("expression", "mirrored"),
     [
         ("left man", "right man"),
         ("man on the right.", "man on the left."),
@@ -35,36 +35,36 @@ from cmsa_fast.data.sample import Sample
         ("", ""),
     ],
 )
-def test_words(sentence: str, mirrored: str) -> None:
-    assert swap_left_right(sentence) == mirrored
+def test_words(expression: str, mirrored: str) -> None:
+    assert swap_left_right(expression) == mirrored
 
 
-def test_only_strings_are_sentences() -> None:
-    with pytest.raises(TypeError, match="sentence must be a str"):
+def test_only_strings_are_expressions() -> None:
+    with pytest.raises(TypeError, match="expression must be a str"):
         swap_left_right(None)  # type: ignore[arg-type]
 
 
-def test_picture_mask_and_sentence_turn_together() -> None:
+def test_image_mask_and_expression_turn_together() -> None:
     image = torch.arange(3 * 5 * 7, dtype=torch.uint8).reshape(3, 5, 7)
     mask = torch.zeros(5, 7, dtype=torch.bool)
     mask[1, 2] = True
     sample = Sample(image, mask, "left dot", image_id=3, ref_id=4, sent_id=5, kind="place")
     mirrored = horizontal_flip(sample)
-    assert mirrored.sentence == "right dot"
+    assert mirrored.expression == "right dot"
     assert mirrored.mask.nonzero().tolist() == [[1, 4]]
     for column in range(7):
         assert torch.equal(mirrored.image[..., column], image[..., 6 - column])
     assert (mirrored.image_id, mirrored.ref_id, mirrored.sent_id) == (3, 4, 5)
     assert mirrored.kind == "place"
-    assert sample.sentence == "left dot"
+    assert sample.expression == "left dot"
     assert sample.mask.nonzero().tolist() == [[1, 2]]
     again = horizontal_flip(mirrored)
     assert torch.equal(again.image, image)
     assert torch.equal(again.mask, mask)
-    assert again.sentence == sample.sentence
+    assert again.expression == sample.expression
 
 
-def test_real_sentences_mirrored_twice_are_as_before(real: Path) -> None:
+def test_real_expressions_mirrored_twice_are_as_before(real: Path) -> None:
     total = changed = 0
     for path in sorted((real / "splits").glob("*.csv.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Every kind of picture file as uint8 RGB."""
+"""Every kind of image file as uint8 RGB."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 from torch import Tensor
 
-from cmsa_fast.data.images import read_image
-from cmsa_fast.data.pictures import PictureCache
+from cmsa_fast.data.images import ImageCache, read_image
 
 HEIGHT, WIDTH = 13, 19
 ORIENTATION = 0x0112
@@ -25,9 +24,9 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
 
 
-def stored(picture: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
+def stored(image: Image.Image, kind: str = "PNG", **options: object) -> io.BytesIO:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     file.seek(0)
     return file
 
@@ -73,11 +72,11 @@ def test_one_bit_pixels_are_black_and_white() -> None:
 def test_palette_colours() -> None:
     palette = noise(256, 3)
     indices = noise(HEIGHT, WIDTH)
-    picture = Image.fromarray(indices)
-    picture.putpalette(palette.tobytes())
-    assert picture.mode == "P"
+    photo = Image.fromarray(indices)
+    photo.putpalette(palette.tobytes())
+    assert photo.mode == "P"
     for kind in ("PNG", "GIF", "BMP"):
-        image = read_image(stored(picture, kind))
+        image = read_image(stored(photo, kind))
         np.testing.assert_array_equal(channels_last(image), palette[indices])
 
 
@@ -169,7 +168,7 @@ def test_pixels_without_a_defined_white_are_refused(mode: str) -> None:
         read_image(stored(Image.new(mode, (WIDTH, HEIGHT)), "TIFF"))
 
 
-def test_a_missing_picture_is_named(tmp_path: Path) -> None:
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent.jpg"):
         read_image(tmp_path / "absent.jpg")
 
@@ -180,7 +179,7 @@ def test_a_source_of_another_type() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
-def test_truncated_pictures_are_named(tmp_path: Path, kind: str) -> None:
+def test_truncated_images_are_named(tmp_path: Path, kind: str) -> None:
     whole = stored(Image.fromarray(noise(97, 101, 3)), kind).getvalue()
     file = tmp_path / f"short.{kind.lower()}"
     for share in (0.0, 0.01, 0.3, 0.8):
@@ -189,14 +188,14 @@ def test_truncated_pictures_are_named(tmp_path: Path, kind: str) -> None:
             read_image(file)
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     file = tmp_path / "page.jpg"
     file.write_bytes(b"<html>404</html>" * 50)
     with pytest.raises(ValueError, match="page.jpg"):
         read_image(file)
 
 
-def test_a_failing_disk_is_not_blamed_on_the_picture() -> None:
+def test_a_failing_disk_is_not_blamed_on_the_image() -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
@@ -236,11 +235,11 @@ def test_too_many_pixels_where_warnings_are_errors(monkeypatch: pytest.MonkeyPat
         read_image(file)
 
 
-def test_the_cache_decodes_a_picture_once(tmp_path: Path) -> None:
+def test_the_cache_decodes_a_image_once(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for number, file in enumerate(files):
         Image.fromarray(noise(HEIGHT, WIDTH + number, 3)).save(file)
-    cache = PictureCache(capacity=2)
+    cache = ImageCache(capacity=2)
     first = cache.read(files[0])
     assert cache.read(files[0]) is first
     second = cache.read(files[1])
@@ -254,14 +253,14 @@ def test_the_cache_keeps_orientations_apart(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.png", exif=exif)
-    cache = PictureCache()
+    cache = ImageCache()
     assert cache.read(tmp_path / "a.png").shape == (3, WIDTH, HEIGHT)
     assert cache.read(tmp_path / "a.png", apply_orientation=False).shape == (3, HEIGHT, WIDTH)
 
 
 def test_a_pickled_cache_is_empty(tmp_path: Path) -> None:
     Image.fromarray(noise(499, 503, 3)).save(tmp_path / "a.png")
-    cache = PictureCache(capacity=3)
+    cache = ImageCache(capacity=3)
     image = cache.read(tmp_path / "a.png")
     data = pickle.dumps(cache)
     assert len(data) < 1000
@@ -274,7 +273,7 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.png" for number in range(5)]
     for number, file in enumerate(files):
         Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, np.uint8)).save(file)
-    cache = PictureCache(capacity=2)
+    cache = ImageCache(capacity=2)
     wrong: list[int] = []
 
     def read(seed: int) -> None:
@@ -290,13 +289,13 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
     assert not wrong
 
 
-def test_a_cache_of_no_picture() -> None:
+def test_a_cache_of_no_image() -> None:
     with pytest.raises(ValueError, match="capacity"):
-        PictureCache(0)
+        ImageCache(0)
 
 
 def test_real_photographs(real: Path) -> None:
-    with Image.open(next((real / "panoptic" / "input_images").glob("*.jpg"))) as picture:
-        expected = np.asarray(picture.convert("RGB"))
-        image = read_image(picture.filename)
+    with Image.open(next((real / "panoptic" / "input_images").glob("*.jpg"))) as photo:
+        expected = np.asarray(photo.convert("RGB"))
+        image = read_image(photo.filename)
     np.testing.assert_array_equal(channels_last(image), expected)

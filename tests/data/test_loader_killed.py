@@ -1,4 +1,4 @@
-"""A reading process that is killed ends in one sentence."""
+"""A reading process that is killed ends in one expression."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Killed:
         mask = torch.zeros(3, 3, dtype=torch.bool)
         return Sample(torch.zeros(3, 3, 3, dtype=torch.uint8), mask, "dog", 0, 0, 0)
 
-    def sentences(self) -> list[str]:
+    def expressions(self) -> list[str]:
         return ["dog"]
 
     def image_ids(self) -> list[int]:
         return [0]
 
 
-def test_a_killed_worker_is_one_sentence() -> None:
-    collate = Collate(Vocabulary.from_sentences(["dog"]), 32)
+def test_a_killed_worker_is_one_expression() -> None:
+    collate = Collate(Vocabulary.from_expressions(["dog"]), 32)
     loader = BatchLoader(Killed(), [[0]], collate, num_workers=1)
     with pytest.raises(ChildProcessError, match="fewer num_workers help"):
         list(loader)

@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 from support.refer_layout import ReferLayout, small_refcoco, square
 
-from cmsa_fast.data import Collate, Problems, Record, Source, Vocabulary, open_split, read_records
+from cmsa_fast.data import (
+    Collate,
+    ErrorCollector,
+    Record,
+    Source,
+    Vocabulary,
+    open_split,
+    read_records,
+)
 
 
 def references_without_split(root: Path) -> Source:
@@ -30,7 +38,7 @@ def references_without_objects(root: Path) -> Source:
 
 def contradictions(root: Path) -> Source:
     layout = ReferLayout(root, "grefcoco")
-    layout.add_picture(7, 23, 37)
+    layout.add_image(7, 23, 37)
     for split in ("train", "train", "train", "val"):
         layout.add_reference(7, square(1, 1, 5), ["a cup"], split)
         layout.references[-1].update(ann_id=[-1, 3], no_target=False)
@@ -40,7 +48,7 @@ def contradictions(root: Path) -> Source:
     return Source(form="grefcoco", root=root)
 
 
-def no_names_of_pictures(root: Path) -> Source:
+def no_names_of_images(root: Path) -> Source:
     for folder in ("anns/refcoco", "masks/refcoco", "images/train2014"):
         (root / folder).mkdir(parents=True)
     Image.new("L", (3, 3)).save(root / "masks/refcoco/0.png")
@@ -53,7 +61,7 @@ def no_regions(root: Path) -> Source:
     pytest.importorskip("scipy", reason="scipy reads the masks of ReferIt")
     for folder in ("mask", "images"):
         (root / folder).mkdir(parents=True)
-    content = {f"picture {number}": ["it"] for number in range(4)}
+    content = {f"image {number}": ["it"] for number in range(4)}
     (root / "referit_query_train.json").write_text(json.dumps(content))
     return Source(form="referit", root=root)
 
@@ -62,8 +70,8 @@ LOST: list[tuple[Callable[[Path], Source], str]] = [
     (references_without_split, "has no 'split'"),
     (references_without_objects, "a segmentation must be polygons or run lengths"),
     (contradictions, "can only stand alone"),
-    (no_names_of_pictures, "has no 'img_name'"),
-    (no_regions, "<picture>_<region> is expected"),
+    (no_names_of_images, "has no 'img_name'"),
+    (no_regions, "<image>_<region> is expected"),
 ]
 
 
@@ -73,48 +81,48 @@ def test_a_data_set_that_lost_every_record_is_one_error(
     tmp_path: Path, write: Callable[[Path], Source], reason: str, split: str | None
 ) -> None:
     source = write(tmp_path)
-    problems = Problems(strict=False)
+    errors = ErrorCollector(strict=False)
     with pytest.raises(
         ValueError, match=r"; [34] records could not be used, the first: "
     ) as caught:
-        read_records(source, split, problems)
-    assert f"; {problems.count} records" in str(caught.value)
-    assert str(caught.value).endswith(problems.messages[0])
-    assert reason in problems.messages[0]
+        read_records(source, split, errors)
+    assert f"; {errors.count} records" in str(caught.value)
+    assert str(caught.value).endswith(errors.messages[0])
+    assert reason in errors.messages[0]
     with pytest.raises(ValueError, match=reason) as caught:
-        read_records(source, split, Problems(strict=True))
+        read_records(source, split, ErrorCollector(strict=True))
     assert "could not be used" not in str(caught.value)
 
 
 def test_problems_of_an_earlier_reading_are_not_counted_again(tmp_path: Path) -> None:
-    problems = Problems(strict=False)
+    errors = ErrorCollector(strict=False)
     for number in (1, 2):
         source = references_without_split(tmp_path / str(number))
         with pytest.raises(ValueError, match="; 4 records could not be used") as caught:
-            read_records(source, "train", problems)
+            read_records(source, "train", errors)
         assert str(source.root) in str(caught.value).partition("the first:")[2]
-        assert problems.count == 4 * number
+        assert errors.count == 4 * number
 
 
 def test_what_is_left_is_given(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     del layout.references[0]["split"]
     source = Source(form="refer", root=layout.write())
-    problems = Problems(strict=False)
-    assert len(read_records(source, "train", problems).records) == 2
-    assert problems.count == 1
+    errors = ErrorCollector(strict=False)
+    assert len(read_records(source, "train", errors).records) == 2
+    assert errors.count == 1
     with pytest.raises(ValueError, match=r"split 'test' has no reference .* 1 records could not"):
-        read_records(source, "test", problems)
+        read_records(source, "test", errors)
 
 
 def test_the_package_s_example(tmp_path: Path) -> None:
     source = Source(form="refer", root=small_refcoco(tmp_path).write(), name="refcoco")
-    problems = Problems(strict=False)
-    dataset = open_split(source, "train", for_training=True, problems=problems)
-    vocabulary = Vocabulary.from_sentences(dataset.sentences())
+    errors = ErrorCollector(strict=False)
+    dataset = open_split(source, "train", for_training=True, errors=errors)
+    vocabulary = Vocabulary.from_expressions(dataset.expressions())
     batch = Collate(vocabulary, size=320)([dataset[0], dataset[1]])
     assert batch.masks.shape == (2, 320, 320)
-    assert not problems.messages
+    assert not errors.messages
     assert all(isinstance(record, Record) for record in dataset.records)
 
 

@@ -1,4 +1,4 @@
-"""Pictures and masks into the network's square and back."""
+"""Images and masks into the network's square and back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES = [
 ]
 
 
-def picture(height: int, width: int) -> Tensor:
+def photo(height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(height * 10007 + width)
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
 
@@ -72,7 +72,7 @@ def inside(box: Letterbox) -> tuple[slice, slice]:
         (1, 1, 7, (7, 7, 0, 0)),
     ],
 )
-def test_where_the_picture_sits(
+def test_where_the_image_sits(
     height: int, width: int, size: int, box: tuple[int, int, int, int]
 ) -> None:
     letterbox = Letterbox(height, width, size)
@@ -87,7 +87,7 @@ def test_where_the_picture_sits(
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
 def test_image_agrees_with_pillow(height: int, width: int, size: int) -> None:
     box = Letterbox(height, width, size)
-    image = picture(height, width)
+    image = photo(height, width)
     square = box.image(image)
     assert square.shape == (3, size, size)
     assert square.dtype == torch.float32
@@ -101,8 +101,8 @@ def test_image_agrees_with_pillow(height: int, width: int, size: int) -> None:
     assert square.max() <= 1
 
 
-def test_a_white_picture_stays_white_and_its_padding_black() -> None:
-    # At these sizes the resized picture is up to 4e-7 above 1 before it is cut off.
+def test_a_white_image_stays_white_and_its_padding_black() -> None:
+    # At these sizes the resized image is up to 4e-7 above 1 before it is cut off.
     box = Letterbox(427, 640, 161)
     square = box.image(torch.full((3, 427, 640), 255, dtype=torch.uint8))
     assert square.max() == 1
@@ -112,7 +112,7 @@ def test_a_white_picture_stays_white_and_its_padding_black() -> None:
 
 def test_nothing_changes_at_the_same_size() -> None:
     box = Letterbox(45, 45, 45)
-    image, mask = picture(45, 45), ellipse(45, 45)
+    image, mask = photo(45, 45), ellipse(45, 45)
     assert torch.equal(box.image(image), image / 255)
     assert torch.equal(box.mask(mask), mask)
     logits = torch.randn(2, 45, 45)
@@ -178,7 +178,7 @@ def test_a_mask_keeps_its_area_when_it_shrinks() -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
-def test_restored_maps_follow_the_picture(height: int, width: int, size: int) -> None:
+def test_restored_maps_follow_the_image(height: int, width: int, size: int) -> None:
     box = Letterbox(height, width, size)
     rows = torch.linspace(-1, 1, box.scaled_height)[:, None].expand(-1, box.scaled_width)
     square = torch.full((size, size), 1e6)  # shows if any padding were used

@@ -1,4 +1,4 @@
-"""Sentences to words, words to numbers."""
+"""Expressions to words, words to numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPECIAL = ["<pad>", "<go>", "<eos>", "<unk>"]
 
 
 @pytest.mark.parametrize(
-    ("sentence", "tokens"),
+    ("expression", "tokens"),
     [
         ("Man", ["man"]),
         ("the LEFT man", ["the", "left", "man"]),
@@ -34,28 +34,28 @@ SPECIAL = ["<pad>", "<go>", "<eos>", "<unk>"]
         ("СЛЕВА", ["слева"]),
     ],
 )
-def test_tokens(sentence: str, tokens: list[str]) -> None:
-    assert tokenize(sentence) == tokens
+def test_tokens(expression: str, tokens: list[str]) -> None:
+    assert tokenize(expression) == tokens
 
 
 def test_one_word_in_two_unicode_spellings_is_one_token() -> None:
     assert tokenize("cafe\u0301") == tokenize("caf\u00e9") == ["caf\u00e9"]
 
 
-@pytest.mark.parametrize("sentence", ["", " ", "\n\t", ".", " . "])
-def test_a_sentence_without_words_is_refused(sentence: str) -> None:
-    with pytest.raises(ValueError, match="sentence must have at least one word"):
-        tokenize(sentence)
+@pytest.mark.parametrize("expression", ["", " ", "\n\t", ".", " . "])
+def test_a_expression_without_words_is_refused(expression: str) -> None:
+    with pytest.raises(ValueError, match="expression must have at least one word"):
+        tokenize(expression)
 
 
-@pytest.mark.parametrize("sentence", [None, 3, b"man", ["man"]])
-def test_only_strings_are_sentences(sentence: object) -> None:
-    with pytest.raises(TypeError, match="sentence must be a str"):
-        tokenize(sentence)  # type: ignore[arg-type]
+@pytest.mark.parametrize("expression", [None, 3, b"man", ["man"]])
+def test_only_strings_are_expressions(expression: object) -> None:
+    with pytest.raises(TypeError, match="expression must be a str"):
+        tokenize(expression)  # type: ignore[arg-type]
 
 
 def test_words_are_ordered_by_count_then_alphabet() -> None:
-    vocabulary = Vocabulary.from_sentences(["the left man", "the zebra", "a man, left"])
+    vocabulary = Vocabulary.from_expressions(["the left man", "the zebra", "a man, left"])
     assert vocabulary.tokens == (*SPECIAL, "left", "man", "the", ",", "a", "zebra")
     assert len(vocabulary) == 10
 
@@ -63,31 +63,31 @@ def test_words_are_ordered_by_count_then_alphabet() -> None:
 def test_encode_gives_the_line_numbers() -> None:
     vocabulary = Vocabulary([*SPECIAL, "man", "left", ","])
     assert vocabulary.encode("Left, man.") == [5, 6, 4]
-    assert (vocabulary.truncated_sentences, vocabulary.unknown_words) == (0, 0)
+    assert (vocabulary.truncated_expressions, vocabulary.unknown_words) == (0, 0)
 
 
-def test_special_tokens_cannot_be_written_in_a_sentence() -> None:
-    vocabulary = Vocabulary.from_sentences(["man"])
+def test_special_tokens_cannot_be_written_in_a_expression() -> None:
+    vocabulary = Vocabulary.from_expressions(["man"])
     assert set(vocabulary.encode("<pad> <eos>")) == {vocabulary.UNKNOWN_ID}
 
 
-def test_long_sentences_keep_their_first_words(caplog: pytest.LogCaptureFixture) -> None:
+def test_long_expressions_keep_their_first_words(caplog: pytest.LogCaptureFixture) -> None:
     vocabulary = Vocabulary([*SPECIAL, "a", "b", "c"])
     with caplog.at_level(logging.WARNING):
         assert vocabulary.encode("a b c", max_words=2) == [4, 5]
         assert vocabulary.encode("c b a", max_words=2) == [6, 5]
         assert vocabulary.encode("a b c", max_words=3) == [4, 5, 6]
-    assert vocabulary.truncated_sentences == 2
+    assert vocabulary.truncated_expressions == 2
     assert [record.getMessage() for record in caplog.records] == [
-        "A sentence of 3 words was cut to its first 2: 'a b c'. Further ones are only counted."
+        "An expression of 3 words was cut to its first 2: 'a b c'. Further ones are only counted."
     ]
 
 
 def test_twenty_words_are_kept_unless_told() -> None:
-    vocabulary = Vocabulary.from_sentences(["word"])
+    vocabulary = Vocabulary.from_expressions(["word"])
     assert vocabulary.encode(" ".join(["word"] * 23)) == [4] * 20
     assert vocabulary.encode(" ".join(["word"] * 20)) == [4] * 20
-    assert vocabulary.truncated_sentences == 1
+    assert vocabulary.truncated_expressions == 1
 
 
 def test_unknown_words_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -112,21 +112,21 @@ def test_encode_keeps_at_least_one_word(max_words: int) -> None:
         Vocabulary(SPECIAL).encode("man", max_words)
 
 
-@pytest.mark.parametrize("sentences", [[], ["."], ["man", ""]])
-def test_a_list_needs_words(sentences: list[str]) -> None:
+@pytest.mark.parametrize("expressions", [[], ["."], ["man", ""]])
+def test_a_list_needs_words(expressions: list[str]) -> None:
     with pytest.raises(ValueError, match="must have at least one"):
-        Vocabulary.from_sentences(sentences)
+        Vocabulary.from_expressions(expressions)
 
 
 def test_one_string_is_no_list_of_strings() -> None:
     with pytest.raises(TypeError, match="one str"):
-        Vocabulary.from_sentences("left man")
+        Vocabulary.from_expressions("left man")
     with pytest.raises(TypeError, match="one str"):
         Vocabulary("left man")
 
 
 def test_a_saved_list_reads_back(tmp_path: Path) -> None:
-    vocabulary = Vocabulary.from_sentences(['the "old" man . and', "Café, 猫 - a.)"])
+    vocabulary = Vocabulary.from_expressions(['the "old" man . and', "Café, 猫 - a.)"])
     vocabulary.save(tmp_path / "words.txt")
     again = Vocabulary.from_file(tmp_path / "words.txt")
     assert again.tokens == vocabulary.tokens
@@ -197,7 +197,7 @@ def test_blank_and_repeated_punctuation_keep_their_numbers(
 
 
 def test_it_travels_to_worker_processes() -> None:
-    vocabulary = Vocabulary.from_sentences(["left man"])
+    vocabulary = Vocabulary.from_expressions(["left man"])
     assert pickle.loads(pickle.dumps(vocabulary)).encode("man left") == vocabulary.encode(
         "man left"
     )

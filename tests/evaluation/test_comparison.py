@@ -15,25 +15,25 @@ from cmsa_fast.evaluation.comparison import compare
 from cmsa_fast.evaluation.conventions import CONVENTIONS
 from cmsa_fast.evaluation.evaluate import figures
 from cmsa_fast.evaluation.examples import extremes
-from cmsa_fast.evaluation.results import SentenceResult, read_results, write_results
+from cmsa_fast.evaluation.results import ExpressionResult, read_results, write_results
 
 
-def evaluation(seed: int, pictures: int = 40, shift: float = 0.0) -> list[SentenceResult]:
-    """Three sentences for each picture; the same true masks for every seed."""
+def evaluation(seed: int, images: int = 40, shift: float = 0.0) -> list[ExpressionResult]:
+    """Three expressions for each image; the same true masks for every seed."""
     masks, random = np.random.default_rng(0), np.random.default_rng(seed)
     results = []
-    for index in range(3 * pictures):
+    for index in range(3 * images):
         true = int(masks.integers(50, 5000))
         share = float(np.clip(random.normal(0.6 + shift, 0.2), 0, 1))
         intersection = int(true * share)
         predicted = intersection + int(random.integers(0, 1000))
         results.append(
-            SentenceResult(
+            ExpressionResult(
                 index=index,
                 image_id=index // 3,
                 ref_id=index // 2,
                 sent_id=index,
-                sentence=f'the "dog", {index}\nnext line – café',
+                expression=f'the "dog", {index}\nnext line – café',
                 words=3,
                 kind="",
                 names_nothing=index % 7 == 0,
@@ -70,7 +70,7 @@ def test_precision_follows_the_convention_at_a_threshold() -> None:
 def test_nothing_but_empty_masks_counts_as_the_convention_says(convention: str) -> None:
     value = CONVENTIONS[convention].empty_union_iou
     empty = {"intersection": 0, "predicted": 0, "true": 0, "iou": float(value)}
-    one = [replace(result, **empty, convention=convention) for result in evaluation(1, pictures=2)]
+    one = [replace(result, **empty, convention=convention) for result in evaluation(1, images=2)]
     expected = figures(one, CONVENTIONS[convention])
     for name, measure in compare(one, one, resamples=10).measures.items():
         assert measure.first == measure.second == expected[name]
@@ -91,8 +91,8 @@ def test_a_clear_difference_is_sure_and_a_chance_one_is_not() -> None:
     assert chance.low < 0 < chance.high
 
 
-def test_the_interval_is_the_literal_bootstrap_over_pictures() -> None:
-    first, second = evaluation(1, pictures=9), evaluation(2, pictures=9)
+def test_the_interval_is_the_literal_bootstrap_over_images() -> None:
+    first, second = evaluation(1, images=9), evaluation(2, images=9)
     found = compare(first, second, resamples=20_000, seed=5).measures["mean_iou"]
     random = np.random.default_rng(77)
     changes = np.array([two.iou - one.iou for one, two in zip(first, second, strict=True)])
@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """Differences of pictures drawn around 0: 90 % intervals hold 0 in about 90 % of the cases."""
+    """Differences of images drawn around 0: 90 % intervals hold 0 in about 90 % of the cases."""
     covered = 0
     for case in range(200):
         found = compare(
@@ -121,7 +121,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_what_cannot_be_compared_is_said() -> None:
-    results = evaluation(1, pictures=2)
+    results = evaluation(1, images=2)
     with pytest.raises(ValueError, match="2 are in one alone; the second lacks sent_id 4"):
         compare(results, results[:4])
     with pytest.raises(ValueError, match="first lacks sent_id 0"):
@@ -150,10 +150,10 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_loses_no_evaluation(tmp_path: Path) -> None:
-    odd = [replace(evaluation(1)[0], sentence="dog \ud83d left")]
+    odd = [replace(evaluation(1)[0], expression="dog \ud83d left")]
     write_results(tmp_path / "sentences.csv", odd)
     (found,) = read_results(tmp_path / "sentences.csv")
-    assert found == replace(odd[0], sentence="dog \\ud83d left")
+    assert found == replace(odd[0], expression="dog \\ud83d left")
 
 
 DAMAGE = {
@@ -166,7 +166,7 @@ DAMAGE = {
         "width must be of type int",
     ),
     "cut short": (lambda text: text[: len(text) // 2], "must be of type"),
-    "no row": (lambda text: text.splitlines()[0], "has no sentence"),
+    "no row": (lambda text: text.splitlines()[0], "has no expression"),
     "iou": (lambda text: re.sub(r"0\.\d+,native", "nan,native", text, count=1), "iou must be from"),
     "share": (lambda text: re.sub(r",[\d.]+(,[\d.]+,native)", r",7\1", text, count=1), "got 7.0"),
     "truth": (
@@ -181,7 +181,7 @@ DAMAGE = {
 def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     change, message = DAMAGE[damage]
     path = tmp_path / "sentences.csv"
-    write_results(path, [replace(one, sentence="dog") for one in evaluation(1)])
+    write_results(path, [replace(one, expression="dog") for one in evaluation(1)])
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
         read_results(path)
@@ -200,10 +200,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (tmp_path / name).mkdir()
         write_results(tmp_path / name / "sentences.csv", evaluation(seed, shift=0.1 * seed))
     command = ["compare", f"{tmp_path}/a", f"{tmp_path}/b/sentences.csv", "--resamples", "100"]
-    assert main([*command, "--out", f"{tmp_path}/c.json", "--sentences", "3"]) == 0
+    assert main([*command, "--out", f"{tmp_path}/c.json", "--expressions", "3"]) == 0
     shown = capsys.readouterr().out
     assert "overall IoU" in shown
-    assert "120 sentences about 40 pictures" in shown
+    assert "120 expressions about 40 images" in shown
     assert shown.count("next line") == 3
     content = json.loads((tmp_path / "c.json").read_text())
     measure = content["measures"]["mean_iou"]
@@ -220,22 +220,22 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_what_makes_a_difference_less_sure_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = (evaluation(seed, pictures=1, shift=seed / 5) for seed in (0, 2))
+    first, second = (evaluation(seed, images=1, shift=seed / 5) for seed in (0, 2))
     write_results(tmp_path / "a.csv", first)
     write_results(tmp_path / "b.csv", [replace(one, convention="cmsa") for one in second])
     command = ["compare", f"{tmp_path}/a.csv", f"{tmp_path}/b.csv", "--resamples", "50"]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "different conventions, native and cmsa" in shown
-    # One picture: every draw is the same.
+    # One image: every draw is the same.
     assert not [line for line in shown.splitlines() if line.endswith("  *")]
     write_results(tmp_path / "b.csv", second)
     assert main(command) == 0
     assert "different conventions" not in capsys.readouterr().out
 
 
-def test_extremes_share_no_sentence() -> None:
-    results = evaluation(1, pictures=2)
+def test_extremes_share_no_expression() -> None:
+    results = evaluation(1, images=2)
     worst, best = extremes(results, 2)
     ordered = sorted(results, key=lambda result: result.iou)
     assert worst == ordered[:2]

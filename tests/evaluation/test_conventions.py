@@ -18,7 +18,7 @@ from cmsa_fast.evaluation.conventions import CONVENTIONS, Convention, convention
 
 NAMES = ("native", "cmsa", "lavt", "cris")
 
-# Height and width of the picture and the side of the square: landscape, portrait, square, a line, larger and
+# Height and width of the image and the side of the square: landscape, portrait, square, a line, larger and
 # smaller than the square. In the last three, centres of pixels fall on one another.
 SIZES = [
     (29, 41, 17),
@@ -156,8 +156,8 @@ def test_lavt_prediction(height: int, width: int, size: int, seed: int) -> None:
 )
 def test_lavt_truth(height: int, width: int) -> None:
     mask = torch.rand(height, width, generator=torch.Generator().manual_seed(1)) < 0.5
-    picture = Image.fromarray(mask.numpy().astype(np.uint8))
-    resized = vision.resize(picture, [480, 480], interpolation=vision.InterpolationMode.NEAREST)
+    image = Image.fromarray(mask.numpy().astype(np.uint8))
+    resized = vision.resize(image, [480, 480], interpolation=vision.InterpolationMode.NEAREST)
     truth = CONVENTIONS["lavt"].truth(mask)
     assert truth.dtype == torch.bool
     assert np.array_equal(truth.numpy(), np.array(resized) == 1)
@@ -243,7 +243,7 @@ def test_on_a_gpu(name: str) -> None:
 
 
 def evaluated(name: str, counts: list[tuple[int, int]]) -> tuple[list[float], list[float]]:
-    """IoU of each sentence and precision at 0.5 to 0.9, as the repository's loop has them."""
+    """IoU of each expression and precision at 0.5 to 0.9, as the repository's loop has them."""
     ious, passed = [], np.zeros(5)
     for intersection, union in counts:
         if name == "cris":
@@ -318,7 +318,7 @@ def test_table() -> None:
         assert f"IoU {convention.empty_union_iou}" in rows[name]
         assert convention.source in table
     assert "I/(U+1e-6)" in rows["cris"]
-    for formula in ("sum of I / sum of U", "mean over all sentences", "precision@t"):
+    for formula in ("sum of I / sum of U", "mean over all expressions", "precision@t"):
         assert formula in table
 
 

@@ -1,4 +1,4 @@
-"""Evaluation at the pictures' own size, by hand and against the slow way."""
+"""Evaluation at the images' own size, by hand and against the slow way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.small_training import SIZE, VOCABULARY, Listed, new_model, pictures
+from support.small_training import SIZE, VOCABULARY, Listed, images, new_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,11 +28,11 @@ class LeftHalf(nn.Module):
         return sides
 
 
-def sample(height: int, width: int, picture: int, columns: slice, kind: str = "") -> Sample:
+def sample(height: int, width: int, photo: int, columns: slice, kind: str = "") -> Sample:
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[:, columns] = True
     image = torch.zeros(3, height, width, dtype=torch.uint8)
-    return Sample(image, mask, "the dog", picture, picture, picture, kind)
+    return Sample(image, mask, "the dog", photo, photo, photo, kind)
 
 
 # Even widths, so that the middle of the square is the border between two columns.
@@ -42,7 +42,7 @@ SMALL = sample(5, 4, 2, slice(1, 3), "third")
 AREAS = {"exact": (180, 180), "half": (57 * 11, 57 * 22), "third": (5, 15)}
 
 
-def test_masks_have_the_pictures_own_size() -> None:
+def test_masks_have_the_images_own_size() -> None:
     batch = Collate(VOCABULARY, SIZE)([WIDE, HIGH, SMALL])
     for mask, one in zip(predict_batch(LeftHalf(), batch, "cpu"), (WIDE, HIGH, SMALL), strict=True):
         expected = torch.zeros_like(one.mask)
@@ -54,7 +54,7 @@ def test_masks_have_the_pictures_own_size() -> None:
 def test_metrics_by_hand() -> None:
     result = evaluate(LeftHalf(), Listed([WIDE, HIGH, SMALL]), Collate(VOCABULARY, SIZE))
     intersections, unions = zip(*AREAS.values(), strict=True)
-    assert result.sentences == 3
+    assert result.expressions == 3
     assert result.overall["overall_iou"] == pytest.approx(sum(intersections) / sum(unions))
     assert result.overall["mean_iou"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
     assert result.overall["precision@0.5"] == pytest.approx(2 / 3)
@@ -65,12 +65,12 @@ def test_metrics_by_hand() -> None:
     assert result.counts == {"exact": 1, "half": 1, "third": 1}
 
 
-def test_labels_count_a_sentence_under_each_and_under_none() -> None:
+def test_labels_count_a_expression_under_each_and_under_none() -> None:
     data = Listed([WIDE, HIGH, SMALL])
     labels = [["x", "y"], [], ["x"]]
     result = evaluate(LeftHalf(), data, Collate(VOCABULARY, SIZE), labels=labels)
     assert result.counts == {"x": 2, "y": 1}
-    assert result.sentences == 3
+    assert result.expressions == 3
     assert result.by_kind["x"]["mean_iou"] == pytest.approx((1 + 1 / 3) / 2)
     assert result.by_kind["y"]["mean_iou"] == 1
     plain = Listed([replace(one, kind="") for one in data.samples])
@@ -80,8 +80,8 @@ def test_labels_count_a_sentence_under_each_and_under_none() -> None:
 
 
 def scattered() -> Listed:
-    """Odd sizes, unequal numbers of words, the sentences of a picture apart from one another."""
-    samples = pictures(5, 3).samples
+    """Odd sizes, unequal numbers of words, the expressions of an image apart from one another."""
+    samples = images(5, 3).samples
     return Listed([samples[(7 * index) % 15] for index in range(15)])
 
 
@@ -94,7 +94,7 @@ def trained_to_halves(data: Listed) -> nn.Module:
 
 
 @torch.no_grad()
-def test_the_same_as_sentence_by_sentence() -> None:
+def test_the_same_as_expression_by_expression() -> None:
     data = scattered()
     model = trained_to_halves(data)
     intersections, unions = [], []
@@ -112,16 +112,16 @@ def test_the_same_as_sentence_by_sentence() -> None:
     assert 0.02 < result.overall["overall_iou"] < 0.98
 
 
-@pytest.mark.parametrize(("pictures_per_batch", "num_workers"), [(2, 0), (3, 1), (16, 0)])
-def test_the_same_to_the_bit_for_any_batch(pictures_per_batch: int, num_workers: int) -> None:
+@pytest.mark.parametrize(("images_per_batch", "num_workers"), [(2, 0), (3, 1), (16, 0)])
+def test_the_same_to_the_bit_for_any_batch(images_per_batch: int, num_workers: int) -> None:
     data = scattered()
     model = trained_to_halves(data)
-    alone = evaluate(model, data, Collate(VOCABULARY, SIZE), pictures_per_batch=1)
+    alone = evaluate(model, data, Collate(VOCABULARY, SIZE), images_per_batch=1)
     together = evaluate(
         model,
         data,
         Collate(VOCABULARY, SIZE),
-        pictures_per_batch=pictures_per_batch,
+        images_per_batch=images_per_batch,
         num_workers=num_workers,
     )
     assert together == alone
@@ -133,11 +133,11 @@ def test_probabilities_do_not_depend_on_the_batch() -> None:
     model = trained_to_halves(data)
     collate = Collate(VOCABULARY, SIZE)
     whole = predict_probabilities(model, collate(data.samples), "cpu")
-    pictures_alone = {
+    images_alone = {
         image_id: [one for one in data.samples if one.image_id == image_id]
         for image_id in set(data.image_ids())
     }
-    for samples in pictures_alone.values():
+    for samples in images_alone.values():
         for one, probability in zip(
             samples, predict_probabilities(model, collate(samples), "cpu"), strict=True
         ):
@@ -145,17 +145,17 @@ def test_probabilities_do_not_depend_on_the_batch() -> None:
 
 
 def _logits(model: nn.Module, one: Sample) -> Tensor:
-    """Logits over the picture's place in the square, without the library's letterbox: [1, 1, h, w]."""
+    """Logits over the image's place in the square, without the library's letterbox: [1, 1, h, w]."""
     top, left, inner = _place(one)
     pixels = one.image[None].float() / 255
     resized = F.interpolate(pixels, inner, mode="bilinear", antialias=True).clamp(0, 1)
     square = F.pad(resized, (left, SIZE - inner[1] - left, top, SIZE - inner[0] - top))
-    words = torch.tensor([VOCABULARY.encode(one.sentence)])
+    words = torch.tensor([VOCABULARY.encode(one.expression)])
     return model(square, words)[..., top : top + inner[0], left : left + inner[1]]
 
 
 def _resized(probability: Tensor, one: Sample) -> Tensor:
-    """[1, 1, h, w] at the picture's own size."""
+    """[1, 1, h, w] at the image's own size."""
     size = one.mask.shape
     return F.interpolate(probability, size, mode="bilinear", align_corners=False)[0, 0]
 
@@ -170,16 +170,16 @@ def _place(one: Sample) -> tuple[int, int, tuple[int, int]]:
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_keeps_its_mode(training: bool) -> None:
     model = new_model().train(training)
-    evaluate(model, pictures(2), Collate(VOCABULARY, SIZE))
+    evaluate(model, images(2), Collate(VOCABULARY, SIZE))
     assert model.training is training
-    broken = Listed([replace(one, sentence="") for one in pictures(2).samples])
+    broken = Listed([replace(one, expression="") for one in images(2).samples])
     with pytest.raises(ValueError, match="at least one word"):
         evaluate(model, broken, Collate(VOCABULARY, SIZE))
     assert model.training is training
 
 
-def test_the_bar_counts_sentences(capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate(LeftHalf(), pictures(3), Collate(VOCABULARY, SIZE), title="look")
+def test_the_bar_counts_expressions(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(LeftHalf(), images(3), Collate(VOCABULARY, SIZE), title="look")
     shown = capsys.readouterr().err
     assert "look" in shown
     assert "6/6" in shown

@@ -22,7 +22,7 @@ def measured(*pairs: tuple[str, str]) -> GeneralizedMetrics:
 
 
 def published(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """ReLA's rules with "nothing" read from the masks, written sentence by sentence in floating point."""
+    """ReLA's rules with "nothing" read from the masks, written expression by expression in floating point."""
     ious: list[float] = []
     inside = outside = 0
     right = {True: 0, False: 0}
@@ -99,20 +99,20 @@ def test_the_threshold_itself_passes(tenths: int) -> None:
     assert below.compute()[f"precision@0.{tenths}"] == 0
 
 
-def test_precision_leaves_sentences_without_target_out() -> None:
+def test_precision_leaves_expressions_without_target_out() -> None:
     values = measured(("..", ".."), ("#.", ".."), ("##", "##")).compute()
     assert values["precision@0.9"] == 1
     assert values["T_acc"] == 1
 
 
-def test_no_sentence_without_target() -> None:
+def test_no_expression_without_target() -> None:
     values = measured(("##.", "###"), ("...", ".#.")).compute()
     assert values["N_acc"] is None
     assert values["T_acc"] == 0.5
     assert values["gIoU"] == pytest.approx(1 / 3)
 
 
-def test_no_targeted_sentence() -> None:
+def test_no_targeted_expression() -> None:
     values = measured(("...", "..."), ("#..", "...")).compute()
     assert values["N_acc"] == 0.5
     assert values["gIoU"] == 0.5
@@ -139,17 +139,17 @@ def test_without_empty_masks_they_are_mean_and_overall_iou() -> None:
 
 def test_any_grouping_and_order_gives_the_same_bits() -> None:
     random = np.random.default_rng(7)
-    sentences = []
+    expressions = []
     for _ in range(300):
         true, predicted = (int(n) for n in random.integers(0, 900, 2) * (random.random(2) < 0.8))
-        sentences.append((int(random.integers(0, min(true, predicted) + 1)), predicted, true))
+        expressions.append((int(random.integers(0, min(true, predicted) + 1)), predicted, true))
     whole = GeneralizedMetrics()
-    for sentence in sentences:
-        whole.add(*sentence)
+    for expression in expressions:
+        whole.add(*expression)
     for _ in range(10):
         parts = [GeneralizedMetrics() for _ in range(5)]
-        for place in random.permutation(len(sentences)):
-            parts[int(random.integers(5))].add(*sentences[place])
+        for place in random.permutation(len(expressions)):
+            parts[int(random.integers(5))].add(*expressions[place])
         first, second, *rest = parts
         second.merge(first)
         for part in rest:
@@ -166,5 +166,5 @@ def test_other_classes_are_not_merged() -> None:
 
 
 def test_nothing_seen_has_no_result() -> None:
-    with pytest.raises(ValueError, match="at least one sentence"):
+    with pytest.raises(ValueError, match="at least one expression"):
         GeneralizedMetrics().compute()

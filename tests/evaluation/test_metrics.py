@@ -165,7 +165,7 @@ def test_merging_needs_metrics() -> None:
 def test_nothing_seen_has_no_result() -> None:
     metrics = SegmentationMetrics()
     assert metrics.count == 0
-    with pytest.raises(ValueError, match="at least one sentence"):
+    with pytest.raises(ValueError, match="at least one expression"):
         metrics.compute()
 
 
@@ -196,7 +196,7 @@ def test_masks_of_the_wrong_kind_are_refused(
     assert metrics.count == 0
 
 
-def test_every_sentence_is_kept_as_counts() -> None:
+def test_every_expression_is_kept_as_counts() -> None:
     metrics = measured(("###..", ".###."), ("...", ".#."))
     assert (metrics.intersections, metrics.predicted, metrics.true) == ([2, 0], [3, 0], [3, 1])
     assert metrics.unions == [4, 1]
@@ -310,18 +310,18 @@ def test_any_grouping_and_order_gives_the_same_bits(rules: dict[str, float]) -> 
     random = np.random.default_rng(3)
     true, predicted = random.integers(0, 5000, (2, 700))
     intersections = [int(random.integers(0, limit + 1)) for limit in np.minimum(true, predicted)]
-    sentences = list(zip(intersections, predicted.tolist(), true.tolist(), strict=True))
+    expressions = list(zip(intersections, predicted.tolist(), true.tolist(), strict=True))
 
     def seen(some: list[tuple[int, int, int]]) -> SegmentationMetrics:
         metrics = SegmentationMetrics(**rules)  # type: ignore[arg-type]
-        for sentence in some:
-            metrics.add(*sentence)
+        for expression in some:
+            metrics.add(*expression)
         return metrics
 
-    expected = seen(sentences).compute()
+    expected = seen(expressions).compute()
     for _ in range(10):
-        shuffled = [sentences[place] for place in random.permutation(len(sentences))]
-        edges = [0, *sorted(random.integers(0, len(sentences), 6).tolist()), len(sentences)]
+        shuffled = [expressions[place] for place in random.permutation(len(expressions))]
+        edges = [0, *sorted(random.integers(0, len(expressions), 6).tolist()), len(expressions)]
         # Through a pickle, as from another process.
         parts = [
             pickle.loads(pickle.dumps(seen(shuffled[a:b])))
@@ -332,7 +332,7 @@ def test_any_grouping_and_order_gives_the_same_bits(rules: dict[str, float]) -> 
             parts[int(random.integers(len(parts)))].merge(part)
         assert parts[0].compute() == expected
     # The numbers are such that plain running sums of the IoUs do depend on the order.
-    ious = seen(sentences).ious
+    ious = seen(expressions).ious
     assert len({sum(random.permutation(ious).tolist()) for _ in range(10)}) > 1
 
 

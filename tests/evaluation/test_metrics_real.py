@@ -21,7 +21,7 @@ from cmsa_fast.evaluation.metrics import SegmentationMetrics
 
 MODELS = ("base", "ours")
 
-# Sentences whose published two decimals are further from I / U than rounding to them explains. The masks at
+# Expressions whose published two decimals are further from I / U than rounding to them explains. The masks at
 # hand were recovered from published overlays, true ones to within 2 pixels of the recorded boxes, so that
 # they are not quite those that were scored.
 FURTHER = {
@@ -30,8 +30,8 @@ FURTHER = {
 }
 
 
-def sentences(real: Path, model: str) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
-    """Record, predicted and true mask of each of the 66 sentences, in the order of the splits."""
+def expressions(real: Path, model: str) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
+    """Record, predicted and true mask of each of the 66 expressions, in the order of the splits."""
     folder = real / "refer" / "predictions"
     records = json.loads((folder / "published_iou.json").read_text())
     published = {(record["ref_id"], record["sent_id"]): record for record in records}
@@ -39,8 +39,8 @@ def sentences(real: Path, model: str) -> Iterator[tuple[dict[str, Any], Tensor, 
         dataset = ReferDataset(real / "refer", "refcoco", "unc", split)
         for sample in (dataset[index] for index in range(len(dataset))):
             record = published.pop((sample.ref_id, sample.sent_id))
-            with Image.open(folder / model / record["mask"]) as picture:
-                yield record, torch.from_numpy(np.array(picture) > 0), sample.mask
+            with Image.open(folder / model / record["mask"]) as image:
+                yield record, torch.from_numpy(np.array(image) > 0), sample.mask
     assert not published
 
 
@@ -48,7 +48,7 @@ def sentences(real: Path, model: str) -> Iterator[tuple[dict[str, Any], Tensor, 
 def test_pixels_and_native_ious_are_the_published_ones(real: Path, model: str) -> None:
     metrics = SegmentationMetrics()
     expected = []
-    for record, prediction, truth in sentences(real, model):
+    for record, prediction, truth in expressions(real, model):
         metrics.update(prediction, truth)
         expected.append(record[model])
     assert metrics.count == 66
@@ -68,7 +68,7 @@ def test_pixels_and_native_ious_are_the_published_ones(real: Path, model: str) -
 @pytest.mark.parametrize("model", MODELS)
 def test_two_published_decimals(real: Path, model: str) -> None:
     further = {}
-    for record, prediction, truth in sentences(real, model):
+    for record, prediction, truth in expressions(real, model):
         metrics = SegmentationMetrics()
         metrics.update(prediction, truth)
         distance = abs(metrics.ious[0] - record[model]["iou_published_2dp"])
@@ -81,7 +81,7 @@ def test_two_published_decimals(real: Path, model: str) -> None:
 def test_all_published_digits(real: Path) -> None:
     # One model's scores are published in full. They are of the masks before the recovery: see FURTHER.
     distances = []
-    for record, prediction, truth in sentences(real, "base"):
+    for record, prediction, truth in expressions(real, "base"):
         metrics = SegmentationMetrics()
         metrics.update(prediction, truth)
         distances.append(abs(metrics.ious[0] - record["base"]["iou_published_full_json"]))
@@ -94,7 +94,7 @@ def test_what_the_conventions_cost_a_good_model(real: Path) -> None:
     names = ("cmsa", "lavt")
     native, metrics = SegmentationMetrics(), {name: CONVENTIONS[name].metrics() for name in names}
     ceiling = {name: CONVENTIONS[name].metrics() for name in ("native", "cmsa")}
-    for _, prediction, truth in sentences(real, "ours"):
+    for _, prediction, truth in expressions(real, "ours"):
         native.update(prediction, truth)
         box = Letterbox(*truth.shape, 320)
         lavt, cmsa = CONVENTIONS["lavt"], CONVENTIONS["cmsa"]
@@ -105,7 +105,7 @@ def test_what_the_conventions_cost_a_good_model(real: Path) -> None:
             seen.update(CONVENTIONS[name].prediction(box.mask(truth).float(), box), truth)
     own = native.compute()
     cost = {name: own["mean_iou"] - seen.compute()["mean_iou"] for name, seen in metrics.items()}
-    # Over 107 sentences, of which these are 66, an independent measurement found .9285 at own size, .9226 by
+    # Over 107 expressions, of which these are 66, an independent measurement found .9285 at own size, .9226 by
     # CMSA's rules and .9283 by LAVT's; precision at 0.9 fell from 1.000 to .888 by CMSA's.
     assert cost["cmsa"] == pytest.approx(0.9285 - 0.9226, abs=0.0005)
     assert cost["lavt"] == pytest.approx(0.9285 - 0.9283, abs=0.0002)

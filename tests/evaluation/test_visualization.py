@@ -1,4 +1,4 @@
-"""Pictures of what was found."""
+"""Images of what was found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARK = (235, 30, 90)
 
 
 def example(
-    height: int = 37, width: int = 53, sentence: str = "left dog", words: int = 2
+    height: int = 37, width: int = 53, expression: str = "left dog", words: int = 2
 ) -> Example:
     generator = torch.Generator().manual_seed(height)
     image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
@@ -25,7 +25,7 @@ def example(
     truth[: height // 2 + 1, : width // 2 + 1] = True
     prediction = truth.roll(1, 0)
     tokens = [f"word{index}" for index in range(words)]
-    return Example(image, truth, prediction, sentence, tokens, torch.full((3, words), 1 / words))
+    return Example(image, truth, prediction, expression, tokens, torch.full((3, words), 1 / words))
 
 
 def colour(pixels: Tensor, y: int, x: int) -> tuple[int, ...]:
@@ -58,7 +58,7 @@ def test_overlay_of_one_pixel_none_and_all(size: tuple[int, int]) -> None:
     drawn = overlay(image, one)
     assert colour(drawn, -1, -1) == MARK
     assert torch.equal(drawn[:, ~one], pale[:, ~one])
-    # The picture's own border is no outline.
+    # The image's own border is no outline.
     full = overlay(image, torch.ones(size, dtype=torch.bool))
     assert {colour(full, 0, 0), colour(full, -1, -1)} == {
         tuple(round(0.55 * 40 + 0.45 * c) for c in MARK)
@@ -66,9 +66,7 @@ def test_overlay_of_one_pixel_none_and_all(size: tuple[int, int]) -> None:
 
 
 def test_a_mask_of_another_size() -> None:
-    with pytest.raises(
-        ValueError, match=r"mask must have the picture's size \[5, 7\]; got \[7, 5\]"
-    ):
+    with pytest.raises(ValueError, match=r"mask must have the image's size \[5, 7\]; got \[7, 5\]"):
         overlay(torch.zeros(3, 5, 7, dtype=torch.uint8), torch.zeros(7, 5, dtype=torch.bool))
 
 
@@ -118,15 +116,15 @@ def test_extreme_shapes(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "sentence", ["", "two\nlines\r\nof it", "dog " * 5000, "x" * 20_000, "größer als 犬 🐕"]
+    "expression", ["", "two\nlines\r\nof it", "dog " * 5000, "x" * 20_000, "größer als 犬 🐕"]
 )
-def test_sentences_of_any_length(sentence: str) -> None:
-    sheet = draw_example(example(sentence=sentence))
+def test_expressions_of_any_length(expression: str) -> None:
+    sheet = draw_example(example(expression=expression))
     assert sheet.size == draw_example(example()).size
 
 
-def test_line_breaks_in_sentences_and_words_are_blanks() -> None:
-    broken, plain = (replace(example(), sentence=text) for text in ("two\r\nlines", "two lines"))
+def test_line_breaks_in_expressions_and_words_are_blanks() -> None:
+    broken, plain = (replace(example(), expression=text) for text in ("two\r\nlines", "two lines"))
     assert draw_example(broken).tobytes() == draw_example(plain).tobytes()
     broken, plain = (replace(example(), tokens=["dog", text]) for text in ('"\n"', '" "'))
     assert draw_example(broken).tobytes() == draw_example(plain).tobytes()

@@ -33,11 +33,11 @@ def arguments(case: Case) -> tuple[Tensor | None, ...]:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("pictures", [None, 2])
-def test_opcheck(pictures: int | None) -> None:
+@pytest.mark.parametrize("images", [None, 2])
+def test_opcheck(images: int | None) -> None:
     from cmsa_fast.kernels.separable_attention import ops  # noqa: F401
 
-    case = on_device(draw(9, 3, 5, 4, batch=3, pictures=pictures))
+    case = on_device(draw(9, 3, 5, 4, batch=3, images=images))
     forward = torch.ops.cmsa_fast.separable_forward.default
     attended, *state = forward(*arguments(case))
     for part in case.features:
@@ -75,14 +75,14 @@ def test_opcheck_of_the_joint_attention(masked: bool) -> None:
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels compute float64 in the interpreter alone")
 @pytest.mark.parametrize("direct", [False, True])
-@pytest.mark.parametrize("pictures", [None, 2])
-def test_gradcheck(pictures: int | None, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("images", [None, 2])
+def test_gradcheck(images: int | None, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the kernels themselves; with a floor above every Z each row takes the direct form."""
     from cmsa_fast.kernels.separable_attention.triton import row_statistics as separable_statistics
 
     if direct:
         monkeypatch.setattr(separable_statistics, "FLOOR", {torch.float64: torch.inf})
-    case = draw(4, 3, 2, 2, batch=3, pictures=pictures, dtype=torch.float64)
+    case = draw(4, 3, 2, 2, batch=3, images=images, dtype=torch.float64)
     features = [part.requires_grad_() for part in case.features]
 
     def attention(*features: Tensor) -> Tensor:
@@ -153,13 +153,13 @@ def test_a_module_compiles_to_one_graph(with_index: bool, backend: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_a_compiled_module_refuses_a_sentence_without_words() -> None:
+def test_a_compiled_module_refuses_a_expression_without_words() -> None:
     module, (visual, words, word_mask) = small_cmsa("auto")
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     compiled(visual, words, word_mask)
     if DEVICE == "cuda":
         pytest.skip("an assertion that fails on a GPU ends the process's use of it")
-    with pytest.raises(RuntimeError, match="a true word in every sentence"):
+    with pytest.raises(RuntimeError, match="a true word in every expression"):
         compiled(visual, words, torch.zeros_like(word_mask))
 
 

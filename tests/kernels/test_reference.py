@@ -37,7 +37,7 @@ def feature(visual: Array, word: Array, y: int, x: int, height: int, width: int)
 
 
 def by_hand(visual: Array, words: Array, mask: Array, matrices: list[Array]) -> Array:
-    """Eq. 1-4 for one picture and one sentence: loops over p, n and p', n'. -> [C, H, W]."""
+    """Eq. 1-4 for one image and one expression: loops over p, n and p', n'. -> [C, H, W]."""
     w_query, w_key, w_value, w_output = matrices
     _, height, width = visual.shape
     cells = [(y, x) for y in range(height) for x in range(width)]
@@ -78,9 +78,9 @@ def test_cmsa_as_printed(height: int, width: int) -> None:
         *(torch.from_numpy(matrix) for matrix in matrices),
     )
     assert found.shape == (batch, total, height, width)
-    for picture in range(batch):
-        expected = by_hand(visual[picture], words[picture], mask[picture], matrices)
-        np.testing.assert_allclose(found[picture].numpy(), expected, rtol=1e-11, atol=1e-12)
+    for image in range(batch):
+        expected = by_hand(visual[image], words[image], mask[image], matrices)
+        np.testing.assert_allclose(found[image].numpy(), expected, rtol=1e-11, atol=1e-12)
 
 
 def attention_by_hand(

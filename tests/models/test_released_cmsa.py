@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from support.small_training import CONFIG, RECIPE, SIZE, pictures, run
+from support.small_training import CONFIG, RECIPE, SIZE, images, run
 from torch import nn
 from torch.nn import functional as F
 
@@ -140,7 +140,7 @@ def test_it_trains_is_kept_and_predicts(tmp_path: Path) -> None:
     expected = model.state_dict()
     assert all(torch.equal(part, expected[name]) for name, part in loaded.state_dict().items())
 
-    sample = pictures().samples[3]
+    sample = images().samples[3]
     predictor = Predictor.from_run(tmp_path)
     predictor.set_image(sample.image)
     prediction = predictor.predict("right dog")

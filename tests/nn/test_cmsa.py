@@ -56,7 +56,7 @@ def test_what_stands_in_padding_has_no_influence() -> None:
     assert (gradient[~mask] == 0).all()
 
 
-def test_sentences_share_a_picture() -> None:
+def test_expressions_share_a_image() -> None:
     module = build()
     visual, words = draw(2, 4, 3, 4)
     words = torch.cat([words, words.flip(1)[:1]])
@@ -139,7 +139,7 @@ def test_messages() -> None:
         module(visual, words, none.int())
     with pytest.raises(ValueError, match="word_mask must have shape"):
         module(visual, words, none[:, :3])
-    with pytest.raises(ValueError, match="true word in every sentence"):
+    with pytest.raises(ValueError, match="true word in every expression"):
         module(visual, words, none)
     with pytest.raises(TypeError, match="words must have the dtype of visual"):
         module(visual, words.double())

@@ -151,7 +151,7 @@ def test_a_level_built_in_inference_mode() -> None:
     assert (ours - exact).norm() <= 1e-12 * exact.norm()
 
 
-def test_a_picture_encoded_once_for_its_sentences() -> None:
+def test_a_image_encoded_once_for_its_expressions() -> None:
     module, inputs = build(), draw(2, 3, 5, 3, 7)
     visual, words, weight, bias = inputs
     mask = padding(3, 5)
@@ -160,9 +160,11 @@ def test_a_picture_encoded_once_for_its_sentences() -> None:
     index = torch.tensor([1, 0, 1])
     together = level.project(places, words, mask, image_index=index)
     assert torch.equal(together, level(visual, words, mask, image_index=index))
-    for sentence, picture in enumerate(index):
-        one = level.project(places, words[[sentence]], mask[[sentence]], image_index=picture[None])
-        assert (one[0] - together[sentence]).norm() <= 1e-12 * one.norm()
+    for expression, image in enumerate(index):
+        one = level.project(
+            places, words[[expression]], mask[[expression]], image_index=image[None]
+        )
+        assert (one[0] - together[expression]).norm() <= 1e-12 * one.norm()
     _, received = module(visual, words, mask, image_index=index, return_word_attention=True)
     ours = level.word_attention(places, words, mask, image_index=index)
     assert (ours - received).norm() <= 1e-12 * received.norm()
@@ -192,7 +194,7 @@ def _sizes(run: Callable[[], object]) -> set[int]:
     return sizes.seen
 
 
-def test_neither_picture_nor_whole_weights_are_met_again() -> None:
+def test_neither_image_nor_whole_weights_are_met_again() -> None:
     module, (visual, words, weight, bias) = build(width=4), draw(1, 1, 2, 9, 7)
     level = module.fold(weight, bias)
     places = level.encode(visual)
@@ -303,7 +305,7 @@ def test_messages() -> None:
         level.project(places, words.float())
     with pytest.raises(ValueError, match=r"words must have shape \[batch, words, 7\]"):
         level.project(places, words[..., 1:])
-    with pytest.raises(ValueError, match="unless image_index says which picture"):
+    with pytest.raises(ValueError, match="unless image_index says which image"):
         level.project(places, words[:1])
     with pytest.raises(ValueError, match=r"image_index must lie in 0\.\.1"):
         level.project(places, words, image_index=torch.tensor([0, 2]))

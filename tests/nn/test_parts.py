@@ -13,7 +13,7 @@ from cmsa_fast.nn import (
     DilatedResNet,
     GatedFusion,
     NarrowBackbone,
-    WordTable,
+    WordEmbedding,
     dice_loss,
     segmentation_loss,
     spatial_coordinates,
@@ -31,7 +31,7 @@ def test_coordinates_by_hand() -> None:
 
 class TestWordTable:
     def test_ids_are_checked(self) -> None:
-        table = WordTable(5, 3)
+        table = WordEmbedding(5, 3)
         assert table(torch.tensor([[0, 4]])).shape == (1, 2, 3)
         with pytest.raises(ValueError, match=r"ids in 0\.\.4"):
             table(torch.tensor([[5]]))
@@ -41,7 +41,7 @@ class TestWordTable:
     def test_glove_vectors_go_to_their_words(self, tmp_path: Path) -> None:
         path = tmp_path / "glove.txt"
         path.write_text("red 1 2 3\n. . 7 8 9\nblue 4 5 6\n", encoding="utf-8")
-        table = WordTable.from_glove(path, ["<pad>", "blue", "red", ". ."])
+        table = WordEmbedding.from_glove(path, ["<pad>", "blue", "red", ". ."])
         assert table.weight[1].tolist() == [4, 5, 6]
         assert table.weight[2].tolist() == [1, 2, 3]
         assert table.weight[3].tolist() == [7, 8, 9]
@@ -55,11 +55,11 @@ class TestWordTable:
         path = tmp_path / "glove.txt"
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
-            WordTable.from_glove(path, ["red", "blue"])
+            WordEmbedding.from_glove(path, ["red", "blue"])
 
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="GloVe"):
-            WordTable.from_glove(tmp_path / "none.txt", ["red"])
+            WordEmbedding.from_glove(tmp_path / "none.txt", ["red"])
 
     def test_real_vectors(self, real: Path, tmp_path: Path) -> None:
         import gzip
@@ -67,7 +67,7 @@ class TestWordTable:
         path = tmp_path / "glove.txt"
         path.write_bytes(gzip.decompress((real / "words/glove.6B.100d.sample.txt.gz").read_bytes()))
         word, *numbers = path.read_text(encoding="utf-8").splitlines()[0].split(" ")
-        table = WordTable.from_glove(path, ["<pad>", word])
+        table = WordEmbedding.from_glove(path, ["<pad>", word])
         assert table.weight[1].tolist() == pytest.approx([float(number) for number in numbers])
 
 

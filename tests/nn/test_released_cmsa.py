@@ -47,8 +47,8 @@ def convolution(part: nn.Linear, feature: Tensor) -> Tensor:
     return F.conv3d(feature, part.weight[:, :, None, None, None], part.bias)
 
 
-def literal_sentence(module: Level, visual: Tensor, words: Tensor) -> Tensor:
-    """One picture [Cv, H, W] and the true words [N, Cl] of one sentence -> [C, H, W]."""
+def literal_expression(module: Level, visual: Tensor, words: Tensor) -> Tensor:
+    """One image [Cv, H, W] and the true words [N, Cl] of one expression -> [C, H, W]."""
     height, width, count = *visual.shape[1:], len(words)
     spatial = spatial_coordinates(height, width, dtype=visual.dtype)
     unit_visual = visual / visual.norm(dim=0).clamp_min(1e-6)
@@ -75,17 +75,17 @@ def literal_sentence(module: Level, visual: Tensor, words: Tensor) -> Tensor:
 def literal(
     module: Level, visual: Tensor, words: Tensor, mask: Tensor, image_index: Tensor | None = None
 ) -> Tensor:
-    pictures = range(len(words)) if image_index is None else image_index.tolist()
+    images = range(len(words)) if image_index is None else image_index.tolist()
     return torch.stack(
         [
-            literal_sentence(module, visual[picture], words[sentence][mask[sentence]])
-            for sentence, picture in enumerate(pictures)
+            literal_expression(module, visual[image], words[expression][mask[expression]])
+            for expression, image in enumerate(images)
         ]
     )
 
 
 def padding(batch: int, words: int) -> Tensor:
-    """Sentence 0 is padded at the front, 1 in the middle, 2 at the back, 3 not; odd and even counts."""
+    """Expression 0 is padded at the front, 1 in the middle, 2 at the back, 3 not; odd and even counts."""
     mask = torch.ones(batch, words, dtype=torch.bool)
     if words >= 3:
         mask[0, : words // 3] = False
@@ -267,10 +267,10 @@ MESSAGES: dict[str, tuple[Callable[[Tensor, Tensor], dict], type[Exception], str
         ValueError,
         r"word_mask must have shape \[batch, words\] = \[2, 4\]; got \[2, 3\]",
     ),
-    "empty sentence": (
+    "empty expression": (
         lambda v, w: {"visual": v, "words": w, "word_mask": torch.arange(2)[:, None] > w[..., 0]},
         ValueError,
-        r"word_mask must have a true word in every sentence; sentences \[0\] of 2",
+        r"word_mask must have a true word in every expression; expressions \[0\] of 2",
     ),
     "index dtype": (
         lambda v, w: {"visual": v, "words": w, "image_index": torch.zeros(2)},
@@ -287,10 +287,10 @@ MESSAGES: dict[str, tuple[Callable[[Tensor, Tensor], dict], type[Exception], str
         ValueError,
         r"image_index must lie in 0\.\.1; got values from 0 to 2",
     ),
-    "no picture": (
+    "no image": (
         lambda v, w: {"visual": v[:0], "words": w, "image_index": torch.tensor([0, 0])},
         ValueError,
-        "visual must hold at least one picture for 2 sentences",
+        "visual must hold at least one image for 2 expressions",
     ),
 }
 

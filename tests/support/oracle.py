@@ -50,7 +50,7 @@ def draw(
     value_width: int | None = None,
     batch: int = 2,
     *,
-    pictures: int | None = None,
+    images: int | None = None,
     scale: float = 1.0,
     grad_scale: float = 1.0,
     padded: bool = True,
@@ -66,18 +66,18 @@ def draw(
     value_width = width if value_width is None else value_width
     widths = (width, width, value_width)
     features = (
-        *(normal(pictures or batch, places, size, times=scale) for size in widths),
+        *(normal(images or batch, places, size, times=scale) for size in widths),
         *(normal(batch, words, size, times=scale) for size in widths),
     )
     image_index = None
-    if pictures is not None:
-        image_index = torch.randint(pictures, (batch,), generator=generator)
+    if images is not None:
+        image_index = torch.randint(images, (batch,), generator=generator)
     mask = padding(batch, words) if padded else None
     return Case(features, mask, image_index, normal(batch, places, value_width, times=grad_scale))
 
 
 def padding(batch: int, words: int) -> Tensor:
-    """bool [B, N]: sentence 0 is padded at the front, 1 between, 2 at the back, 3 not, and so on."""
+    """bool [B, N]: expression 0 is padded at the front, 1 between, 2 at the back, 3 not, and so on."""
     mask = torch.ones(batch, words, dtype=torch.bool)
     if words >= 3:
         mask[0::4, : words // 3] = False
@@ -172,26 +172,26 @@ def _literal_in_extended_precision(case: Case) -> list[Array]:
     grad = case.grad.numpy().astype(np.longdouble)
     places, words = features[0].shape[1], features[3].shape[1]
     result, gradients = np.zeros_like(grad), [np.zeros_like(part) for part in features]
-    for sentence in range(len(grad)):
-        picture = sentence if case.image_index is None else int(case.image_index[sentence])
+    for expression in range(len(grad)):
+        image = expression if case.image_index is None else int(case.image_index[expression])
         true = np.arange(words)
         if case.word_mask is not None:
-            true = np.flatnonzero(case.word_mask[sentence].numpy())
+            true = np.flatnonzero(case.word_mask[expression].numpy())
         query, key, value = (
-            (place[picture][:, None] + word[sentence][None, true]).reshape(places * len(true), -1)
+            (place[image][:, None] + word[expression][None, true]).reshape(places * len(true), -1)
             for place, word in zip(features[:3], features[3:], strict=True)
         )
         logits = query @ key.T
         weights = np.exp(logits - logits.max(1, keepdims=True))
         weights /= weights.sum(1, keepdims=True)
-        result[sentence] = (weights @ value).reshape(places, len(true), -1).mean(1)
+        result[expression] = (weights @ value).reshape(places, len(true), -1).mean(1)
 
-        of_attended = np.repeat(grad[sentence] / len(true), len(true), axis=0)
+        of_attended = np.repeat(grad[expression] / len(true), len(true), axis=0)
         of_weights = of_attended @ value.T
         of_logits = weights * (of_weights - (weights * of_weights).sum(1, keepdims=True))
         of_tokens = (of_logits @ key, of_logits.T @ query, weights.T @ of_attended)
         for number, part in enumerate(of_tokens):
             pairs = part.reshape(places, len(true), -1)
-            gradients[number][picture] += pairs.sum(1)
-            gradients[number + 3][sentence, true] += pairs.sum(0)
+            gradients[number][image] += pairs.sum(1)
+            gradients[number + 3][expression, true] += pairs.sum(0)
     return [result, *gradients]

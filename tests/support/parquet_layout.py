@@ -15,7 +15,7 @@ from PIL import Image
 Rows = list[dict[str, Any]]
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_SENTENCES = pa.list_(
+_EXPRESSIONS = pa.list_(
     pa.struct(
         [
             ("raw", pa.string()),
@@ -35,7 +35,7 @@ REFCOCO = pa.schema(
         ("ref_id", pa.int64()),
         ("image_id", pa.int64()),
         ("split", pa.string()),
-        ("sentences", _SENTENCES),
+        ("sentences", _EXPRESSIONS),
         ("category_id", pa.int64()),
         ("raw_anns", pa.string()),
         ("raw_image_info", pa.string()),
@@ -90,7 +90,7 @@ BENCHMARK = pa.schema(
                                     ("image_id", pa.int64()),
                                     ("ref_id", pa.int64()),
                                     ("sent_ids", pa.list_(pa.int64())),
-                                    ("sentences", _SENTENCES),
+                                    ("sentences", _EXPRESSIONS),
                                     ("split", pa.string()),
                                 ]
                             ),
@@ -160,24 +160,24 @@ def write(path: Path, rows: Rows, schema: pa.Schema, row_group_size: int = 2) ->
 
 
 def noise(image_id: int, height: int, width: int) -> np.ndarray:
-    """The pixels of a picture, uint8 `[height, width, 3]`."""
+    """The pixels of an image, uint8 `[height, width, 3]`."""
     return np.random.default_rng(image_id).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def encoded(image_id: int, height: int, width: int) -> dict[str, Any]:
-    """A picture as a column of pictures holds it; PNG, so that its pixels are known."""
+    """An image as a column of images holds it; PNG, so that its pixels are known."""
     file = io.BytesIO()
     Image.fromarray(noise(image_id, height, width)).save(file, "PNG")
     return {"bytes": file.getvalue(), "path": coco_name(image_id)}
 
 
 def coco_name(image_id: int) -> str:
-    """COCO's name of a picture."""
+    """COCO's name of an image."""
     return f"COCO_train2014_{image_id:012d}.jpg"
 
 
-def sentences(*said: str, first: int = 0) -> Rows:
-    """Sentences as REFER's references hold them; "raw" gets them in upper case."""
+def expressions(*said: str, first: int = 0) -> Rows:
+    """Expressions as REFER's references hold them; "raw" gets them in upper case."""
     return [
         {"raw": one.upper(), "sent": one, "sent_id": first + i, "tokens": one.split()}
         for i, one in enumerate(said)
@@ -205,7 +205,7 @@ def refcoco_row(
         "id": ann_id,
     }
     height, width = size
-    picture = {"file_name": coco_name(image_id), "height": height, "width": width, "id": image_id}
+    image = {"file_name": coco_name(image_id), "height": height, "width": width, "id": image_id}
     return {
         "sent_ids": [one["sent_id"] for one in said],
         "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",
@@ -216,7 +216,7 @@ def refcoco_row(
         "sentences": said,
         "category_id": 1,
         "raw_anns": json.dumps(annotation),
-        "raw_image_info": json.dumps(picture),
+        "raw_image_info": json.dumps(image),
         "raw_sentences": json.dumps(said),
         "image_path": f"coco/train2014/{coco_name(image_id)}",
         "bbox": [0.0, 0.0, 1.0, 1.0],
@@ -229,7 +229,7 @@ def refcoco_row(
 def benchmark_entry(
     ref_id: int, image_id: int, segmentation: Any, said: Rows, split: str
 ) -> dict[str, Any]:
-    """A reference of the form with pictures."""
+    """A reference of the form with images."""
     return {
         "ann_info": {
             "area": 1.0,
@@ -254,7 +254,7 @@ def benchmark_entry(
 
 
 def benchmark_row(image_id: int, size: tuple[int, int], entries: Rows) -> dict[str, Any]:
-    """A picture of the form with pictures."""
+    """An image of the form with images."""
     height, width = size
     info = {
         "coco_url": "",

@@ -14,7 +14,7 @@ COCO_FOLDER = "images/mscoco/images/train2014"
 
 
 class ReferLayout:
-    """Collects pictures and references, and writes them as one data set.
+    """Collects images and references, and writes them as one data set.
 
     Records are plain dictionaries in `references`, `images` and `annotations`: a test that wants
     them damaged changes them before `write`.
@@ -23,7 +23,7 @@ class ReferLayout:
         root: The folder to write to.
         name: The data set's folder.
         split_by: Who made the split.
-        picture_folder: Where pictures go, relative to the root.
+        image_folder: Where images go, relative to the root.
     """
 
     def __init__(
@@ -31,18 +31,18 @@ class ReferLayout:
         root: Path,
         name: str = "refcoco",
         split_by: str = "unc",
-        picture_folder: str = COCO_FOLDER,
+        image_folder: str = COCO_FOLDER,
     ) -> None:
         self.root, self.name, self.split_by = root, name, split_by
-        self.picture_folder = root / picture_folder
+        self.image_folder = root / image_folder
         self.references: list[dict[str, Any]] = []
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def add_picture(
+    def add_image(
         self, image_id: int, height: int, width: int, file_name: str | None = None
     ) -> np.ndarray:
-        """Writes a picture of noise, as PNG so that its pixels are known, and its record.
+        """Writes an image of noise, as PNG so that its pixels are known, and its record.
 
         Args:
             image_id: Its number.
@@ -55,8 +55,8 @@ class ReferLayout:
         """
         file_name = file_name or f"COCO_train2014_{image_id:012d}.jpg"
         pixels = np.random.default_rng(image_id).integers(0, 256, (height, width, 3), np.uint8)
-        self.picture_folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(self.picture_folder / file_name, "PNG")
+        self.image_folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(self.image_folder / file_name, "PNG")
         self.images.append(
             {"id": image_id, "file_name": file_name, "height": height, "width": width}
         )
@@ -66,16 +66,16 @@ class ReferLayout:
         self,
         image_id: int,
         segmentation: object,
-        sentences: list[str],
+        expressions: list[str],
         split: str = "train",
         ann_id: int | str | None = None,
     ) -> None:
         """Adds an annotation and a reference to it.
 
         Args:
-            image_id: The picture's number.
+            image_id: The image's number.
             segmentation: As `instances.json` is to hold it.
-            sentences: The expressions; "raw" gets them in upper case.
+            expressions: The expressions; "raw" gets them in upper case.
             split: The split.
             ann_id: The annotation's identifier; a number of its own where None.
         """
@@ -91,15 +91,15 @@ class ReferLayout:
                 "category_id": 1,
                 "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",  # no such file
                 "split": split,
-                "sent_ids": list(range(first, first + len(sentences))),
+                "sent_ids": list(range(first, first + len(expressions))),
                 "sentences": [
                     {
                         "sent_id": first + i,
-                        "sent": sentence,
-                        "raw": sentence.upper(),
-                        "tokens": sentence.split(),
+                        "sent": expression,
+                        "raw": expression.upper(),
+                        "tokens": expression.split(),
                     }
-                    for i, sentence in enumerate(sentences)
+                    for i, expression in enumerate(expressions)
                 ],
             }
         )
@@ -129,11 +129,11 @@ def square(left: float, top: float, side: float) -> list[float]:
 
 
 def small_refcoco(root: Path) -> ReferLayout:
-    """Three pictures of odd sizes, four references, seven sentences; not yet written."""
+    """Three images of odd sizes, four references, seven expressions; not yet written."""
     layout = ReferLayout(root)
-    layout.add_picture(7, 23, 37)
-    layout.add_picture(11, 41, 29)
-    layout.add_picture(13, 31, 31)
+    layout.add_image(7, 23, 37)
+    layout.add_image(11, 41, 29)
+    layout.add_image(13, 31, 31)
     layout.add_reference(7, [square(3, 2, 10), square(8, 7, 10)], ["left cup", "café on the left"])
     layout.add_reference(11, [square(1, 20, 9)], ["man"])
     layout.add_reference(7, square(20, 3, 7), ["right cup", "the other one"])

@@ -19,19 +19,24 @@ def build(backend: str = "auto", width: int = WIDTH) -> CMSA:
     return CMSA(VISUAL, WORD, width, backend=backend).double()
 
 
-def draw(pictures: int, sentences: int, words: int, height: int, width: int) -> Inputs:
+def draw(images: int, expressions: int, words: int, height: int, width: int) -> Inputs:
     """Visual features whose channels are innermost, words, and a convolution's weight and bias."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    visual = normal(pictures, height, width, VISUAL).permute(0, 3, 1, 2)
-    return visual, normal(sentences, words, WORD), normal(PROJECTED, TOKEN, 1, 1), normal(PROJECTED)
+    visual = normal(images, height, width, VISUAL).permute(0, 3, 1, 2)
+    return (
+        visual,
+        normal(expressions, words, WORD),
+        normal(PROJECTED, TOKEN, 1, 1),
+        normal(PROJECTED),
+    )
 
 
-def padding(sentences: int, words: int) -> Tensor:
+def padding(expressions: int, words: int) -> Tensor:
     """A mask of words with padding in front and in the middle."""
-    mask = torch.ones(sentences, words, dtype=torch.bool)
+    mask = torch.ones(expressions, words, dtype=torch.bool)
     mask[0, 0] = mask[-1, 1:-1] = False
     return mask

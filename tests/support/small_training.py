@@ -18,8 +18,8 @@ from cmsa_fast.training.loop import Progress, train
 from cmsa_fast.training.recipe import PRESETS, Recipe
 
 SIZE = 32
-SENTENCES = ("left dog", "right dog", "the cat", "a brown cat in the middle", "dog")
-VOCABULARY = Vocabulary.from_sentences(SENTENCES)
+EXPRESSIONS = ("left dog", "right dog", "the cat", "a brown cat in the middle", "dog")
+VOCABULARY = Vocabulary.from_expressions(EXPRESSIONS)
 OPTIONS: dict[str, Any] = {
     "vocabulary_size": len(VOCABULARY),
     "backbone": "narrow",
@@ -33,8 +33,8 @@ RECIPE = replace(
     PRESETS["demo"],
     size=SIZE,
     steps=13,
-    pictures_per_step=2,
-    sentences_per_picture=1,
+    images_per_step=2,
+    expressions_per_image=1,
     warmup_steps=3,
 )
 
@@ -51,26 +51,26 @@ class Listed:
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
 
-    def sentences(self) -> list[str]:
-        return [sample.sentence for sample in self.samples]
+    def expressions(self) -> list[str]:
+        return [sample.expression for sample in self.samples]
 
     def image_ids(self) -> list[int]:
         return [sample.image_id for sample in self.samples]
 
 
-def pictures(count: int = 5, sentences: int = 2) -> Listed:
-    """Noise of odd sizes with rectangles as masks, `sentences` each; kinds "a" and "b" in turn."""
+def images(count: int = 5, expressions: int = 2) -> Listed:
+    """Noise of odd sizes with rectangles as masks, `expressions` each; kinds "a" and "b" in turn."""
     random = torch.Generator().manual_seed(3)
     samples = []
     for number in range(count):
         height, width = 23 + 6 * number, 41 - 4 * number
         image = torch.randint(0, 256, (3, height, width), generator=random, dtype=torch.uint8)
-        for place in range(sentences):
+        for place in range(expressions):
             mask = torch.zeros(height, width, dtype=torch.bool)
             mask[3 : 11 + place, 2 + 5 * place : 13 + 5 * place] = True
             index = len(samples)
-            sentence = SENTENCES[index % len(SENTENCES)]
-            samples.append(Sample(image, mask, sentence, number, index, index, "ab"[place % 2]))
+            expression = EXPRESSIONS[index % len(EXPRESSIONS)]
+            samples.append(Sample(image, mask, expression, number, index, index, "ab"[place % 2]))
     return Listed(samples)
 
 
@@ -93,5 +93,5 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     model = new_model() if model is None else model
     collate = collate or Collate(VOCABULARY, recipe.size)
-    dataset = pictures() if dataset is None else dataset
+    dataset = images() if dataset is None else dataset
     return model, train(model, config, dataset, collate, recipe, folder, **options)

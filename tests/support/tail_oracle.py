@@ -61,17 +61,17 @@ def written_out(
     attended, weight, visual, word, coordinates = inputs
     result, gradients = np.zeros_like(grad), [np.zeros_like(part) for part in inputs]
     first, second = visual.shape[2], visual.shape[2] + word.shape[1]
-    for sentence in range(len(grad)):
-        picture = sentence if image_index is None else int(image_index[sentence])
-        upstream = grad[sentence]
-        result[sentence] = weight @ attended[sentence].T
-        result[sentence, :first] += visual[picture].T
-        result[sentence, first:second] += word[sentence][:, None]
-        result[sentence, second:] += coordinates
-        gradients[0][sentence] = upstream.T @ weight
-        gradients[1] += upstream @ attended[sentence]
-        gradients[2][picture] += upstream[:first].T
-        gradients[3][sentence] = upstream[first:second].sum(1)
+    for expression in range(len(grad)):
+        image = expression if image_index is None else int(image_index[expression])
+        upstream = grad[expression]
+        result[expression] = weight @ attended[expression].T
+        result[expression, :first] += visual[image].T
+        result[expression, first:second] += word[expression][:, None]
+        result[expression, second:] += coordinates
+        gradients[0][expression] = upstream.T @ weight
+        gradients[1] += upstream @ attended[expression]
+        gradients[2][image] += upstream[:first].T
+        gradients[3][expression] = upstream[first:second].sum(1)
         gradients[4] += upstream[second:]
     return [result, *gradients]
 
@@ -87,7 +87,7 @@ def draw(
     coordinates: int = 8,
     batch: int = 3,
     *,
-    pictures: int | None = None,
+    images: int | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> JointCase:
@@ -97,10 +97,10 @@ def draw(
         return torch.randn(*shape, generator=generator).to(dtype)
 
     channels = visual + words + coordinates
-    unit = functional.normalize(normal(pictures or batch, visual, places).mT, dim=2)
+    unit = functional.normalize(normal(images or batch, visual, places).mT, dim=2)
     index = None
-    if pictures is not None:
-        index = torch.randint(pictures, (batch,), generator=generator)
+    if images is not None:
+        index = torch.randint(images, (batch,), generator=generator)
     features = (
         normal(batch, places, width),
         normal(channels, width),

@@ -19,15 +19,15 @@ from support.small_training import (
     SIZE,
     VOCABULARY,
     Listed,
+    images,
     new_model,
-    pictures,
     run,
 )
 from torch import Tensor, nn
 
 import cmsa_fast.training.loop as training
-from cmsa_fast.data.batch import Collate, PictureBatchSampler
-from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.batch import Collate, ImageBatchSampler
+from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.formats.refer import ReferDataset
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
@@ -72,7 +72,7 @@ class Breaking(Collate):
 
 
 class Failing(Collate):
-    """Sentences that cannot be used, from the batch of number `at` on, `number` items long."""
+    """Expressions that cannot be used, from the batch of number `at` on, `number` items long."""
 
     def __init__(self, at: int, number: int = 10**9) -> None:
         super().__init__(VOCABULARY, SIZE)
@@ -145,7 +145,7 @@ def test_ctrl_c_at_any_step_and_going_on_is_as_without(
 
 def test_ctrl_c_in_the_data_set(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, BrokenItem(pictures().samples))
+        run(tmp_path, BrokenItem(images().samples))
     assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, METRICS, WEIGHTS]
 
 
@@ -203,10 +203,10 @@ def test_a_finished_run_resumed_stays_as_it_is(whole: Path, tmp_path: Path) -> N
 
 def test_going_on_in_the_middle_of_an_epoch_of_refer_data(tmp_path: Path) -> None:
     data = ReferDataset(small_refcoco(tmp_path / "data").write())
-    words = Vocabulary.from_sentences(data.sentences())
+    words = Vocabulary.from_expressions(data.expressions())
     options = {**OPTIONS, "vocabulary_size": len(words)}
     config = ModelConfig("cmsa", options, words.tokens, SIZE, 20)
-    recipe = replace(RECIPE, steps=5, pictures_per_step=1)  # epochs of two steps
+    recipe = replace(RECIPE, steps=5, images_per_step=1)  # epochs of two steps
 
     def go(name: str, **given: Any) -> None:
         torch.manual_seed(0)
@@ -226,10 +226,10 @@ def test_batches_of_steps_across_epochs() -> None:
     ids = [0, 0, 1, 2, 2, 2, 3]
 
     def batches(start: int, steps: int) -> list[list[int]]:
-        return list(StepBatches(PictureBatchSampler(ids, 3, 1, seed=5), start, steps))
+        return list(StepBatches(ImageBatchSampler(ids, 3, 1, seed=5), start, steps))
 
     expected = []
-    sampler = PictureBatchSampler(ids, 3, 1, seed=5)
+    sampler = ImageBatchSampler(ids, 3, 1, seed=5)
     for epoch in range(4):
         sampler.set_epoch(epoch)
         expected += list(sampler)
@@ -252,10 +252,10 @@ def test_learning_rate_by_hand() -> None:
 
 
 @pytest.mark.parametrize("at", [1, 4])
-def test_steps_without_a_usable_sentence_change_nothing(tmp_path: Path, at: int) -> None:
+def test_steps_without_a_usable_expression_change_nothing(tmp_path: Path, at: int) -> None:
     recipe = replace(RECIPE, steps=at + 4)  # fewer than two passes
-    problems = Problems(strict=False)
-    failing = {"recipe": recipe, "collate": Failing(at), "problems": problems}
+    errors = ErrorCollector(strict=False)
+    failing = {"recipe": recipe, "collate": Failing(at), "problems": errors}
     _, progress = run(tmp_path / "failing", **failing)
     assert progress.step == recipe.steps
     with pytest.raises(KeyboardInterrupt):
@@ -264,18 +264,18 @@ def test_steps_without_a_usable_sentence_change_nothing(tmp_path: Path, at: int)
     assert (found["step"], expected["step"]) == (at + 4, at)
     assert same(found["model"], expected["model"])
     assert same(found["optimizer"]["state"], expected["optimizer"]["state"])
-    assert set(problems.messages) == {"unusable"}
-    assert problems.count <= 8  # an item is told once
+    assert set(errors.messages) == {"unusable"}
+    assert errors.count <= 8  # an item is told once
 
 
-def test_training_goes_on_after_a_first_step_without_a_usable_sentence(
+def test_training_goes_on_after_a_first_step_without_a_usable_expression(
     whole: Path, tmp_path: Path
 ) -> None:
-    problems = Problems(strict=False)
+    errors = ErrorCollector(strict=False)
     # The batch, and each of its two items by itself.
-    _, progress = run(tmp_path, collate=Failing(0, 3), problems=problems)
+    _, progress = run(tmp_path, collate=Failing(0, 3), errors=errors)
     assert progress.step == 13
-    assert problems.messages == ["unusable"] * 2
+    assert errors.messages == ["unusable"] * 2
     rows, usual = lines_of(tmp_path), lines_of(whole)
     assert [row["step"] for row in rows] == [10, 13]
     assert [row["learning_rate"] for row in rows] == [row["learning_rate"] for row in usual]
@@ -287,8 +287,8 @@ def test_data_of_which_nothing_can_be_used_end_the_training(tmp_path: Path) -> N
     for name, steps, enough in (("short", 4, 4), ("long", 99, 6)):  # a pass is three steps
         model, recipe = new_model(), replace(RECIPE, steps=steps)
         given = {"model": model, "recipe": recipe, "collate": Failing(0)}
-        with pytest.raises(ValueError, match=f"No sentence of {enough} steps in a row"):
-            run(tmp_path / name, problems=Problems(strict=False), **given)
+        with pytest.raises(ValueError, match=f"No expression of {enough} steps in a row"):
+            run(tmp_path / name, errors=ErrorCollector(strict=False), **given)
         assert same(model.state_dict(), new_model().state_dict())
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == [METRICS]
 
@@ -327,7 +327,7 @@ def test_divergence_leaves_the_files(tmp_path: Path, kind: str) -> None:
 def test_a_step_of_no_finite_loss_changes_nothing() -> None:
     model = Diverging("loss", 1)
     optimizer = torch.optim.Adam(model.parameters())
-    batch = Collate(VOCABULARY, SIZE)([pictures()[0]])
+    batch = Collate(VOCABULARY, SIZE)([images()[0]])
     loss, iou = training_step(model, optimizer, batch, 1.0)
     assert loss.isfinite()
     assert 0 <= float(iou) <= 1
@@ -344,7 +344,7 @@ def test_iou_of_a_step_by_hand() -> None:
             sides[..., SIZE // 2 :] = -1
             return self.weight * sides
 
-    sample = pictures()[0]
+    sample = images()[0]
     square = replace(
         sample,
         image=torch.zeros(3, SIZE, SIZE, dtype=torch.uint8),
@@ -363,10 +363,10 @@ def test_resuming_with_other_words_data_or_model(tmp_path: Path) -> None:
     swapped = (*VOCABULARY.tokens[:-2], *VOCABULARY.tokens[:-3:-1])
     for given in (
         {"config": replace(CONFIG, tokens=swapped)},
-        {"dataset": pictures(4)},
+        {"dataset": images(4)},
         {"config": replace(CONFIG, options={**OPTIONS, "fused_channels": 9})},
     ):
-        with pytest.raises(ValueError, match="another model, vocabulary or number of sentences"):
+        with pytest.raises(ValueError, match="another model, vocabulary or number of expressions"):
             run(tmp_path, resume=True, **given)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -398,9 +398,9 @@ def test_resuming_without_or_with_damaged_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_errors_of_items_come_as_they_are(tmp_path: Path, num_workers: int) -> None:
-    data = pictures()
-    data.samples = [replace(one, sentence=" ") for one in data.samples]
-    with pytest.raises(ValueError, match=r"^sentence must have at least one word") as caught:
+    data = images()
+    data.samples = [replace(one, expression=" ") for one in data.samples]
+    with pytest.raises(ValueError, match=r"^expression must have at least one word") as caught:
         run(tmp_path, data, num_workers=num_workers)
     assert "Traceback" not in str(caught.value)
     assert "In the sample with image_id" in caught.value.__notes__[0]

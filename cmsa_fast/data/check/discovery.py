@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..formats.refer_layout import PUBLISHED_SENTENCES
+from ..formats.refer_layout import PUBLISHED_EXPRESSIONS
 from ..formats.referit import RECORD_FOLDERS
 from ..source import Form, Source
 
-# Folders of the root that hold pictures, masks or records of a form with a place of its own.
+# Folders of the root that hold images, masks or records of a form with a place of its own.
 _NO_DATA_SET = ("images", "anns", "masks", "lmdb", "grefcoco")
 # Forms of which a folder holds one, and where their readers look in it.
 _WHOLE_FOLDERS: Mapping[Form, tuple[str, ...]] = {
@@ -22,7 +22,7 @@ _SAID_BELONGS = (
     "A root holds refcoco/refs(unc).p and refcoco/instances.json (likewise refcoco+, refcocog, "
     "refclef or a folder of one's own), grefcoco/grefs(unc).json, anns/<data set>/<split>.json "
     "with masks/, parquet files, referit_query_<split>.json, or a converted data set's "
-    "dataset.json, and pictures in images/"
+    "dataset.json, and images in images/"
 )
 
 
@@ -33,7 +33,7 @@ class Discovery:
     Attributes:
         sources: The data sets, as `cmsa_fast.data.source.read_records` takes them. Files of some may
             be missing; their reader says which, and where they belong.
-        gaps: One sentence for each thing that is there but cannot be a data set, with what it lacks.
+        gaps: One expression for each thing that is there but cannot be a data set, with what it lacks.
     """
 
     sources: tuple[Source, ...]
@@ -45,7 +45,7 @@ def discover(root: Path, *, image_folder: Path | None = None) -> Discovery:
 
     Args:
         root: The folder.
-        image_folder: The folder of the pictures, for every source that is found.
+        image_folder: The folder of the images, for every source that is found.
 
     Returns:
         What was recognised; no file is opened.
@@ -77,7 +77,7 @@ def discover(root: Path, *, image_folder: Path | None = None) -> Discovery:
 
 def _refer(root: Path, folder: Path) -> Iterator[Source]:
     made = _between(folder, "refs(", ").p")
-    if not made and folder.name in PUBLISHED_SENTENCES:
+    if not made and folder.name in PUBLISHED_EXPRESSIONS:
         made = [""]  # its reader says what is missing
     for split_by in made:
         yield Source(form="refer", root=root, name=folder.name, split_by=split_by)
@@ -85,7 +85,7 @@ def _refer(root: Path, folder: Path) -> Iterator[Source]:
 
 def _refer_gaps(folder: Path) -> Iterator[str]:
     lacks_references = not _between(folder, "refs(", ").p")
-    if lacks_references and folder.name not in PUBLISHED_SENTENCES and _has_instances(folder):
+    if lacks_references and folder.name not in PUBLISHED_EXPRESSIONS and _has_instances(folder):
         yield f"{folder} has instances.json, but no refs(<split_by>).p beside it"
 
 

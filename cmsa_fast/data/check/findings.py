@@ -11,14 +11,14 @@ from ..source import Form
 from .images import Trouble
 from .leakage import Leak
 
-# References and pictures of published splits, as far as they were printed or counted in a sound copy.
+# References and images of published splits, as far as they were printed or counted in a sound copy.
 PUBLISHED_REFERENCES: Mapping[tuple[str, str], Mapping[str, int]] = {
     ("refcoco", "unc"): {"train": 42_404, "val": 3_811, "testA": 1_975, "testB": 1_810},
     ("refcoco+", "unc"): {"train": 42_278, "val": 3_805, "testA": 1_975, "testB": 1_798},
     ("refcocog", "umd"): {"train": 42_226, "val": 2_573, "test": 5_023},
     ("refcocog", "google"): {"train": 44_822, "val": 5_000},
 }
-PUBLISHED_PICTURES: Mapping[tuple[str, str], Mapping[str, int]] = {
+PUBLISHED_IMAGES: Mapping[tuple[str, str], Mapping[str, int]] = {
     ("refcoco", "unc"): {"val": 1_500, "testA": 750, "testB": 750},
     ("refcoco+", "unc"): {"val": 1_500, "testA": 750, "testB": 750},
     ("refcocog", "umd"): {"val": 1_300, "test": 2_600},
@@ -32,9 +32,9 @@ Kind = (
         "not-readable",
         "record-unusable",
         "count",
-        "sentence-without-word",
-        "sentence-non-ascii",
-        "sentence-repeated",
+        "expression-without-word",
+        "expression-non-ascii",
+        "expression-repeated",
         "names-nothing",
     ]
     | Trouble
@@ -45,19 +45,19 @@ KINDS: Mapping[Kind, tuple[Severity, str]] = {
     "incomplete": ("error", "things missing"),
     "not-readable": ("error", "data sets that cannot be read"),
     "record-unusable": ("error", "records that cannot be used"),
-    "picture-missing": ("error", "pictures missing"),
-    "picture-unreadable": ("error", "pictures that cannot be read"),
-    "picture-size": ("error", "pictures of another size than their records say"),
-    "mask-unfit": ("error", "masks that cannot be drawn on their picture"),
+    "image-missing": ("error", "images missing"),
+    "image-unreadable": ("error", "images that cannot be read"),
+    "image-size": ("error", "images of another size than their records say"),
+    "mask-unfit": ("error", "masks that cannot be drawn on their image"),
     "count": ("warning", "counts that differ from the published ones"),
     "mask-empty": ("warning", "masks without a pixel"),
-    "mask-outside": ("warning", "masks that pass the edge of their picture"),
+    "mask-outside": ("warning", "masks that pass the edge of their image"),
     "mask-part-degenerate": ("warning", "polygons that enclose nothing"),
-    "sentence-without-word": ("warning", "sentences without a word"),
-    "picture-turned": ("information", "pictures that are turned upright to fit their masks"),
-    "sentence-non-ascii": ("information", "sentences with characters beyond ASCII"),
-    "sentence-repeated": ("information", "sentences that their reference has already (kept)"),
-    "names-nothing": ("information", "sentences that name nothing in their picture, by intent"),
+    "expression-without-word": ("warning", "expressions without a word"),
+    "image-turned": ("information", "images that are turned upright to fit their masks"),
+    "expression-non-ascii": ("information", "expressions with characters beyond ASCII"),
+    "expression-repeated": ("information", "expressions that their reference has already (kept)"),
+    "names-nothing": ("information", "expressions that name nothing in their image, by intent"),
 }
 
 
@@ -68,7 +68,7 @@ class Finding:
     Attributes:
         data_set: Its label, or "" where it is about the root.
         kind: What it is; `KINDS` has the words for it.
-        details: One sentence for each, naming file and record.
+        details: One expression for each, naming file and record.
     """
 
     data_set: str
@@ -87,11 +87,11 @@ class SplitCount:
 
     split: str
     references: int
-    sentences: int
-    pictures: int
+    expressions: int
+    images: int
     published_references: int | None = None
-    published_sentences: int | None = None
-    published_pictures: int | None = None
+    published_expressions: int | None = None
+    published_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class CheckResult:
         root: The folder.
         data_sets: What was recognised.
         findings: What was found, by data set.
-        leaks: Training and evaluation splits that share pictures.
-        pictures: Number of distinct pictures looked at, data set by data set.
+        leaks: Training and evaluation splits that share images.
+        images: Number of distinct images looked at, data set by data set.
         decoded: Whether they were decoded whole.
     """
 
@@ -128,7 +128,7 @@ class CheckResult:
     data_sets: tuple[DataSetCheck, ...]
     findings: tuple[Finding, ...]
     leaks: tuple[Leak, ...]
-    pictures: int
+    images: int
     decoded: bool
 
     @property

@@ -1,4 +1,4 @@
-"""Whether pictures can be read and masks lie on them, looked at in several processes."""
+"""Whether images can be read and masks lie on them, looked at in several processes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..formats.converted.picture_store import EmbeddedPicture
-from ..images import read_image_size
+from ..formats.converted.image_store import EmbeddedImage
+from ..images import ImageFile, read_image_size
 from ..loader import leave_interrupts_to_the_main_process
 from ..masks import MaskSource
-from ..pictures import PictureFile
 from ..readable import by
-from ..types import ObjectMask, Picture, Record
+from ..types import ImageSource, ObjectMask, Record
 
 Trouble = Literal[
-    "picture-missing",
-    "picture-unreadable",
-    "picture-size",
-    "picture-turned",
+    "image-missing",
+    "image-unreadable",
+    "image-size",
+    "image-turned",
     "mask-unfit",
     "mask-outside",
     "mask-empty",
@@ -31,20 +30,20 @@ Trouble = Literal[
 ]
 Size = tuple[int, int]
 
-_FEW = 200  # pictures for which no process is started
+_FEW = 200  # images for which no process is started
 _AT_ONCE = 32
-_TOLERANCE = 2.0  # pixels by which polygons of the published files may pass the picture's edge
+_TOLERANCE = 2.0  # pixels by which polygons of the published files may pass the image's edge
 
 
 @dataclass
-class PictureFindings:
-    """What was found at one picture.
+class ImageFindings:
+    """What was found at one image.
 
     Attributes:
-        stored: Height and width in pixels as stored; None where the picture was not read.
+        stored: Height and width in pixels as stored; None where the image was not read.
         upright: The same as its EXIF orientation turns it, looked up where the stored size does not
             fit.
-        troubles: What is wrong and a sentence naming file and record, each as often as it happens.
+        troubles: What is wrong and an expression naming file and record, each as often as it happens.
     """
 
     stored: Size | None = None
@@ -52,29 +51,29 @@ class PictureFindings:
     troubles: list[tuple[Trouble, str]] = field(default_factory=list)
 
 
-def check_pictures(
+def check_images(
     records: Sequence[Record],
     *,
     title: str,
     look: bool = True,
     decode: bool = False,
     num_workers: int = 0,
-) -> Iterator[PictureFindings]:
-    """Looks at every picture of some records, and draws every mask on it.
+) -> Iterator[ImageFindings]:
+    """Looks at every image of some records, and draws every mask on it.
 
     Args:
         records: The records.
         title: What the progress bar says.
-        look: Read the pictures; without, masks are drawn at the recorded sizes.
-        decode: Decode whole pictures, where otherwise the start of each file is read.
-        num_workers: Processes that read beside this one; 0: none. Few pictures start none.
+        look: Read the images; without, masks are drawn at the recorded sizes.
+        decode: Decode whole images, where otherwise the start of each file is read.
+        num_workers: Processes that read beside this one; 0: none. Few images start none.
 
     Yields:
-        The findings for each distinct picture, in the order of the records.
+        The findings for each distinct image, in the order of the records.
     """
-    places: dict[Picture, list[int]] = {}
+    places: dict[ImageSource, list[int]] = {}
     for place, record in enumerate(records):
-        places.setdefault(record.picture, []).append(place)
+        places.setdefault(record.image, []).append(place)
     work = _Work(records, list(places.items()), look, decode)
     loader: DataLoader[Any] = DataLoader(
         work,
@@ -89,26 +88,26 @@ def check_pictures(
             bar.update(len(several))
 
 
-class _Work(Dataset[PictureFindings]):
+class _Work(Dataset[ImageFindings]):
     def __init__(
         self,
         records: Sequence[Record],
-        pictures: list[tuple[Picture, list[int]]],
+        images: list[tuple[ImageSource, list[int]]],
         look: bool,
         decode: bool,
     ) -> None:
-        self._records, self._pictures = records, pictures
+        self._records, self._images = records, images
         self._look, self._decode = look, decode
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
-    def __getitem__(self, index: int) -> PictureFindings:
-        picture, places = self._pictures[index]
+    def __getitem__(self, index: int) -> ImageFindings:
+        image, places = self._images[index]
         records = [self._records[place] for place in places]
-        found = PictureFindings()
+        found = ImageFindings()
         if self._look:
-            _look_at(picture, records[0].mask_size, self._decode, found)
+            _look_at(image, records[0].mask_size, self._decode, found)
         sizes_told: set[Size] = set()
         seen: set[tuple[int, Size | None]] = set()
         for record in records:
@@ -118,7 +117,7 @@ class _Work(Dataset[PictureFindings]):
                     sizes_told.add(size)
                     found.troubles.append(_other_size(record, found, size))
                 if size != found.upright:
-                    continue  # its masks are for some other picture
+                    continue  # its masks are for some other image
             for one in record.objects:
                 if (id(one), size) not in seen:  # references may share an object
                     seen.add((id(one), size))
@@ -126,40 +125,40 @@ class _Work(Dataset[PictureFindings]):
         return found
 
 
-def _look_at(picture: Picture, expected: Size | None, decode: bool, found: PictureFindings) -> None:
+def _look_at(image: ImageSource, expected: Size | None, decode: bool, found: ImageFindings) -> None:
     try:
-        found.stored = found.upright = _size(picture, decode, apply_orientation=False)
+        found.stored = found.upright = _size(image, decode, apply_orientation=False)
         if expected not in (None, found.stored):
-            found.upright = _size(picture, decode, apply_orientation=True)
+            found.upright = _size(image, decode, apply_orientation=True)
     except FileNotFoundError as error:
-        found.troubles.append(("picture-missing", str(error)))
+        found.troubles.append(("image-missing", str(error)))
     except (ValueError, OSError) as error:
         found.stored = found.upright = None
-        found.troubles.append(("picture-unreadable", str(error)))
+        found.troubles.append(("image-unreadable", str(error)))
 
 
-def _size(picture: Picture, decode: bool, *, apply_orientation: bool) -> Size:
-    if isinstance(picture, PictureFile) and not decode:
-        return read_image_size(picture.locate(), apply_orientation=apply_orientation)
-    if isinstance(picture, EmbeddedPicture) and not decode:
-        stream = BytesIO(picture.read_bytes())
-        stream.name = picture.name
+def _size(image: ImageSource, decode: bool, *, apply_orientation: bool) -> Size:
+    if isinstance(image, ImageFile) and not decode:
+        return read_image_size(image.locate(), apply_orientation=apply_orientation)
+    if isinstance(image, EmbeddedImage) and not decode:
+        stream = BytesIO(image.read_bytes())
+        stream.name = image.name
         return read_image_size(stream, apply_orientation=apply_orientation)
-    height, width = picture.read(apply_orientation=apply_orientation).shape[1:]
+    height, width = image.read(apply_orientation=apply_orientation).shape[1:]
     return height, width
 
 
-def _other_size(record: Record, found: PictureFindings, size: Size) -> tuple[Trouble, str]:
-    name = record.picture.name
+def _other_size(record: Record, found: ImageFindings, size: Size) -> tuple[Trouble, str]:
+    name = record.image.name
     if size == found.upright:
-        return "picture-turned", f"{name} fits its masks only turned upright"
-    return "picture-size", (
+        return "image-turned", f"{name} fits its masks only turned upright"
+    return "image-size", (
         f"{name} is {by(found.stored)} (height x width), where {_about(record)} says {by(size)}"
     )
 
 
 def _object_troubles(
-    one: ObjectMask, record: Record, size: Size | None, is_picture_known: bool
+    one: ObjectMask, record: Record, size: Size | None, is_image_known: bool
 ) -> Iterator[tuple[Trouble, str]]:
     about = _about(record)
     for _ in range(one.dropped):
@@ -169,18 +168,18 @@ def _object_troubles(
         return
     if size is None:
         return
-    if not is_picture_known and record.size not in (None, one.size) and one.size is not None:
+    if not is_image_known and record.size not in (None, one.size) and one.size is not None:
         yield (
             "mask-unfit",
             (
-                f"{about} has a mask of {by(one.size)} (height x width) in a picture recorded as "
+                f"{about} has a mask of {by(one.size)} (height x width) in an image recorded as "
                 f"{by(record.size)}"
             ),
         )
         return
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and size[0] * size[1] > limit:
-        yield "mask-unfit", f"{about} is for {by(size)} pixels, more than any picture may have"
+        yield "mask-unfit", f"{about} is for {by(size)} pixels, more than any image may have"
         return
     try:
         is_drawn = bool(one.decode(*size).any())
@@ -194,7 +193,7 @@ def _object_troubles(
 
 
 def _beyond(mask: MaskSource, size: Size) -> float:
-    """By how many pixels the polygons pass the picture's edges."""
+    """By how many pixels the polygons pass the image's edges."""
     height, width = size
     return max(
         (

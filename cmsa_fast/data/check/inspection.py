@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import Problems, in_one_line
+from ..errors import ErrorCollector, one_line
 from ..formats.refer_layout import COCO_FOLDERS, published_origin
 from ..source import Reading, Source, read_records
 from ..types import Record
@@ -14,7 +14,7 @@ from ..vocabulary import tokenize
 from .discovery import discover
 from .findings import (
     KINDS,
-    PUBLISHED_PICTURES,
+    PUBLISHED_IMAGES,
     PUBLISHED_REFERENCES,
     CheckResult,
     DataSetCheck,
@@ -22,24 +22,24 @@ from .findings import (
     Kind,
     SplitCount,
 )
-from .images import check_pictures
-from .leakage import SplitPictures, find_leaks, numbering_of, split_pictures
+from .images import check_images
+from .leakage import SplitImages, find_leaks, numbering_of, split_images
 
 
 def inspect_root(
     root: Path,
     *,
     image_folder: Path | None = None,
-    read_pictures: bool = False,
+    read_images: bool = False,
     num_workers: int = 0,
 ) -> CheckResult:
-    """Reads every data set under a root, draws every mask and looks at every picture.
+    """Reads every data set under a root, draws every mask and looks at every image.
 
     Args:
         root: The folder.
-        image_folder: The folder of the pictures, where it is none of the usual ones.
-        read_pictures: Decode every picture, where otherwise the start of its file is read.
-        num_workers: Processes that look at pictures beside this one; 0: none.
+        image_folder: The folder of the images, where it is none of the usual ones.
+        read_images: Decode every image, where otherwise the start of its file is read.
+        num_workers: Processes that look at images beside this one; 0: none.
 
     Returns:
         What was found. Nothing is changed on the disk.
@@ -50,30 +50,28 @@ def inspect_root(
     discovery = discover(root, image_folder=image_folder)
     data_sets: list[DataSetCheck] = []
     findings = [Finding("", "incomplete", discovery.gaps)] if discovery.gaps else []
-    splits: list[SplitPictures] = []
-    pictures = 0
+    splits: list[SplitImages] = []
+    images = 0
     for source in discovery.sources:
         details: dict[Kind, list[str]] = {}
-        reading, has_pictures = _read(source, root, details)
+        reading, has_images = _read(source, root, details)
         label = _label(source, reading, {one.label for one in data_sets})
         counts: list[SplitCount] = []
         if reading is not None:
             counts = _count(reading, details)
-            _check_sentences(reading.records, details)
-            checked = check_pictures(
+            _check_expressions(reading.records, details)
+            checked = check_images(
                 reading.records,
                 title=label,
-                look=has_pictures,
-                decode=read_pictures,
+                look=has_images,
+                decode=read_images,
                 num_workers=num_workers,
             )
             for found in checked:
-                pictures += has_pictures
+                images += has_images
                 for trouble, message in found.troubles:
                     details.setdefault(trouble, []).append(message)
-            splits += split_pictures(
-                reading.records, label, numbering=numbering_of(source, reading)
-            )
+            splits += split_images(reading.records, label, numbering=numbering_of(source, reading))
         data_sets.append(DataSetCheck(label, source.form, source.root, tuple(counts)))
         findings += [
             Finding(label, kind, tuple(details[kind])) for kind in KINDS if kind in details
@@ -83,38 +81,38 @@ def inspect_root(
         tuple(data_sets),
         tuple(findings),
         tuple(find_leaks(splits)),
-        pictures,
-        read_pictures,
+        images,
+        read_images,
     )
 
 
 def _read(
     source: Source, root: Path, details: dict[Kind, list[str]]
 ) -> tuple[Reading | None, bool]:
-    """The records, and whether there are folders of pictures to look into."""
-    problems = Problems(strict=False)
+    """The records, and whether there are folders of images to look into."""
+    errors = ErrorCollector(strict=False)
     reading = None
-    has_pictures = True
+    has_images = True
     try:
-        reading = read_records(source, None, problems)
+        reading = read_records(source, None, errors)
     except FileNotFoundError as error:
-        # Where only the pictures' folder is missing, the records can be checked all the same.
-        has_pictures = False
-        for folder, is_of_pictures in _other_folders(source, root):
+        # Where only the images' folder is missing, the records can be checked all the same.
+        has_images = False
+        for folder, is_of_images in _other_folders(source, root):
             try:
-                problems = Problems(strict=False)
-                reading = read_records(replace(source, image_folder=folder), None, problems)
+                errors = ErrorCollector(strict=False)
+                reading = read_records(replace(source, image_folder=folder), None, errors)
             except (OSError, ValueError, TypeError, ImportError):
                 continue
-            has_pictures = is_of_pictures
+            has_images = is_of_images
             break
-        if not has_pictures:
-            details["incomplete"] = [in_one_line(error)]
+        if not has_images:
+            details["incomplete"] = [one_line(error)]
     except (OSError, ValueError, TypeError, ImportError) as error:
-        details["not-readable"] = [in_one_line(error)]
-    if problems.messages:
-        details["record-unusable"] = problems.messages
-    return reading, has_pictures
+        details["not-readable"] = [one_line(error)]
+    if errors.messages:
+        details["record-unusable"] = errors.messages
+    return reading, has_images
 
 
 def _other_folders(source: Source, root: Path) -> Iterator[tuple[Path, bool]]:
@@ -144,27 +142,27 @@ def _label(source: Source, reading: Reading | None, taken: set[str]) -> str:
 
 
 def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]:
-    by_split: dict[str, list[Record]] = {split: [] for split in reading.published_sentences}
+    by_split: dict[str, list[Record]] = {split: [] for split in reading.published_expressions}
     for record in reading.records:
         by_split.setdefault(record.split, []).append(record)
     counts = []
     for split, records in by_split.items():
-        published = reading.published_sentences.get(split)
+        published = reading.published_expressions.get(split)
         origin, its_name = published_origin(published)  # a copy may call the split otherwise
         count = SplitCount(
             split,
             len(records),
-            sum(len(record.sentences) for record in records),
+            sum(len(record.expressions) for record in records),
             len({record.image_id for record in records}),
             PUBLISHED_REFERENCES.get(origin, {}).get(its_name),
             published,
-            PUBLISHED_PICTURES.get(origin, {}).get(its_name),
+            PUBLISHED_IMAGES.get(origin, {}).get(its_name),
         )
         counts.append(count)
         compared = (
             ("references", count.references, count.published_references),
-            ("sentences", count.sentences, count.published_sentences),
-            ("pictures", count.pictures, count.published_pictures),
+            ("sentences", count.expressions, count.published_expressions),
+            ("pictures", count.images, count.published_images),
         )
         wrong = [
             f"{found} {what} (published: {expected})"
@@ -172,7 +170,7 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
             if expected not in (None, found)
         ]
         if wrong and not records:
-            message = f"split {split} is not there (published: {published} sentences)"
+            message = f"split {split} is not there (published: {published} expressions)"
             details.setdefault("count", []).append(message)
         elif wrong:
             message = f"split {split} has {', '.join(wrong)}"
@@ -180,22 +178,22 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
     return counts
 
 
-def _check_sentences(records: Sequence[Record], details: dict[Kind, list[str]]) -> None:
-    def add(kind: Kind, record: Record, sent_id: int, sentence: str) -> None:
-        message = f"{record.split}: ref_id {record.ref_id}, sent_id {sent_id}: {sentence!r}"
+def _check_expressions(records: Sequence[Record], details: dict[Kind, list[str]]) -> None:
+    def add(kind: Kind, record: Record, sent_id: int, expression: str) -> None:
+        message = f"{record.split}: ref_id {record.ref_id}, sent_id {sent_id}: {expression!r}"
         details.setdefault(kind, []).append(message)
 
     for record in records:
         said: set[str] = set()
-        for sent_id, sentence in record.sentences:
+        for sent_id, expression in record.expressions:
             try:
-                tokenize(sentence)
+                tokenize(expression)
             except ValueError:
-                add("sentence-without-word", record, sent_id, sentence)
-            if not sentence.isascii():
-                add("sentence-non-ascii", record, sent_id, sentence)
-            if sentence in said:
-                add("sentence-repeated", record, sent_id, sentence)
+                add("expression-without-word", record, sent_id, expression)
+            if not expression.isascii():
+                add("expression-non-ascii", record, sent_id, expression)
+            if expression in said:
+                add("expression-repeated", record, sent_id, expression)
             if record.names_nothing:
-                add("names-nothing", record, sent_id, sentence)
-            said.add(sentence)
+                add("names-nothing", record, sent_id, expression)
+            said.add(expression)

@@ -1,4 +1,4 @@
-"""Pictures that are both learnt from and evaluated on."""
+"""Images that are both learnt from and evaluated on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..formats.parsing import field, kind, listing, load_json, place
 from ..formats.refer_layout import published_origin
-from ..pictures import PictureFile
+from ..images import ImageFile
 from ..types import Record
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.\w+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class SplitPictures:
-    """The pictures of one split.
+class SplitImages:
+    """The images of one split.
 
     Attributes:
         data_set: What it is a split of, for messages.
         split: The split.
-        numbers: `(numbering, number)` of each picture. Numbers are compared within one numbering:
+        numbers: `(numbering, number)` of each image. Numbers are compared within one numbering:
             "COCO", "SAIAPR TC-12", or the data set itself.
     """
 
@@ -46,19 +46,19 @@ class SplitPictures:
 
 @dataclass(frozen=True)
 class Leak:
-    """Pictures of a training split that an evaluation split has too.
+    """Images of a training split that an evaluation split has too.
 
     Attributes:
         training: Data set and split that one learns from.
         evaluation: Data set and split that one evaluates on.
         numbering: Whose numbers they are.
-        pictures: The numbers, ascending.
+        images: The numbers, ascending.
     """
 
     training: tuple[str, str]
     evaluation: tuple[str, str]
     numbering: str
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
 
     @property
     def is_within(self) -> bool:
@@ -66,15 +66,15 @@ class Leak:
         return self.training[0] == self.evaluation[0]
 
 
-def split_pictures(
+def split_images(
     records: Iterable[Record], data_set: str, *, numbering: str = ""
-) -> list[SplitPictures]:
-    """Gathers the picture numbers of each split.
+) -> list[SplitImages]:
+    """Gathers the image numbers of each split.
 
     Args:
         records: Of one data set, any splits.
         data_set: What it is, for messages.
-        numbering: Whose numbers they are. Empty: COCO's where the picture's name holds the number as
+        numbering: Whose numbers they are. Empty: COCO's where the image's name holds the number as
             COCO writes it, else the data set's own.
 
     Returns:
@@ -84,24 +84,24 @@ def split_pictures(
     for record in records:
         number = (_numbering(record, data_set, numbering), record.image_id)
         splits.setdefault(record.split, set()).add(number)
-    return [SplitPictures(data_set, split, frozenset(found)) for split, found in splits.items()]
+    return [SplitImages(data_set, split, frozenset(found)) for split, found in splits.items()]
 
 
 def numbering_of(source: Source, reading: Reading) -> str:
-    """Whose picture numbers records have; "" where only the pictures' names can tell.
+    """Whose image numbers records have; "" where only the images' names can tell.
 
     Args:
         source: Where the records come from.
         reading: The records.
     """
-    if any(published_origin(count)[1] for count in reading.published_sentences.values()):
-        return "COCO"  # whatever the pictures are called in this copy
+    if any(published_origin(count)[1] for count in reading.published_expressions.values()):
+        return "COCO"  # whatever the images are called in this copy
     if source.form == "referit" or reading.title.lower().startswith(("referit", "refclef")):
         return "SAIAPR TC-12"
     return ""
 
 
-def find_leaks(splits: Sequence[SplitPictures]) -> list[Leak]:
+def find_leaks(splits: Sequence[SplitImages]) -> list[Leak]:
     """Compares every training split with every evaluation split.
 
     The "val" of a data set is part of its own "trainval" by design and is no leak.
@@ -110,7 +110,7 @@ def find_leaks(splits: Sequence[SplitPictures]) -> list[Leak]:
         splits: Of every data set that one may train on together.
 
     Returns:
-        Those pairs that share pictures, the pairs within one data set first.
+        Those pairs that share images, the pairs within one data set first.
     """
     leaks = []
     for training in (split for split in splits if split.is_training):
@@ -132,7 +132,7 @@ def find_leaks(splits: Sequence[SplitPictures]) -> list[Leak]:
 
 
 def exclusions(leaks: Iterable[Leak]) -> dict[str, list[int]]:
-    """The pictures to leave out of every training split, so that none is evaluated on.
+    """The images to leave out of every training split, so that none is evaluated on.
 
     Args:
         leaks: As `find_leaks` returns them.
@@ -142,7 +142,7 @@ def exclusions(leaks: Iterable[Leak]) -> dict[str, list[int]]:
     """
     found: dict[str, set[int]] = {}
     for leak in leaks:
-        found.setdefault(leak.numbering, set()).update(leak.pictures)
+        found.setdefault(leak.numbering, set()).update(leak.images)
     return {numbering: sorted(numbers) for numbering, numbers in sorted(found.items())}
 
 
@@ -150,7 +150,7 @@ def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
     """Reads what `cmsa-fast data check --write-exclusions` wrote.
 
     Args:
-        path: A JSON file `{"pictures": {numbering: [number, ...], ...}}`.
+        path: A JSON file `{"images": {numbering: [number, ...], ...}}`.
 
     Returns:
         The numbers under each numbering.
@@ -160,28 +160,28 @@ def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
         ValueError: The file has another form.
     """
     try:
-        pictures = field(load_json(path), "pictures", (path,))
-        if not isinstance(pictures, dict):
-            raise ValueError(f"{path} has {kind(pictures)} as its 'pictures', not a dictionary")
+        images = field(load_json(path), "pictures", (path,))
+        if not isinstance(images, dict):
+            raise ValueError(f"{path} has {kind(images)} as its 'images', not a dictionary")
         found = {}
-        for numbering in pictures:
+        for numbering in images:
             where = (path, "pictures")
-            numbers = listing(pictures, numbering, where)
+            numbers = listing(images, numbering, where)
             if not all(type(number) is int for number in numbers):
                 raise ValueError(f"{place(where)} has something else than numbers in {numbering!r}")
             found[numbering] = frozenset(numbers)
     except ValueError as error:
         raise ValueError(
-            f"{error}: pictures to exclude must be listed as `cmsa-fast data check "
+            f"{error}: images to exclude must be listed as `cmsa-fast data check "
             "--write-exclusions` writes them"
         ) from error
     return found
 
 
-def excluded_pictures(
+def excluded_images(
     source: Source, reading: Reading, exclude: Mapping[str, Collection[int]]
 ) -> frozenset[int]:
-    """The pictures of some records that are to be left out; the log says where none can be.
+    """The images of some records that are to be left out; the log says where none can be.
 
     Args:
         source: Where the records come from.
@@ -198,7 +198,7 @@ def excluded_pictures(
     numberings = {numbering for numbering, _ in numbers}
     if exclude and numberings.isdisjoint(exclude):
         _logger.warning(
-            "%s: no picture is excluded: its pictures have numbers of %s, and those to exclude are of %s",
+            "%s: no image is excluded: its images have numbers of %s, and those to exclude are of %s",
             reading.title,
             " and ".join(sorted(numberings)),
             " and ".join(sorted(exclude)),
@@ -213,7 +213,7 @@ def _numbering(record: Record, data_set: str, numbering: str) -> str:
 
 
 def _is_named_as_coco(record: Record) -> bool:
-    picture = record.picture
-    name = picture.file_name if isinstance(picture, PictureFile) else picture.name
+    image = record.image
+    name = image.file_name if isinstance(image, ImageFile) else image.name
     match = _COCO_NAME.fullmatch(PurePath(name).name)
     return match is not None and int(match[1]) == record.image_id

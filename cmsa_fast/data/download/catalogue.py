@@ -19,7 +19,7 @@ _GREFCOCO = (
     "81eede59b3ac070049f597d023c0ff08d1fb80e9"
 )
 _COCO_PLACES = ("images/mscoco/images/train2014", "images/train2014")
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,15 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """Records or pictures that fill one folder.
+    """Records or images that fill one folder.
 
     Attributes:
         title: What it is, for people.
         files: What to fetch for it.
         places: Folders under the root where it may lie; it is put into the first.
         required: Names of files that the folder must hold.
-        pictures: The least number of pictures that it must hold, in folders of any depth.
-        needs: The collection with its pictures; None for pictures.
+        images: The least number of images that it must hold, in folders of any depth.
+        needs: The collection with its images; None for images.
         by_hand: Where else it can be had, with a browser.
     """
 
@@ -57,7 +57,7 @@ class Collection:
     files: tuple[RemoteFile, ...]
     places: tuple[str, ...]
     required: tuple[str, ...] = ()
-    pictures: int = 0
+    images: int = 0
     needs: str | None = None
     by_hand: str
 
@@ -73,15 +73,15 @@ class Collection:
         missing = [name for name in self.required if name not in names]
         if missing:
             return f"it lacks {', '.join(missing)}"
-        pictures = self.count_pictures(names)
-        if pictures < self.pictures:
-            return f"it has {pictures} pictures of at least {self.pictures}"
+        images = self.count_images(names)
+        if images < self.images:
+            return f"it has {images} images of at least {self.images}"
         return None
 
     @staticmethod
-    def count_pictures(names: Names[str]) -> int:
-        """How many of the files are pictures."""
-        return sum(name.lower().endswith(_PICTURE_SUFFIXES) for name in names)
+    def count_images(names: Names[str]) -> int:
+        """How many of the files are images."""
+        return sum(name.lower().endswith(_IMAGE_SUFFIXES) for name in names)
 
 
 def _archived(name: str, date: str, scheme: str = "https") -> tuple[str, ...]:
@@ -94,7 +94,7 @@ _ISSUES = "github.com/lichengunc/refer/issues/14 collects copies"
 # Sizes and SHA-256 of refcoco.zip, refcoco+.zip and refcocog.zip: datasets.md of the repository
 # TarunTomar122/attention-is-all-you-need-for-vlms; evaluation notes in other repositories have the
 # same. Of train2014.zip: torchvision/prototype/datasets/_builtin/coco.py of pytorch/vision; the
-# size is what the server answers (in many published logs), and the number of pictures is COCO's. Of
+# size is what the server answers (in many published logs), and the number of images is COCO's. Of
 # gRefCOCO: what users of that revision recorded (schema arrow.grefcoco.dataset_manifest/v1).
 CATALOGUE: Mapping[str, Collection] = {
     "refcoco": Collection(
@@ -172,7 +172,7 @@ CATALOGUE: Mapping[str, Collection] = {
         by_hand="github.com/henghuiding/gRefCOCO links to the authors' copies",
     ),
     "coco-train2014": Collection(
-        title="COCO train2014, the pictures of RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO",
+        title="COCO train2014, the images of RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO",
         files=(
             RemoteFile(
                 name="train2014.zip",
@@ -182,11 +182,11 @@ CATALOGUE: Mapping[str, Collection] = {
             ),
         ),
         places=_COCO_PLACES,
-        pictures=82_783,
+        images=82_783,
         by_hand="cocodataset.org/#download offers it as 2014 Train images",
     ),
     "saiapr": Collection(
-        title="SAIAPR TC-12, the pictures of RefCLEF",
+        title="SAIAPR TC-12, the images of RefCLEF",
         files=(
             RemoteFile(
                 name="saiapr_tc-12.zip",
@@ -194,7 +194,7 @@ CATALOGUE: Mapping[str, Collection] = {
             ),
         ),
         places=("images/saiapr_tc-12", "images/saiaprtc12"),
-        pictures=1,  # REFER speaks of 19 997; nobody published a count of the archive itself
+        images=1,  # REFER speaks of 19 997; nobody published a count of the archive itself
         by_hand="imageclef.org/SIAPRdata describes the full set",
     ),
 }

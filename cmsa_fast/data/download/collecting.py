@@ -19,7 +19,7 @@ from .fetch import Patience, check_file, fetch
 from .transfer import part_of
 from .web import public_address
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Job:
     def by_hand(self) -> str:
         """Where else to get it, and what to put where."""
         names = " and ".join(file.name for file in self.collection.files)
-        content = " and ".join(self.collection.required) or "its pictures"
+        content = " and ".join(self.collection.required) or "its images"
         return (
             f"By hand: {self.collection.by_hand}. Put {names} into {self.folder} and run this again, "
             f"or put {content} into {self.destination}."
@@ -90,7 +90,7 @@ def collect(job: Job, patience: Patience, keep_archive: bool) -> Collected:
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder) as is_alone:
         if not is_alone:
-            _LOG.info("%s cannot be locked; start no second download of it", job.folder)
+            _logger.info("%s cannot be locked; start no second download of it", job.folder)
         there, _ = find_present(job.root, job.collection)
         if there is not None:  # by the process that had the lock before
             return Collected(there, {})
@@ -163,13 +163,15 @@ def _fetch_files(job: Job, patience: Patience) -> dict[str, tuple[str | None, in
                     "where only its checksum is another."
                 ) from error
         else:
-            _LOG.info("fetching %s (%s) into %s", file.name, readable_size(file.size), job.folder)
+            _logger.info(
+                "fetching %s (%s) into %s", file.name, readable_size(file.size), job.folder
+            )
             try:
                 source = public_address(fetch(file, job.folder, check, patience))
             except ConnectionError as error:
                 raise ConnectionError(f"{error}. {job.by_hand()}") from error
             except KeyboardInterrupt:
-                _LOG.info("what came so far is kept; run this again to go on")
+                _logger.info("what came so far is kept; run this again to go on")
                 raise
         found[file.name] = (source, path.stat().st_size)
     return found

@@ -20,7 +20,7 @@ from .catalogue import RemoteFile
 from .transfer import ChangedError, Transfer, attempt
 from .web import BrokenError, RefusedError, check_address, public_address
 
-_LOG = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 _CHUNK = 1 << 18
 _PROGRESS = 1 << 20  # bytes that make an attempt count as none that failed
 
@@ -84,7 +84,7 @@ def fetch(
         try:
             _fetch_whole(transfer, address, check, patience)
         except RefusedError as error:
-            _LOG.info("%s: %s", public_address(address), error)
+            _logger.info("%s: %s", public_address(address), error)
             reasons.append(f"{public_address(address)}: {error}")
         else:
             return address
@@ -131,7 +131,7 @@ def _fetch_whole(
             transfer.discard()
             if transfer.all_new:
                 raise RefusedError(str(error)) from error
-            _LOG.info("%s; starting anew", error)
+            _logger.info("%s; starting anew", error)
         else:
             break
     transfer.part.replace(transfer.folder / transfer.file.name)
@@ -144,7 +144,7 @@ def _fetch_patiently(transfer: Transfer, address: str, patience: Patience) -> No
         try:
             return attempt(transfer, address)
         except ChangedError as error:
-            _LOG.info("%s; starting anew", error)
+            _logger.info("%s; starting anew", error)
             transfer.discard()
         except BrokenError as error:
             arrived = transfer.arrived()
@@ -155,5 +155,5 @@ def _fetch_patiently(transfer: Transfer, address: str, patience: Patience) -> No
                 raise RefusedError(f"{error}; gave up at attempt {failures}") from error
             wait = max(patience.wait * 2 ** (failures - 1), error.after)
             wait = min(wait, patience.longest_wait)
-            _LOG.info("%s; trying again in %.3g s", error, wait)
+            _logger.info("%s; trying again in %.3g s", error, wait)
             time.sleep(wait)

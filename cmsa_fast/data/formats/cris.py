@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import Problems
+from ..errors import ErrorCollector
 from ..mask_files import PngMask
 from ..source import Reading, Source
 from ..types import Record
 from .parsing import Where, integer, kind, load_json, place, string
-from .record_parts import read_picture, read_sentences
+from .record_parts import read_expressions, read_image
 from .refer import missing_split
 from .refer_layout import (
     COCO_FOLDERS,
-    PUBLISHED_SENTENCES,
+    PUBLISHED_EXPRESSIONS,
     SAIAPR_FOLDERS,
     check_names,
-    picture_folders,
+    image_folders,
 )
 
-# VLT writes `anns` one folder below the pictures.
-_PICTURE_FOLDERS = (*COCO_FOLDERS, *SAIAPR_FOLDERS, "../images/train2014")
+# VLT writes `anns` one folder below the images.
+_IMAGE_FOLDERS = (*COCO_FOLDERS, *SAIAPR_FOLDERS, "../images/train2014")
 _COCO_NAME = re.compile(r"COCO_(?:train|val)2014_(\d{12})\.\w+")
 _SAIAPR_NAME = re.compile(r"(\d{1,9})\.\w+")
 
@@ -54,28 +54,28 @@ class _Files:
 
     anns: Path
     masks: Path
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     title: str
-    published_sentences: Mapping[str, int]
+    published_expressions: Mapping[str, int]
 
 
-def read_anns_masks(source: Source, split: str | None, problems: Problems) -> Reading:
+def read_anns_masks(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
     """Reads `anns` and `masks` (`cmsa_fast.data.source.read_records`).
 
     The layout is `<root>/anns/<name>/<split>.json`, `<root>/masks/<name>/<segment_id>.png`, and the
-    pictures as REFER has them or in `<root>/../images/train2014`. The name is "refcoco",
+    images as REFER has them or in `<root>/../images/train2014`. The name is "refcoco",
     "refcoco+", "refcocog_u", "refcocog_g" or any other folder of `anns`; "refcocog" takes
     "refcocog_u" unless `split_by` says "google". A split is matched by its exact name.
 
-    The files have the cleaned sentences only. Masks are read when they are drawn.
+    The files have the cleaned expressions only. Masks are read when they are drawn.
 
-    A picture's number is COCO's, from its name. Pictures named otherwise get a negative number of
+    An image's number is COCO's, from its name. Images named otherwise get a negative number of
     their own, which depends on the name alone.
     """
     if source.text != "sent":
         raise ValueError(
             f"text is {source.text!r}, but the files in {source.root / 'anns'} have the cleaned "
-            "sentences only ('sent')"
+            "expressions only ('sent')"
         )
     files = _locate(source)
     records: list[Record] = []
@@ -84,27 +84,27 @@ def read_anns_masks(source: Source, split: str | None, problems: Problems) -> Re
         if not isinstance(content, list):
             raise ValueError(f"{file} holds {kind(content)} where a list of records is expected")
         for i, entry in enumerate(content):
-            with problems:
+            with errors:
                 records.append(_read_record(entry, (file, "record", i), file.stem, files))
     if not records:
         raise ValueError(missing_split(split, files.anns, ()))
-    return Reading(records, files.title, files.published_sentences)
+    return Reading(records, files.title, files.published_expressions)
 
 
 def _read_record(entry: Any, where: Where, split: str, files: _Files) -> Record:
     ref_id = integer(entry, "segment_id", where)
     file_name = string(entry, "img_name", where)
-    sentences = read_sentences(entry, "sent", where)
-    if "sentences_num" in entry and integer(entry, "sentences_num", where) != len(sentences):
+    expressions = read_expressions(entry, "sent", where)
+    if "sentences_num" in entry and integer(entry, "sentences_num", where) != len(expressions):
         raise ValueError(
-            f"{place(where)} has {len(sentences)} sentences, where its 'sentences_num' is "
+            f"{place(where)} has {len(expressions)} expressions, where its 'sentences_num' is "
             f"{entry['sentences_num']}"
         )
     return Record(
-        picture=read_picture(files.pictures, file_name, where),
+        image=read_image(files.images, file_name, where),
         size=None,
         objects=(PngMask((files.masks,), f"{ref_id}.png"),),
-        sentences=sentences,
+        expressions=expressions,
         image_id=_image_id(Path(file_name).name, files.anns.name),
         ref_id=ref_id,
         split=split,
@@ -126,8 +126,8 @@ def _locate(source: Source) -> _Files:
     check_names(name=name)
     what_belongs = (
         f"A root holds anns/{name}/<split>.json and masks/{name}/<segment_id>.png, as the scripts "
-        "of CRIS and VLT write them with --generate_mask, and the pictures in "
-        f"{' or '.join(_PICTURE_FOLDERS)}."
+        "of CRIS and VLT write them with --generate_mask, and the images in "
+        f"{' or '.join(_IMAGE_FOLDERS)}."
     )
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}. {what_belongs}")
@@ -146,9 +146,9 @@ def _locate(source: Source) -> _Files:
         raise FileNotFoundError(f"there is no folder {masks}. {what_belongs}")
     if next(masks.glob("*.png"), None) is None:
         raise FileNotFoundError(f"{masks} has no PNG file. {what_belongs}")
-    pictures = picture_folders(root, _PICTURE_FOLDERS, source.image_folder, what_belongs)
-    title, sentences = _identity(folder, source.split_by)
-    return _Files(root / "anns" / folder, masks, pictures, title, sentences)
+    images = image_folders(root, _IMAGE_FOLDERS, source.image_folder, what_belongs)
+    title, expressions = _identity(folder, source.split_by)
+    return _Files(root / "anns" / folder, masks, images, title, expressions)
 
 
 def _folder(anns: Path, name: str, split_by: str) -> str:
@@ -169,10 +169,10 @@ def _folder(anns: Path, name: str, split_by: str) -> str:
 
 
 def _identity(folder: str, split_by: str) -> tuple[str, Mapping[str, int]]:
-    """Title and published numbers of sentences."""
+    """Title and published numbers of expressions."""
     for one in _PUBLISHED:
         if folder in one.folders or (folder, split_by) == (one.name, one.split_by):
-            return f"{one.name} ({one.split_by})", PUBLISHED_SENTENCES[one.name][one.split_by]
+            return f"{one.name} ({one.split_by})", PUBLISHED_EXPRESSIONS[one.name][one.split_by]
     return f"{folder} ({split_by})" if split_by else folder, {}
 
 

@@ -1,4 +1,4 @@
-"""gRefCOCO: sentences that mean one object, several, or none.
+"""gRefCOCO: expressions that mean one object, several, or none.
 
 Liu, Ding, Jiang: GRES, Generalized Referring Expression Segmentation, CVPR 2023. The masks follow
 its repository (henghuiding/ReLA): the union of all objects, without annotations of crowds.
@@ -10,11 +10,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..errors import Problems
+from ..errors import ErrorCollector
 from ..source import Reading, Source
 from .parsing import Where, field, identifier, kind, place
 from .refer import missing_split, refer_records
-from .refer_layout import COCO_FOLDERS, ReferFiles, check_names, picture_folders
+from .refer_layout import COCO_FOLDERS, ReferFiles, check_names, image_folders
 from .refer_records import read_references
 
 _logger = logging.getLogger(__name__)
@@ -22,29 +22,29 @@ _logger = logging.getLogger(__name__)
 _NO_TARGET = "-1"
 
 
-def read_grefcoco(source: Source, split: str | None, problems: Problems) -> Reading:
+def read_grefcoco(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
     """Reads gRefCOCO (`cmsa_fast.data.source.read_records`).
 
     The layout is `<root>/grefcoco/grefs(unc).json` (or `.p`, of older releases; the JSON file is
-    read where both are there), `<root>/grefcoco/instances.json`, and the pictures of COCO train2014
+    read where both are there), `<root>/grefcoco/instances.json`, and the images of COCO train2014
     as REFER has them. A split is matched by its exact name.
 
-    A record's sentences name nothing where its `ann_id` is -1 or `[-1]`, which `no_target` must not
+    A record's expressions name nothing where its `ann_id` is -1 or `[-1]`, which `no_target` must not
     contradict. Annotations of crowds are left out of the masks and counted in the log; where all
     objects of a record are crowds, it has lost its mask.
     """
     name, split_by = source.name or "grefcoco", source.split_by or "unc"
     files = _locate(source.root, name, split_by, source.image_folder)
-    everything = read_references(files.references, source.text, problems, annotations_of)
+    everything = read_references(files.references, source.text, errors, annotations_of)
     references = [ref for ref in everything if split in (None, ref.split)]
     if not references:
         raise ValueError(missing_split(split, files.references, (ref.split for ref in everything)))
-    records = refer_records(files, references, problems, skip_crowds=True)
+    records = refer_records(files, references, errors, skip_crowds=True)
     return Reading(records, f"{name} ({split_by})")
 
 
 def annotations_of(record: Any, where: Where) -> tuple[str, ...]:
-    """The identifiers of the objects that a record means; none where its sentences name nothing.
+    """The identifiers of the objects that a record means; none where its expressions name nothing.
 
     Args:
         record: Of `grefs(<split_by>)`; `ann_id` may be a list or one identifier, `no_target` may be
@@ -60,7 +60,7 @@ def annotations_of(record: Any, where: Where) -> tuple[str, ...]:
     names_nothing = annotations == (_NO_TARGET,)
     if _NO_TARGET in annotations and not names_nothing:
         raise ValueError(
-            f"{place(where)} has {value} as its 'ann_id', where -1 (the sentences name nothing) "
+            f"{place(where)} has {value} as its 'ann_id', where -1 (the expressions name nothing) "
             "can only stand alone"
         )
     if not annotations and "no_target" not in record:
@@ -82,7 +82,7 @@ def _locate(root: Path, name: str, split_by: str, image_folder: Path | None) -> 
     check_names(name=name, split_by=split_by)
     what_belongs = (
         f"A gRefCOCO folder holds {name}/grefs({split_by}).json (or .p), {name}/instances.json and "
-        f"the pictures of COCO train2014 in {' or '.join(COCO_FOLDERS)}."
+        f"the images of COCO train2014 in {' or '.join(COCO_FOLDERS)}."
     )
     folder = root / name
     for needed in (root, folder):
@@ -103,5 +103,5 @@ def _locate(root: Path, name: str, split_by: str, image_folder: Path | None) -> 
         )
     if not instances.is_file():
         raise FileNotFoundError(f"there is no file {instances}. {what_belongs}")
-    folders = picture_folders(root, COCO_FOLDERS, image_folder, what_belongs)
+    folders = image_folders(root, COCO_FOLDERS, image_folder, what_belongs)
     return ReferFiles(found[0], instances, folders)

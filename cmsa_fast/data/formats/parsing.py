@@ -90,6 +90,6 @@ def kind(value: Any) -> str:
 
 
 def place(where: Where) -> str:
-    """`path: reference 3 sentence 1`."""
+    """`path: reference 3 expression 1`."""
     path, *rest = where
     return f"{path}: {' '.join(map(str, rest))}" if rest else str(path)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..images import ImageFile, image_file
 from ..masks import MaskSource, parse_segmentation
-from ..pictures import PictureFile, picture_file
 from ..source import Text
 from .parsing import Where, field, integer, listing, place, string
 
@@ -21,10 +21,10 @@ def read_mask(record: Any, where: Where, key: str = "segmentation") -> MaskSourc
         raise ValueError(f"{place(where)}: {error}") from error
 
 
-def read_picture(folders: Sequence[Path], file_name: str, where: Where) -> PictureFile:
-    """The picture that a record names; ValueError where the name leads out of the folders."""
+def read_image(folders: Sequence[Path], file_name: str, where: Where) -> ImageFile:
+    """The image that a record names; ValueError where the name leads out of the folders."""
     try:
-        return picture_file(folders, file_name)
+        return image_file(folders, file_name)
     except ValueError as error:
         raise ValueError(f"{place(where)}: {error}") from error
 
@@ -35,20 +35,20 @@ def check_same(found: object, expected: object, what: str, where: Where) -> None
         raise ValueError(f"{place(where)} contradicts itself: {what} is {found} and {expected}")
 
 
-def read_size(picture: Any, where: Where) -> tuple[int, int]:
-    """A picture's height and width; ValueError where they are none."""
-    size = integer(picture, "height", where), integer(picture, "width", where)
+def read_size(image: Any, where: Where) -> tuple[int, int]:
+    """An image's height and width; ValueError where they are none."""
+    size = integer(image, "height", where), integer(image, "width", where)
     if min(size) < 1:
         raise ValueError(f"{place(where)} has the size {size[0]} x {size[1]}, which holds no pixel")
     return size
 
 
-def read_sentences(reference: Any, text: Text, where: Where) -> tuple[tuple[int, str], ...]:
-    """The sentences of one of REFER's references; ValueError where they are none."""
+def read_expressions(reference: Any, text: Text, where: Where) -> tuple[tuple[int, str], ...]:
+    """The expressions of one of REFER's references; ValueError where they are none."""
     return tuple(
         (
-            integer(sentence, "sent_id", (*where, "sentence", i)),
-            string(sentence, text, (*where, "sentence", i)),
+            integer(expression, "sent_id", (*where, "sentence", i)),
+            string(expression, text, (*where, "sentence", i)),
         )
-        for i, sentence in enumerate(listing(reference, "sentences", where))
+        for i, expression in enumerate(listing(reference, "sentences", where))
     )

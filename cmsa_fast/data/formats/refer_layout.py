@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from ..pictures import PictureFile, picture_file
+from ..images import ImageFile, image_file
 
 # Expressions in each published split; empty where the numbers were never printed. RefCOCOg's google
 # release lacks its test split, so that its often quoted total of 104 560 is of more than the file.
-PUBLISHED_SENTENCES: Mapping[str, Mapping[str, Mapping[str, int]]] = {
+PUBLISHED_EXPRESSIONS: Mapping[str, Mapping[str, Mapping[str, int]]] = {
     "refcoco": {
         "unc": {"train": 120_624, "val": 10_834, "testA": 5_657, "testB": 5_095},
         "google": {},
@@ -36,39 +36,39 @@ class ReferFiles:
     Attributes:
         references: The pickle with the expressions, `refs(<split_by>).p`.
         instances: The COCO-style file with sizes and masks, `instances.json`.
-        picture_folders: Where pictures are looked for, in order.
+        image_folders: Where images are looked for, in order.
     """
 
     references: Path
     instances: Path
-    picture_folders: tuple[Path, ...]
+    image_folders: tuple[Path, ...]
 
-    def picture(self, file_name: str) -> Path:
-        """The path of a picture that `instances.json` names.
+    def image(self, file_name: str) -> Path:
+        """The path of an image that `instances.json` names.
 
         Args:
             file_name: A name, or a relative path whose last part is the name.
 
         Returns:
-            The first file of that name in the picture folders.
+            The first file of that name in the image folders.
 
         Raises:
             FileNotFoundError: No folder has it.
-            ValueError: The name leads out of the picture folders.
+            ValueError: The name leads out of the image folders.
         """
         return self.source(file_name).locate()
 
-    def source(self, file_name: str) -> PictureFile:
-        """The same picture, to be looked for when it is read.
+    def source(self, file_name: str) -> ImageFile:
+        """The same image, to be looked for when it is read.
 
         Args:
-            file_name: As for `picture`.
+            file_name: As for `image`.
 
         Raises:
-            ValueError: The name leads out of the picture folders.
+            ValueError: The name leads out of the image folders.
         """
         try:
-            return picture_file(self.picture_folders, file_name)
+            return image_file(self.image_folders, file_name)
         except ValueError as error:
             raise ValueError(f"{self.instances}: {error}") from error
 
@@ -81,23 +81,23 @@ def locate_refer_files(
 ) -> ReferFiles:
     """Finds the files of a REFER data set.
 
-    The layout is `<root>/<name>/refs(<split_by>).p`, `<root>/<name>/instances.json`, and pictures
-    in `<root>/images/mscoco/images/train2014` or `<root>/images/train2014`; RefCLEF's pictures in
+    The layout is `<root>/<name>/refs(<split_by>).p`, `<root>/<name>/instances.json`, and images
+    in `<root>/images/mscoco/images/train2014` or `<root>/images/train2014`; RefCLEF's images in
     `<root>/images/saiapr_tc-12` or `<root>/images/saiaprtc12`, lying flat or in the archive's
-    `NN/images` folders. A data set of one's own in this layout may have any name; its pictures are
+    `NN/images` folders. A data set of one's own in this layout may have any name; its images are
     looked for in all of these.
 
     Args:
         root: The folder that holds all of it.
         name: The data set's folder.
         split_by: Who made the split.
-        image_folder: The folder of the pictures, where it is none of those above.
+        image_folder: The folder of the images, where it is none of those above.
 
     Returns:
         The files; every folder and file in it exists.
 
     Raises:
-        FileNotFoundError: The root, a file of a published data set, or the pictures' folder is
+        FileNotFoundError: The root, a file of a published data set, or the images' folder is
             missing. The message says what belongs where.
         ValueError: `name` or `split_by` is neither published nor there.
     """
@@ -106,14 +106,14 @@ def locate_refer_files(
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}. {_what_belongs(name, split_by)}")
     folder = root / name
-    if not folder.is_dir() and name not in PUBLISHED_SENTENCES:
+    if not folder.is_dir() and name not in PUBLISHED_EXPRESSIONS:
         there = sorted(file.parent.name for file in root.glob("*/instances.json"))
         raise ValueError(
-            f"name {name!r} is none of the published data sets ({', '.join(PUBLISHED_SENTENCES)}) "
+            f"name {name!r} is none of the published data sets ({', '.join(PUBLISHED_EXPRESSIONS)}) "
             f"and no folder of {root}, which has {', '.join(there) or 'no data set'}"
         )
     references = folder / f"refs({split_by}).p"
-    published = PUBLISHED_SENTENCES.get(name, {})
+    published = PUBLISHED_EXPRESSIONS.get(name, {})
     if not references.is_file() and split_by not in published:
         there = sorted(file.name[len("refs(") : -len(").p")] for file in folder.glob("refs(*).p"))
         raise ValueError(
@@ -125,22 +125,20 @@ def locate_refer_files(
     for file in (references, instances):
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}. {_what_belongs(name, split_by)}")
-    folders = picture_folders(
-        root, _usual_folders(name), image_folder, _what_belongs(name, split_by)
-    )
+    folders = image_folders(root, _usual_folders(name), image_folder, _what_belongs(name, split_by))
     return ReferFiles(references, instances, folders)
 
 
-def published_origin(sentences: int | None) -> tuple[tuple[str, str], str]:
-    """The published split that has so many sentences, which no two have: no name lasts in copies.
+def published_origin(expressions: int | None) -> tuple[tuple[str, str], str]:
+    """The published split that has so many expressions, which no two have: no name lasts in copies.
 
     Returns:
         Data set and who split it, and the split; all empty where there is none.
     """
-    for name, made in PUBLISHED_SENTENCES.items():
+    for name, made in PUBLISHED_EXPRESSIONS.items():
         for split_by, splits in made.items():
             for split, count in splits.items():
-                if count == sentences:
+                if count == expressions:
                     return (name, split_by), split
     return ("", ""), ""
 
@@ -158,24 +156,24 @@ def check_names(**arguments: str) -> None:
 
 
 def existing_folder(image_folder: str | os.PathLike[str]) -> Path:
-    """The folder named as that of the pictures; FileNotFoundError where it is missing."""
+    """The folder named as that of the images; FileNotFoundError where it is missing."""
     folder = Path(image_folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} (image_folder)")
     return folder
 
 
-def picture_folders(
+def image_folders(
     root: Path,
     usual: Sequence[str],
     image_folder: str | os.PathLike[str] | None,
     what_belongs: str,
 ) -> tuple[Path, ...]:
-    """The folders in which a data set's pictures are looked for.
+    """The folders in which a data set's images are looked for.
 
     Args:
         root: The data set's folder.
-        usual: Where pictures usually lie, relative to it. Those of SAIAPR TC-12 may lie in the
+        usual: Where images usually lie, relative to it. Those of SAIAPR TC-12 may lie in the
             archive's `NN/images` folders there.
         image_folder: The one folder to take instead.
         what_belongs: What to say about the layout where there is no folder.
@@ -192,21 +190,21 @@ def picture_folders(
             if relative in SAIAPR_FOLDERS:
                 found += sorted(inner for inner in folder.glob(_SAIAPR_INNER) if inner.is_dir())
     if not found:
-        raise FileNotFoundError(f"there is no folder of pictures in {root}. {what_belongs}")
+        raise FileNotFoundError(f"there is no folder of images in {root}. {what_belongs}")
     return tuple(found)
 
 
 def _usual_folders(name: str) -> tuple[str, ...]:
     if name == "refclef":
         return SAIAPR_FOLDERS
-    return COCO_FOLDERS if name in PUBLISHED_SENTENCES else COCO_FOLDERS + SAIAPR_FOLDERS
+    return COCO_FOLDERS if name in PUBLISHED_EXPRESSIONS else COCO_FOLDERS + SAIAPR_FOLDERS
 
 
 def _what_belongs(name: str, split_by: str) -> str:
-    pictures = "SAIAPR TC-12" if name == "refclef" else "COCO train2014"
+    images = "SAIAPR TC-12" if name == "refclef" else "COCO train2014"
     folders = " or ".join(_usual_folders(name))
     return (
-        f"A REFER folder holds {name}/refs({split_by}).p, {name}/instances.json and the pictures "
-        f"of {pictures} in {folders}. The server that handed out the records is gone: take them "
+        f"A REFER folder holds {name}/refs({split_by}).p, {name}/instances.json and the images "
+        f"of {images} in {folders}. The server that handed out the records is gone: take them "
         "from a copy (an archive of the web, or a colleague's)."
     )

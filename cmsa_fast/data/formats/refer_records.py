@@ -1,7 +1,7 @@
 """The records of a REFER data set, checked on the way in.
 
-`refs(<split_by>).p` says which object each sentence means; `instances.json` has the object's mask
-and the picture's name and size. The picture's name in the first file names no file and is not used.
+`refs(<split_by>).p` says which object each expression means; `instances.json` has the object's mask
+and the image's name and size. The image's name in the first file names no file and is not used.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import Problems
+from ..errors import ErrorCollector
 from ..masks import MaskSource
 from ..source import Text
 from .garbage import paused_collection
 from .parsing import Where, field, identifier, integer, kind, listing, load_json, place, string
-from .record_parts import read_mask, read_sentences, read_size
+from .record_parts import read_expressions, read_mask, read_size
 from .safe_pickle import load_plain_pickle
 
 _logger = logging.getLogger(__name__)
@@ -27,22 +27,22 @@ _TWICE = object()  # stands for entries that share one identifier
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Referred objects and their sentences.
+    """Referred objects and their expressions.
 
     Attributes:
         ref_id: Its number.
-        image_id: The picture's number.
+        image_id: The image's number.
         annotations: The identifiers of the objects' annotations, as text (RefCLEF's are text, COCO's
-            are numbers). REFER has one; none means that the sentences name nothing.
+            are numbers). REFER has one; none means that the expressions name nothing.
         split: The split as the file has it.
-        sentences: `(sent_id, sentence)`, in the file's order.
+        expressions: `(sent_id, expression)`, in the file's order.
     """
 
     ref_id: int
     image_id: int
     annotations: tuple[str, ...]
     split: str
-    sentences: tuple[tuple[int, str], ...]
+    expressions: tuple[tuple[int, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class Target:
     """What one reference refers to.
 
     Attributes:
-        file_name: The picture's file.
-        size: Height and width of the picture in pixels, as the records say.
+        file_name: The image's file.
+        size: Height and width of the image in pixels, as the records say.
         masks: The objects' masks, not yet drawn.
     """
 
@@ -65,7 +65,7 @@ def one_annotation(record: Any, where: Where) -> tuple[str, ...]:
     annotation = field(record, "ann_id", where)
     if isinstance(annotation, list):
         raise ValueError(
-            f"{place(where)} has a list as its 'ann_id': that is gRefCOCO's form, where a sentence "
+            f"{place(where)} has a list as its 'ann_id': that is gRefCOCO's form, where an expression "
             "may mean several objects or none, and not REFER's"
         )
     return (identifier(annotation, "ann_id", where),)
@@ -75,14 +75,14 @@ def one_annotation(record: Any, where: Where) -> tuple[str, ...]:
 def read_references(
     path: Path,
     text: Text,
-    problems: Problems | None = None,
+    errors: ErrorCollector | None = None,
     annotations: Callable[[Any, Where], tuple[str, ...]] = one_annotation,
 ) -> list[Reference]:
     """Reads `refs(<split_by>).p`, or a JSON file of the same records.
 
     Args:
         path: The pickle, or a file whose name ends in `.json`.
-        text: Which writing of the sentences to take: "sent" is cleaned, "raw" as it was typed.
+        text: Which writing of the expressions to take: "sent" is cleaned, "raw" as it was typed.
         problems: Takes the records that cannot be used. None: the first one is an error.
         annotations: Reads the annotations that a record means.
 
@@ -93,13 +93,13 @@ def read_references(
         ValueError: The file is no plain pickle and no JSON, or a record lacks a field or has another type in
             it; the message names the file, the record and the field.
     """
-    problems = problems or Problems(strict=True)
+    errors = errors or ErrorCollector(strict=True)
     content = load_json(path) if path.suffix == ".json" else load_plain_pickle(path)
     if not isinstance(content, list):
         raise ValueError(f"{path} holds {kind(content)} where a list of references is expected")
     references = []
     for i, record in enumerate(content):
-        with problems:
+        with errors:
             where = (path, "reference", i)
             references.append(_read_reference(record, where, text, annotations(record, where)))
     return references
@@ -109,7 +109,7 @@ def read_references(
 def read_targets(
     path: Path,
     references: Sequence[Reference],
-    problems: Problems | None = None,
+    errors: ErrorCollector | None = None,
     skip_crowds: bool = False,
 ) -> list[Target | None]:
     """Reads from `instances.json` what the references refer to.
@@ -125,22 +125,22 @@ def read_targets(
         one annotation share its mask.
 
     Raises:
-        ValueError: The file is no JSON of that form, lacks an annotation or a picture that a
+        ValueError: The file is no JSON of that form, lacks an annotation or an image that a
             reference needs, has one twice, or has a mask of no known form; the message names the
             file, the record and the field.
     """
-    problems = problems or Problems(strict=True)
+    errors = errors or ErrorCollector(strict=True)
     content = load_json(path)
     wanted_images = {str(ref.image_id) for ref in references}
     wanted = {key for ref in references for key in ref.annotations}
-    images = _index(content, "images", wanted_images, path, problems)
-    annotations = _index(content, "annotations", wanted, path, problems)
+    images = _index(content, "images", wanted_images, path, errors)
+    annotations = _index(content, "annotations", wanted, path, errors)
     crowds = 0
     masks: dict[str, MaskSource] = {}
     targets: list[Target | None] = []
     for reference in references:
         target = None
-        with problems:
+        with errors:
             for key in reference.annotations:
                 record = _record(annotations, "annotation", key, reference, path)
                 _check_image(record, (path, "annotation", key), reference)
@@ -150,10 +150,10 @@ def read_targets(
                     masks[key] = MaskSource() if is_crowd else read_mask(record, where)
                     crowds += is_crowd
             key = str(reference.image_id)
-            picture = _record(images, "image", key, reference, path)
+            image = _record(images, "image", key, reference, path)
             where = (path, "image", key)
-            size = read_size(picture, where)
-            file_name = string(picture, "file_name", where)
+            size = read_size(image, where)
+            file_name = string(image, "file_name", where)
             target = Target(file_name, size, tuple(masks[key] for key in reference.annotations))
         targets.append(target)
     if crowds:
@@ -188,13 +188,13 @@ def _check_image(record: dict[str, Any], where: Where, reference: Reference) -> 
 def _read_reference(
     record: Any, where: Where, text: Text, annotations: tuple[str, ...]
 ) -> Reference:
-    sentences = read_sentences(record, text, where)
+    expressions = read_expressions(record, text, where)
     return Reference(
         ref_id=integer(record, "ref_id", where),
         image_id=integer(record, "image_id", where),
         annotations=annotations,
         split=string(record, "split", where),
-        sentences=sentences,
+        expressions=expressions,
     )
 
 
@@ -206,7 +206,7 @@ def _is_crowd(record: Any, where: Where) -> bool:
 
 
 def _index(
-    content: Any, key: str, wanted: set[str], path: Path, problems: Problems
+    content: Any, key: str, wanted: set[str], path: Path, errors: ErrorCollector
 ) -> dict[str, Any]:
     """The wanted records of a list, by their identifier; `_TWICE` where several have it.
 
@@ -220,7 +220,7 @@ def _index(
         try:
             name = identifier(field(record, "id", where), "id", where)
         except ValueError:
-            if problems.strict:
+            if errors.strict:
                 raise
             continue
         if name in wanted:

@@ -2,7 +2,7 @@
 
 Kazemzadeh, Ordonez, Matten, Berg: ReferItGame, EMNLP 2014; Hu, Rohrbach, Darrell: Segmentation from
 Natural Language Expressions, ECCV 2016 (ronghanghu/text_objseg). RefCLEF of the REFER toolbox has
-the same pictures with other splits.
+the same images with other splits.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import Problems
+from ..errors import ErrorCollector
+from ..images import image_file
 from ..mask_files import MatlabMask, import_loadmat
-from ..pictures import picture_file
 from ..source import Reading, Source
 from ..types import Record
 from .parsing import Where, kind, listing, load_json, place
-from .refer_layout import SAIAPR_FOLDERS, picture_folders
+from .refer_layout import SAIAPR_FOLDERS, image_folders
 
 _TITLE = "ReferIt (berkeley)"
-_PUBLISHED_SENTENCES = {"test": 60_105}
+_PUBLISHED_EXPRESSIONS = {"test": 60_105}
 _SPLITS = ("train", "val", "trainval", "test")
 
 # Relative to the root: as text_objseg and natural-language-object-retrieval lay out their files.
@@ -34,7 +34,7 @@ _DATA_FOLDERS = (
     "exp-referit/referit-dataset/",
     "datasets/ReferIt/ImageCLEF/",
 )
-_PICTURE_FOLDERS = (*(f"{folder}images" for folder in _DATA_FOLDERS), *SAIAPR_FOLDERS)
+_IMAGE_FOLDERS = (*(f"{folder}images" for folder in _DATA_FOLDERS), *SAIAPR_FOLDERS)
 _MASK_FOLDERS = tuple(f"{folder}mask" for folder in _DATA_FOLDERS)
 _SAIAPR_MASKS = "*/segmentation_masks"  # as the SAIAPR TC-12 archive unpacks: 00/, 01/, ...
 
@@ -42,13 +42,13 @@ _ALL_QUERIES = ("referit_query_all.json", "referit_query_dict.json")
 _SIZES = ("referit_imsize.json", "referit_imsize_dict.json")
 
 _REGION = re.compile(r"(\d{1,9})_(\d{1,4})", re.ASCII)
-_REGIONS = 10_000  # more than any picture has, by the pattern above
-_SENTENCES = 10_000  # more than any region has
+_REGIONS = 10_000  # more than any image has, by the pattern above
+_EXPRESSIONS = 10_000  # more than any region has
 
 _WHAT_BELONGS = (
     "A ReferIt folder in the Berkeley form holds referit_query_<split>.json (or "
     "referit_query_all.json and referit_<split>_imlist.txt), referit_imsize.json, the masks "
-    "mask/<picture>_<region>.mat and the pictures images/<picture>.jpg; masks and pictures may also "
+    "mask/<image>_<region>.mat and the images images/<image>.jpg; masks and images may also "
     "lie in referit-dataset, here or beside this folder."
 )
 
@@ -57,26 +57,26 @@ _WHAT_BELONGS = (
 class _Files:
     """Where the files lie."""
 
-    queries: dict[str, tuple[Path, Path | None]]  # by split: JSON file, list of pictures to take
+    queries: dict[str, tuple[Path, Path | None]]  # by split: JSON file, list of images to take
     sizes: Path | None
     masks: tuple[Path, ...]
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
 
 
-def read_referit(source: Source, split: str | None, problems: Problems) -> Reading:
+def read_referit(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
     """Reads ReferIt in the Berkeley form (`cmsa_fast.data.source.read_records`).
 
     Looked for in the root, or in `data` or `exp-referit/data` inside it:
     `referit_query_<split>.json` for "train", "val", "trainval" and "test", each a dictionary from
-    `<picture>_<region>` to a list of sentences; where a split has no such file,
-    `referit_query_all.json` and the picture numbers in `referit_<split>_imlist.txt`; and
-    `referit_imsize.json` with width and height of every picture, which may be missing. Masks are
-    `mask/<picture>_<region>.mat`, pictures `images/<picture>.jpg`. "trainval" is "train" and "val"
-    together: whoever reads all splits has their sentences twice.
+    `<image>_<region>` to a list of expressions; where a split has no such file,
+    `referit_query_all.json` and the image numbers in `referit_<split>_imlist.txt`; and
+    `referit_imsize.json` with width and height of every image, which may be missing. Masks are
+    `mask/<image>_<region>.mat`, images `images/<image>.jpg`. "trainval" is "train" and "val"
+    together: whoever reads all splits has their expressions twice.
 
-    A reference's number is that of its picture times 10 000 and that of its region, a sentence's
+    A reference's number is that of its image times 10 000 and that of its region, an expression's
     this times 10 000 and its place; they are the same in every split. There is one writing of the
-    sentences, as they were typed.
+    expressions, as they were typed.
     """
     for argument, value, known in (
         ("name", source.name, "referit"),
@@ -95,31 +95,31 @@ def read_referit(source: Source, split: str | None, problems: Problems) -> Readi
     masks: dict[str, MatlabMask] = {}  # "train" and "trainval" share theirs
     records: list[Record] = []
     for name in files.queries if split is None else (split,):
-        for file, key, sentences in _queries(*files.queries[name], contents):
-            with problems:
+        for file, key, expressions in _queries(*files.queries[name], contents):
+            with errors:
                 mask = masks.setdefault(key, MatlabMask(files.masks, f"{key}.mat"))
-                records.append(_read_record((file, key), sentences, mask, name, sizes, files))
+                records.append(_read_record((file, key), expressions, mask, name, sizes, files))
     if not records:
         what = "there is no region" if split is None else f"split {split!r} has no region"
         raise ValueError(f"{what} in {source.root}")
-    return Reading(records, _TITLE, _PUBLISHED_SENTENCES)
+    return Reading(records, _TITLE, _PUBLISHED_EXPRESSIONS)
 
 
 def _queries(
-    file: Path, pictures: Path | None, contents: dict[Path, dict[str, Any]]
+    file: Path, images: Path | None, contents: dict[Path, dict[str, Any]]
 ) -> Iterator[tuple[Path, str, Any]]:
-    """File, region and sentences of every region of a split, in the file's order."""
+    """File, region and expressions of every region of a split, in the file's order."""
     if file not in contents:
         contents[file] = _read_dictionary(file)
-    wanted = None if pictures is None else _read_list(pictures)
-    for key, sentences in contents[file].items():
+    wanted = None if images is None else _read_list(images)
+    for key, expressions in contents[file].items():
         if wanted is None or key.split("_", 1)[0] in wanted:
-            yield file, key, sentences
+            yield file, key, expressions
 
 
 def _read_record(
     where: Where,
-    sentences: Any,
+    expressions: Any,
     mask: MatlabMask,
     split: str,
     sizes: tuple[Path, dict[str, Any]] | None,
@@ -128,22 +128,24 @@ def _read_record(
     file, key = where
     match = _REGION.fullmatch(str(key))
     if match is None:
-        raise ValueError(f"{file} has the key {key!r}, where <picture>_<region> is expected")
-    if not isinstance(sentences, list):
-        raise ValueError(f"{place(where)} has {kind(sentences)}, not a list of sentences")
-    if len(sentences) > _SENTENCES:
-        raise ValueError(f"{place(where)} has {len(sentences)} sentences, more than {_SENTENCES}")
-    for i, sentence in enumerate(sentences):
-        if not isinstance(sentence, str):
-            raise ValueError(f"{place((*where, 'sentence', i))} is {kind(sentence)}, not text")
+        raise ValueError(f"{file} has the key {key!r}, where <image>_<region> is expected")
+    if not isinstance(expressions, list):
+        raise ValueError(f"{place(where)} has {kind(expressions)}, not a list of expressions")
+    if len(expressions) > _EXPRESSIONS:
+        raise ValueError(
+            f"{place(where)} has {len(expressions)} expressions, more than {_EXPRESSIONS}"
+        )
+    for i, expression in enumerate(expressions):
+        if not isinstance(expression, str):
+            raise ValueError(f"{place((*where, 'sentence', i))} is {kind(expression)}, not text")
     image_id = int(match[1])
     ref_id = image_id * _REGIONS + int(match[2])
     name = f"{match[1]}.jpg"
     return Record(
-        picture=picture_file(files.pictures, name),
+        image=image_file(files.images, name),
         size=None if sizes is None else _size(*sizes, name),
         objects=(mask,),
-        sentences=tuple((ref_id * _SENTENCES + i, one) for i, one in enumerate(sentences)),
+        expressions=tuple((ref_id * _EXPRESSIONS + i, one) for i, one in enumerate(expressions)),
         image_id=image_id,
         ref_id=ref_id,
         split=split,
@@ -152,7 +154,7 @@ def _read_record(
 
 
 def _size(file: Path, sizes: dict[str, Any], name: str) -> tuple[int, int] | None:
-    """Height and width of a picture, which the file has the other way round."""
+    """Height and width of an image, which the file has the other way round."""
     # text_objseg's keys are file names, those of natural-language-object-retrieval numbers.
     key = next((key for key in (name, name.removesuffix(".jpg")) if key in sizes), None)
     if key is None:
@@ -171,11 +173,11 @@ def _locate(root: Path, image_folder: Path | None) -> _Files:
     queries: dict[str, tuple[Path, Path | None]] = {}
     for split in _SPLITS:
         own = _find(root, f"referit_query_{split}.json")
-        pictures = _find(root, f"referit_{split}_imlist.txt")
+        images = _find(root, f"referit_{split}_imlist.txt")
         if own is not None:
             queries[split] = (own, None)
-        elif everything is not None and pictures is not None:
-            queries[split] = (everything, pictures)
+        elif everything is not None and images is not None:
+            queries[split] = (everything, images)
     if not queries:
         raise FileNotFoundError(f"there is no split of ReferIt in {root}. {_WHAT_BELONGS}")
     masks = [folder for name in _MASK_FOLDERS if (folder := root / name).is_dir()]
@@ -183,8 +185,8 @@ def _locate(root: Path, image_folder: Path | None) -> _Files:
         masks += sorted(inner for inner in (root / name).glob(_SAIAPR_MASKS) if inner.is_dir())
     if not masks:
         raise FileNotFoundError(f"there is no folder of masks in {root}. {_WHAT_BELONGS}")
-    pictures_in = picture_folders(root, _PICTURE_FOLDERS, image_folder, _WHAT_BELONGS)
-    return _Files(queries, _find(root, *_SIZES), tuple(masks), pictures_in)
+    images_in = image_folders(root, _IMAGE_FOLDERS, image_folder, _WHAT_BELONGS)
+    return _Files(queries, _find(root, *_SIZES), tuple(masks), images_in)
 
 
 def _find(root: Path, *names: str) -> Path | None:
@@ -204,14 +206,14 @@ def _read_dictionary(file: Path) -> dict[str, Any]:
 
 
 def _read_list(file: Path) -> frozenset[str]:
-    """Picture numbers, one to a line."""
+    """Image numbers, one to a line."""
     try:
         lines = file.read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a list of picture numbers: {error}") from error
+        raise ValueError(f"{file} is not a list of image numbers: {error}") from error
     for line in lines:
         if not line.removesuffix(".jpg").isdecimal():
             raise ValueError(
-                f"{file} has the line {line!r}, where the number of a picture is expected"
+                f"{file} has the line {line!r}, where the number of an image is expected"
             )
     return frozenset(line.removesuffix(".jpg") for line in lines)

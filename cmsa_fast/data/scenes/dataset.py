@@ -1,4 +1,4 @@
-"""A referring data set without files: drawn scenes, sentences true of exactly one object."""
+"""A referring data set without files: drawn scenes, expressions true of exactly one object."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ __all__ = ["COLOURS", "MIXTURE", "SHAPES", "SPLITS", "WORDS", "ScenesDataset"]
 
 SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
 SMALLEST_SIZE = 64
-MOST_SENTENCES = 12
+MOST_EXPRESSIONS = 12
 
 
 class ScenesDataset:
-    """Coloured shapes, drawn on demand, with sentences that each mean exactly one object.
+    """Coloured shapes, drawn on demand, with expressions that each mean exactly one object.
 
-    A scene has 4 to 6 objects that share shapes, colours, sizes and textures; its sentences name an
+    A scene has 4 to 6 objects that share shapes, colours, sizes and textures; its expressions name an
     object by its attributes ("small red circle"), its place ("top square"), a relation ("star left
     of the blue square") or by counting ("second circle from the left"), in the shares of `MIXTURE`.
-    Every sentence has passed `cmsa_fast.data.scenes.grounding.Interpreter`, which finds the object
+    Every expression has passed `cmsa_fast.data.scenes.grounding.Interpreter`, which finds the object
     from words and coordinates alone and leaves a margin to every other reading.
 
     Item i depends on i and on the arguments other than `scenes`, on nothing else; scene s holds the
-    items from s * sentences_per_scene on. Layouts and sentences are the same at every `size`.
+    items from s * expressions_per_scene on. Layouts and expressions are the same at every `size`.
 
     Args:
         scenes: number of scenes, at least 1.
         seed: any non-negative integer. Different seeds and different splits give unrelated scenes.
         split: one of `SPLITS`.
-        size: side of the pictures in pixels, at least 64.
-        sentences_per_scene: 1 to 12 sentences a scene, all different, spread over the objects as
+        size: side of the images in pixels, at least 64.
+        expressions_per_scene: 1 to 12 expressions a scene, all different, spread over the objects as
             evenly as can be said.
 
     Raises:
@@ -55,31 +55,31 @@ class ScenesDataset:
         seed: int = 0,
         split: str = "train",
         size: int = 128,
-        sentences_per_scene: int = 4,
+        expressions_per_scene: int = 4,
     ) -> None:
         _check_int("scenes", scenes, 1)
         _check_int("seed", seed, 0)
         _check_int("size", size, SMALLEST_SIZE)
-        _check_int("sentences_per_scene", sentences_per_scene, 1, MOST_SENTENCES)
+        _check_int("expressions_per_scene", expressions_per_scene, 1, MOST_EXPRESSIONS)
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}.")
         self.scenes = scenes
         self.seed = seed
         self.split = split
         self.size = size
-        self.sentences_per_scene = sentences_per_scene
+        self.expressions_per_scene = expressions_per_scene
         self._planned = _Recent(64)
         self._painted = _Recent(8)
 
     def __len__(self) -> int:
-        """Number of sentences."""
-        return self.scenes * self.sentences_per_scene
+        """Number of expressions."""
+        return self.scenes * self.expressions_per_scene
 
     def __getitem__(self, index: int) -> Sample:
         """The item at `index`, which counts from the end where it is negative.
 
         Returns:
-            image uint8 [3, size, size], mask bool [size, size], the sentence, image_id = the
+            image uint8 [3, size, size], mask bool [size, size], the expression, image_id = the
             scene's number, ref_id = a number of its own for every object of every scene, sent_id =
             the index, kind = a key of `MIXTURE`.
 
@@ -92,27 +92,27 @@ class ScenesDataset:
         return Sample(
             image=image.clone(),
             mask=labels == told.target + 1,
-            sentence=told.text,
+            expression=told.text,
             image_id=number,
             ref_id=number * MOST_OBJECTS + told.target,
             sent_id=index,
             kind=told.form.kind,
         )
 
-    def sentences(self) -> list[str]:
-        """The sentence of every item, in order; nothing is painted."""
+    def expressions(self) -> list[str]:
+        """The expression of every item, in order; nothing is painted."""
         return [told.text for number in range(self.scenes) for told in self._plan(number).told]
 
     def image_ids(self) -> list[int]:
         """The scene's number of every item, in order; nothing is drawn."""
-        return [number for number in range(self.scenes) for _ in range(self.sentences_per_scene)]
+        return [number for number in range(self.scenes) for _ in range(self.expressions_per_scene)]
 
     def kinds(self) -> list[str]:
         """The kind of every item, in order; nothing is painted."""
         return [told.form.kind for n in range(self.scenes) for told in self._plan(n).told]
 
     def form(self, index: int) -> Form:
-        """What the sentence at `index` means; `words_of` says it, apart from a "the" in front."""
+        """What the expression at `index` means; `words_of` says it, apart from a "the" in front."""
         return self._find(index)[2].form
 
     def layout(self, index: int) -> tuple[SceneObject, ...]:
@@ -120,11 +120,11 @@ class ScenesDataset:
         return self._plan(self._find(index)[1]).layout
 
     def target(self, index: int) -> int:
-        """The number, in `layout(index)`, of the object that the sentence at `index` means."""
+        """The number, in `layout(index)`, of the object that the expression at `index` means."""
         return self._find(index)[2].target
 
     def order_sensitive(self, index: int) -> bool:
-        """Whether the words of the sentence at `index`, reordered, mean another of its objects.
+        """Whether the words of the expression at `index`, reordered, mean another of its objects.
 
         A model that sees the words as a bag cannot tell the two apart.
         """
@@ -144,13 +144,13 @@ class ScenesDataset:
             raise IndexError(f"index {index} is outside a data set of {len(self)} items.") from None
         if not isinstance(position, int):
             raise TypeError("index must be an integer, not a slice.")
-        number, slot = divmod(position, self.sentences_per_scene)
+        number, slot = divmod(position, self.expressions_per_scene)
         return position, number, self._plan(number).told[slot]
 
     def _plan(self, number: int) -> Scene:
         scene = self._planned.get(number)
         if scene is None:
-            scene = draw_scene(Random(self._entropy(number, 0)), self.sentences_per_scene)
+            scene = draw_scene(Random(self._entropy(number, 0)), self.expressions_per_scene)
             self._planned.put(number, scene)
         return scene
 

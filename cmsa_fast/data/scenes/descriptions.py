@@ -120,7 +120,7 @@ class Descriptions:
         """For every object, the relations whose words also make one that means another object.
 
         All relations that identify their target are sorted by their bag of attributes; a bag with
-        two targets holds sentences of which each is the other with its words in another order.
+        two targets holds expressions of which each is the other with its words in another order.
 
         Args:
             interpreter: of the same layout.

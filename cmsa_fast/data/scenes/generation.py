@@ -1,4 +1,4 @@
-"""Finds the sentences of a drawn scene: what is said, of which object, in which mixture."""
+"""Finds the expressions of a drawn scene: what is said, of which object, in which mixture."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from .grammar import (
 from .grounding import Interpreter
 from .rendering import SceneObject, draw_layout, pick, shuffled
 
-# Probability of each kind of sentence; a scene is redrawn until the kinds drawn for it can be said.
+# Probability of each kind of expression; a scene is redrawn until the kinds drawn for it can be said.
 MIXTURE: dict[str, float] = {"attribute": 0.39, "place": 0.28, "relation": 0.22, "ordinal": 0.11}
-# Share of relation sentences that are order-sensitive by intent; others may be so by chance.
+# Share of relation expressions that are order-sensitive by intent; others may be so by chance.
 ORDER_SENSITIVE_SHARE = 0.3
-# Share of relation sentences whose target's phrase alone must fit more than one object; the rest
+# Share of relation expressions whose target's phrase alone must fit more than one object; the rest
 # are free in this.
 RELATION_NEEDED_SHARE = 0.7
 # Share of the layouts whose order-sensitive relations are directions where there are any; else
 # "next to", being true both ways, would be most of them.
 DIRECTION_SHARE = 0.9
-# Sorts of place words, each with the share of place sentences that try it.
+# Sorts of place words, each with the share of place expressions that try it.
 PLACES: tuple[tuple[tuple[str, ...], float], ...] = (
     (tuple(EXTREMES), 0.3),
     (tuple(HALVES), 0.3),
@@ -43,15 +43,17 @@ PLACES: tuple[tuple[tuple[str, ...], float], ...] = (
     ((MIDDLE,), 0.1),
 )
 GENERIC_SHARE = 0.2  # share of phrases that try a generic noun ("object") before the shape's name
-SPARE_ADJECTIVE_SHARE = 0.5  # share of attribute sentences that try one adjective more than needed
-ARTICLE_SHARE = 0.25  # share of sentences that begin with "the"
-_SPREAD_TRIES = 24  # layouts tried before the sentences need not spread evenly over the objects
+SPARE_ADJECTIVE_SHARE = (
+    0.5  # share of attribute expressions that try one adjective more than needed
+)
+ARTICLE_SHARE = 0.25  # share of expressions that begin with "the"
+_SPREAD_TRIES = 24  # layouts tried before the expressions need not spread evenly over the objects
 _TRIES = 4000  # layouts tried in all; the worst scene of thousands takes a few dozen
 
 
 @dataclass(frozen=True)
 class Told:
-    """A sentence, what it means, and the object it means."""
+    """An expression, what it means, and the object it means."""
 
     text: str
     form: Form
@@ -60,14 +62,14 @@ class Told:
 
 @dataclass(frozen=True)
 class Scene:
-    """A layout and the sentences told of it."""
+    """A layout and the expressions told of it."""
 
     layout: tuple[SceneObject, ...]
     told: tuple[Told, ...]
 
 
 def draw_scene(random: Random, count: int) -> Scene:
-    """Draws the kinds of `count` sentences, then layouts until all of them can be said in one."""
+    """Draws the kinds of `count` expressions, then layouts until all of them can be said in one."""
     wishes = [_wish(random) for _ in range(count)]
     # What is hardest to say goes first, so that a layout that cannot do is left early.
     order = sorted(range(count), key=lambda slot: wishes[slot].rarity)
@@ -81,12 +83,12 @@ def draw_scene(random: Random, count: int) -> Scene:
             told[slot] = found
         else:
             return Scene(teller.layout, tuple(told[slot] for slot in range(count)))
-    raise RuntimeError(f"No layout in {_TRIES} could carry the {count} sentences drawn for it.")
+    raise RuntimeError(f"No layout in {_TRIES} could carry the {count} expressions drawn for it.")
 
 
 @dataclass(frozen=True)
 class _Wish:
-    """The sort of sentence that a scene shall have."""
+    """The sort of expression that a scene shall have."""
 
     kind: str
     order_sensitive: bool
@@ -119,7 +121,7 @@ def _without_beside(choices: list[list[RelationChoice]]) -> list[list[RelationCh
 
 
 class _Teller:
-    """Finds sentences for the objects of one layout; an `Interpreter` judges every one of them."""
+    """Finds expressions for the objects of one layout; an `Interpreter` judges every one of them."""
 
     def __init__(self, random: Random, layout: tuple[SceneObject, ...], *, spread: bool) -> None:
         self.layout = layout
@@ -132,7 +134,7 @@ class _Teller:
         self._said: set[str] = set()
 
     def tell(self, wish: _Wish) -> Told | None:
-        """A new sentence of the sort wished for, or None where this layout has none at hand."""
+        """A new expression of the sort wished for, or None where this layout has none at hand."""
         targets = shuffled(self._random, range(len(self.layout)))
         if self._spread:
             fewest = min(self._uses)

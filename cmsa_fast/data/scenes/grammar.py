@@ -1,6 +1,6 @@
 """The grammar of the drawn scenes: its forms, their words, and what one word means.
 
-A form is the meaning of a sentence as a small tree; `words_of` says it.
+A form is the meaning of an expression as a small tree; `words_of` says it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Place:
-    """An object by its place in the picture: "top square", "ring on the left"."""
+    """An object by its place in the image: "top square", "ring on the left"."""
 
     target: Phrase
     place: str
@@ -149,7 +149,7 @@ def words_of(form: Form) -> str:
 
 
 def other_readings(form: Form) -> Iterator[Form]:
-    """Every other form of the grammar whose sentence has the same words, each as often.
+    """Every other form of the grammar whose expression has the same words, each as often.
 
     Only a relation has any: its two nouns may change places and each adjective may go to either of
     them, as long as none gets two of a sort. The other kinds have one noun, and a bag of their

@@ -1,6 +1,6 @@
-"""What the sentences of the drawn scenes mean: the independent judge of every sentence told.
+"""What the expressions of the drawn scenes mean: the independent judge of every expression told.
 
-It knows words and coordinates only, nothing of how a sentence was come by, and finds no object as
+It knows words and coordinates only, nothing of how an expression was come by, and finds no object as
 soon as a second one could be meant: all words for places have a margin between what is clearly so
 and what is clearly not.
 """
@@ -29,12 +29,12 @@ from .grammar import (
 )
 from .rendering import MOST_OBJECTS, SceneObject
 
-# Margins, as shares of the picture's side.
+# Margins, as shares of the image's side.
 EXTREME_LEAD = 0.08  # "top": how far the centre leads the centre of every other
 HALF_INSIDE = 0.08  # "on the left": how far the centre is beyond the midline
 CORNER_INSIDE = 0.1  # "bottom right": how far the centre is beyond both midlines
 CORNER_LEAD = 0.2  # and how far it leads every other in the sum of both coordinates
-MIDDLE_INSIDE = 0.13  # "in the middle": how far the centre is from the picture's centre at most
+MIDDLE_INSIDE = 0.13  # "in the middle": how far the centre is from the image's centre at most
 MIDDLE_OUTSIDE = 0.24  # and every other at least
 RELATION_LEAD = 0.1  # "left of": how far to the left
 RELATION_SLANT = 0.6  # and how far up or down, at most, as a share of that
@@ -49,7 +49,7 @@ _MEMBERS = tuple(
 
 
 class Interpreter:
-    """What the sentences of the grammar mean in one layout.
+    """What the expressions of the grammar mean in one layout.
 
     Args:
         layout: the objects, at most 7.
@@ -75,7 +75,7 @@ class Interpreter:
           `HALF_INSIDE` beyond the midline;
         - "bottom right", ...: beyond both midlines by `CORNER_INSIDE`, and `CORNER_LEAD` ahead of
           every other fitting object in the sum of both coordinates;
-        - "in the middle": within `MIDDLE_INSIDE` of the picture's centre, every other fitting
+        - "in the middle": within `MIDDLE_INSIDE` of the image's centre, every other fitting
           object further than `MIDDLE_OUTSIDE`;
         - "left of", "above", ...: by `RELATION_LEAD` and off to the side by at most
           `RELATION_SLANT` of the lead, while every other fitting object is clearly not

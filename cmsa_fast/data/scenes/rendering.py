@@ -1,7 +1,7 @@
 """Layouts of drawn scenes and their pixels: what stands where, and how it is painted.
 
-A layout is free of pixels: every length is a share of the picture's side, x runs right, y runs
-down. Painting a layout at a size gives a picture and one label a pixel, from which the mask of any
+A layout is free of pixels: every length is a share of the image's side, x runs right, y runs
+down. Painting a layout at a size gives an image and one label a pixel, from which the mask of any
 object is read.
 """
 
@@ -33,7 +33,7 @@ TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
 FEWEST_OBJECTS, MOST_OBJECTS = 4, 6
 MOST_LARGE = {4: 3, 5: 3, 6: 2}  # by the number of objects: more leave no room
 GAP = 0.03  # least distance between the circles that hold two objects
-BORDER = 0.015  # least distance between such a circle and the picture's edge
+BORDER = 0.015  # least distance between such a circle and the image's edge
 
 _TRIANGLE = tuple(math.radians(angle) for angle in (90, 210, 330))
 
@@ -199,11 +199,11 @@ def paint(
 
     Args:
         layout: objects that do not overlap.
-        size: side of the picture in pixels.
+        size: side of the image in pixels.
         random: where ground, stripes and grain come from.
 
     Returns:
-        The picture, uint8 [size, size, 3], RGB, and the labels, uint8 [size, size]: 0 on the ground
+        The image, uint8 [size, size, 3], RGB, and the labels, uint8 [size, size]: 0 on the ground
         and k + 1 where object k covers at least half the pixel (its outline's signed distance to
         the pixel's centre is at most 0).
     """

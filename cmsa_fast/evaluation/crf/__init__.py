@@ -1,4 +1,4 @@
-"""Dense conditional random field: sharpens probabilities along the colour edges of the picture."""
+"""Dense conditional random field: sharpens probabilities along the colour edges of the image."""
 
 from .mean_field import dense_crf, refine
 from .parameters import PRESETS, CrfParameters

@@ -63,7 +63,7 @@ def dense_crf(
         ImportError: pydensecrf is missing.
         TypeError: an argument of the wrong kind or dtype.
         ValueError: a wrong shape, sizes that differ, NaN or values outside [0, 1], an unknown preset, a
-            parameter that is not positive and finite, or one out of range for a picture of this size.
+            parameter that is not positive and finite, or one out of range for an image of this size.
     """
     parameters = crf_parameters(
         preset,
@@ -225,7 +225,7 @@ def _check(image: np.ndarray, probabilities: np.ndarray, parameters: CrfParamete
         least, value = extent / limit, getattr(parameters, name)
         if value < least:
             raise ValueError(
-                f"{name} must be at least {least:.2g} for a picture of {size[1]} x {size[0]} pixels, "
+                f"{name} must be at least {least:.2g} for an image of {size[1]} x {size[0]} pixels, "
                 f"but it is {value}."
             )
 

@@ -59,7 +59,7 @@ PRESETS = MappingProxyType(
         )
     }
 )
-"""`paper`: what CMSA was published with (lwye/CMSA-Net, main_cmsa.py), there on pictures of 320 x 320."""
+"""`paper`: what CMSA was published with (lwye/CMSA-Net, main_cmsa.py), there on images of 320 x 320."""
 
 
 def crf_parameters(preset: str = "paper", **given: float | None) -> CrfParameters:

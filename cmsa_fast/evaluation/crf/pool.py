@@ -35,7 +35,7 @@ class RefinementPool:
     def __init__(
         self, processes: int | None = None, *, preset: str = "paper", **parameters: float | None
     ) -> None:
-        """Check the parameters; processes start as pictures come.
+        """Check the parameters; processes start as images come.
 
         Args:
             processes: how many; None takes one less than there are CPUs for this process, from 1 to 8.

@@ -53,8 +53,8 @@ def cross_modal_attention(
         word_value: [B, N, e].
         word_mask: bool [B, N], True where a word is real. Padded words are neither attended to nor averaged
             over; what stands in them has no influence and gets gradient zero. None: all are real.
-        image_index: int64 [B], which of the B_images pictures each sentence belongs to. None: sentence b
-            belongs to picture b.
+        image_index: int64 [B], which of the B_images images each expression belongs to. None: expression b
+            belongs to image b.
         backend: "reference" is the literal form with its [B, P*N, P*N] array; "torch" the exact factorisation
             in plain PyTorch; "triton" the same by Triton kernels, for up to 64 words; "auto" is "triton" for CUDA
             tensors in float32, bfloat16 or float16 where Triton is installed, else "torch". A backend asked for
@@ -65,7 +65,7 @@ def cross_modal_attention(
 
     Raises:
         TypeError: an argument is no tensor or has the wrong dtype.
-        ValueError: shapes or devices do not fit, a sentence has no real word, image_index is out of range, or
+        ValueError: shapes or devices do not fit, an expression has no real word, image_index is out of range, or
             backend is unknown; or "triton" is asked for by name where it cannot run.
         ImportError: "triton" is asked for by name and not installed.
         RuntimeError: the gradient of "torch" or "triton" is differentiated again.
@@ -75,7 +75,7 @@ def cross_modal_attention(
     words = {"word_query": word_query, "word_key": word_key, "word_value": word_value}
     _check_features({**places, **words})
     _check_places_and_words(places, words)
-    _check_sentences(place_query, word_query, word_mask, image_index)
+    _check_expressions(place_query, word_query, word_mask, image_index)
 
     features = autocast(*places.values(), *words.values())
     if backend == "auto":
@@ -100,7 +100,7 @@ def received_word_attention(
     *,
     image_index: Tensor | None = None,
 ) -> Tensor:
-    """How much attention each word receives from all tokens of its picture.
+    """How much attention each word receives from all tokens of its image.
 
     The paper's Fig. 4 describes an average over (p, p', n') of a softmax over (p', n'), which is constant; what
     can be drawn is the weight that arrives at word n': the softmax summed over p' and averaged over places p
@@ -111,7 +111,7 @@ def received_word_attention(
         word_query: [B, N, d].
         word_key: [B, N, d].
         word_mask: bool [B, N], True where a word is real. None: all are.
-        image_index: int64 [B], which picture each sentence belongs to.
+        image_index: int64 [B], which image each expression belongs to.
 
     Returns:
         [B, N], summing to 1 over real words, 0 on padding.
@@ -122,7 +122,7 @@ def received_word_attention(
     words = {"word_query": word_query, "word_key": word_key}
     _check_features({"place_query": place_query, **words})
     _check_places_and_words({"place_query": place_query}, words)
-    _check_sentences(place_query, word_query, word_mask, image_index)
+    _check_expressions(place_query, word_query, word_mask, image_index)
 
     place_query, word_query, word_key = autocast(place_query, word_query, word_key)
     return separable.received_word_attention(
@@ -180,23 +180,23 @@ def _check_places_and_words(places: dict[str, Tensor], words: dict[str, Tensor])
                 )
 
 
-def _check_sentences(
+def _check_expressions(
     place_query: Tensor, word_query: Tensor, word_mask: Tensor | None, image_index: Tensor | None
 ) -> None:
-    sentences, pictures = len(word_query), len(place_query)
+    expressions, images = len(word_query), len(place_query)
     if word_mask is not None:
         check_word_mask(word_mask, word_query.shape[:2], "word_query", word_query.device)
     if image_index is None:
-        if sentences != pictures:
+        if expressions != images:
             raise ValueError(
-                f"place_query has {pictures} pictures and word_query {sentences} sentences; "
-                "they must be equal unless image_index says which picture each sentence belongs to."
+                f"place_query has {images} images and word_query {expressions} expressions; "
+                "they must be equal unless image_index says which image each expression belongs to."
             )
         return
-    check_image_index(image_index, sentences, "word_query", word_query.device)
-    if sentences and not pictures:
+    check_image_index(image_index, expressions, "word_query", word_query.device)
+    if expressions and not images:
         raise ValueError(
-            f"place_query must hold at least one picture for {sentences} sentences; "
+            f"place_query must hold at least one image for {expressions} expressions; "
             f"got {list(place_query.shape)}."
         )
-    check_range("image_index", image_index, pictures)
+    check_range("image_index", image_index, images)

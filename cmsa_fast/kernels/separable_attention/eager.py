@@ -14,7 +14,7 @@ Numerics. A common offset of the places' queries moves to the words, and those o
 (and, of values, added to the result): nothing depends on them but rounding. 16-bit input is computed in float32,
 since the factors span more than its range.
 
-Memory. One picture at a time with as many of its sentences, and as many rows of W, as keep a [S, rows, P] array
+Memory. One image at a time with as many of its expressions, and as many rows of W, as keep a [S, rows, P] array
 under `_BLOCK` elements; three such arrays in forward, four in backward, none kept between them.
 """
 
@@ -34,7 +34,7 @@ from ..library import (
 from .mean_softmax import Block, Gradients, Keys, prepare, times
 from .numerics import common_offset
 
-# Elements of a [S, rows, P] array, and the fewest rows for whose sake sentences are done apart: a product with
+# Elements of a [S, rows, P] array, and the fewest rows for whose sake expressions are done apart: a product with
 # fewer is slow.
 _BLOCK = 2**20
 _ROWS = 64
@@ -81,10 +81,10 @@ def received_word_attention(
     weight = word_weights(word_mask, word_query)
     received = torch.empty_like(weight)
     with torch.no_grad(), torch.autocast(place_query.device.type, enabled=False):
-        for picture, sentences in _groups(len(word_query), image_index, place_query.shape[1]):
-            query, offset = _split_offset(place_query[picture].to(weight.dtype))
-            words = _Words.of((word_query, word_key, word_key), weight, sentences)
-            received[sentences] = Block(words.keys(offset), query).mean_softmax().mean(1)
+        for image, expressions in _groups(len(word_query), image_index, place_query.shape[1]):
+            query, offset = _split_offset(place_query[image].to(weight.dtype))
+            words = _Words.of((word_query, word_key, word_key), weight, expressions)
+            received[expressions] = Block(words.keys(offset), query).mean_softmax().mean(1)
     return received.to(place_query.dtype)
 
 
@@ -97,24 +97,24 @@ def word_weights(word_mask: Tensor | None, words: Tensor) -> Tensor:
 
 
 def _groups(
-    sentences: int, image_index: Tensor | None, places: int
+    expressions: int, image_index: Tensor | None, places: int
 ) -> Iterator[tuple[int, slice | list[int]]]:
-    """Each picture with (some of) its sentences, as many at a time as `_BLOCK` allows."""
+    """Each image with (some of) its expressions, as many at a time as `_BLOCK` allows."""
     if image_index is None:
-        yield from ((index, slice(index, index + 1)) for index in range(sentences))
+        yield from ((index, slice(index, index + 1)) for index in range(expressions))
         return
     groups: dict[int, list[int]] = {}
-    for sentence, picture in enumerate(image_index.tolist()):
-        groups.setdefault(picture, []).append(sentence)
+    for expression, image in enumerate(image_index.tolist()):
+        groups.setdefault(image, []).append(expression)
     at_once = max(1, _BLOCK // (places * min(places, _ROWS)))
-    for picture, group in groups.items():
+    for image, group in groups.items():
         for start in range(0, len(group), at_once):
-            yield picture, group[start : start + at_once]
+            yield image, group[start : start + at_once]
 
 
-def _blocks(sentences: int, places: int) -> Iterator[slice]:
+def _blocks(expressions: int, places: int) -> Iterator[slice]:
     """Rows of W, in blocks of even size as large as `_BLOCK` allows."""
-    rows = min(places, max(1, _BLOCK // (sentences * places)))
+    rows = min(places, max(1, _BLOCK // (expressions * places)))
     rows = -(-places // -(-places // rows))
     return (slice(start, start + rows) for start in range(0, places, rows))
 
@@ -126,7 +126,7 @@ def _split_offset(features: Tensor, weight: Tensor | None = None) -> tuple[Tenso
 
 
 class _Places(NamedTuple):
-    """One picture's queries and keys [P, d] and values [P, e] less their offsets."""
+    """One image's queries and keys [P, d] and values [P, e] less their offsets."""
 
     query: Tensor
     key: Tensor
@@ -135,15 +135,15 @@ class _Places(NamedTuple):
     value_offset: Tensor
 
     @classmethod
-    def of(cls, features: tuple[Tensor, ...], dtype: torch.dtype, picture: int) -> "_Places":
-        query, key, value = (part[picture].to(dtype) for part in features)
+    def of(cls, features: tuple[Tensor, ...], dtype: torch.dtype, image: int) -> "_Places":
+        query, key, value = (part[image].to(dtype) for part in features)
         query, query_offset = _split_offset(query)
         value, value_offset = _split_offset(value)
         return cls(query, _split_offset(key)[0], value, query_offset, value_offset)
 
 
 class _Words(NamedTuple):
-    """Some sentences' queries and keys [S, N, d] and values [S, N, e], the last two less their offsets."""
+    """Some expressions' queries and keys [S, N, d] and values [S, N, e], the last two less their offsets."""
 
     query: Tensor
     key: Tensor
@@ -153,18 +153,18 @@ class _Words(NamedTuple):
 
     @classmethod
     def of(
-        cls, features: tuple[Tensor, ...], weight: Tensor, sentences: slice | list[int]
+        cls, features: tuple[Tensor, ...], weight: Tensor, expressions: slice | list[int]
     ) -> "_Words":
-        weight = weight[sentences]
+        weight = weight[expressions]
         padding = weight[..., None] == 0
         query, key, value = (
-            part[sentences].to(weight.dtype).masked_fill(padding, 0) for part in features
+            part[expressions].to(weight.dtype).masked_fill(padding, 0) for part in features
         )
         value, value_offset = _split_offset(value, weight)
         return cls(query, _split_offset(key, weight)[0], value, value_offset, weight)
 
     def keys(self, query_offset: Tensor, place_key: Tensor | None = None) -> Keys:
-        """The softmax over the picture's places, or without `place_key` over the words themselves."""
+        """The softmax over the image's places, or without `place_key` over the words themselves."""
         real = self.weight > 0
         query = self.query + query_offset * real[..., None]
         if place_key is None:
@@ -187,8 +187,8 @@ def _forward(
     count, places = len(word_query), place_query.shape[1]
     attended = place_query.new_empty(count, places, place_value.shape[2])
     with torch.autocast(place_query.device.type, enabled=False):
-        for picture, group in _groups(count, image_index, places):
-            place = _Places.of(of_places, weight.dtype, picture)
+        for image, group in _groups(count, image_index, places):
+            place = _Places.of(of_places, weight.dtype, image)
             words = _Words.of(of_words, weight, group)
             keys = words.keys(place.query_offset, place.key)
             result = Block(words.keys(place.query_offset), place.query).mean_softmax()
@@ -220,11 +220,11 @@ def _backward(
     )
     places = place_query.shape[1]
     with torch.autocast(grad.device.type, enabled=False):
-        for picture, group in _groups(len(word_query), image_index, places):
-            place = _Places.of(of_places, weight.dtype, picture)
+        for image, group in _groups(len(word_query), image_index, places):
+            place = _Places.of(of_places, weight.dtype, image)
             words = _Words.of(of_words, weight, group)
             upstream = grad[group].to(weight.dtype)
-            of_query, of_key, of_value = (part[picture] for part in place_grads)
+            of_query, of_key, of_value = (part[image] for part in place_grads)
 
             own = words.keys(place.query_offset)
             own_grads = Gradients.zeros(own, words.value)

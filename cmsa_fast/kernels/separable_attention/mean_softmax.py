@@ -25,9 +25,9 @@ _FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 
 
 class Keys(NamedTuple):
-    """The softmax of S sentences about one picture, over K keys.
+    """The softmax of S expressions about one image, over K keys.
 
-    Keys are the picture's places, shared by the sentences (T = 1), or each sentence's own words (T = S).
+    Keys are the image's places, shared by the expressions (T = 1), or each expression's own words (T = S).
     """
 
     key: Tensor  # [T, K, d]
@@ -145,33 +145,33 @@ class Block:
             grads.key[number].addmm_(part.T, self.query)
 
     def _add_direct(self, mean_softmax: Tensor) -> Tensor:
-        for (sentence, rows), word, _, softmax in self._direct_rows():
-            mean_softmax[sentence, rows] += softmax * self.keys.weight[sentence, word]
+        for (expression, rows), word, _, softmax in self._direct_rows():
+            mean_softmax[expression, rows] += softmax * self.keys.weight[expression, word]
         return mean_softmax
 
     def _direct_rows(self) -> Iterator[tuple[tuple[int, Tensor], int, Tensor, Tensor]]:
-        """Each word with rows under the floor: ((sentence, rows), word, their queries, their softmax)."""
+        """Each word with rows under the floor: ((expression, rows), word, their queries, their softmax)."""
         if self.direct is None:
             return
         keys = self.keys
-        for sentence, word in self.direct.any(1).nonzero().tolist():
-            rows = self.direct[sentence, :, word].nonzero().flatten()
-            token_query = self.query[rows] + keys.words[sentence, word]
-            shared = min(sentence, len(keys.key) - 1)
+        for expression, word in self.direct.any(1).nonzero().tolist():
+            rows = self.direct[expression, :, word].nonzero().flatten()
+            token_query = self.query[rows] + keys.words[expression, word]
+            shared = min(expression, len(keys.key) - 1)
             logits = token_query @ keys.key[shared].T
             if keys.key_mask is not None:
                 logits = logits.masked_fill(~keys.key_mask[shared], -torch.inf)
-            yield (sentence, rows), word, token_query, logits.softmax(-1)
+            yield (expression, rows), word, token_query, logits.softmax(-1)
 
     def _direct_backward(self, grad_softmax: Tensor, grad_query: Tensor, grads: Gradients) -> None:
-        for (sentence, rows), word, token_query, softmax in self._direct_rows():
-            row = grad_softmax[sentence, rows]
+        for (expression, rows), word, token_query, softmax in self._direct_rows():
+            row = grad_softmax[expression, rows]
             row = softmax * (row - torch.linalg.vecdot(softmax, row)[:, None])
-            row *= self.keys.weight[sentence, word]
-            shared = min(sentence, len(self.keys.key) - 1)
+            row *= self.keys.weight[expression, word]
+            shared = min(expression, len(self.keys.key) - 1)
             grad_token = row @ self.keys.key[shared]
             grad_query[rows] += grad_token
-            grads.words[sentence, word] += grad_token.sum(0)
+            grads.words[expression, word] += grad_token.sum(0)
             grads.key[shared].addmm_(row.T, token_query)
 
 
@@ -194,7 +194,7 @@ def _dot_words(rows: Tensor, words: Tensor) -> Tensor:
 
 
 def _add_transposed_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total [T, a, b] += left [S, c, a]^T @ right [S, c, b], summed over sentences where T = 1."""
+    """total [T, a, b] += left [S, c, a]^T @ right [S, c, b], summed over expressions where T = 1."""
     if len(total) == 1 and left.shape[2] > _NARROW:
         total[0].addmm_(left.flatten(0, 1).T, right.flatten(0, 1))
         return

@@ -50,9 +50,9 @@ def level_tail(
         unit_visual: [B, P, Cv], or [B_images, P, Cv] with image_index. Fastest as the transpose of [B, Cv, P],
             which is how normalised features of [B, Cv, H, W] lie in memory.
         mean_word: [B, Cl], the mean over real words of the unit word vectors.
-        coordinates: [S, P], of all pictures; S is 8 in the paper.
-        image_index: int64 [B], which of the B_images pictures each sentence belongs to. None: sentence b belongs
-            to picture b.
+        coordinates: [S, P], of all images; S is 8 in the paper.
+        image_index: int64 [B], which of the B_images images each expression belongs to. None: expression b belongs
+            to image b.
         backend: "reference" is the literal form; "torch" fills the result with the residual and lets the
             library's matmul add to it; "triton" is one kernel, with its gradients by the library's matmul; "auto"
             is "torch" everywhere, because "triton" is not yet measured against it on a GPU. A backend asked for
@@ -72,7 +72,7 @@ def level_tail(
     check_backend(backend)
     parts = _cast((attended, output_weight, unit_visual, mean_word, coordinates))
     _check_shapes(*parts)
-    _check_pictures(parts[2], len(parts[0]), image_index)
+    _check_images(parts[2], len(parts[0]), image_index)
     if backend == "triton":
         check_triton(parts[0])
     with torch.autocast(parts[0].device.type, enabled=False):
@@ -155,18 +155,18 @@ def _check_shapes(
         )
 
 
-def _check_pictures(unit_visual: Tensor, sentences: int, image_index: Tensor | None) -> None:
-    pictures = len(unit_visual)
+def _check_images(unit_visual: Tensor, expressions: int, image_index: Tensor | None) -> None:
+    images = len(unit_visual)
     if image_index is None:
-        if pictures != sentences:
+        if images != expressions:
             raise ValueError(
-                f"unit_visual must have the batch of attended, {sentences}, unless image_index says which "
-                f"picture each sentence belongs to; got {pictures}."
+                f"unit_visual must have the batch of attended, {expressions}, unless image_index says which "
+                f"image each expression belongs to; got {images}."
             )
         return
-    check_image_index(image_index, sentences, "attended", unit_visual.device)
-    if sentences and not pictures:
+    check_image_index(image_index, expressions, "attended", unit_visual.device)
+    if expressions and not images:
         raise ValueError(
-            f"unit_visual must hold at least one picture for {sentences} sentences; got 0."
+            f"unit_visual must hold at least one image for {expressions} expressions; got 0."
         )
-    check_range("image_index", image_index, pictures)
+    check_range("image_index", image_index, images)

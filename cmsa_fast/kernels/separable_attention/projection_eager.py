@@ -2,7 +2,7 @@
 
 Memory. The result [B, C, P] begins as the residual, whose parts are copied each to its channels, and the library's
 matmul adds the projection in place. In backward the gradients of the residual's parts are views or sums of the
-result's gradient; the weight's is summed over sentences one product [C, d] at a time.
+result's gradient; the weight's is summed over expressions one product [C, d] at a time.
 """
 
 from typing import Any
@@ -50,7 +50,7 @@ def gradient_of_attended(grad: Tensor, output_weight: Tensor) -> Tensor:
 
 
 def gradient_of_weight(grad: Tensor, attended: Tensor) -> Tensor:
-    """[C, d], summed over sentences one after the other, in float32 where they are 16-bit."""
+    """[C, d], summed over expressions one after the other, in float32 where they are 16-bit."""
     exact = torch.float32 if grad.dtype.itemsize == 2 else grad.dtype
     total = grad.new_zeros(grad.shape[1], attended.shape[2], dtype=exact)
     for of_result, tokens in zip(grad, attended, strict=True):
@@ -58,9 +58,9 @@ def gradient_of_weight(grad: Tensor, attended: Tensor) -> Tensor:
     return total.to(grad.dtype)
 
 
-def gradient_of_pictures(grad: Tensor, image_index: Tensor, pictures: int) -> Tensor:
-    """[B, Cv, P] -> [B_images, Cv, P], the sum over the sentences of each picture."""
-    total = grad.new_zeros(pictures, *grad.shape[1:])
+def gradient_of_images(grad: Tensor, image_index: Tensor, images: int) -> Tensor:
+    """[B, Cv, P] -> [B_images, Cv, P], the sum over the expressions of each image."""
+    total = grad.new_zeros(images, *grad.shape[1:])
     # Which of the two has no atomics depends on the device.
     if grad.is_cuda:
         return total.index_put_((image_index,), grad, accumulate=True)
@@ -81,7 +81,7 @@ class _Tail(torch.autograd.Function):
         image_index: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(attended, output_weight, image_index)
-        ctx.pictures = len(unit_visual)
+        ctx.images = len(unit_visual)
         ctx.sizes = [unit_visual.shape[2], mean_word.shape[1], len(coordinates)]
         batch, places, _ = attended.shape
         result = attended.new_empty(batch, len(output_weight), places)
@@ -101,7 +101,7 @@ class _Tail(torch.autograd.Function):
         needed = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):
             if needed[2] and image_index is not None:
-                of_visual = gradient_of_pictures(of_visual, image_index, ctx.pictures)
+                of_visual = gradient_of_images(of_visual, image_index, ctx.images)
             return (
                 gradient_of_attended(grad, output_weight) if needed[0] else None,
                 gradient_of_weight(grad, attended) if needed[1] else None,

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..library import register, register_gradient
 from ..validation import check_triton
-from .projection_eager import gradient_of_attended, gradient_of_pictures, gradient_of_weight
+from .projection_eager import gradient_of_attended, gradient_of_images, gradient_of_weight
 
 
 def _forward(attended: Tensor, *arguments: Any) -> Tensor:
@@ -26,18 +26,18 @@ def _backward(
     attended: Tensor,
     output_weight: Tensor,
     image_index: Tensor | None,
-    pictures: int,
+    images: int,
     visual_channels: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of attended, weight and pictures; without image_index the last is a view of `grad`, and empty here."""
+    """Those of attended, weight and images; without image_index the last is a view of `grad`, and empty here."""
     with torch.autocast(grad.device.type, enabled=False):
-        of_pictures = grad.new_empty(0)
+        of_images = grad.new_empty(0)
         if image_index is not None:
-            of_pictures = gradient_of_pictures(grad[:, :visual_channels], image_index, pictures)
+            of_images = gradient_of_images(grad[:, :visual_channels], image_index, images)
         return (
             gradient_of_attended(grad, output_weight),
             gradient_of_weight(grad, attended),
-            of_pictures,
+            of_images,
         )
 
 
@@ -50,31 +50,31 @@ def _fake_backward(
     attended: Tensor,
     output_weight: Tensor,
     image_index: Tensor | None,
-    pictures: int,
+    images: int,
     visual_channels: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    of_pictures = (pictures, visual_channels, grad.shape[2]) if image_index is not None else (0,)
+    of_images = (images, visual_channels, grad.shape[2]) if image_index is not None else (0,)
     return (
         attended.new_empty(attended.shape),
         output_weight.new_empty(output_weight.shape),
-        grad.new_empty(of_pictures),
+        grad.new_empty(of_images),
     )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     attended, output_weight, unit_visual, mean_word, coordinates, image_index = inputs
     ctx.save_for_backward(attended, output_weight, image_index)
-    ctx.pictures = len(unit_visual)
+    ctx.images = len(unit_visual)
     ctx.sizes = [unit_visual.shape[2], mean_word.shape[1], len(coordinates)]
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     attended, output_weight, image_index = ctx.saved_tensors
-    of_attended, of_weight, of_pictures = torch.ops.cmsa_fast.level_tail_backward(
-        grad, attended, output_weight, image_index, ctx.pictures, ctx.sizes[0]
+    of_attended, of_weight, of_images = torch.ops.cmsa_fast.level_tail_backward(
+        grad, attended, output_weight, image_index, ctx.images, ctx.sizes[0]
     )
     of_visual, of_word, of_spatial = grad.split(ctx.sizes, dim=1)
-    of_visual = of_visual if image_index is None else of_pictures
+    of_visual = of_visual if image_index is None else of_images
     return of_attended, of_weight, of_visual.mT, of_word.sum(2), of_spatial.sum(0), None
 
 
@@ -87,7 +87,7 @@ register(
 )
 register(
     "level_tail_backward",
-    "(Tensor grad, Tensor attended, Tensor output_weight, Tensor? image_index, SymInt pictures, "
+    "(Tensor grad, Tensor attended, Tensor output_weight, Tensor? image_index, SymInt images, "
     "SymInt visual_channels) -> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,

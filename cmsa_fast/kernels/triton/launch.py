@@ -47,7 +47,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
         return
     if max(grid[1:], default=0) > _MOST_PROGRAMS:
         raise ValueError(
-            f"the Triton kernels take at most {_MOST_PROGRAMS} pictures or sentences at once; "
+            f"the Triton kernels take at most {_MOST_PROGRAMS} images or expressions at once; "
             f"got {max(grid[1:])}. Work on them in parts."
         )
     tensor = next(part for part in arguments if isinstance(part, Tensor))

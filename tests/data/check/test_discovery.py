@@ -110,7 +110,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
         discover(tmp_path / "absent")
 
 
-def test_the_pictures_folder_is_given_to_every_source(tmp_path: Path) -> None:
+def test_the_images_folder_is_given_to_every_source(tmp_path: Path) -> None:
     touch(tmp_path, "refcoco/refs(unc).p", "anns/refcoco/val.json")
     found = discover(tmp_path, image_folder=tmp_path / "elsewhere")
     assert [one.image_folder for one in found.sources] == [tmp_path / "elsewhere"] * 2

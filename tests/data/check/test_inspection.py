@@ -16,15 +16,15 @@ from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli.data_check import DataCheckOptions, format_check, run_data_check
 from cmsa_fast.data.check.findings import (
-    PUBLISHED_PICTURES,
+    PUBLISHED_IMAGES,
     PUBLISHED_REFERENCES,
     CheckResult,
     SplitCount,
 )
 from cmsa_fast.data.check.inspection import inspect_root
-from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.formats.converted.convert import convert
-from cmsa_fast.data.formats.refer_layout import PUBLISHED_SENTENCES
+from cmsa_fast.data.formats.refer_layout import PUBLISHED_EXPRESSIONS
 from cmsa_fast.data.images import read_image, read_image_size
 from cmsa_fast.data.source import Source
 
@@ -32,10 +32,10 @@ ORIENTATION = 0x0112
 
 
 def own(root: Path, name: str = "own") -> ReferLayout:
-    """A data set without published counts; one train and one val picture."""
+    """A data set without published counts; one train and one val image."""
     layout = ReferLayout(root, name)
-    layout.add_picture(7, 23, 37)
-    layout.add_picture(11, 41, 29)
+    layout.add_image(7, 23, 37)
+    layout.add_image(11, 41, 29)
     layout.add_reference(7, [square(3, 2, 10)], ["left cup", "cup"])
     layout.add_reference(11, [square(1, 20, 9)], ["man"], split="val")
     return layout
@@ -58,7 +58,7 @@ def test_a_sound_root(tmp_path: Path) -> None:
     (data_set,) = result.data_sets
     assert (data_set.label, data_set.form) == ("own (unc)", "refer")
     assert data_set.splits == (SplitCount("train", 1, 2, 1), SplitCount("val", 1, 1, 1))
-    assert result.pictures == 2
+    assert result.images == 2
     text = format_check(result)
     assert "Nothing is missing or damaged; no warning" in text
     assert len(text.splitlines()) < 8
@@ -72,80 +72,80 @@ def test_counts_against_the_published_ones(tmp_path: Path) -> None:
     assert val == SplitCount("val", 1, 2, 1, 3_811, 10_834, 1_500)
     assert (test_a.references, test_b.published_references) == (0, 1_810)
     assert len(details(result, "count")) == 4
-    assert "2 sentences (published: 10834)" in details(result, "count")[1]
+    assert "2 expressions (published: 10834)" in details(result, "count")[1]
     assert "testB is not there" in details(result, "count")[3]
     assert "1 kind of warning" in format_check(result)
 
 
 def test_tables_of_published_counts_name_published_splits() -> None:
-    for table in (PUBLISHED_REFERENCES, PUBLISHED_PICTURES):
+    for table in (PUBLISHED_REFERENCES, PUBLISHED_IMAGES):
         for (name, split_by), splits in table.items():
-            sentences = PUBLISHED_SENTENCES[name][split_by]
-            assert splits.keys() <= sentences.keys()
-            assert all(count < sentences[split] for split, count in splits.items())
+            expressions = PUBLISHED_EXPRESSIONS[name][split_by]
+            assert splits.keys() <= expressions.keys()
+            assert all(count < expressions[split] for split, count in splits.items())
     counts = [
         count
-        for made in PUBLISHED_SENTENCES.values()
+        for made in PUBLISHED_EXPRESSIONS.values()
         for one in made.values()
         for count in one.values()
     ]
-    assert len(counts) == len(set(counts))  # a split is recognised by its number of sentences
+    assert len(counts) == len(set(counts))  # a split is recognised by its number of expressions
 
 
-def test_missing_and_damaged_pictures(tmp_path: Path) -> None:
+def test_missing_and_damaged_images(tmp_path: Path) -> None:
     layout = own(tmp_path)
-    layout.add_picture(13, 31, 31)
+    layout.add_image(13, 31, 31)
     layout.add_reference(13, [square(5, 5, 11)], ["dog"])
-    layout.add_picture(17, 90, 91)
+    layout.add_image(17, 90, 91)
     layout.add_reference(17, [square(5, 5, 11)], ["cat"])
     root = layout.write()
-    names = [layout.picture_folder / image["file_name"] for image in layout.images]
+    names = [layout.image_folder / image["file_name"] for image in layout.images]
     names[0].unlink()
     names[1].write_bytes(b"")
     names[3].write_bytes(names[3].read_bytes()[:-2000])
     result = inspect_root(root)
     assert not result.ok
-    assert found(result) == {"picture-missing": 1, "picture-unreadable": 1}
-    assert names[0].name in details(result, "picture-missing")[0]
-    assert str(names[1]) in details(result, "picture-unreadable")[0]
+    assert found(result) == {"image-missing": 1, "image-unreadable": 1}
+    assert names[0].name in details(result, "image-missing")[0]
+    assert str(names[1]) in details(result, "image-unreadable")[0]
     assert "Not whole: 2 kinds of error" in format_check(result)
-    decoded = inspect_root(root, read_pictures=True)
-    assert found(decoded) == {"picture-missing": 1, "picture-unreadable": 2}
-    assert str(names[3]) in details(decoded, "picture-unreadable")[1]
+    decoded = inspect_root(root, read_images=True)
+    assert found(decoded) == {"image-missing": 1, "image-unreadable": 2}
+    assert str(names[3]) in details(decoded, "image-unreadable")[1]
 
 
-def test_a_picture_of_another_size(tmp_path: Path) -> None:
+def test_a_image_of_another_size(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.images[1]["height"] += 1
     result = inspect_root(layout.write())
-    assert found(result) == {"picture-size": 1}
-    assert "41 x 29" in details(result, "picture-size")[0]
-    assert "42 x 29" in details(result, "picture-size")[0]
+    assert found(result) == {"image-size": 1}
+    assert "41 x 29" in details(result, "image-size")[0]
+    assert "42 x 29" in details(result, "image-size")[0]
 
 
-def test_a_picture_that_fits_upright_only(tmp_path: Path) -> None:
+def test_a_image_that_fits_upright_only(tmp_path: Path) -> None:
     layout = own(tmp_path)
     root = layout.write()
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    file = layout.picture_folder / layout.images[0]["file_name"]
+    file = layout.image_folder / layout.images[0]["file_name"]
     Image.fromarray(np.zeros((37, 23, 3), np.uint8)).save(file, "JPEG", exif=exif)
     result = inspect_root(root)
     assert result.ok
-    assert found(result) == {"picture-turned": 1}
+    assert found(result) == {"image-turned": 1}
 
 
-def test_no_folder_of_pictures(tmp_path: Path) -> None:
+def test_no_folder_of_images(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.annotations[0]["segmentation"] = [square(30, 30, 5)]
     root = layout.write()
-    layout.picture_folder.rename(tmp_path / "elsewhere")
+    layout.image_folder.rename(tmp_path / "elsewhere")
     result = inspect_root(root)
     assert not result.ok
-    # The records are checked all the same, and the pictures are not told one by one.
+    # The records are checked all the same, and the images are not told one by one.
     assert found(result) == {"incomplete": 1, "mask-empty": 1}
     assert "images/mscoco/images/train2014" in details(result, "incomplete")[0]
-    assert result.pictures == 0
+    assert result.images == 0
     assert len(result.data_sets[0].splits) == 2
     assert found(inspect_root(root, image_folder=tmp_path / "elsewhere")) == {"mask-empty": 1}
 
@@ -178,12 +178,12 @@ def test_damaged_records_are_counted_and_the_rest_is_checked(tmp_path: Path) -> 
     result = inspect_root(layout.write())
     assert found(result) == {"record-unusable": 1}
     assert "reference 0" in details(result, "record-unusable")[0]
-    assert [split.sentences for split in result.data_sets[0].splits] == [1, 1]
+    assert [split.expressions for split in result.data_sets[0].splits] == [1, 1]
 
 
 def test_masks(tmp_path: Path) -> None:
-    layout = own(tmp_path)  # picture 7: 23 x 37 (height x width)
-    layout.add_reference(7, [square(40, 30, 5)], ["beside the picture"])
+    layout = own(tmp_path)  # image 7: 23 x 37 (height x width)
+    layout.add_reference(7, [square(40, 30, 5)], ["beside the image"])
     layout.add_reference(7, [], ["no part"])
     layout.add_reference(7, [square(3, 3, 5), [1.0, 2.0, 3.0, 4.0]], ["one part of two"])
     layout.add_reference(7, [square(30, 3, 9.5)], ["reaches out"])
@@ -198,22 +198,22 @@ def test_masks(tmp_path: Path) -> None:
         "mask-part-degenerate": 1,
         "mask-outside": 1,
         "mask-unfit": 1,
-        "picture-size": 1,
+        "image-size": 1,
     }
     assert "(ref_id 105) passes the edge of 23 x 37 by 2.5" in details(result, "mask-outside")[0]
     assert "(ref_id 107)" in details(result, "mask-unfit")[0]
-    assert "11 x 13" in details(result, "picture-size")[0]
+    assert "11 x 13" in details(result, "image-size")[0]
 
 
 def test_a_recorded_size_beyond_memory(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.images[0].update(height=10**9, width=10**9)
     root = layout.write()
-    (layout.picture_folder / layout.images[0]["file_name"]).unlink()
-    assert found(inspect_root(root)) == {"picture-missing": 1, "mask-unfit": 1}
+    (layout.image_folder / layout.images[0]["file_name"]).unlink()
+    assert found(inspect_root(root)) == {"image-missing": 1, "mask-unfit": 1}
 
 
-def test_sentences(tmp_path: Path) -> None:
+def test_expressions(tmp_path: Path) -> None:
     layout = own(tmp_path)
     said = ["le café", " . ", "cup", "cup", "Cup", "\udc80"]
     layout.add_reference(7, [square(1, 1, 4)], said)
@@ -221,21 +221,21 @@ def test_sentences(tmp_path: Path) -> None:
     result = inspect_root(root)
     assert result.ok
     assert found(result) == {
-        "sentence-without-word": 1,
-        "sentence-non-ascii": 2,
-        "sentence-repeated": 1,
+        "expression-without-word": 1,
+        "expression-non-ascii": 2,
+        "expression-repeated": 1,
     }
-    assert "sent_id 4" in details(result, "sentence-without-word")[0]
-    assert result.data_sets[0].splits[0].sentences == 8
+    assert "sent_id 4" in details(result, "expression-without-word")[0]
+    assert result.data_sets[0].splits[0].expressions == 8
     format_check(result).encode("utf-8")
 
 
-def test_pictures_shared_between_training_and_evaluation(tmp_path: Path) -> None:
+def test_images_shared_between_training_and_evaluation(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.add_reference(7, [square(1, 1, 4)], ["spoon"], split="val")
     layout.write()
     other = own(tmp_path, "other")
-    other.add_picture(13, 31, 31)
+    other.add_image(13, 31, 31)
     other.add_reference(13, [square(1, 1, 4)], ["spoon"], split="test")
     other.add_reference(11, [square(1, 1, 4)], ["fork"])
     other.references[1]["split"] = "other"
@@ -245,7 +245,7 @@ def test_pictures_shared_between_training_and_evaluation(tmp_path: Path) -> None
     )
     result = run_data_check(options)
     assert result.ok  # leakage is told and is no damage
-    shared = {(leak.training, leak.evaluation): leak.pictures for leak in result.leaks}
+    shared = {(leak.training, leak.evaluation): leak.images for leak in result.leaks}
     assert shared == {
         (("own (unc)", "train"), ("own (unc)", "val")): (7,),
         (("other (unc)", "train"), ("other (unc)", "other")): (11,),
@@ -255,14 +255,14 @@ def test_pictures_shared_between_training_and_evaluation(tmp_path: Path) -> None
     assert json.loads((tmp_path / "ex.json").read_text()) == {"pictures": {"COCO": [7, 11]}}
     written = json.loads((tmp_path / "all.json").read_text())
     assert sorted(leak["pictures"] for leak in written["leaks"]) == [[7], [7, 11], [11]]
-    assert "share 2 pictures (COCO: 7, 11)" in format_check(result)
+    assert "share 2 images (COCO: 7, 11)" in format_check(result)
     assert "--write-exclusions" in format_check(result)
 
 
 def test_numbers_of_different_collections_are_not_compared(tmp_path: Path) -> None:
-    own(tmp_path).write()  # its picture 7 is COCO's
+    own(tmp_path).write()  # its image 7 is COCO's
     clef = ReferLayout(tmp_path, "refclef", "unc", "images/saiapr_tc-12")
-    clef.add_picture(7, 9, 7, "7.jpg")
+    clef.add_image(7, 9, 7, "7.jpg")
     clef.add_reference(7, [square(1, 1, 3)], ["it"], "testAB", ann_id="7_1")
     result = inspect_root(clef.write())
     assert result.ok
@@ -272,7 +272,7 @@ def test_numbers_of_different_collections_are_not_compared(tmp_path: Path) -> No
 def test_several_forms_under_one_root(tmp_path: Path) -> None:
     root = own(tmp_path, "refcoco").write()
     several = ReferLayout(tmp_path, "grefcoco")
-    several.add_picture(7, 23, 37)
+    several.add_image(7, 23, 37)
     several.add_reference(7, [square(3, 2, 10)], ["a cup"])
     several.add_reference(7, [square(3, 2, 10)], ["an elephant"])
     several.references[0].update(ann_id=[1100], category_id=[1], no_target=False)
@@ -283,13 +283,13 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
     convert(
         Source(form="refer", root=root, name="refcoco"),
         root / "fast",
-        problems=Problems(strict=True),
+        errors=ErrorCollector(strict=True),
     )
     (root / "anns" / "mine").mkdir(parents=True)
     (root / "masks" / "mine").mkdir(parents=True)
     mask = Image.fromarray(np.full((23, 37), 255, np.uint8))
-    for segment, picture in enumerate((mask, mask.resize((5, 5)), mask.point(lambda _: 0))):
-        picture.save(root / "masks" / "mine" / f"{segment}.png")
+    for segment, image in enumerate((mask, mask.resize((5, 5)), mask.point(lambda _: 0))):
+        image.save(root / "masks" / "mine" / f"{segment}.png")
     entries = [
         {
             "segment_id": segment,
@@ -318,32 +318,32 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
         ("mine", "mask-unfit"): 2,  # one of another size, one missing
         ("mine", "mask-empty"): 1,
     }
-    shared = {(leak.training[0], leak.evaluation[0]): leak.pictures for leak in result.leaks}
+    shared = {(leak.training[0], leak.evaluation[0]): leak.images for leak in result.leaks}
     trained = ("refcoco (unc)", "refcoco (unc), converted", "grefcoco (unc)")
     assert shared == {(one, "mine"): (7,) for one in trained}
 
 
-def test_pictures_inside_parquet_files(tmp_path: Path) -> None:
+def test_images_inside_parquet_files(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow (parquet)")
     import parquet_layout as layout
 
     rows = []
     for i, image_id in enumerate((7, 9, 11)):
         entry = layout.benchmark_entry(
-            i, image_id, [square(3, 2, 10)], layout.sentences("it", first=i), "val"
+            i, image_id, [square(3, 2, 10)], layout.expressions("it", first=i), "val"
         )
         rows.append(layout.benchmark_row(image_id, (23, 37), [entry]))
     rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-700]
-    rows[2]["image"]["bytes"] = b"no picture"
+    rows[2]["image"]["bytes"] = b"no image"
     file = tmp_path / "hub" / "data" / "refcoco_unc_val-00000-of-00001-0123.parquet"
     layout.write(file, rows, layout.BENCHMARK)
     result = inspect_root(tmp_path)
     assert [(one.form, one.root) for one in result.data_sets] == [("parquet", tmp_path / "hub")]
     (val,) = (split for split in result.data_sets[0].splits if split.references)
     assert val == SplitCount("refcoco_unc_val", 3, 3, 3, 3_811, 10_834, 1_500)
-    assert found(result)["picture-unreadable"] == 1
-    assert "000000000011" in details(result, "picture-unreadable")[0]
-    assert found(inspect_root(tmp_path, read_pictures=True))["picture-unreadable"] == 2
+    assert found(result)["image-unreadable"] == 1
+    assert "000000000011" in details(result, "image-unreadable")[0]
+    assert found(inspect_root(tmp_path, read_images=True))["image-unreadable"] == 2
 
 
 def test_everything_is_in_the_json(tmp_path: Path) -> None:
@@ -382,23 +382,23 @@ def test_a_folder_to_write_to_is_looked_for_first(tmp_path: Path) -> None:
 def test_processes_find_the_same(tmp_path: Path) -> None:
     layout = ReferLayout(tmp_path, "own")
     for number in range(1, 231):  # fewer start no process
-        layout.add_picture(number, 5 + number % 3, 7)
+        layout.add_image(number, 5 + number % 3, 7)
         layout.add_reference(number, [square(1, 1, 1 + number % 9)], ["it"])
     root = layout.write()
     for image in layout.images[::50]:
-        (layout.picture_folder / image["file_name"]).unlink()
+        (layout.image_folder / image["file_name"]).unlink()
     alone, together = (inspect_root(root, num_workers=workers) for workers in (0, 2))
     assert alone == together
-    assert found(alone)["picture-missing"] == 5
+    assert found(alone)["image-missing"] == 5
 
 
 def test_the_real_root(real: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        result = inspect_root(real / "refer", read_pictures=True)
+        result = inspect_root(real / "refer", read_images=True)
     assert result.ok
-    assert result.pictures == 58
-    assert [split.sentences for split in result.data_sets[0].splits] == [37, 19, 10, 0]
-    assert set(found(result)) <= {"count", "sentence-repeated"}
+    assert result.images == 58
+    assert [split.expressions for split in result.data_sets[0].splits] == [37, 19, 10, 0]
+    assert set(found(result)) <= {"count", "expression-repeated"}
     assert not caplog.records
 
 
@@ -413,9 +413,9 @@ def test_the_size_is_the_decoded_one(tmp_path: Path, kind: str, orientation: int
         assert size == read_image(tmp_path / "a", apply_orientation=upright).shape[1:]
 
 
-def test_the_size_of_no_picture(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"a cannot be read as a picture"):
+def test_the_size_of_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"a cannot be read as an image"):
         read_image_size(tmp_path / "a")
-    with pytest.raises(FileNotFoundError, match="no picture at"):
+    with pytest.raises(FileNotFoundError, match="no image at"):
         read_image_size(tmp_path / "b")

@@ -42,7 +42,7 @@ from cmsa_fast.cli.data_download import (
 from cmsa_fast.data import ReferDataset
 from cmsa_fast.data.download.catalogue import CATALOGUE, Collection, RemoteFile
 from cmsa_fast.data.download.web import RefusedError, SafeRedirects, check_address
-from cmsa_fast.data.formats.refer_layout import PUBLISHED_SENTENCES, locate_refer_files
+from cmsa_fast.data.formats.refer_layout import PUBLISHED_EXPRESSIONS, locate_refer_files
 
 REFS, INSTANCES = bytes(range(256)) * 700, b'{"images": []}' * 333
 
@@ -109,24 +109,24 @@ def test_from_the_mirrors_to_the_first_sample(tmp_path: Path, server: FaultyServ
     layout = small_refcoco(source)
     layout.write()
     records = zipped({f"refcoco/{p.name}": p.read_bytes() for p in (source / "refcoco").iterdir()})
-    pictures = zipped(
-        {f"train2014/{path.name}": path.read_bytes() for path in layout.picture_folder.iterdir()}
+    images = zipped(
+        {f"train2014/{path.name}": path.read_bytes() for path in layout.image_folder.iterdir()}
     )
     known = catalogue(server.at("/refcoco.zip", whole(records)), content=None)
     file = RemoteFile(
-        name="train2014.zip", addresses=(server.at("/zips/train2014.zip", whole(pictures)),)
+        name="train2014.zip", addresses=(server.at("/zips/train2014.zip", whole(images)),)
     )
-    coco = replace(CATALOGUE["coco-train2014"], files=(file,), pictures=3)
+    coco = replace(CATALOGUE["coco-train2014"], files=(file,), images=3)
     known["coco-train2014"] = coco
     result = download(root, known)
     assert f"cmsa-fast data download coco-train2014 --root {root}" in format_download(result)
     result = download(root, known, name="coco-train2014")
-    assert result.pictures == 3
+    assert result.images == 3
     assert result.destination == root / "images/mscoco/images/train2014"
     assert not download(root, known).remains
     dataset = ReferDataset(root, "refcoco", "unc", "train")
     assert len(dataset) == 5
-    assert dataset[0].sentence == "left cup"
+    assert dataset[0].expression == "left cup"
 
 
 MODIFIED = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -410,16 +410,16 @@ def test_an_incomplete_folder_is_left_alone(tmp_path: Path, server: FaultyServer
     assert not server.requests
 
 
-def test_pictures_in_the_other_usual_folder_count(tmp_path: Path) -> None:
+def test_images_in_the_other_usual_folder_count(tmp_path: Path) -> None:
     folder = tmp_path / "images/train2014"
     folder.mkdir(parents=True)
     for name in ("a.jpg", "b.JPG"):
         (folder / name).touch()
-    coco = replace(CATALOGUE["coco-train2014"], pictures=2)
+    coco = replace(CATALOGUE["coco-train2014"], images=2)
     result = download(tmp_path, {"coco-train2014": coco}, name="coco-train2014")
-    assert (result.action, result.destination, result.pictures) == ("present", folder, 2)
-    more = replace(coco, pictures=3)
-    with pytest.raises(ValueError, match="it has 2 pictures of at least 3"):
+    assert (result.action, result.destination, result.images) == ("present", folder, 2)
+    more = replace(coco, images=3)
+    with pytest.raises(ValueError, match="it has 2 images of at least 3"):
         download(tmp_path, {"coco-train2014": more}, name="coco-train2014")
 
 
@@ -428,7 +428,7 @@ def test_the_folders_of_saiapr_stay(tmp_path: Path, server: FaultyServer) -> Non
     address = server.at("/saiapr_tc-12.zip", whole(content))
     file = replace(CATALOGUE["saiapr"].files[0], addresses=(address,))
     known = {"saiapr": replace(CATALOGUE["saiapr"], files=(file,))}
-    assert download(tmp_path, known, name="saiapr").pictures == 3
+    assert download(tmp_path, known, name="saiapr").images == 3
     assert (tmp_path / "images/saiapr_tc-12/07/images/071.jpg").is_file()
 
 
@@ -699,7 +699,7 @@ def test_the_published_catalogue() -> None:
         assert collection.needs is None or collection.needs in CATALOGUE, name
 
 
-@pytest.mark.parametrize("name", PUBLISHED_SENTENCES)
+@pytest.mark.parametrize("name", PUBLISHED_EXPRESSIONS)
 def test_the_reader_looks_where_the_download_puts(tmp_path: Path, name: str) -> None:
     records = CATALOGUE[name]
     for place in (*records.places, *CATALOGUE[records.needs or ""].places):
@@ -708,4 +708,4 @@ def test_the_reader_looks_where_the_download_puts(tmp_path: Path, name: str) -> 
         (tmp_path / records.places[0] / file).touch()
     split_by = "umd" if name == "refcocog" else "unc"
     files = locate_refer_files(tmp_path, name, split_by)
-    assert tmp_path / CATALOGUE[records.needs or ""].places[0] in files.picture_folders
+    assert tmp_path / CATALOGUE[records.needs or ""].places[0] in files.image_folders

@@ -25,11 +25,10 @@ from torch import Tensor
 
 from cmsa_fast.cli.data_convert import ConvertOptions, format_convert, run_convert
 from cmsa_fast.data.dataset import RecordDataset
-from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.formats.converted.convert import convert, convert_records
-from cmsa_fast.data.images import read_image
+from cmsa_fast.data.images import ImageFile, read_image
 from cmsa_fast.data.masks import parse_segmentation
-from cmsa_fast.data.pictures import PictureFile
 from cmsa_fast.data.source import Reading, Source, open_split, read_records
 from cmsa_fast.data.types import Record
 
@@ -44,12 +43,12 @@ def converted(root: Path, **choices: Any) -> Source:
 
 def assert_same(one: RecordDataset, other: RecordDataset) -> None:
     assert (one.title, one.report) == (other.title, other.report)
-    assert one.sentences() == other.sentences()
+    assert one.expressions() == other.expressions()
     for a, b in zip(one, other, strict=True):
         assert torch.equal(a.image, b.image)
         assert torch.equal(a.mask, b.mask)
-        assert (a.sentence, a.image_id, a.ref_id, a.sent_id) == (
-            b.sentence,
+        assert (a.expression, a.image_id, a.ref_id, a.sent_id) == (
+            b.expression,
             b.image_id,
             b.ref_id,
             b.sent_id,
@@ -62,10 +61,10 @@ def run_lengths(height: int, width: int, *, seed: int) -> dict[str, Any]:
 
 
 def every_mask_form(root: Path) -> ReferLayout:
-    """All ways to write a mask, in pictures of odd sizes, in splits that take turns."""
+    """All ways to write a mask, in images of odd sizes, in splits that take turns."""
     layout = small_refcoco(root)
-    layout.add_picture(17, 19, 53)
-    layout.add_picture(19, 7, 5)
+    layout.add_image(17, 19, 53)
+    layout.add_image(19, 7, 5)
     compressed = run_lengths(19, 53, seed=1)
     text = {"size": [19, 53], "counts": compressed["counts"].decode()}
     plain = {"size": [7, 5], "counts": [4, 6, 25]}
@@ -90,12 +89,12 @@ def every_mask_form(root: Path) -> ReferLayout:
     return layout
 
 
-@pytest.mark.parametrize("copy_pictures", [False, True])
-def test_refer_in_every_mask_form(tmp_path: Path, copy_pictures: bool) -> None:
+@pytest.mark.parametrize("copy_images", [False, True])
+def test_refer_in_every_mask_form(tmp_path: Path, copy_images: bool) -> None:
     root = every_mask_form(tmp_path / "refer").write()
-    conversion = convert(refer(root), tmp_path / "new" / "set", copy_pictures=copy_pictures)
+    conversion = convert(refer(root), tmp_path / "new" / "set", copy_images=copy_images)
     assert conversion.folder == tmp_path / "new" / "set"
-    assert conversion.pictures_written == (5 if copy_pictures else 0)
+    assert conversion.images_written == (5 if copy_images else 0)
     (root / "refcoco" / "refs(unc).p").rename(tmp_path / "refs")
     for training in (False, True):
         for split in (
@@ -118,25 +117,25 @@ def test_all_splits_in_the_order_of_the_original(tmp_path: Path) -> None:
     root = every_mask_form(tmp_path / "refer").write()
     convert(refer(root), tmp_path / "set")
     readings = [
-        read_records(source, None, Problems(strict=True))
+        read_records(source, None, ErrorCollector(strict=True))
         for source in (refer(root), converted(tmp_path / "set"))
     ]
     ids = [[(one.ref_id, one.split, one.size) for one in reading.records] for reading in readings]
     assert ids[0] == ids[1]
-    assert readings[0].published_sentences == readings[1].published_sentences
+    assert readings[0].published_expressions == readings[1].published_expressions
 
 
-@pytest.mark.parametrize("copy_pictures", [False, True])
-def test_real_expressions(real: Path, tmp_path: Path, copy_pictures: bool) -> None:
+@pytest.mark.parametrize("copy_images", [False, True])
+def test_real_expressions(real: Path, tmp_path: Path, copy_images: bool) -> None:
     source = refer(real / "refer")
-    convert(source, tmp_path / "set", copy_pictures=copy_pictures)
+    convert(source, tmp_path / "set", copy_images=copy_images)
     for split in ("train", "val", "testA"):
         assert_same(open_split(source, split), open_split(converted(tmp_path / "set"), split))
 
 
-def test_copied_pictures_are_the_same_bytes(tmp_path: Path) -> None:
+def test_copied_images_are_the_same_bytes(tmp_path: Path) -> None:
     root = small_refcoco(tmp_path / "refer").write()
-    convert(refer(root), tmp_path / "set", copy_pictures=True)
+    convert(refer(root), tmp_path / "set", copy_images=True)
     for file in (root / COCO_FOLDER).iterdir():
         assert (tmp_path / "set" / "pictures" / file.name).read_bytes() == file.read_bytes()
     shutil.rmtree(root)
@@ -144,14 +143,14 @@ def test_copied_pictures_are_the_same_bytes(tmp_path: Path) -> None:
     assert len(open_split(converted(tmp_path / "elsewhere"), "val")[0].image) == 3
 
 
-def test_pictures_of_one_name_stay_apart(tmp_path: Path) -> None:
+def test_images_of_one_name_stay_apart(tmp_path: Path) -> None:
     layout = ReferLayout(tmp_path / "refer", "own", "me")
     for folder, image_id, name in (("00", 1, "a.png"), ("01", 2, "a.png"), ("02", 3, "A.png")):
-        (layout.picture_folder / folder).mkdir(parents=True)
-        layout.add_picture(image_id, 9, 11, f"{folder}/{name}")
+        (layout.image_folder / folder).mkdir(parents=True)
+        layout.add_image(image_id, 9, 11, f"{folder}/{name}")
         layout.add_reference(image_id, square(1, 1, 5), [f"in {folder}"])
     source = refer(layout.write(), name="own", split_by="me")
-    assert convert(source, tmp_path / "set", copy_pictures=True).pictures_written == 3
+    assert convert(source, tmp_path / "set", copy_images=True).images_written == 3
     original = open_split(source, "train")
     images = [sample.image for sample in original]
     shutil.rmtree(layout.root)
@@ -159,13 +158,13 @@ def test_pictures_of_one_name_stay_apart(tmp_path: Path) -> None:
         assert torch.equal(image, sample.image)
 
 
-def test_a_picture_that_fits_only_upright(tmp_path: Path) -> None:
+def test_a_image_that_fits_only_upright(tmp_path: Path) -> None:
     layout = ReferLayout(tmp_path / "refer")
-    layout.add_picture(7, 31, 13)
+    layout.add_image(7, 31, 13)
     stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (13, 31, 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    stored.save(layout.picture_folder / layout.images[0]["file_name"], "PNG", exif=exif)
+    stored.save(layout.image_folder / layout.images[0]["file_name"], "PNG", exif=exif)
     layout.add_reference(7, square(1, 15, 9), ["low"])
     root = layout.write()
     convert(refer(root), tmp_path / "set")
@@ -174,7 +173,7 @@ def test_a_picture_that_fits_only_upright(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class EmbeddedNoise:
-    """A picture inside something else."""
+    """An image inside something else."""
 
     number: int
     height: int
@@ -217,13 +216,17 @@ class InterruptedMask(CheckedMask):
 
 
 def record(place: int, objects: tuple[Any, ...], **changes: Any) -> Record:
-    picture = EmbeddedNoise(place % 2, 21, 17 + place % 2, f"{place % 2}.png")
+    image = EmbeddedNoise(place % 2, 21, 17 + place % 2, f"{place % 2}.png")
     return replace(
         Record(
-            picture=picture,
+            image=image,
             size=(21, 17 + place % 2),
             objects=objects,
-            sentences=((10 * place, f"sentence {place}"), (10 * place + 1, "twice"), (1, "twice")),
+            expressions=(
+                (10 * place, f"expression {place}"),
+                (10 * place + 1, "twice"),
+                (1, "twice"),
+            ),
             image_id=place % 2,
             ref_id=place,
             split="train",
@@ -246,8 +249,10 @@ def hand_made() -> Reading:
         record(4, (lost, third), size=None),
         record(5, (lost,), size=None),
         record(6, (), size=None, ref_id=-1, image_id=2**62),
-        record(7, (first, second), sentences=((1, "half \ud800 of a pair"), (2, ""), (3, "é́ 🐈"))),
-        record(8, (first,), sentences=()),
+        record(
+            7, (first, second), expressions=((1, "half \ud800 of a pair"), (2, ""), (3, "é́ 🐈"))
+        ),
+        record(8, (first,), expressions=()),
         record(10, (CheckedMask(),), split="Train"),
         record(11, (CheckedMask(),), split="../tr aïn"),
         record(12, (), split=""),
@@ -258,13 +263,17 @@ def hand_made() -> Reading:
 def test_several_objects_none_and_lost_masks(tmp_path: Path) -> None:
     reading = hand_made()
     conversion = convert_records(reading, tmp_path / "set", origin={})
-    assert conversion.pictures_written == 2
-    assert conversion.picture_bytes == sum(
+    assert conversion.images_written == 2
+    assert conversion.image_bytes == sum(
         file.stat().st_size for file in (tmp_path / "set" / "pictures").iterdir()
     )
-    again = read_records(converted(tmp_path / "set"), None, Problems(strict=True))
+    again = read_records(converted(tmp_path / "set"), None, ErrorCollector(strict=True))
     for one, other in zip(reading.records, again.records, strict=True):
-        assert (one.size, one.sentences, one.split) == (other.size, other.sentences, other.split)
+        assert (one.size, one.expressions, one.split) == (
+            other.size,
+            other.expressions,
+            other.split,
+        )
         assert [mask.dropped for mask in one.objects] == [mask.dropped for mask in other.objects]
         assert [mask.is_empty for mask in one.objects] == [mask.is_empty for mask in other.objects]
         assert one.names_nothing == other.names_nothing
@@ -275,22 +284,22 @@ def test_several_objects_none_and_lost_masks(tmp_path: Path) -> None:
             [one for one in reading.records if one.split == "train"],
             title="by hand train",
             for_training=training,
-            published_sentences=21,
+            published_expressions=21,
         )
         data = open_split(converted(tmp_path / "set"), "train", for_training=training)
         assert_same(original, data)
-        assert data.report.sentences_naming_nothing == 6
+        assert data.report.expressions_naming_nothing == 6
     assert len(open_split(converted(tmp_path / "set"), "../tr aïn")) == 3
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
-def test_a_size_that_only_the_picture_says(tmp_path: Path, kind: str) -> None:
+def test_a_size_that_only_the_image_says(tmp_path: Path, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (31, 13), "teal").save(tmp_path / "turned", kind, exif=exif)
-    picture = PictureFile((tmp_path,), "turned")
+    image = ImageFile((tmp_path,), "turned")
     masks = CheckedMask(), parse_segmentation([square(9, 2, 8)])
-    records = [record(place, (one,), picture=picture, size=None) for place, one in enumerate(masks)]
+    records = [record(place, (one,), image=image, size=None) for place, one in enumerate(masks)]
     convert_records(Reading(records, "one"), tmp_path / "set", origin={})
     original = RecordDataset(records, title="one train", for_training=False)
     assert_same(original, open_split(converted(tmp_path / "set"), "train"))
@@ -303,10 +312,10 @@ def test_objects_stay_shared(tmp_path: Path) -> None:
     assert data.records[0].objects[0] is data.records[-1].objects[0]
 
 
-def test_converted_again_with_its_pictures(tmp_path: Path) -> None:
+def test_converted_again_with_its_images(tmp_path: Path) -> None:
     root = every_mask_form(tmp_path / "refer").write()
     convert(refer(root), tmp_path / "one")
-    convert(converted(tmp_path / "one"), tmp_path / "two", copy_pictures=True)
+    convert(converted(tmp_path / "one"), tmp_path / "two", copy_images=True)
     assert_same(open_split(refer(root), "test"), open_split(converted(tmp_path / "two"), "test"))
     origin = json.loads((tmp_path / "two" / "dataset.json").read_text())["origin"]
     assert origin["form"] == "refer"
@@ -335,19 +344,19 @@ def test_damaged_records_are_left_out_and_told(tmp_path: Path) -> None:
     layout = every_mask_form(tmp_path / "refer")
     del layout.references[1]["ref_id"]
     layout.annotations[3]["segmentation"] = [square(0, 0, 5000)]  # cannot be drawn
-    (layout.picture_folder / layout.images[3]["file_name"]).unlink()
+    (layout.image_folder / layout.images[3]["file_name"]).unlink()
     root = layout.write()
     with pytest.raises(ValueError, match="reference 1 has no 'ref_id'"):
         convert(refer(root), tmp_path / "set")
-    problems = Problems(strict=False)
-    conversion = convert(refer(root), tmp_path / "set", copy_pictures=True, problems=problems)
-    assert list(conversion.description.problems) == problems.messages
-    told = "\n".join(problems.messages)
-    assert told.count("there is no picture COCO_train2014_000000000017.jpg") == 3
+    errors = ErrorCollector(strict=False)
+    conversion = convert(refer(root), tmp_path / "set", copy_images=True, errors=errors)
+    assert list(conversion.description.errors) == errors.messages
+    told = "\n".join(errors.messages)
+    assert told.count("there is no image COCO_train2014_000000000017.jpg") == 3
     for part in ("reference 1 has no 'ref_id'", "a polygon of the mask spans"):
         assert told.count(part) == 1, part
-    assert problems.count == 5
-    again = read_records(converted(tmp_path / "set"), None, Problems(strict=True))
+    assert errors.count == 5
+    again = read_records(converted(tmp_path / "set"), None, ErrorCollector(strict=True))
     assert len(again.records) == len(layout.references) - 5
 
 
@@ -356,7 +365,7 @@ def test_the_log_says_what_the_conversion_left_out(
 ) -> None:
     layout = small_refcoco(tmp_path / "refer")
     del layout.references[1]["ref_id"]
-    convert(refer(layout.write()), tmp_path / "set", problems=Problems(strict=False))
+    convert(refer(layout.write()), tmp_path / "set", errors=ErrorCollector(strict=False))
     convert(converted(tmp_path / "set"), tmp_path / "again")
     caplog.clear()
     open_split(converted(tmp_path / "again"), "val")
@@ -390,37 +399,37 @@ def test_a_full_disk_is_no_damaged_record(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    problems = Problems(strict=False)
+    errors = ErrorCollector(strict=False)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-        convert_records(hand_made(), tmp_path / "set", origin={}, problems=problems)
-    assert problems.count == 0
+        convert_records(hand_made(), tmp_path / "set", origin={}, errors=errors)
+    assert errors.count == 0
     assert not list(tmp_path.iterdir())
 
 
 def test_no_record_can_be_used(tmp_path: Path) -> None:
     reading = Reading([record(0, (), image_id=2**70)], "title")
-    problems = Problems(strict=False)
+    errors = ErrorCollector(strict=False)
     with pytest.raises(ValueError, match="title has no record that can be converted"):
-        convert_records(reading, tmp_path / "set", origin={}, problems=problems)
-    assert problems.messages == [
+        convert_records(reading, tmp_path / "set", origin={}, errors=errors)
+    assert errors.messages == [
         f"record 0: a number of ref_id 0 is {2**70}, which is none of 64 bits"
     ]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_without_file_or_bytes(tmp_path: Path) -> None:
+def test_a_image_without_file_or_bytes(tmp_path: Path) -> None:
     class Drawn:
         name = "a drawing"
 
         def read(self, *, apply_orientation: bool) -> Tensor:
             return torch.zeros(3, 21, 17, dtype=torch.uint8)
 
-    reading = Reading([record(0, (), picture=Drawn())], "title")
-    with pytest.raises(TypeError, match="a drawing is a picture of type Drawn, which has neither"):
+    reading = Reading([record(0, (), image=Drawn())], "title")
+    with pytest.raises(TypeError, match="a drawing is an image of type Drawn, which has neither"):
         convert_records(reading, tmp_path / "set", origin={})
 
 
-# Where the pictures are
+# Where the images are
 
 
 def test_a_tree_that_was_moved(tmp_path: Path) -> None:
@@ -432,7 +441,7 @@ def test_a_tree_that_was_moved(tmp_path: Path) -> None:
     assert torch.equal(before, after)
 
 
-def test_pictures_that_are_gone(tmp_path: Path) -> None:
+def test_images_that_are_gone(tmp_path: Path) -> None:
     root = small_refcoco(tmp_path / "refer").write()
     convert(refer(root), tmp_path / "set")
     (root / COCO_FOLDER).rename(tmp_path / "pictures")
@@ -456,7 +465,7 @@ def test_a_choice_made_at_the_conversion(tmp_path: Path) -> None:
     root = small_refcoco(tmp_path / "refer").write()
     convert(refer(root, text="raw", split_by="unc"), tmp_path / "sets" / "raw")
     raw = open_split(converted(tmp_path / "sets", name="raw", text="raw", split_by="unc"), "val")
-    assert raw.sentences() == ["DOG", "BROWN DOG"]
+    assert raw.expressions() == ["DOG", "BROWN DOG"]
     with pytest.raises(ValueError, match="converted with text='raw' and has nothing else"):
         open_split(converted(tmp_path / "sets" / "raw"), "val")
     with pytest.raises(ValueError, match="converted with split_by='unc'"):
@@ -518,7 +527,7 @@ def seal(folder: Path, content: bytes, split: str = "train") -> None:
     (folder / "dataset.json").write_text(json.dumps(description))
 
 
-STARTS = ("sentences", "objects", "text", "mask", "picture_name")
+STARTS = ("sentences", "objects", "text", "mask", "image_name")
 
 
 @pytest.mark.parametrize("name", STARTS)
@@ -532,7 +541,7 @@ def test_places_that_lead_beyond_the_bytes(small: Path, name: str, place: int, v
         open_split(converted(small), "train")
 
 
-@pytest.mark.parametrize("name", ["objects", "picture", "picture_folders"])
+@pytest.mark.parametrize("name", ["objects", "picture", "image_folders"])
 @pytest.mark.parametrize("value", [-1, 4, 2**62])
 def test_entries_that_are_not_there(small: Path, name: str, value: int) -> None:
     edit(small, lambda arrays: arrays[name].__setitem__(0, value))
@@ -540,7 +549,7 @@ def test_entries_that_are_not_there(small: Path, name: str, value: int) -> None:
         open_split(converted(small), "train")
 
 
-@pytest.mark.parametrize("name", ["ref_id", "size", "sent_id", "mask_dropped", "picture_folders"])
+@pytest.mark.parametrize("name", ["ref_id", "size", "sent_id", "mask_dropped", "image_folders"])
 def test_arrays_of_another_length_or_type(small: Path, name: str) -> None:
     original = (small / "train.safetensors").read_bytes()
     for change in (
@@ -568,8 +577,8 @@ def test_arrays_of_another_length_or_type(small: Path, name: str) -> None:
         ("mask_size", (0,), -1, "mask_size lacks the size of a mask that is not empty"),
         ("mask_dropped", (0,), -1, "mask_dropped has negative entries"),
         ("text", (3,), 255, "utf-8"),
-        ("picture_name", (0,), 255, "utf-8"),
-        ("picture_name", (0,), ord("/"), "which is not the name of a file inside"),
+        ("image_name", (0,), 255, "utf-8"),
+        ("image_name", (0,), ord("/"), "which is not the name of a file inside"),
     ],
 )
 def test_values_that_cannot_be(
@@ -614,9 +623,9 @@ def test_what_is_no_safetensors_file(small: Path) -> None:
         (("title",), 7, "as its 'title', not text"),
         (("origin",), [], "as its 'origin', not a dictionary"),
         (("origin", "form"), 1, "as its 'form', not text"),
-        (("published_sentences", "val"), "many", "as its 'val', not an integer"),
-        (("picture_folders",), {}, "as its 'picture_folders', not a list"),
-        (("picture_folders", 0, "absolute"), [1], "something else than text in its 'absolute'"),
+        (("published_expressions", "val"), "many", "as its 'val', not an integer"),
+        (("image_folders",), {}, "as its 'image_folders', not a list"),
+        (("image_folders", 0, "absolute"), [1], "something else than text in its 'absolute'"),
         (("splits",), [], "as its 'splits', not a dictionary"),
         (("splits", "val"), 3, "where a dictionary is expected"),
         (("splits", "val", "file"), "../val.safetensors", "is no name of a file in it"),
@@ -656,25 +665,25 @@ def test_a_description_cut_short(small: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     layout = every_mask_form(tmp_path / "refer")
     del layout.references[1]["ref_id"]
-    arguments = ["--root", str(layout.write()), "--to", str(tmp_path / "set"), "--copy-pictures"]
+    arguments = ["--root", str(layout.write()), "--to", str(tmp_path / "set"), "--copy-images"]
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     options = tyro.cli(ConvertOptions, args=arguments, config=settings)
     text = format_convert(run_convert(options))
     assert f"refcoco (unc) is now in {tmp_path / 'set'}\n" in text
-    assert "  train        7 sentences in 4 records, 3 masks, 2 pictures" in text
-    assert "Pictures in the folder: 4, " in text
+    assert "  train        7 expressions in 4 records, 3 masks, 2 images" in text
+    assert "Images in the folder: 4, " in text
     assert "Left out 1 records that cannot be used:\n" in text
     assert "reference 1 has no 'ref_id'" in text
     strict = replace(options, to=tmp_path / "strict", strict=True)
     with pytest.raises(ValueError, match="reference 1 has no 'ref_id'"):
         run_convert(strict)
-    some = replace(options, to=tmp_path / "some", splits=("val",), copy_pictures=False)
+    some = replace(options, to=tmp_path / "some", splits=("val",), copy_images=False)
     text = format_convert(run_convert(some))
-    assert f"Pictures stay in {tmp_path / 'refer' / COCO_FOLDER}." in text
+    assert f"Images stay in {tmp_path / 'refer' / COCO_FOLDER}." in text
 
 
-def test_picture_files_are_found_in_their_folders(small: Path) -> None:
-    reading = read_records(converted(small), "val", Problems(strict=True))
-    picture = reading.records[0].picture
-    assert isinstance(picture, PictureFile)
-    assert picture.locate().is_file()
+def test_image_files_are_found_in_their_folders(small: Path) -> None:
+    reading = read_records(converted(small), "val", ErrorCollector(strict=True))
+    image = reading.records[0].image
+    assert isinstance(image, ImageFile)
+    assert image.locate().is_file()

@@ -1,4 +1,4 @@
-"""The folders anns and masks: their layout, pictures, masks in PNG files, and what is damaged."""
+"""The folders anns and masks: their layout, images, masks in PNG files, and what is damaged."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import torch
 from PIL import Image
 
 from cmsa_fast.data.dataset import RecordDataset
-from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.mask_files import PngMask
 from cmsa_fast.data.source import Source, open_split, read_records
 
 HEIGHT, WIDTH = 23, 37
-PICTURE = "COCO_train2014_000000000007.jpg"
+IMAGE = "COCO_train2014_000000000007.jpg"
 
 
 class AnnsLayout:
-    """Collects records, writes their pictures and masks at once and the JSON files in the end."""
+    """Collects records, writes their images and masks at once and the JSON files in the end."""
 
-    def __init__(self, root: Path, name: str = "refcoco", pictures: str = "images/train2014"):
+    def __init__(self, root: Path, name: str = "refcoco", images: str = "images/train2014"):
         self.root, self.name = root, name
-        self.pictures = root / pictures
+        self.images = root / images
         self.masks = root / "masks" / name
         self.splits: dict[str, list[Any]] = {}
         self.pixels: dict[str, np.ndarray] = {}
 
-    def add(self, split: str, *sentences: str, picture: str = PICTURE) -> np.ndarray:
+    def add(self, split: str, *expressions: str, image: str = IMAGE) -> np.ndarray:
         """Adds a record; returns its mask, bool `[HEIGHT, WIDTH]`."""
         ref_id = 50 + sum(len(records) for records in self.splits.values())
         generator = np.random.default_rng(ref_id)
-        if picture not in self.pixels:
-            self.pixels[picture] = generator.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-            self.pictures.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(self.pixels[picture]).save(self.pictures / picture, "PNG")
+        if image not in self.pixels:
+            self.pixels[image] = generator.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+            self.images.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(self.pixels[image]).save(self.images / image, "PNG")
         mask = generator.random((HEIGHT, WIDTH)) < 0.3
         self.masks.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask.astype(np.uint8) * 255).save(self.masks / f"{ref_id}.png")
@@ -48,12 +48,12 @@ class AnnsLayout:
                 "bbox": [1, 2, 11, 12],
                 "cat": 0,
                 "segment_id": ref_id,
-                "img_name": picture,
+                "img_name": image,
                 "sentences": [
                     {"idx": i, "sent_id": 10 * ref_id + i, "sent": one}
-                    for i, one in enumerate(sentences)
+                    for i, one in enumerate(expressions)
                 ],
-                "sentences_num": len(sentences),
+                "sentences_num": len(expressions),
             }
         )
         return mask
@@ -68,9 +68,9 @@ class AnnsLayout:
 
 
 def opened(layout: AnnsLayout, split: str = "val", **options: Any) -> RecordDataset:
-    problems = options.pop("problems", None)
+    errors = options.pop("problems", None)
     source = Source(form="anns-masks", root=layout.write(), **options)
-    return open_split(source, split, problems=problems)
+    return open_split(source, split, errors=errors)
 
 
 @pytest.fixture
@@ -78,40 +78,40 @@ def layout(tmp_path: Path) -> AnnsLayout:
     layout = AnnsLayout(tmp_path)
     layout.add("train", "left cup")
     layout.add("val", "right cup", "café on the right")
-    layout.add("val", "man", picture="COCO_train2014_000000000011.jpg")
+    layout.add("val", "man", image="COCO_train2014_000000000011.jpg")
     layout.add("val", "dog")
     return layout
 
 
-def test_sentences_pictures_and_masks(tmp_path: Path) -> None:
+def test_expressions_images_and_masks(tmp_path: Path) -> None:
     layout = AnnsLayout(tmp_path)
     first = layout.add("val", "right cup", "café on the right")
     other = "COCO_train2014_000000000011.jpg"
-    second = layout.add("val", "man", picture=other)
+    second = layout.add("val", "man", image=other)
     data = opened(layout)
-    assert data.sentences() == ["right cup", "café on the right", "man"]
+    assert data.expressions() == ["right cup", "café on the right", "man"]
     assert data.image_ids() == [7, 7, 11]
-    for i, (mask, picture, ref_id, sent_id) in enumerate(
-        [(first, PICTURE, 50, 500), (first, PICTURE, 50, 501), (second, other, 51, 510)]
+    for i, (mask, image, ref_id, sent_id) in enumerate(
+        [(first, IMAGE, 50, 500), (first, IMAGE, 50, 501), (second, other, 51, 510)]
     ):
         sample = data[i]
         np.testing.assert_array_equal(sample.mask.numpy(), mask)
-        np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), layout.pixels[picture])
+        np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), layout.pixels[image])
         assert (sample.ref_id, sample.sent_id) == (ref_id, sent_id)
     assert data.title == "refcoco (unc) val"
 
 
-def test_another_number_of_sentences_than_published_is_logged(
+def test_another_number_of_expressions_than_published_is_logged(
     layout: AnnsLayout, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert opened(layout).report.published_sentences == 10834
-    assert "4 sentences" in caplog.text
+        assert opened(layout).report.published_expressions == 10834
+    assert "4 expressions" in caplog.text
 
 
 def test_all_splits_and_missing_ones(layout: AnnsLayout) -> None:
     source = Source(form="anns-masks", root=layout.write())
-    reading = read_records(source, None, Problems(strict=True))
+    reading = read_records(source, None, ErrorCollector(strict=True))
     assert [record.split for record in reading.records] == ["train", "val", "val", "val"]
     for split in ("testA", "../refcoco/val", ""):
         with pytest.raises(ValueError, match="is not in .*refcoco, which has train, val"):
@@ -138,17 +138,17 @@ def test_names_of_the_folder(
     layout = AnnsLayout(tmp_path, folder)
     layout.add("val", "man")
     data = opened(layout, name=name, split_by=split_by)
-    assert (data.title, data.report.published_sentences) == (title, published)
+    assert (data.title, data.report.published_expressions) == (title, published)
     assert data[0].mask.any()
 
 
 def test_a_folder_named_by_its_split_comes_first_where_the_split_is_given(tmp_path: Path) -> None:
-    for folder, sentence in (("refcocog", "umd's"), ("refcocog_g", "google's")):
+    for folder, expression in (("refcocog", "umd's"), ("refcocog_g", "google's")):
         layout = AnnsLayout(tmp_path, folder)
-        layout.add("val", sentence)
+        layout.add("val", expression)
         layout.write()
-    assert opened(layout, name="refcocog", split_by="google").sentences() == ["google's"]
-    assert opened(layout, name="refcocog").sentences() == ["umd's"]
+    assert opened(layout, name="refcocog", split_by="google").expressions() == ["google's"]
+    assert opened(layout, name="refcocog").expressions() == ["umd's"]
 
 
 def test_arguments_that_name_nothing(layout: AnnsLayout) -> None:
@@ -158,31 +158,31 @@ def test_arguments_that_name_nothing(layout: AnnsLayout) -> None:
         opened(layout, name="refcoco", split_by="google")
     with pytest.raises(ValueError, match="name must be the name of a data set"):
         opened(layout, name="../anns/refcoco")
-    with pytest.raises(ValueError, match="text is 'raw'.*cleaned sentences only"):
+    with pytest.raises(ValueError, match="text is 'raw'.*cleaned expressions only"):
         opened(layout, text="raw")
 
 
 @pytest.mark.parametrize(
     "folder", ["images/mscoco/images/train2014", "images/saiapr_tc-12", "../images/train2014"]
 )
-def test_places_of_the_pictures(tmp_path: Path, folder: str) -> None:
+def test_places_of_the_images(tmp_path: Path, folder: str) -> None:
     (tmp_path / "data_v2").mkdir()
-    layout = AnnsLayout(tmp_path / "data_v2", pictures=folder)
+    layout = AnnsLayout(tmp_path / "data_v2", images=folder)
     layout.add("val", "man")
     assert opened(layout)[0].image.shape == (3, HEIGHT, WIDTH)
 
 
-def test_a_picture_folder_of_ones_own(tmp_path: Path) -> None:
-    layout = AnnsLayout(tmp_path, pictures="photos")
+def test_a_image_folder_of_ones_own(tmp_path: Path) -> None:
+    layout = AnnsLayout(tmp_path, images="photos")
     layout.add("val", "man")
-    with pytest.raises(FileNotFoundError, match="no folder of pictures.*--generate_mask"):
+    with pytest.raises(FileNotFoundError, match="no folder of images.*--generate_mask"):
         opened(layout)
     assert opened(layout, image_folder=tmp_path / "photos")[0].image.shape == (3, HEIGHT, WIDTH)
 
 
-def test_numbers_of_pictures_with_other_names(tmp_path: Path) -> None:
+def test_numbers_of_images_with_other_names(tmp_path: Path) -> None:
     layout = AnnsLayout(tmp_path, "mine")
-    for split, picture in (
+    for split, image in (
         ("train", "b.jpg"),
         ("val", "a.jpg"),
         ("val", "b.jpg"),
@@ -190,7 +190,7 @@ def test_numbers_of_pictures_with_other_names(tmp_path: Path) -> None:
         ("val", "ä.jpg"),
         ("val", "COCO_train2014_000000000012.jpg"),
     ):
-        layout.add(split, "it", picture=picture)
+        layout.add(split, "it", image=image)
     numbers = opened(layout, name="mine").image_ids()
     assert numbers[-1] == 12
     assert len(set(numbers)) == 5
@@ -198,9 +198,9 @@ def test_numbers_of_pictures_with_other_names(tmp_path: Path) -> None:
     assert opened(layout, "train", name="mine").image_ids() == [numbers[1]]
 
 
-def test_refclef_has_the_numbers_of_its_pictures(tmp_path: Path) -> None:
+def test_refclef_has_the_numbers_of_its_images(tmp_path: Path) -> None:
     layout = AnnsLayout(tmp_path, "refclef", "images/saiapr_tc-12")
-    layout.add("val", "sky", picture="38.jpg")
+    layout.add("val", "sky", image="38.jpg")
     assert opened(layout, name="refclef").image_ids() == [38]
 
 
@@ -211,13 +211,16 @@ def test_refclef_has_the_numbers_of_its_pictures(tmp_path: Path) -> None:
         ({"segment_id": 1.5}, "record 1 has .*float as its 'segment_id'"),
         ({"segment_id": "../9"}, "record 1 has .*str as its 'segment_id'"),
         ({"img_name": 7}, "record 1 has .*int as its 'img_name', not text"),
-        ({"img_name": "../secret.jpg"}, "record 1: a picture is named '../secret.jpg'"),
-        ({"img_name": ""}, "record 1: a picture is named ''"),
-        ({"sentences": "man"}, "record 1 has .*str as its 'sentences', not a list"),
-        ({"sentences": ["man"]}, "record 1 sentence 0 is a value of type str"),
-        ({"sentences": [{"sent": "man"}]}, "record 1 sentence 0 has no 'sent_id'"),
-        ({"sentences": [{"sent_id": 1, "sent": None}]}, "sentence 0 has .*NoneType as its 'sent'"),
-        ({"sentences_num": 2}, "record 1 has 1 sentences, where its 'sentences_num' is 2"),
+        ({"img_name": "../secret.jpg"}, "record 1: an image is named '../secret.jpg'"),
+        ({"img_name": ""}, "record 1: an image is named ''"),
+        ({"sentences": "man"}, "record 1 has .*str as its 'expressions', not a list"),
+        ({"sentences": ["man"]}, "record 1 expression 0 is a value of type str"),
+        ({"sentences": [{"sent": "man"}]}, "record 1 expression 0 has no 'sent_id'"),
+        (
+            {"sentences": [{"sent_id": 1, "sent": None}]},
+            "expression 0 has .*NoneType as its 'sent'",
+        ),
+        ({"sentences_num": 2}, "record 1 has 1 expressions, where its 'sentences_num' is 2"),
         ({"sentences_num": "many"}, "record 1 has .*str as its 'sentences_num'"),
     ],
 )
@@ -225,11 +228,11 @@ def test_a_damaged_record(layout: AnnsLayout, change: dict[str, Any], message: s
     layout.splits["val"][1].update(change)
     with pytest.raises(ValueError, match=message):
         opened(layout)
-    problems = Problems(strict=False)
-    data = opened(layout, problems=problems)
-    assert data.sentences() == ["right cup", "café on the right", "dog"]
-    assert problems.count == data.report.unusable_records == 1
-    assert str(layout.root / "anns" / "refcoco" / "val.json") in problems.messages[0]
+    errors = ErrorCollector(strict=False)
+    data = opened(layout, errors=errors)
+    assert data.expressions() == ["right cup", "café on the right", "dog"]
+    assert errors.count == data.report.unusable_records == 1
+    assert str(layout.root / "anns" / "refcoco" / "val.json") in errors.messages[0]
 
 
 @pytest.mark.parametrize("key", ["segment_id", "img_name", "sentences"])
@@ -239,7 +242,7 @@ def test_a_record_without_a_field(layout: AnnsLayout, key: str) -> None:
         opened(layout)
 
 
-def test_the_number_of_sentences_may_be_missing(layout: AnnsLayout) -> None:
+def test_the_number_of_expressions_may_be_missing(layout: AnnsLayout) -> None:
     del layout.splits["val"][0]["sentences_num"]
     assert len(opened(layout)) == 4
 
@@ -263,7 +266,7 @@ def test_files_damaged_as_a_whole(layout: AnnsLayout) -> None:
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            open_split(source, "val", problems=Problems(strict=False))
+            open_split(source, "val", errors=ErrorCollector(strict=False))
 
 
 def test_missing_folders(layout: AnnsLayout, tmp_path: Path) -> None:
@@ -286,7 +289,9 @@ def test_missing_folders(layout: AnnsLayout, tmp_path: Path) -> None:
 def test_a_folder_of_anns_without_json(layout: AnnsLayout) -> None:
     layout.splits.clear()
     with pytest.raises(ValueError, match="there is no split in .*which has no JSON file"):
-        read_records(Source(form="anns-masks", root=layout.write()), None, Problems(strict=True))
+        read_records(
+            Source(form="anns-masks", root=layout.write()), None, ErrorCollector(strict=True)
+        )
 
 
 @pytest.mark.parametrize("inner", ["lmdb/refcoco", "."])
@@ -301,15 +306,15 @@ def mask_file(layout: AnnsLayout, place: int = 0) -> Path:
     return layout.masks / f"{layout.splits['val'][place]['segment_id']}.png"
 
 
-def test_a_missing_mask_or_picture_is_an_error_when_it_is_read(layout: AnnsLayout) -> None:
+def test_a_missing_mask_or_image_is_an_error_when_it_is_read(layout: AnnsLayout) -> None:
     mask_file(layout).unlink()
     data = opened(layout)
     with pytest.raises(FileNotFoundError, match=r"there is no mask .*51\.png"):
         data[0]
     assert data[2].image_id == 11
-    (layout.pictures / PICTURE).unlink()
-    data = opened(layout)  # without the last one's pictures in its cache
-    with pytest.raises(FileNotFoundError, match=PICTURE):
+    (layout.images / IMAGE).unlink()
+    data = opened(layout)  # without the last one's images in its cache
+    with pytest.raises(FileNotFoundError, match=IMAGE):
         data[3]
 
 
@@ -317,7 +322,7 @@ def test_damaged_masks_are_errors_that_name_the_file(layout: AnnsLayout) -> None
     data = opened(layout)
     file = mask_file(layout)
     whole = file.read_bytes()
-    for damaged in (b"", b"no picture", whole[:40], whole[:-30], whole[:50] + b"\0" * 20):
+    for damaged in (b"", b"no image", whole[:40], whole[:-30], whole[:50] + b"\0" * 20):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"val\.json: record 0: .*51\.png cannot be read as a"):
             data[0]
@@ -329,7 +334,7 @@ def test_damaged_masks_are_errors_that_name_the_file(layout: AnnsLayout) -> None
 def test_a_mask_of_another_size(layout: AnnsLayout) -> None:
     Image.new("L", (HEIGHT, WIDTH)).save(mask_file(layout))
     with pytest.raises(
-        ValueError, match=r"51\.png is 37 x 23 \(height x width\) and its picture 23 x 37"
+        ValueError, match=r"51\.png is 37 x 23 \(height x width\) and its image 23 x 37"
     ):
         opened(layout)[0]
 
@@ -359,9 +364,9 @@ def test_whatever_is_not_black_belongs_to_the_mask(tmp_path: Path) -> None:
 def test_palette_masks_go_by_their_index(tmp_path: Path) -> None:
     values = np.zeros((3, 4), np.uint8)
     values[2, 1] = 1
-    picture = Image.frombytes("P", (4, 3), values.tobytes())
-    picture.putpalette([0, 0, 0, 128, 0, 0])
-    picture.save(tmp_path / "5.png")
+    image = Image.frombytes("P", (4, 3), values.tobytes())
+    image.putpalette([0, 0, 0, 128, 0, 0])
+    image.save(tmp_path / "5.png")
     mask = PngMask((tmp_path,), "5.png").decode(3, 4)
     assert torch.equal(mask, torch.from_numpy(values != 0))
 

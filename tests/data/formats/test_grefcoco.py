@@ -14,7 +14,7 @@ import torch
 from support.refer_layout import ReferLayout, square
 
 from cmsa_fast.data.dataset import RecordDataset
-from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.source import Source, open_split, read_records
 
 HEIGHT, WIDTH = 23, 37
@@ -22,12 +22,12 @@ FIRST, SECOND = square(3, 2, 10), square(8, 7, 10)  # overlap by 5 x 5
 
 
 class GrefLayout(ReferLayout):
-    """References to annotations 1101, 1102 (both in picture 7) and 1103 (in picture 9)."""
+    """References to annotations 1101, 1102 (both in image 7) and 1103 (in image 9)."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root, "grefcoco", picture_folder="images/train2014")
-        self.pixels = self.add_picture(7, HEIGHT, WIDTH)
-        self.add_picture(9, 11, 13)
+        super().__init__(root, "grefcoco", image_folder="images/train2014")
+        self.pixels = self.add_image(7, HEIGHT, WIDTH)
+        self.add_image(9, 11, 13)
         for ann_id, image_id, polygon in (
             (1101, 7, FIRST),
             (1102, 7, SECOND),
@@ -43,7 +43,9 @@ class GrefLayout(ReferLayout):
                 }
             )
 
-    def refer(self, ann_id: Any, *sentences: str, split: str = "train", image_id: int = 7) -> None:
+    def refer(
+        self, ann_id: Any, *expressions: str, split: str = "train", image_id: int = 7
+    ) -> None:
         ref_id = 100 + len(self.references)
         self.references.append(
             {
@@ -54,10 +56,10 @@ class GrefLayout(ReferLayout):
                 "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",
                 "no_target": ann_id in ([-1], -1, []),
                 "split": split,
-                "sent_ids": list(range(len(sentences))),
+                "sent_ids": list(range(len(expressions))),
                 "sentences": [
                     {"sent_id": 10 * ref_id + i, "sent": one, "raw": one.upper(), "tokens": []}
-                    for i, one in enumerate(sentences)
+                    for i, one in enumerate(expressions)
                 ],
             }
         )
@@ -95,23 +97,23 @@ def drawn(*polygons: list[float]) -> torch.Tensor:
 def test_several_objects_one_and_none(layout: GrefLayout) -> None:
     data = opened(layout)
     said = ["both cups", "the cups — café", "left cup", "the horse", "a dog"]
-    assert data.sentences() == said
-    for sentence, polygons, i in zip(
+    assert data.expressions() == said
+    for expression, polygons, i in zip(
         said, [(FIRST, SECOND), (FIRST, SECOND), (FIRST,), (), ()], range(5), strict=True
     ):
         sample = data[i]
-        assert sample.sentence == sentence
+        assert sample.expression == expression
         np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), layout.pixels)
         assert torch.equal(sample.mask, drawn(*polygons))
     assert data[0].mask.sum() == 175
     assert [data[i].sent_id for i in range(5)] == [1000, 1001, 1010, 1020, 1021]
     assert [record.names_nothing for record in data.records] == [False, False, True]
-    assert data.report.sentences_naming_nothing == 2
-    assert data.report.published_sentences is None
+    assert data.report.expressions_naming_nothing == 2
+    assert data.report.published_expressions is None
     assert data.title == "grefcoco (unc) train"
 
 
-def test_sentences_that_name_nothing_are_kept_for_training(layout: GrefLayout) -> None:
+def test_expressions_that_name_nothing_are_kept_for_training(layout: GrefLayout) -> None:
     data = opened(layout, for_training=True)
     assert len(data) == 5
     assert not data[3].mask.any()
@@ -119,16 +121,16 @@ def test_sentences_that_name_nothing_are_kept_for_training(layout: GrefLayout) -
 
 def test_all_splits_at_once_and_missing_ones(layout: GrefLayout) -> None:
     source = Source(form="grefcoco", root=layout.write())
-    reading = read_records(source, None, Problems(strict=True))
+    reading = read_records(source, None, ErrorCollector(strict=True))
     assert [record.split for record in reading.records] == ["train"] * 3 + ["val"]
     assert len(open_split(source, "val")) == 1
     with pytest.raises(ValueError, match=r"'test'.*train \(3 references\), val \(1 references\)"):
         open_split(source, "test")
 
 
-def test_raw_sentences(layout: GrefLayout) -> None:
+def test_raw_expressions(layout: GrefLayout) -> None:
     source = Source(form="grefcoco", root=layout.write(), text="raw")
-    assert open_split(source, "train").sentences()[1] == "THE CUPS — CAFÉ"
+    assert open_split(source, "train").expressions()[1] == "THE CUPS — CAFÉ"
 
 
 @pytest.mark.parametrize(("ann_id", "area"), [(1101, 100), ("1101", 100), (-1, 0)])
@@ -171,10 +173,10 @@ def test_crowds_are_left_out_of_the_mask_and_counted(layout: GrefLayout, caplog:
     crowd = data.records[3]
     assert crowd.has_lost_mask
     assert not crowd.names_nothing
-    assert data.report.objects_without_mask == data.report.sentences_without_mask == 1
-    assert data.report.sentences_naming_nothing == 2
+    assert data.report.objects_without_mask == data.report.expressions_without_mask == 1
+    assert data.report.expressions_naming_nothing == 2
     assert caplog.text.count("1 annotations of crowds") == 1
-    assert "a crowd" not in opened(layout, for_training=True).sentences()
+    assert "a crowd" not in opened(layout, for_training=True).expressions()
 
 
 @pytest.mark.parametrize(
@@ -187,10 +189,10 @@ def test_records_that_contradict_themselves(
     layout.references[1].update(ann_id=ann_id, no_target=no_target)
     with pytest.raises(ValueError, match=r"grefs\(unc\)\.json: reference 1 contradicts itself"):
         opened(layout)
-    problems = Problems(strict=False)
-    data = opened(layout, problems=problems)
-    assert data.sentences() == ["both cups", "the cups — café", "the horse", "a dog"]
-    assert problems.count == data.report.unusable_records == 1
+    errors = ErrorCollector(strict=False)
+    data = opened(layout, errors=errors)
+    assert data.expressions() == ["both cups", "the cups — café", "the horse", "a dog"]
+    assert errors.count == data.report.unusable_records == 1
 
 
 @pytest.mark.parametrize(
@@ -207,8 +209,8 @@ def test_records_that_contradict_themselves(
         ({"ref_id": None}, "reference 1 has .*NoneType as its 'ref_id'"),
         ({"image_id": [7]}, "reference 1 has .*list as its 'image_id'"),
         ({"split": 1}, "reference 1 has .*int as its 'split'"),
-        ({"sentences": None}, "reference 1 has .*NoneType as its 'sentences'"),
-        ({"sentences": [{"sent_id": 1}]}, "reference 1 sentence 0 has no 'sent'"),
+        ({"sentences": None}, "reference 1 has .*NoneType as its 'expressions'"),
+        ({"sentences": [{"sent_id": 1}]}, "reference 1 expression 0 has no 'sent'"),
         ({"ann_id": [1101, 777]}, "no annotation 777, which ref_id 101 needs"),
         ({"ann_id": [1101, 1103]}, "annotation 1103 is of image 9, but ref_id 101"),
         ({"image_id": 8, "ann_id": [-1], "no_target": True}, "no image 8, which ref_id 101"),
@@ -218,10 +220,10 @@ def test_a_damaged_reference(layout: GrefLayout, change: dict[str, Any], message
     layout.references[1].update(change)
     with pytest.raises(ValueError, match=message):
         opened(layout)
-    problems = Problems(strict=False)
-    assert len(opened(layout, problems=problems)) == 4
-    assert problems.count == 1
-    assert "\n" not in problems.messages[0]
+    errors = ErrorCollector(strict=False)
+    assert len(opened(layout, errors=errors)) == 4
+    assert errors.count == 1
+    assert "\n" not in errors.messages[0]
 
 
 def test_an_empty_list_without_no_target(layout: GrefLayout) -> None:
@@ -257,7 +259,7 @@ def test_files_that_are_cut_short(layout: GrefLayout, file: str) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"\.json is not a JSON file"):
         open_split(
-            Source(form="grefcoco", root=layout.root), "train", problems=Problems(strict=False)
+            Source(form="grefcoco", root=layout.root), "train", errors=ErrorCollector(strict=False)
         )
 
 
@@ -279,7 +281,7 @@ def test_folders_that_are_missing(layout: GrefLayout, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name must be the name of a data set"):
         open_split(Source(form="grefcoco", root=root, name="../grefcoco"), "train")
     (root / "images").rename(root / "pictures")
-    with pytest.raises(FileNotFoundError, match="no folder of pictures"):
+    with pytest.raises(FileNotFoundError, match="no folder of images"):
         open_split(Source(form="grefcoco", root=root), "train")
     folder = root / "pictures" / "train2014"
     data = open_split(Source(form="grefcoco", root=root, image_folder=folder), "train")

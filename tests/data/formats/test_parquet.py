@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import support.parquet_layout as layout
 from pycocotools import mask as coco_mask
-from support.parquet_layout import benchmark_entry, benchmark_row, noise, refcoco_row, sentences
+from support.parquet_layout import benchmark_entry, benchmark_row, expressions, noise, refcoco_row
 
 from cmsa_fast.data.dataset import RecordDataset
-from cmsa_fast.data.errors import Problems
-from cmsa_fast.data.formats.parquet.pictures import EncodedPicture
+from cmsa_fast.data.errors import ErrorCollector
+from cmsa_fast.data.formats.parquet.images import EncodedImage
 from cmsa_fast.data.formats.refer import ReferDataset
 from cmsa_fast.data.formats.safe_pickle import load_plain_pickle
 from cmsa_fast.data.sample import Sample
@@ -58,7 +58,7 @@ def covered(*squares: tuple[int, int, int], size: tuple[int, int] = SIZE) -> tor
     return mask
 
 
-def check_pictures_and_masks(data: RecordDataset, masks: list[torch.Tensor]) -> None:
+def check_images_and_masks(data: RecordDataset, masks: list[torch.Tensor]) -> None:
     for i, mask in enumerate(masks):
         sample = data[i]
         pixels = noise(sample.image_id, *mask.shape)
@@ -75,28 +75,30 @@ def refcoco_rows() -> dict[str, layout.Rows]:
     two = [square(3, 2, 10), square(8, 7, 10)]
     return {
         "train": [
-            refcoco_row(1, 7, SIZE, two, sentences("left cup", "café à gauche"), "train"),
-            refcoco_row(2, 11, (41, 29), [square(1, 20, 9)], sentences("杯子", first=2), "train"),
-            refcoco_row(3, 7, SIZE, [square(20, 3, 7)], sentences("right cup", first=3), "train"),
+            refcoco_row(1, 7, SIZE, two, expressions("left cup", "café à gauche"), "train"),
+            refcoco_row(2, 11, (41, 29), [square(1, 20, 9)], expressions("杯子", first=2), "train"),
+            refcoco_row(3, 7, SIZE, [square(20, 3, 7)], expressions("right cup", first=3), "train"),
         ],
         "validation": [
-            refcoco_row(4, 13, SIZE, [square(5, 5, 11)], sentences("dog", first=4), "val")
+            refcoco_row(4, 13, SIZE, [square(5, 5, 11)], expressions("dog", first=4), "val")
         ],
         "test": [
-            refcoco_row(5, 17, SIZE, [square(2, 2, 3)], sentences("man", "he", first=5), "testA")
+            refcoco_row(5, 17, SIZE, [square(2, 2, 3)], expressions("man", "he", first=5), "testA")
         ],
-        "testB": [refcoco_row(6, 19, SIZE, [square(9, 9, 3)], sentences("tree", first=7), "testB")],
+        "testB": [
+            refcoco_row(6, 19, SIZE, [square(9, 9, 3)], expressions("tree", first=7), "testB")
+        ],
     }
 
 
 def write_refcoco(
-    root: Path, rows: dict[str, layout.Rows] | None = None, pictures: str = "images/train2014"
+    root: Path, rows: dict[str, layout.Rows] | None = None, images: str = "images/train2014"
 ) -> Path:
     for split, content in (rows or refcoco_rows()).items():
         layout.write(root / "data" / shard(split), content, layout.REFCOCO)
         for row in content:
             size = json.loads(row["raw_image_info"])
-            file = root / pictures / layout.coco_name(row["image_id"])
+            file = root / images / layout.coco_name(row["image_id"])
             file.parent.mkdir(parents=True, exist_ok=True)
             pixels = noise(row["image_id"], size["height"], size["width"])
             Image.fromarray(pixels).save(file, "PNG")
@@ -104,18 +106,18 @@ def write_refcoco(
 
 
 @pytest.mark.parametrize(
-    "pictures", ["images/train2014", "images/mscoco/images/train2014", "coco/train2014"]
+    "images", ["images/train2014", "images/mscoco/images/train2014", "coco/train2014"]
 )
-def test_refcoco_samples(tmp_path: Path, pictures: str) -> None:
-    data = open_split(source(write_refcoco(tmp_path / "refcoco", pictures=pictures)), "train")
-    assert data.sentences() == ["left cup", "café à gauche", "杯子", "right cup"]
+def test_refcoco_samples(tmp_path: Path, images: str) -> None:
+    data = open_split(source(write_refcoco(tmp_path / "refcoco", images=images)), "train")
+    assert data.expressions() == ["left cup", "café à gauche", "杯子", "right cup"]
     both = covered((3, 2, 10), (8, 7, 10))
     other = covered((1, 20, 9), size=(41, 29))
-    check_pictures_and_masks(data, [both, both, other, covered((20, 3, 7))])
+    check_images_and_masks(data, [both, both, other, covered((20, 3, 7))])
     assert [data[i].ref_id for i in range(4)] == [1, 1, 2, 3]
     assert [data[i].sent_id for i in range(4)] == [0, 1, 2, 3]
     assert data.title == "refcoco (unc, parquet) train"
-    assert data.report.published_sentences == 120_624
+    assert data.report.published_expressions == 120_624
 
 
 def test_refcoco_roots(tmp_path: Path) -> None:
@@ -130,16 +132,16 @@ def test_refcoco_roots(tmp_path: Path) -> None:
         data = open_split(where, "train")
         assert len(data) == 4
         assert data[0].image.shape == (3, *SIZE)
-        assert data.report.published_sentences == 120_624
+        assert data.report.published_expressions == 120_624
 
 
 def test_refcoco_in_a_folder_that_does_not_say_what_it_is(tmp_path: Path) -> None:
     root = write_refcoco(tmp_path / "copy")
     data = open_split(source(root), "val")
-    assert data.report.published_sentences is None
+    assert data.report.published_expressions is None
     assert str(root) in data.title
     named = open_split(source(root, name="refcocoplus"), "val")
-    assert named.report.published_sentences == 10_758
+    assert named.report.published_expressions == 10_758
     assert named.title.startswith("refcoco+ (unc, parquet)")
 
 
@@ -147,22 +149,22 @@ def test_a_folder_by_any_name_of_its_data_set(tmp_path: Path) -> None:
     write_refcoco(tmp_path / "refcocoplus")
     for name in ("refcoco+", "refcocoplus", "refcoco_plus"):
         data = open_split(source(tmp_path, name=name), "val")
-        assert data.report.published_sentences == 10_758
+        assert data.report.published_expressions == 10_758
 
 
 def test_a_downloaded_revision_is_known_by_its_repository(tmp_path: Path) -> None:
     root = tmp_path / "datasets--jxu124--refcocoplus" / "snapshots" / "2f2f8928"
     data = open_split(source(write_refcoco(root)), "testB")
-    assert data.report.published_sentences == 4_889
+    assert data.report.published_expressions == 4_889
 
 
-def test_raw_sentences(tmp_path: Path) -> None:
+def test_raw_expressions(tmp_path: Path) -> None:
     data = open_split(source(write_refcoco(tmp_path), text="raw"), "train")
-    assert data.sentences()[:2] == ["LEFT CUP", "CAFÉ À GAUCHE"]
+    assert data.expressions()[:2] == ["LEFT CUP", "CAFÉ À GAUCHE"]
 
 
 @pytest.mark.parametrize(
-    ("asked", "published", "sentences_published"),
+    ("asked", "published", "expressions_published"),
     [("val", "val", 10_834), ("validation", "val", 10_834), ("testA", "testA", 5_657),
      ("test", "testA", 5_657), ("testB", "testB", 5_095)],
 )  # fmt: skip
@@ -170,14 +172,14 @@ def test_refcoco_splits_by_both_names(
     tmp_path: Path,
     asked: str,
     published: str,
-    sentences_published: int,
+    expressions_published: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     root = write_refcoco(tmp_path / "refcoco")
     with caplog.at_level(logging.INFO):
         data = open_split(source(root), asked)
     assert {record.split for record in data.records} == {published}
-    assert data.report.published_sentences == sentences_published
+    assert data.report.published_expressions == expressions_published
     said = f"split '{asked}' is the published {published}"
     assert (said in caplog.text) == (asked != published)
     assert (f"its '{asked}' is the published {published}" in data.title) == (asked != published)
@@ -189,14 +191,16 @@ def test_the_test_split_of_refcocog_is_a_published_one(tmp_path: Path) -> None:
     del rows["testB"]
     data = open_split(source(write_refcoco(tmp_path / "refcocog", rows)), "test")
     assert data.title == "refcocog (umd, parquet) test"
-    assert data.report.published_sentences == 9_602
+    assert data.report.published_expressions == 9_602
 
 
 def test_all_splits(tmp_path: Path) -> None:
-    reading = read_records(source(write_refcoco(tmp_path / "refcoco")), None, Problems(strict=True))
+    reading = read_records(
+        source(write_refcoco(tmp_path / "refcoco")), None, ErrorCollector(strict=True)
+    )
     found = sorted({record.split for record in reading.records})
     assert found == ["testA", "testB", "train", "val"]
-    assert set(reading.published_sentences) == set(found)
+    assert set(reading.published_expressions) == set(found)
 
 
 @pytest.mark.parametrize("asked", ["Train", "testAB", "", "testC"])
@@ -224,7 +228,7 @@ def test_a_file_of_another_name_goes_by_its_column(tmp_path: Path) -> None:
     mixed = layout.write(tmp_path / "own.parquet", rows["train"] + rows["test"], layout.REFCOCO)
     folder = root / "images" / "train2014"
     data = open_split(source(mixed, name="refcoco", image_folder=folder), "testA")
-    assert data.sentences() == ["man", "he"]
+    assert data.expressions() == ["man", "he"]
     assert data[1].image.shape == (3, *SIZE)
     with pytest.raises(ValueError, match=r"'val' has no .* train \(3 ref.*testA \(1 ref"):
         open_split(source(mixed, image_folder=folder), "val")
@@ -237,22 +241,22 @@ def test_a_row_in_the_file_of_another_split(tmp_path: Path) -> None:
     said = r"row 1 is of split 'train', but its file is that of 'validation', which holds val"
     with pytest.raises(ValueError, match=said):
         open_split(source(root), "val")
-    data = open_split(source(root), "val", problems=Problems(strict=False))
+    data = open_split(source(root), "val", errors=ErrorCollector(strict=False))
     assert (len(data), data.report.unusable_records) == (1, 1)
 
 
 @pytest.mark.parametrize("folder", ["train2014", "coco/train2014", "."])
 def test_image_folder(tmp_path: Path, folder: str) -> None:
-    root = write_refcoco(tmp_path / "refcoco", pictures=f"../photographs/{folder}")
-    with pytest.raises(FileNotFoundError, match=r"no folder of pictures.*coco/train2014"):
+    root = write_refcoco(tmp_path / "refcoco", images=f"../photographs/{folder}")
+    with pytest.raises(FileNotFoundError, match=r"no folder of images.*coco/train2014"):
         open_split(source(root), "val")
     data = open_split(source(root, image_folder=tmp_path / "photographs"), "val")
-    check_pictures_and_masks(data, [covered((5, 5, 11))])
+    check_images_and_masks(data, [covered((5, 5, 11))])
     with pytest.raises(FileNotFoundError, match=r"nowhere \(image_folder\)"):
         open_split(source(root, image_folder=tmp_path / "nowhere"), "val")
 
 
-def test_a_missing_picture_is_an_error_when_it_is_read(tmp_path: Path) -> None:
+def test_a_missing_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
     root = write_refcoco(tmp_path / "refcoco")
     (root / "images" / "train2014" / layout.coco_name(13)).unlink()
     data = open_split(source(root), "val")
@@ -287,9 +291,9 @@ def changed(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (changed(ann_id=None), "has a value of type NoneType as its 'ann_id'"),
         (changed(image_id=None), "has a value of type NoneType as its 'image_id'"),
         (changed(split=None), "has a value of type NoneType as its 'split'"),
-        (changed(sentences=None), "has a value of type NoneType as its 'sentences'"),
-        (changed(sentences=[None]), "sentence 0 is a value of type NoneType"),
-        (changed(sentences=sentences("a") + [{"sent_id": 9}]), "sentence 1 has .* 'sent'"),
+        (changed(expressions=None), "has a value of type NoneType as its 'expressions'"),
+        (changed(expressions=[None]), "expression 0 is a value of type NoneType"),
+        (changed(expressions=expressions("a") + [{"sent_id": 9}]), "expression 1 has .* 'sent'"),
         (changed(raw_anns=None), "has a value of type NoneType as its 'raw_anns'"),
         (changed(raw_anns='{"id": 1001, "seg'), "has a 'raw_anns' that is no JSON"),
         (changed(raw_anns="[" * 10**5), "has a 'raw_anns' that is no JSON"),
@@ -304,7 +308,7 @@ def changed(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (changed_json("raw_image_info", height=0), "size 0 x 29, which holds no pixel"),
         (changed_json("raw_image_info", width="wide"), "as its 'width', not an integer"),
         (changed_json("raw_image_info", file_name=1), "as its 'file_name', not text"),
-        (changed(image_path="coco/train2014/x.jpg"), "contradicts itself: picture is x.jpg"),
+        (changed(image_path="coco/train2014/x.jpg"), "contradicts itself: image is x.jpg"),
         (changed(image_path=f"../{layout.coco_name(11)}"), "not the name of a file inside"),
     ],
 )
@@ -318,10 +322,10 @@ def test_damaged_rows(
     with pytest.raises(ValueError, match=message) as error:
         open_split(source(root), "train")
     assert str(error.value).startswith(f"{file}: row 1")
-    problems = Problems(strict=False)
-    data = open_split(source(root), "train", problems=problems)
-    assert data.report.unusable_records == problems.count == 1
-    assert data.sentences() == ["left cup", "café à gauche", "right cup"]
+    errors = ErrorCollector(strict=False)
+    data = open_split(source(root), "train", errors=errors)
+    assert data.report.unusable_records == errors.count == 1
+    assert data.expressions() == ["left cup", "café à gauche", "right cup"]
 
 
 def test_a_column_without_image_paths(tmp_path: Path) -> None:
@@ -344,8 +348,8 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     file.write_bytes(content.replace(b"left cup", b"left c\xffp"))
     with pytest.raises(ValueError, match="row 0: its text is not UTF-8"):
         open_split(source(root), "train")
-    data = open_split(source(root), "train", problems=Problems(strict=False))
-    assert data.sentences() == ["杯子", "right cup"]
+    data = open_split(source(root), "train", errors=ErrorCollector(strict=False))
+    assert data.expressions() == ["杯子", "right cup"]
 
 
 def test_all_rows_damaged(tmp_path: Path) -> None:
@@ -354,7 +358,7 @@ def test_all_rows_damaged(tmp_path: Path) -> None:
     rows[0]["raw_anns"] = ""
     layout.write(root / "data" / shard("validation"), rows, layout.REFCOCO)
     with pytest.raises(ValueError, match="1 records could not be used"):
-        open_split(source(root), "val", problems=Problems(strict=False))
+        open_split(source(root), "val", errors=ErrorCollector(strict=False))
 
 
 @pytest.mark.parametrize("split", ["train", "val", "testA"])
@@ -372,15 +376,15 @@ def test_real_records_are_the_same_as_from_refer(real: Path, tmp_path: Path, spl
             rows.append(row)
     name = {"train": "train", "val": "validation", "testA": "test"}[split]
     layout.write(tmp_path / "refcoco" / "data" / shard(name), rows, layout.REFCOCO)
-    pictures = real / "refer" / "images" / "mscoco" / "images" / "train2014"
-    data = open_split(source(tmp_path / "refcoco", image_folder=pictures), split)
+    photos = real / "refer" / "images" / "mscoco" / "images" / "train2014"
+    data = open_split(source(tmp_path / "refcoco", image_folder=photos), split)
     expected = ReferDataset(real / "refer", split=split)
     assert data.report == expected.report
     for i in range(len(expected)):
         one, other = data[i], expected[i]
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.mask, other.mask)
-        assert (one.sentence, one.image_id) == (other.sentence, other.image_id)
+        assert (one.expression, one.image_id) == (other.expression, other.image_id)
         assert (one.ref_id, one.sent_id) == (other.ref_id, other.sent_id)
 
 
@@ -388,7 +392,7 @@ def test_real_records_are_the_same_as_from_refer(real: Path, tmp_path: Path, spl
 
 
 def write_benchmark(root: Path) -> Path:
-    said = sentences("left cup", "café à gauche")
+    said = expressions("left cup", "café à gauche")
     two = [square(3, 2, 10), square(8, 7, 10)]
     files = {
         shard("refcoco_unc_val", 0, 2): [
@@ -397,39 +401,39 @@ def write_benchmark(root: Path) -> Path:
                 SIZE,
                 [
                     benchmark_entry(1, 7, two, said, "val"),
-                    benchmark_entry(2, 7, [square(20, 3, 7)], sentences("cup", first=2), "val"),
+                    benchmark_entry(2, 7, [square(20, 3, 7)], expressions("cup", first=2), "val"),
                 ],
             ),
             benchmark_row(
                 11,
                 (41, 29),
-                [benchmark_entry(3, 11, [square(1, 20, 9)], sentences("杯子", first=3), "val")],
+                [benchmark_entry(3, 11, [square(1, 20, 9)], expressions("杯子", first=3), "val")],
             ),
             benchmark_row(
                 13,
                 SIZE,
-                [benchmark_entry(4, 13, [square(5, 5, 9)], sentences("dog", first=4), "val")],
+                [benchmark_entry(4, 13, [square(5, 5, 9)], expressions("dog", first=4), "val")],
             ),
         ],
         shard("refcoco_unc_val", 1, 2, ""): [
             benchmark_row(
                 17,
                 SIZE,
-                [benchmark_entry(5, 17, [square(6, 5, 9)], sentences("man", first=5), "val")],
+                [benchmark_entry(5, 17, [square(6, 5, 9)], expressions("man", first=5), "val")],
             )
         ],
         shard("refcocog_umd_val"): [
             benchmark_row(
                 7,
                 SIZE,
-                [benchmark_entry(6, 7, [square(1, 1, 9)], sentences("a cup", first=6), "val")],
+                [benchmark_entry(6, 7, [square(1, 1, 9)], expressions("a cup", first=6), "val")],
             )
         ],
         shard("refcoco_google_val"): [
             benchmark_row(
                 7,
                 SIZE,
-                [benchmark_entry(7, 7, [square(1, 1, 5)], sentences("a mug", first=7), "val")],
+                [benchmark_entry(7, 7, [square(1, 1, 5)], expressions("a mug", first=7), "val")],
             )
         ],
     }
@@ -440,22 +444,22 @@ def write_benchmark(root: Path) -> Path:
 
 def test_benchmark_samples(tmp_path: Path) -> None:
     data = open_split(source(write_benchmark(tmp_path)), "refcoco_unc_val")
-    assert data.sentences() == ["left cup", "café à gauche", "cup", "杯子", "dog", "man"]
+    assert data.expressions() == ["left cup", "café à gauche", "cup", "杯子", "dog", "man"]
     both = covered((3, 2, 10), (8, 7, 10))
     masks = [both, both, covered((20, 3, 7)), covered((1, 20, 9), size=(41, 29))]
-    check_pictures_and_masks(data, [*masks, covered((5, 5, 9)), covered((6, 5, 9))])
-    assert data.report.published_sentences == 10_834
+    check_images_and_masks(data, [*masks, covered((5, 5, 9)), covered((6, 5, 9))])
+    assert data.report.published_expressions == 10_834
     assert {record.split for record in data.records} == {"refcoco_unc_val"}
-    assert [record.picture.row_group for record in data.records] == [0, 0, 0, 1, 0]
+    assert [record.image.row_group for record in data.records] == [0, 0, 0, 1, 0]
 
 
-def test_benchmark_pictures_in_any_order(tmp_path: Path) -> None:
+def test_benchmark_images_in_any_order(tmp_path: Path) -> None:
     data = open_split(source(write_benchmark(tmp_path)), "refcoco_unc_val")
     here = [data[i].image for i in range(6)]
     for i in np.random.default_rng(3).permutation(60) % 6:
         again = open_split(data_source := source(tmp_path), "refcoco_unc_val")
         assert torch.equal(again[i].image, here[i])
-        assert torch.equal(data.records[0].picture.read(apply_orientation=False), here[0])
+        assert torch.equal(data.records[0].image.read(apply_orientation=False), here[0])
     assert data_source.root == tmp_path
 
 
@@ -472,9 +476,9 @@ def test_benchmark_splits_by_short_names(
     tmp_path: Path, options: dict[str, str], split: str, said: str
 ) -> None:
     data = open_split(source(write_benchmark(tmp_path), **options), split)
-    assert data.sentences()[0] == said
+    assert data.expressions()[0] == said
     published = {"left cup": 10_834, "a cup": 4_896}
-    assert data.report.published_sentences == published.get(said)
+    assert data.report.published_expressions == published.get(said)
 
 
 def test_benchmark_split_that_is_not_there(tmp_path: Path) -> None:
@@ -489,11 +493,11 @@ def test_benchmark_split_that_is_not_there(tmp_path: Path) -> None:
 
 def test_benchmark_all_splits(tmp_path: Path) -> None:
     root = write_benchmark(tmp_path)
-    everything = read_records(source(root), None, Problems(strict=True))
+    everything = read_records(source(root), None, ErrorCollector(strict=True))
     assert len(everything.records) == 7
-    named = read_records(source(root, name="refcocog"), None, Problems(strict=True))
+    named = read_records(source(root, name="refcocog"), None, ErrorCollector(strict=True))
     assert [record.split for record in named.records] == ["refcocog_umd_val"]
-    assert named.published_sentences == {"refcocog_umd_val": 4_896}
+    assert named.published_expressions == {"refcocog_umd_val": 4_896}
 
 
 def test_a_part_of_a_split_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -505,7 +509,7 @@ def test_a_part_of_a_split_is_missing(tmp_path: Path, caplog: pytest.LogCaptureF
         open_split(source(root), "refcoco_unc_val")
     assert len(open_split(source(root), "refcocog_umd_val")) == 1
     alone = root / "data" / shard("refcoco_unc_val", 1, 2, "")
-    assert open_split(source(alone), "val").sentences() == ["man"]
+    assert open_split(source(alone), "val").expressions() == ["man"]
     assert f"{alone} is one of 2 parts of its split" in caplog.text
 
 
@@ -517,7 +521,7 @@ def test_two_copies_in_one_folder(tmp_path: Path) -> None:
     assert len(open_split(source(root), "val")) == 1
 
 
-def test_a_row_group_is_read_once_for_its_pictures(
+def test_a_row_group_is_read_once_for_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = open_split(source(write_benchmark(tmp_path)), "refcoco_unc_val")
@@ -549,36 +553,38 @@ def test_workers_read_the_same(tmp_path: Path, start: str) -> None:
         assert torch.equal(sample.mask, expected.mask)
 
 
-def test_encoded_pictures(tmp_path: Path) -> None:
+def test_encoded_images(tmp_path: Path) -> None:
     file = write_benchmark(tmp_path) / "data" / shard("refcoco_unc_val", 0, 2)
-    picture = EncodedPicture(file, 1, 0, "x.jpg")
-    same = pickle.loads(pickle.dumps(picture))
-    assert same == picture
-    assert hash(same) == hash(picture)
-    assert picture != EncodedPicture(file, 0, 0, "x.jpg")
-    assert picture.read_bytes() == layout.encoded(13, *SIZE)["bytes"]
+    image = EncodedImage(file, 1, 0, "x.jpg")
+    same = pickle.loads(pickle.dumps(image))
+    assert same == image
+    assert hash(same) == hash(image)
+    assert image != EncodedImage(file, 0, 0, "x.jpg")
+    assert image.read_bytes() == layout.encoded(13, *SIZE)["bytes"]
     for group, row in ((1, 1), (2, 0)):
         with pytest.raises(ValueError, match=f"no row {row} in its row group {group}"):
-            EncodedPicture(file, group, row, "x.jpg").read_bytes()
+            EncodedImage(file, group, row, "x.jpg").read_bytes()
     file.write_bytes(b"")
     with pytest.raises(ValueError, match="is no parquet file"):
-        EncodedPicture(file, 0, 1, "x.jpg").read_bytes()
+        EncodedImage(file, 0, 1, "x.jpg").read_bytes()
     file.unlink()
     with pytest.raises(FileNotFoundError, match=str(file)):
-        picture.read_bytes()
+        image.read_bytes()
 
 
-def test_many_pictures_in_one_row_group(tmp_path: Path) -> None:
+def test_many_images_in_one_row_group(tmp_path: Path) -> None:
     rows = [
-        benchmark_row(i, (5, 3), [benchmark_entry(i, i, [square(0, 0, 2)], sentences("it"), "val")])
+        benchmark_row(
+            i, (5, 3), [benchmark_entry(i, i, [square(0, 0, 2)], expressions("it"), "val")]
+        )
         for i in range(30)
     ]
     file = tmp_path / shard("refcoco_unc_val")
     layout.write(file, rows, layout.BENCHMARK, row_group_size=100)
     data = open_split(source(file), "val")
-    check_pictures_and_masks(data, [covered((0, 0, 2), size=(5, 3))] * 30)
+    check_images_and_masks(data, [covered((0, 0, 2), size=(5, 3))] * 30)
     for i in (29, 3, 4, 17, 16, 0):
-        pixels = data.records[i].picture.read(apply_orientation=False)
+        pixels = data.records[i].image.read(apply_orientation=False)
         np.testing.assert_array_equal(pixels.permute(1, 2, 0).numpy(), noise(i, 5, 3))
 
 
@@ -643,20 +649,20 @@ def test_damaged_benchmark_rows(
     with pytest.raises(ValueError, match=message) as error:
         open_split(source(root), "refcoco_unc_val")
     assert str(error.value).startswith(f"{file}: row 0")
-    data = open_split(source(root), "refcoco_unc_val", problems=Problems(strict=False))
+    data = open_split(source(root), "refcoco_unc_val", errors=ErrorCollector(strict=False))
     assert data.report.unusable_records == lost
-    assert data.sentences()[-3:] == ["杯子", "dog", "man"]
+    assert data.expressions()[-3:] == ["杯子", "dog", "man"]
 
 
 @pytest.mark.parametrize("value", [None, {"bytes": None, "path": "x.jpg"}])
-def test_a_row_without_a_picture(tmp_path: Path, value: Any) -> None:
+def test_a_row_without_a_image(tmp_path: Path, value: Any) -> None:
     root = write_benchmark(tmp_path)
     file = root / "data" / shard("refcocog_umd_val")
     rows = pq.read_table(file).to_pylist()
     rows[0]["image"] = value
     layout.write(file, rows, layout.BENCHMARK)
     data = open_split(source(root), "refcocog_umd_val")
-    with pytest.raises(ValueError, match=r"row 0\): the column 'image' holds no picture"):
+    with pytest.raises(ValueError, match=r"row 0\): the column 'image' holds no image"):
         data[0]
     rows[0]["image"] = {"bytes": layout.encoded(7, *SIZE)["bytes"][:-200], "path": None}
     layout.write(file, rows, layout.BENCHMARK)
@@ -664,7 +670,7 @@ def test_a_row_without_a_picture(tmp_path: Path, value: Any) -> None:
         open_split(source(root), "refcocog_umd_val")[0]
 
 
-def test_a_picture_of_another_size_than_recorded(tmp_path: Path) -> None:
+def test_a_image_of_another_size_than_recorded(tmp_path: Path) -> None:
     root = write_benchmark(tmp_path)
     file = root / "data" / shard("refcocog_umd_val")
     rows = pq.read_table(file).to_pylist()
@@ -706,12 +712,12 @@ def test_reannotated_samples(tmp_path: Path, split: str) -> None:
     file = tmp_path / "data" / shard("validation", end="")
     layout.write(file, reannotated_rows(), layout.REANNOTATED)
     data = open_split(source(tmp_path), split)
-    assert data.sentences() == ["left cup", "café", "cup"]
+    assert data.expressions() == ["left cup", "café", "cup"]
     mask = torch.zeros(SIZE, dtype=torch.bool)
     mask[4:9, 6:20] = True
-    check_pictures_and_masks(data, [mask] * 3)
+    check_images_and_masks(data, [mask] * 3)
     assert [(data[i].ref_id, data[i].sent_id) for i in range(3)] == [(31, 0), (31, 1), (32, 2)]
-    assert data.report.published_sentences == 5_598
+    assert data.report.published_expressions == 5_598
     assert "re-annotation" in data.title
     assert "do not compare" in data.title
 
@@ -723,7 +729,7 @@ def test_reannotated_samples(tmp_path: Path, split: str) -> None:
         ({"mask": {"counts": "0" * 9, "size": list(SIZE)}}, "sample 0: the run lengths add up"),
         ({"mask": {"counts": "é", "size": list(SIZE)}}, "sample 0: the counts .* not ASCII"),
         ({"image_id": 8}, "image_id is 8 and 7"),
-        ({"sentences": [None]}, "sentences 0 has a value of type NoneType"),
+        ({"sentences": [None]}, "expressions 0 has a value of type NoneType"),
         ({"id": None}, "as its 'id'"),
     ],
 )
@@ -733,8 +739,8 @@ def test_damaged_reannotated_rows(tmp_path: Path, changes: dict[str, Any], messa
     layout.write(tmp_path / shard("validation"), rows, layout.REANNOTATED)
     with pytest.raises(ValueError, match=message):
         open_split(source(tmp_path), "val")
-    data = open_split(source(tmp_path), "val", problems=Problems(strict=False))
-    assert data.sentences() == ["cup"]
+    data = open_split(source(tmp_path), "val", errors=ErrorCollector(strict=False))
+    assert data.expressions() == ["cup"]
     assert data.report.unusable_records == 1
 
 
@@ -749,8 +755,8 @@ def mixed_rows() -> layout.Rows:
         "iscrowd": 0,
         "file_name": "COCO_train2014_000000000007_4.jpg",
     }
-    picture = layout.encoded(11, *SIZE)
-    return [row, {**row, "answer": ["cup"], "image": picture, "file_name": "own.png"}]
+    image = layout.encoded(11, *SIZE)
+    return [row, {**row, "answer": ["cup"], "image": image, "file_name": "own.png"}]
 
 
 def test_mixed_splits_are_refused(tmp_path: Path) -> None:
@@ -760,13 +766,13 @@ def test_mixed_splits_are_refused(tmp_path: Path) -> None:
         open_split(source(tmp_path), "val")
     assert str(error.value).startswith(str(file))
     data = open_split(source(tmp_path, allow_mixed_splits=True), "val")
-    assert data.sentences() == ["left cup", "café", "cup"]
+    assert data.expressions() == ["left cup", "café", "cup"]
     assert data.image_ids() == [7, 7, -1]
     for i, number in enumerate((7, 7, 11)):
         sample = data[i]
         np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), noise(number, *SIZE))
         assert torch.equal(sample.mask, covered((3, 2, 10)))
-    assert data.report.published_sentences is None
+    assert data.report.published_expressions is None
     assert "mixed splits, one polygon" in data.title
     with pytest.raises(ValueError, match=r"'testA' is not in .* which has val"):
         open_split(source(tmp_path, allow_mixed_splits=True), "testA")
@@ -788,7 +794,7 @@ def test_damaged_mixed_rows(tmp_path: Path, changes: dict[str, Any], message: st
     where = source(tmp_path, allow_mixed_splits=True)
     with pytest.raises(ValueError, match=message):
         open_split(where, "val")
-    assert open_split(where, "val", problems=Problems(strict=False)).sentences() == ["cup"]
+    assert open_split(where, "val", errors=ErrorCollector(strict=False)).expressions() == ["cup"]
 
 
 # Files and folders
@@ -846,7 +852,7 @@ def test_any_changed_byte_gives_records_or_one_clear_error(tmp_path: Path) -> No
         changed_content[place] ^= int(generator.integers(1, 256))
         file.write_bytes(changed_content)
         try:
-            data = open_split(source(root), "train", problems=Problems(strict=False))
+            data = open_split(source(root), "train", errors=ErrorCollector(strict=False))
             outcomes.add("whole" if len(data) == 4 else "lost")
             assert (len(data) == 4) or data.report.unusable_records
         except ValueError:

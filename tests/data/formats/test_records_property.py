@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from cmsa_fast.data.dataset import RecordDataset
-from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.formats.refer_records import read_references
 from cmsa_fast.data.formats.safe_pickle import loads_plain_pickle
 from cmsa_fast.data.masks import parse_segmentation
@@ -111,23 +111,24 @@ def _memory_stays() -> Iterator[None]:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
-def read_all(root: Path, problems: Problems) -> list[Record]:
-    return read_records(Source(form="refer", root=root), None, problems).records
+def read_all(root: Path, errors: ErrorCollector) -> list[Record]:
+    return read_records(Source(form="refer", root=root), None, errors).records
 
 
 def assert_usable(records: list[Record]) -> None:
-    """Pictures, masks and sentences can be had, or are refused in one sentence that says where."""
+    """Images, masks and expressions can be had, or are refused in one expression that says where."""
     for record in records:
         assert isinstance(record.image_id, int)
         assert isinstance(record.ref_id, int)
         assert isinstance(record.split, str)
         assert all(
-            isinstance(sent_id, int) and isinstance(said, str) for sent_id, said in record.sentences
+            isinstance(sent_id, int) and isinstance(said, str)
+            for sent_id, said in record.expressions
         )
     try:
         data = RecordDataset(records, title="it", for_training=False)
     except ValueError as error:
-        assert "no usable sentence" in str(error)  # noqa: PT017
+        assert "no usable expression" in str(error)  # noqa: PT017
         return
     for i in range(len(data)):
         try:
@@ -145,22 +146,22 @@ def check(root: Path, references: int | None) -> None:
     strict: list[Record] | None = None
     refusal = ""
     try:
-        strict = read_all(root, Problems(strict=True))
+        strict = read_all(root, ErrorCollector(strict=True))
     except ValueError as error:
         refusal = str(error)
         assert any(name in refusal for name in FILES)  # noqa: PT017
         assert len(refusal) < 1000  # noqa: PT017
-    problems = Problems(strict=False)
+    errors = ErrorCollector(strict=False)
     try:
-        lenient = read_all(root, problems)
+        lenient = read_all(root, errors)
     except ValueError as error:
         assert strict is None
         assert any(name in str(error) for name in FILES)  # noqa: PT017
         return
-    assert (strict is None) == bool(problems.count)
-    assert all(any(name in line for name in FILES) for line in problems.messages)
+    assert (strict is None) == bool(errors.count)
+    assert all(any(name in line for name in FILES) for line in errors.messages)
     if references is not None:
-        assert len(lenient) + problems.count == references
+        assert len(lenient) + errors.count == references
     assert_usable(lenient)
 
 
@@ -259,9 +260,9 @@ def test_a_file_cut_short_or_with_a_changed_byte(
     place = int(at * len(data))
     file.write_bytes(data[:place])
     with pytest.raises(ValueError, match=re.escape(name)):
-        read_all(sound.root, Problems(strict=True))
+        read_all(sound.root, ErrorCollector(strict=True))
     with pytest.raises(ValueError, match=re.escape(name)):
-        read_all(sound.root, Problems(strict=False))
+        read_all(sound.root, ErrorCollector(strict=False))
     file.write_bytes(data[:place] + bytes([change]) + data[place + 1 :])
     check(sound.root, None)
 
@@ -417,41 +418,41 @@ def test_run_lengths_are_the_pixels_down_the_columns(
     mask = parse_segmentation([rle] if form == "list" else rle)
     assert mask.size == (height, width)
     np.testing.assert_array_equal(mask.decode(height, width).numpy(), pixels)
-    with pytest.raises(ValueError, match="its picture"):
+    with pytest.raises(ValueError, match="its image"):
         mask.decode(height + 1, width)
 
 
 @few(300)
-@given(sentence=anything_text, most=st.integers(1, 5))
-def test_any_text_has_words_or_is_refused(sentence: str, most: int) -> None:
+@given(expression=anything_text, most=st.integers(1, 5))
+def test_any_text_has_words_or_is_refused(expression: str, most: int) -> None:
     vocabulary = Vocabulary([*Vocabulary.SPECIAL, "a", ","])
     try:
-        tokens = tokenize(sentence)
+        tokens = tokenize(expression)
     except ValueError:
-        assert not re.search(r"\w", unicodedata.normalize("NFC", sentence))
+        assert not re.search(r"\w", unicodedata.normalize("NFC", expression))
         with pytest.raises(ValueError, match="at least one word"):
-            vocabulary.encode(sentence)
+            vocabulary.encode(expression)
         return
     assert tokens
     assert all(token and token == token.strip() for token in tokens)
-    numbers = vocabulary.encode(sentence, most)
+    numbers = vocabulary.encode(expression, most)
     assert len(numbers) == min(most, len(tokens))
     assert all(0 <= number < len(vocabulary) for number in numbers)
 
 
 @few(200)
-@given(sentences=st.lists(anything_text | st.text(" \n\r\u2028\x85,.a", max_size=6), max_size=4))
+@given(expressions=st.lists(anything_text | st.text(" \n\r\u2028\x85,.a", max_size=6), max_size=4))
 @example(["a,\n,b"])
 @example(["a,\r,b", "b"])
 @example(["\ud800"])
 def test_a_word_list_comes_back_from_its_file(
-    tmp_path_factory: pytest.TempPathFactory, sentences: list[str]
+    tmp_path_factory: pytest.TempPathFactory, expressions: list[str]
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "words.txt"
-    usable = [sentence for sentence in sentences if _has_word(sentence)]
+    usable = [expression for expression in expressions if _has_word(expression)]
     if not usable:
         return
-    vocabulary = Vocabulary.from_sentences(usable)
+    vocabulary = Vocabulary.from_expressions(usable)
     file.write_text("before")
     try:
         vocabulary.save(file)
@@ -461,21 +462,21 @@ def test_a_word_list_comes_back_from_its_file(
         return
     again = Vocabulary.from_file(file)
     assert again.tokens == vocabulary.tokens
-    for sentence in usable:
-        assert again.encode(sentence) == vocabulary.encode(sentence)
-        assert Vocabulary.UNKNOWN_ID not in again.encode(sentence)
+    for expression in usable:
+        assert again.encode(expression) == vocabulary.encode(expression)
+        assert Vocabulary.UNKNOWN_ID not in again.encode(expression)
 
 
-def _has_word(sentence: str) -> bool:
+def _has_word(expression: str) -> bool:
     try:
-        return bool(tokenize(sentence))
+        return bool(tokenize(expression))
     except ValueError:
         return False
 
 
 @few(100)
 @given(said=anything_text, protocol=st.sampled_from([0, 2, 4]), escaped=st.booleans())
-def test_sentences_come_through_files_unchanged(
+def test_expressions_come_through_files_unchanged(
     sound: ReferLayout, said: str, protocol: int, escaped: bool
 ) -> None:
     record = pickle.loads(pickle.dumps(sound.references[0]))
@@ -487,7 +488,7 @@ def test_sentences_come_through_files_unchanged(
     for file in (as_pickle, as_json):
         for writing in ("sent", "raw"):
             (reference,) = read_references(file, writing)
-            assert reference.sentences[0][1] == said
+            assert reference.expressions[0][1] == said
 
 
 def _write(root: Path, references: Any, instances: Any) -> None:

@@ -25,7 +25,7 @@ FLAT = [4.0, 5.0, 9.0, 9.0]  # two points, which enclose nothing
 
 def refclef(root: Path, splits: list[str]) -> Path:
     layout = ReferLayout(root, "refclef", "unc", "images/saiapr_tc-12")
-    layout.add_picture(38, 9, 7, "38.jpg")
+    layout.add_image(38, 9, 7, "38.jpg")
     for i, split in enumerate(splits):
         layout.add_reference(38, [square(1, 1, 3)], [split], split, ann_id=f"38_{i}")
     return layout.write()
@@ -35,24 +35,24 @@ def first(batch: list[Sample]) -> Sample:
     return batch[0]
 
 
-def test_one_item_per_sentence_in_file_order(tmp_path: Path) -> None:
+def test_one_item_per_expression_in_file_order(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     data: ReferringDataset = ReferDataset(layout.write(), "refcoco", "unc", "train")
     assert len(data) == 5
     said = ["left cup", "café on the left", "man", "right cup", "the other one"]
-    assert data.sentences() == said
+    assert data.expressions() == said
     assert data.image_ids() == [7, 7, 11, 7, 7]
     samples = [data[i] for i in range(len(data))]
-    assert [sample.sentence for sample in samples] == said
+    assert [sample.expression for sample in samples] == said
     assert [sample.image_id for sample in samples] == data.image_ids()
     assert [sample.ref_id for sample in samples] == [100, 100, 101, 102, 102]
     assert [sample.sent_id for sample in samples] == [0, 1, 2, 3, 4]
     assert {sample.kind for sample in samples} == {""}
 
 
-def test_pictures_and_masks(tmp_path: Path) -> None:
+def test_images_and_masks(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
-    pixels = layout.add_picture(17, 27, 43)
+    pixels = layout.add_image(17, 27, 43)
     layout.add_reference(17, [square(2, 3, 6)], ["it"], split="own")
     sample = ReferDataset(layout.write(), split="own")[0]
     assert sample.image.dtype == torch.uint8
@@ -77,7 +77,7 @@ def test_every_writing_of_a_mask(tmp_path: Path) -> None:
     edges = np.flatnonzero(np.diff(flat, prepend=False, append=not flat[-1]))
     plain = {"size": [height, width], "counts": np.diff(edges, prepend=0).tolist()}
     layout = ReferLayout(tmp_path)
-    layout.add_picture(7, height, width)
+    layout.add_image(7, height, width)
     for form in (text, plain, [text], [text, text]):
         layout.add_reference(7, form, ["it"])
     data = ReferDataset(layout.write())
@@ -86,26 +86,26 @@ def test_every_writing_of_a_mask(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data[i].mask.numpy(), pixels)
 
 
-def test_grey_pictures_have_three_channels(tmp_path: Path) -> None:
+def test_grey_images_have_three_channels(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     grey = np.random.default_rng(0).integers(0, 256, (41, 29), np.uint8)
-    Image.fromarray(grey).save(layout.picture_folder / layout.images[1]["file_name"], "PNG")
+    Image.fromarray(grey).save(layout.image_folder / layout.images[1]["file_name"], "PNG")
     image = ReferDataset(layout.write())[2].image
     assert image.shape == (3, 41, 29)
     np.testing.assert_array_equal(image[2].numpy(), grey)
 
 
-def test_raw_sentences(tmp_path: Path) -> None:
+def test_raw_expressions(tmp_path: Path) -> None:
     data = ReferDataset(small_refcoco(tmp_path).write(), text="raw")
-    assert data.sentences()[:2] == ["LEFT CUP", "CAFÉ ON THE LEFT"]
+    assert data.expressions()[:2] == ["LEFT CUP", "CAFÉ ON THE LEFT"]
     with pytest.raises(ValueError, match="text must be one of sent, raw, not 'tokens'"):
         ReferDataset(tmp_path, text="tokens")  # type: ignore[arg-type]
 
 
 def test_indices(tmp_path: Path) -> None:
     data = ReferDataset(small_refcoco(tmp_path).write())
-    assert data[-1].sentence == "the other one"
-    assert data[np.int64(2)].sentence == "man"
+    assert data[-1].expression == "the other one"
+    assert data[np.int64(2)].expression == "man"
     assert len(list(iter(data))) == 5
     with pytest.raises(IndexError):
         data[5]
@@ -127,7 +127,7 @@ def test_indices(tmp_path: Path) -> None:
 def test_splits_are_matched_as_refer_does(tmp_path: Path, asked: str, found: list[str]) -> None:
     everything = ["train", "val", "testA", "testB", "testC", "testAB", "testBC", "testAC"]
     data = ReferDataset(refclef(tmp_path, everything), "refclef", "unc", asked)
-    assert data.sentences() == found
+    assert data.expressions() == found
 
 
 @pytest.mark.parametrize("split", ["testA", "validation", "Train", "", "testAB"])
@@ -144,25 +144,25 @@ def test_a_file_without_references(tmp_path: Path) -> None:
         ReferDataset(layout.write())
 
 
-def test_empty_sentences_are_left_out_and_counted(
+def test_empty_expressions_are_left_out_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = small_refcoco(tmp_path)
     layout.add_reference(11, [square(1, 1, 3)], ["", "tree", " \t", " . "])
     with caplog.at_level(logging.WARNING, LOGGER):
         data = ReferDataset(layout.write())
-    assert data.sentences()[5:] == ["tree"]
+    assert data.expressions()[5:] == ["tree"]
     assert data[5].sent_id == 8
-    assert data.report.empty_sentences == 3
-    assert data.report.recorded_sentences == 9
-    assert data.report.sentences == 6
-    assert "left out 3 sentences without a word" in caplog.text
+    assert data.report.empty_expressions == 3
+    assert data.report.recorded_expressions == 9
+    assert data.report.expressions == 6
+    assert "left out 3 expressions without a word" in caplog.text
 
 
-def test_a_split_of_empty_sentences_has_no_item(tmp_path: Path) -> None:
+def test_a_split_of_empty_expressions_has_no_item(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.add_reference(11, [square(1, 1, 3)], ["", " "], split="blank")
-    with pytest.raises(ValueError, match="no usable sentence.*empty_sentences=2"):
+    with pytest.raises(ValueError, match="no usable expression.*empty_expressions=2"):
         ReferDataset(layout.write(), split="blank")
 
 
@@ -171,7 +171,7 @@ def test_objects_without_a_mask(
     tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = ReferLayout(tmp_path)
-    layout.add_picture(7, 23, 37)
+    layout.add_image(7, 23, 37)
     layout.add_reference(7, [FLAT, square(3, 2, 10)], ["partly flat"], split)
     layout.add_reference(7, [FLAT, []], ["flat", "nothing there"], split)
     with caplog.at_level(logging.WARNING, LOGGER):
@@ -179,13 +179,13 @@ def test_objects_without_a_mask(
     assert int(data[0].mask.sum()) == 100
     assert data.report.degenerate_parts == 3
     assert data.report.objects_without_mask == 1
-    assert data.report.sentences_without_mask == 2
+    assert data.report.expressions_without_mask == 2
     assert caplog.text.count("3 polygons") == 1
     if split == "train":
-        assert data.sentences() == ["partly flat"]
+        assert data.expressions() == ["partly flat"]
         assert "left out" in caplog.text
     else:
-        assert data.sentences() == ["partly flat", "flat", "nothing there"]
+        assert data.expressions() == ["partly flat", "flat", "nothing there"]
         assert data[1].mask.shape == (23, 37)
         assert not data[1].mask.any()
         assert "kept with an empty mask" in caplog.text
@@ -205,42 +205,42 @@ def test_a_clean_split_reports_nothing(tmp_path: Path, caplog: pytest.LogCapture
     layout.split_by = "google"
     with caplog.at_level(logging.WARNING, LOGGER):
         report = ReferDataset(layout.write(), split_by="google").report
-    assert (report.references, report.sentences, report.pictures) == (3, 5, 2)
-    assert report.empty_sentences == report.degenerate_parts == report.objects_without_mask == 0
-    assert report.published_sentences is None
+    assert (report.references, report.expressions, report.images) == (3, 5, 2)
+    assert report.empty_expressions == report.degenerate_parts == report.objects_without_mask == 0
+    assert report.published_expressions is None
     assert not caplog.records
 
 
-def test_another_number_of_sentences_than_published_is_logged(
+def test_another_number_of_expressions_than_published_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     small_refcoco(tmp_path).write()
     with caplog.at_level(logging.WARNING, LOGGER):
         data = ReferDataset(tmp_path, split="val")
-    assert data.report.published_sentences == 10834
-    assert "2 sentences" in caplog.text
+    assert data.report.published_expressions == 10834
+    assert "2 expressions" in caplog.text
     assert "10834" in caplog.text
 
 
-def test_a_missing_picture_is_an_error_when_it_is_read(tmp_path: Path) -> None:
+def test_a_missing_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
-    (layout.picture_folder / layout.images[1]["file_name"]).unlink()
+    (layout.image_folder / layout.images[1]["file_name"]).unlink()
     data = ReferDataset(layout.write())
     assert data[0].image_id == 7
     with pytest.raises(FileNotFoundError, match=r"COCO_train2014_000000000011\.jpg"):
         data[2]
 
 
-def test_a_truncated_picture_is_an_error_when_it_is_read(tmp_path: Path) -> None:
+def test_a_truncated_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
-    file = layout.picture_folder / layout.images[1]["file_name"]
+    file = layout.image_folder / layout.images[1]["file_name"]
     file.write_bytes(file.read_bytes()[:-300])
     data = ReferDataset(layout.write())
     with pytest.raises(ValueError, match=r"COCO_train2014_000000000011\.jpg.*truncated"):
         data[2]
 
 
-def test_a_picture_of_another_size_than_recorded(tmp_path: Path) -> None:
+def test_a_image_of_another_size_than_recorded(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.images[1].update(height=42)
     data = ReferDataset(layout.write())
@@ -248,7 +248,7 @@ def test_a_picture_of_another_size_than_recorded(tmp_path: Path) -> None:
         data[2]
 
 
-def test_run_lengths_of_another_size_than_the_picture(tmp_path: Path) -> None:
+def test_run_lengths_of_another_size_than_the_image(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.annotations[1]["segmentation"] = {"size": [5, 7], "counts": [3, 4, 28]}
     data = ReferDataset(layout.write())
@@ -265,12 +265,12 @@ def test_a_polygon_in_other_units_names_its_annotation(tmp_path: Path) -> None:
 
 
 def write_turned(layout: ReferLayout, image: int, orientation: int) -> np.ndarray:
-    """Gives a picture an EXIF orientation; its pixels stay as they are stored."""
-    file = layout.picture_folder / layout.images[image]["file_name"]
+    """Gives an image an EXIF orientation; its pixels stay as they are stored."""
+    file = layout.image_folder / layout.images[image]["file_name"]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    with Image.open(file) as picture:
-        pixels = np.array(picture)
+    with Image.open(file) as photo:
+        pixels = np.array(photo)
     Image.fromarray(pixels).save(file, "PNG", exif=exif)
     return pixels
 
@@ -289,7 +289,7 @@ def test_masks_lie_over_the_stored_pixels(
     assert not caplog.records
 
 
-def test_a_mask_that_fits_only_the_upright_picture(
+def test_a_mask_that_fits_only_the_upright_image(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = small_refcoco(tmp_path)
@@ -304,38 +304,38 @@ def test_a_mask_that_fits_only_the_upright_picture(
     assert caplog.text.count("turned upright") == 1
 
 
-def test_sentences_of_one_picture_decode_it_once(
+def test_expressions_of_one_image_decode_it_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import cmsa_fast.data.pictures as pictures
+    import cmsa_fast.data.images as images
 
     read: list[str] = []
-    original = pictures.read_image
+    original = images.read_image
 
     def counted(source: Any, **options: Any) -> torch.Tensor:
         read.append(Path(source).name)
         return original(source, **options)
 
-    monkeypatch.setattr(pictures, "read_image", counted)
+    monkeypatch.setattr(images, "read_image", counted)
     data = ReferDataset(small_refcoco(tmp_path).write())
     for i in range(len(data)):
         data[i]
     assert len(read) == 2
 
 
-def test_nothing_is_loaded_for_sentences_and_image_ids(tmp_path: Path) -> None:
+def test_nothing_is_loaded_for_expressions_and_image_ids(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     for image in layout.images:
-        (layout.picture_folder / image["file_name"]).unlink()
+        (layout.image_folder / image["file_name"]).unlink()
     data = ReferDataset(layout.write())
-    assert len(data.sentences()) == len(data.image_ids()) == 5
+    assert len(data.expressions()) == len(data.image_ids()) == 5
 
 
 def test_a_pickled_data_set_reads_the_same(tmp_path: Path) -> None:
     data = ReferDataset(small_refcoco(tmp_path).write())
     data[0]
     copy = pickle.loads(pickle.dumps(data))
-    assert copy.sentences() == data.sentences()
+    assert copy.expressions() == data.expressions()
     assert copy.report == data.report
     assert torch.equal(copy[3].mask, data[3].mask)
     assert torch.equal(copy[3].image, data[3].image)
@@ -349,7 +349,7 @@ def test_workers_read_the_same(tmp_path: Path, start: str) -> None:
     )
     for i, sample in enumerate(loader):
         here = data[i]
-        assert sample.sentence == here.sentence
+        assert sample.expression == here.expression
         assert torch.equal(sample.image, here.image)
         assert torch.equal(sample.mask, here.mask)
 
@@ -373,4 +373,4 @@ def test_records_that_run_code_are_refused(tmp_path: Path) -> None:
 def test_repr_names_the_split(tmp_path: Path) -> None:
     data = ReferDataset(small_refcoco(tmp_path).write(), split="val")
     assert "refcoco (unc) val" in repr(data)
-    assert repr(data).endswith("2 sentences")
+    assert repr(data).endswith("2 expressions")

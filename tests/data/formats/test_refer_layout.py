@@ -9,14 +9,14 @@ from support.refer_layout import ReferLayout, small_refcoco
 
 from cmsa_fast.data.formats.refer_layout import locate_refer_files
 
-PICTURE = "COCO_train2014_000000000007.jpg"
+IMAGE = "COCO_train2014_000000000007.jpg"
 
 
 def test_the_files_of_a_data_set(tmp_path: Path) -> None:
     files = locate_refer_files(small_refcoco(tmp_path).write(), "refcoco", "unc")
     assert files.references == tmp_path / "refcoco" / "refs(unc).p"
     assert files.instances == tmp_path / "refcoco" / "instances.json"
-    assert files.picture(PICTURE) == tmp_path / "images/mscoco/images/train2014" / PICTURE
+    assert files.image(IMAGE) == tmp_path / "images/mscoco/images/train2014" / IMAGE
 
 
 @pytest.mark.parametrize(
@@ -33,29 +33,29 @@ def test_the_files_of_a_data_set(tmp_path: Path) -> None:
         ("mine", "images/saiaprtc12"),
     ],
 )
-def test_every_place_of_the_pictures(tmp_path: Path, name: str, folder: str) -> None:
+def test_every_place_of_the_images(tmp_path: Path, name: str, folder: str) -> None:
     layout = ReferLayout(tmp_path, name, "unc" if name != "refcocog" else "umd", folder)
-    layout.add_picture(1, 5, 7, "1.jpg")
+    layout.add_image(1, 5, 7, "1.jpg")
     files = locate_refer_files(layout.write(), name, layout.split_by)
-    assert files.picture("1.jpg") == tmp_path / folder / "1.jpg"
+    assert files.image("1.jpg") == tmp_path / folder / "1.jpg"
 
 
-def test_a_picture_may_lie_in_the_second_folder(tmp_path: Path) -> None:
+def test_a_image_may_lie_in_the_second_folder(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     (tmp_path / "images/train2014").mkdir(parents=True)
-    moved = layout.picture_folder / PICTURE
-    moved.rename(tmp_path / "images/train2014" / PICTURE)
+    moved = layout.image_folder / IMAGE
+    moved.rename(tmp_path / "images/train2014" / IMAGE)
     files = locate_refer_files(layout.write(), "refcoco", "unc")
-    assert files.picture(PICTURE) == tmp_path / "images/train2014" / PICTURE
+    assert files.image(IMAGE) == tmp_path / "images/train2014" / IMAGE
 
 
-def test_a_picture_folder_of_ones_own(tmp_path: Path) -> None:
-    layout = ReferLayout(tmp_path, picture_folder="photos")
-    layout.add_picture(7, 5, 3)
+def test_a_image_folder_of_ones_own(tmp_path: Path) -> None:
+    layout = ReferLayout(tmp_path, image_folder="photos")
+    layout.add_image(7, 5, 3)
     layout.write()
     files = locate_refer_files(tmp_path, "refcoco", "unc", image_folder=str(tmp_path / "photos"))
-    assert files.picture(PICTURE) == tmp_path / "photos" / PICTURE
-    assert files.picture(f"train2014/{PICTURE}") == tmp_path / "photos" / PICTURE
+    assert files.image(IMAGE) == tmp_path / "photos" / IMAGE
+    assert files.image(f"train2014/{IMAGE}") == tmp_path / "photos" / IMAGE
     with pytest.raises(FileNotFoundError, match="absent"):
         locate_refer_files(tmp_path, "refcoco", "unc", image_folder=tmp_path / "absent")
 
@@ -85,7 +85,7 @@ def test_a_published_set_whose_folder_is_missing(tmp_path: Path) -> None:
         locate_refer_files(tmp_path, "refcocog", "umd")
 
 
-def test_no_folder_of_pictures(tmp_path: Path) -> None:
+def test_no_folder_of_images(tmp_path: Path) -> None:
     ReferLayout(tmp_path).write()
     with pytest.raises(FileNotFoundError, match="images/mscoco/images/train2014 or images/train"):
         locate_refer_files(tmp_path, "refcoco", "unc")
@@ -112,25 +112,25 @@ def test_names_that_are_paths_are_refused(tmp_path: Path, value: str) -> None:
         locate_refer_files(tmp_path, "refcoco", value)
 
 
-def test_a_missing_picture_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_a_missing_image_says_where_it_was_looked_for(tmp_path: Path) -> None:
     files = locate_refer_files(small_refcoco(tmp_path).write(), "refcoco", "unc")
     with pytest.raises(FileNotFoundError, match=r"12\.jpg in .*images/mscoco/images/train2014"):
-        files.picture("12.jpg")
+        files.image("12.jpg")
 
 
 def test_many_folders_are_not_all_listed(tmp_path: Path) -> None:
     layout = ReferLayout(tmp_path, "refclef", "unc", "images/saiapr_tc-12/00/images")
-    layout.add_picture(1, 3, 5, "1.jpg")
+    layout.add_image(1, 3, 5, "1.jpg")
     for number in range(1, 41):
         (tmp_path / f"images/saiapr_tc-12/{number:02d}/images").mkdir(parents=True)
     files = locate_refer_files(layout.write(), "refclef", "unc")
     with pytest.raises(FileNotFoundError, match="39 more folders"):
-        files.picture("2.jpg")
+        files.image("2.jpg")
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", ""])
-def test_picture_names_stay_inside_the_folder(tmp_path: Path, name: str) -> None:
+def test_image_names_stay_inside_the_folder(tmp_path: Path, name: str) -> None:
     files = locate_refer_files(small_refcoco(tmp_path).write(), "refcoco", "unc")
-    (files.picture_folders[0].parent / "secret.jpg").write_bytes(b"")
+    (files.image_folders[0].parent / "secret.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="not the name of a file"):
-        files.picture(name)
+        files.image(name)

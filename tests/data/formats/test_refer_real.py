@@ -29,11 +29,11 @@ def every_sample(real: Path) -> Iterator[Sample]:
 @pytest.mark.parametrize("split", COUNTS)
 def test_number_of_expressions(real: Path, split: str) -> None:
     data = ReferDataset(real / "refer", split=split)
-    assert len(data) == data.report.recorded_sentences == COUNTS[split]
+    assert len(data) == data.report.recorded_expressions == COUNTS[split]
     assert data.report.degenerate_parts == data.report.objects_without_mask == 0
 
 
-def test_pictures_fit_their_masks_and_recorded_areas(real: Path) -> None:
+def test_images_fit_their_masks_and_recorded_areas(real: Path) -> None:
     content = json.loads((real / "refer" / "refcoco" / "instances.json").read_text())
     areas = {(entry["image_id"], entry["area"]) for entry in content["annotations"]}
     for sample in every_sample(real):
@@ -41,20 +41,20 @@ def test_pictures_fit_their_masks_and_recorded_areas(real: Path) -> None:
         assert (sample.image_id, int(sample.mask.sum())) in areas
 
 
-def test_sentences_and_boxes_are_the_published_ones(real: Path) -> None:
+def test_expressions_and_boxes_are_the_published_ones(real: Path) -> None:
     published: dict[int, dict[str, str]] = {}
     for split in ("val", "testA"):
         with gzip.open(real / "splits" / f"refcoco_unc_{split}.csv.gz", "rt") as file:
             published.update({int(row["sent_id"]): row for row in csv.DictReader(file)})
     for sample in every_sample(real):
         row = published[sample.sent_id]
-        assert sample.sentence == row["sent"]
+        assert sample.expression == row["sent"]
         assert (sample.ref_id, sample.image_id) == (int(row["ref_id"]), int(row["img_id"]))
         rows, columns = sample.mask.any(1).nonzero(), sample.mask.any(0).nonzero()
         left, top, width, height = json.loads(row["bbox"])
         box = (left, top, left + width, top + height)
         drawn = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        # The copy's masks were recovered from pictures, to within two pixels.
+        # The copy's masks were recovered from images, to within two pixels.
         assert max(abs(a - b) for a, b in zip(box, drawn, strict=True)) <= 2
 
 
@@ -65,8 +65,8 @@ def test_masks_give_two_models_their_recorded_scores(real: Path, model: str) -> 
     scores = {row["sent_id"]: row for row in rows}
     for sample in every_sample(real):
         row = scores[sample.sent_id]
-        with Image.open(folder / model / row["mask"]) as picture:
-            predicted = torch.from_numpy(np.array(picture.convert("L")) > 127)
+        with Image.open(folder / model / row["mask"]) as image:
+            predicted = torch.from_numpy(np.array(image.convert("L")) > 127)
         intersection = int((predicted & sample.mask).sum())
         union = int((predicted | sample.mask).sum())
         assert (intersection, union) == (row[model]["I"], row[model]["U"])

@@ -29,15 +29,15 @@ def test_references_in_the_order_of_the_file(tmp_path: Path, protocol: int) -> N
     assert [reference.ref_id for reference in references] == [100, 101, 102, 103]
     assert [reference.image_id for reference in references] == [7, 11, 7, 13]
     assert [reference.split for reference in references] == ["train", "train", "train", "val"]
-    assert references[0].sentences == ((0, "left cup"), (1, "café on the left"))
+    assert references[0].expressions == ((0, "left cup"), (1, "café on the left"))
     raw = read_references(tmp_path / "refcoco" / "refs(unc).p", "raw")
-    assert raw[0].sentences == ((0, "LEFT CUP"), (1, "CAFÉ ON THE LEFT"))
+    assert raw[0].expressions == ((0, "LEFT CUP"), (1, "CAFÉ ON THE LEFT"))
 
 
 def test_records_as_python2_wrote_them(tmp_path: Path) -> None:
     file = tmp_path / "refs(unc).p"
     # [{"ref_id": 5, "ann_id": u"38_1", "image_id": 38, "split": "train",
-    #   "sentences": [{"sent_id": 9, "sent": "caf\xc3\xa9"}]}] at protocol 0 of Python 2.7
+    #   "expressions": [{"sent_id": 9, "sent": "caf\xc3\xa9"}]}] at protocol 0 of Python 2.7
     file.write_bytes(
         b"(lp0\n(dp1\nS'ref_id'\np2\nI5\nsS'ann_id'\np3\nV38_1\np4\nsS'image_id'\np5\nL38L\n"
         b"sS'split'\np6\nS'train'\np7\nsS'sentences'\np8\n(lp9\n(dp10\nS'sent_id'\np11\nI9\n"
@@ -45,7 +45,7 @@ def test_records_as_python2_wrote_them(tmp_path: Path) -> None:
     )
     (reference,) = read_references(file, "sent")
     assert (reference.ref_id, reference.annotations, reference.image_id) == (5, ("38_1",), 38)
-    assert reference.sentences == ((9, "café"),)
+    assert reference.expressions == ((9, "café"),)
 
 
 def test_targets_follow_the_references(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_targets_follow_the_references(tmp_path: Path) -> None:
 
 def test_identifiers_may_be_text(tmp_path: Path) -> None:
     layout = ReferLayout(tmp_path, "refclef", "unc", "images/saiaprtc12")
-    layout.add_picture(38, 5, 9, "38.jpg")
+    layout.add_image(38, 5, 9, "38.jpg")
     layout.add_reference(38, [square(1, 1, 3)], ["sky"], ann_id="38_1")
     layout.references[0]["image_id"] = "38"
     assert read_both(layout)[0].masks[0].decode(5, 9).sum() == 9
@@ -80,10 +80,10 @@ def test_a_reference_without_a_field(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["sent", "sent_id"])
-def test_a_sentence_without_a_field(tmp_path: Path, key: str) -> None:
+def test_a_expression_without_a_field(tmp_path: Path, key: str) -> None:
     layout = small_refcoco(tmp_path)
     del layout.references[3]["sentences"][1][key]
-    with pytest.raises(ValueError, match=rf"reference 3 sentence 1 has no '{key}'"):
+    with pytest.raises(ValueError, match=rf"reference 3 expression 1 has no '{key}'"):
         read_both(layout)
 
 
@@ -91,7 +91,7 @@ def test_only_the_text_asked_for_is_needed(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     del layout.references[1]["sentences"][0]["raw"]
     assert len(read_references(references_file(layout), "sent")) == 4
-    with pytest.raises(ValueError, match="reference 1 sentence 0 has no 'raw'"):
+    with pytest.raises(ValueError, match="reference 1 expression 0 has no 'raw'"):
         read_references(references_file(layout), "raw")
 
 
@@ -102,8 +102,8 @@ def test_only_the_text_asked_for_is_needed(tmp_path: Path) -> None:
         ("ref_id", True, "bool as its 'ref_id', not an integer"),
         ("image_id", "seven", "str as its 'image_id', not an integer"),
         ("split", 3, "int as its 'split', not text"),
-        ("sentences", "man", "str as its 'sentences', not a list"),
-        ("sentences", ["man"], "sentence 0 is a value of type str where a dictionary"),
+        ("sentences", "man", "str as its 'expressions', not a list"),
+        ("sentences", ["man"], "expression 0 is a value of type str where a dictionary"),
         ("ann_id", [1101, 1102], "gRefCOCO"),
         ("ann_id", None, "NoneType as its 'ann_id'"),
     ],
@@ -126,7 +126,7 @@ def test_references_that_are_no_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["file_name", "height", "width"])
-def test_a_picture_without_a_field(tmp_path: Path, key: str) -> None:
+def test_a_image_without_a_field(tmp_path: Path, key: str) -> None:
     layout = small_refcoco(tmp_path)
     del layout.images[1][key]
     with pytest.raises(ValueError, match=rf"instances\.json: image 11 has no '{key}'"):
@@ -140,7 +140,7 @@ def test_records_without_an_identifier(tmp_path: Path) -> None:
         read_both(layout)
 
 
-def test_a_picture_of_no_size(tmp_path: Path) -> None:
+def test_a_image_of_no_size(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.images[0]["width"] = 0
     with pytest.raises(ValueError, match="image 7 has the size 23 x 0"):
@@ -182,7 +182,7 @@ def test_an_entry_that_is_there_twice(tmp_path: Path, table: str) -> None:
         read_both(layout)
 
 
-def test_an_annotation_of_another_picture(tmp_path: Path) -> None:
+def test_an_annotation_of_another_image(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.annotations[0]["image_id"] = 11
     with pytest.raises(ValueError, match="annotation 1100 is of image 11, but ref_id 100"):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from cmsa_fast.data.dataset import RecordDataset
-from cmsa_fast.data.errors import Problems
+from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.mask_files import MatlabMask
 from cmsa_fast.data.source import Source, open_split, read_records
 
@@ -25,7 +25,7 @@ SIZES = {"38": (23, 37), "7023": (41, 29), "115": (31, 31)}  # height and width
 
 
 class ReferitLayout:
-    """Three pictures with masks for two regions each; queries and sizes are written in the end."""
+    """Three images with masks for two regions each; queries and sizes are written in the end."""
 
     def __init__(self, root: Path, records: str = "", data: str = "") -> None:
         self.root, self.records, self.data = root, root / records, root / data
@@ -75,11 +75,11 @@ def opened(layout: ReferitLayout, split: str = "test", **options: Any) -> Record
 
 
 @pytest.mark.parametrize("has_sizes", [True, False])
-def test_sentences_pictures_and_masks(layout: ReferitLayout, has_sizes: bool) -> None:
+def test_expressions_images_and_masks(layout: ReferitLayout, has_sizes: bool) -> None:
     if not has_sizes:
         layout.sizes = None
     data = opened(layout)
-    assert data.sentences() == ["people", "water", "the lake"]
+    assert data.expressions() == ["people", "water", "the lake"]
     assert data.image_ids() == [115, 115, 115]
     for i, key in enumerate(["115_2", "115_1", "115_1"]):
         sample = data[i]
@@ -96,43 +96,43 @@ def test_sizes_are_width_and_height(layout: ReferitLayout) -> None:
         assert data[i].mask.shape == data[i].image.shape[1:] == data.records[max(i - 1, 0)].size
 
 
-def test_a_picture_of_another_size_than_recorded(layout: ReferitLayout) -> None:
+def test_a_image_of_another_size_than_recorded(layout: ReferitLayout) -> None:
     layout.sizes["7023.jpg"] = [41, 29]
     with pytest.raises(ValueError, match="41 x 29.*29 x 41"):
         opened(layout, "val")[0]
 
 
-def test_another_number_of_sentences_than_published_is_logged(
+def test_another_number_of_expressions_than_published_is_logged(
     layout: ReferitLayout, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert opened(layout).report.published_sentences == 60105
-        assert opened(layout, "trainval").report.published_sentences is None
+        assert opened(layout).report.published_expressions == 60105
+        assert opened(layout, "trainval").report.published_expressions is None
     assert caplog.text.count("the published split has 60105") == 1
 
 
-def test_sentences_are_as_they_were_typed(layout: ReferitLayout) -> None:
+def test_expressions_are_as_they_were_typed(layout: ReferitLayout) -> None:
     source = Source(form="referit", root=layout.write(), text="raw")
-    assert open_split(source, "val").sentences() == ["café in the middle "]
+    assert open_split(source, "val").expressions() == ["café in the middle "]
 
 
 def test_every_split_and_all_of_them(layout: ReferitLayout) -> None:
     source = Source(form="referit", root=layout.write())
-    records = read_records(source, None, Problems(strict=True)).records
+    records = read_records(source, None, ErrorCollector(strict=True)).records
     assert [record.split for record in records] == [
         *["train"] * 2,
         "val",
         *["trainval"] * 3,
         *["test"] * 2,
     ]
-    own = {(one.split, one.ref_id): [sent_id for sent_id, _ in one.sentences] for one in records}
+    own = {(one.split, one.ref_id): [sent_id for sent_id, _ in one.expressions] for one in records}
     for split in ("train", "val"):
         for record in open_split(source, split).records:
             assert own["trainval", record.ref_id] == own[split, record.ref_id]
-    sentences = [
-        sent_id for one in records if one.split != "trainval" for sent_id, _ in one.sentences
+    expressions = [
+        sent_id for one in records if one.split != "trainval" for sent_id, _ in one.expressions
     ]
-    assert len(sentences) == len(set(sentences)) == 7
+    assert len(expressions) == len(set(expressions)) == 7
     assert len({one.ref_id for one in records}) == 5
     assert len({id(mask) for one in records for mask in one.objects}) == 5
 
@@ -172,7 +172,7 @@ def test_files_as_the_archive_of_saiapr_unpacks(layout: ReferitLayout) -> None:
 
 
 @pytest.mark.parametrize("folders", [("", ""), ("data/split", "data/metadata")])
-def test_splits_as_lists_of_pictures(tmp_path: Path, folders: tuple[str, str]) -> None:
+def test_splits_as_lists_of_images(tmp_path: Path, folders: tuple[str, str]) -> None:
     layout = ReferitLayout(tmp_path)
     lists, metadata = (tmp_path / folder for folder in folders)
     for folder in (lists, metadata):
@@ -184,7 +184,7 @@ def test_splits_as_lists_of_pictures(tmp_path: Path, folders: tuple[str, str]) -
     (lists / "referit_test_imlist.txt").write_text("115\n")
     source = Source(form="referit", root=tmp_path)
     data = open_split(source, "trainval")
-    assert data.sentences() == ["sky", "the sky", "left house", "café in the middle "]
+    assert data.expressions() == ["sky", "the sky", "left house", "café in the middle "]
     assert [record.size for record in data.records] == [None, None, (41, 29)]
     assert {record.split for record in data.records} == {"trainval"}
     assert len(open_split(source, "test")) == 3
@@ -194,7 +194,7 @@ def test_splits_as_lists_of_pictures(tmp_path: Path, folders: tuple[str, str]) -
     with pytest.raises(ValueError, match=r"test_imlist\.txt has the line 'lake'"):
         open_split(source, "test")
     (lists / "referit_test_imlist.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"test_imlist\.txt is not a list of picture numbers"):
+    with pytest.raises(ValueError, match=r"test_imlist\.txt is not a list of image numbers"):
         open_split(source, "test")
 
 
@@ -205,29 +205,29 @@ def test_a_json_file_of_the_split_comes_before_its_list(layout: ReferitLayout) -
 
 
 @pytest.mark.parametrize(
-    ("key", "sentences", "message"),
+    ("key", "expressions", "message"),
     [
-        ("115_1", "water", r"test\.json: 115_1 has a value of type str, not a list of sentences"),
+        ("115_1", "water", r"test\.json: 115_1 has a value of type str, not a list of expressions"),
         ("115_1", None, "115_1 has a value of type NoneType"),
         ("115_1", {"0": "water"}, "115_1 has a value of type dict"),
-        ("115_1", ["water", 5], "115_1 sentence 1 is a value of type int, not text"),
-        ("115_1", [["water"]], "115_1 sentence 0 is a value of type list, not text"),
-        ("115_1", ["water"] * 10_001, "115_1 has 10001 sentences"),
-        ("115", ["water"], r"test\.json has the key '115', where <picture>_<region> is"),
+        ("115_1", ["water", 5], "115_1 expression 1 is a value of type int, not text"),
+        ("115_1", [["water"]], "115_1 expression 0 is a value of type list, not text"),
+        ("115_1", ["water"] * 10_001, "115_1 has 10001 expressions"),
+        ("115", ["water"], r"test\.json has the key '115', where <image>_<region> is"),
         ("../115_1", ["water"], "has the key '../115_1'"),
         ("115_1/2", ["water"], "has the key '115_1/2'"),
         ("115_99999", ["water"], "has the key '115_99999'"),
         ("", ["water"], "has the key ''"),
     ],
 )
-def test_a_damaged_region(layout: ReferitLayout, key: str, sentences: Any, message: str) -> None:
-    layout.queries["test"] = {"115_2": ["people"], key: sentences, "38_1": ["sky"]}
+def test_a_damaged_region(layout: ReferitLayout, key: str, expressions: Any, message: str) -> None:
+    layout.queries["test"] = {"115_2": ["people"], key: expressions, "38_1": ["sky"]}
     with pytest.raises(ValueError, match=message):
         opened(layout)
-    problems = Problems(strict=False)
-    data = opened(layout, problems=problems)
-    assert data.sentences() == ["people", "sky"]
-    assert problems.count == data.report.unusable_records == 1
+    errors = ErrorCollector(strict=False)
+    data = opened(layout, errors=errors)
+    assert data.expressions() == ["people", "sky"]
+    assert errors.count == data.report.unusable_records == 1
 
 
 @pytest.mark.parametrize(
@@ -237,9 +237,9 @@ def test_a_damaged_size(layout: ReferitLayout, size: Any) -> None:
     layout.sizes["38.jpg"] = size
     with pytest.raises(ValueError, match=r"imsize\.json has .*38\.jpg"):
         opened(layout, "train")
-    problems = Problems(strict=False)
-    assert opened(layout, "trainval", problems=problems).sentences() == ["café in the middle "]
-    assert problems.count == 2
+    errors = ErrorCollector(strict=False)
+    assert opened(layout, "trainval", errors=errors).expressions() == ["café in the middle "]
+    assert errors.count == 2
 
 
 @pytest.mark.parametrize("file", ["referit_query_test.json", "referit_imsize.json"])
@@ -254,7 +254,7 @@ def test_files_damaged_as_a_whole(layout: ReferitLayout, file: str) -> None:
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"{file} {message}"):
-            open_split(source, "test", problems=Problems(strict=False))
+            open_split(source, "test", errors=ErrorCollector(strict=False))
 
 
 def test_a_split_of_no_region(layout: ReferitLayout) -> None:
@@ -271,7 +271,7 @@ def test_missing_files_and_folders(layout: ReferitLayout, tmp_path: Path) -> Non
         open_split(source, "test")
     layout.write()
     (layout.root / "images").rename(layout.root / "photos")
-    with pytest.raises(FileNotFoundError, match="there is no folder of pictures in"):
+    with pytest.raises(FileNotFoundError, match="there is no folder of images in"):
         open_split(source, "test")
     own = Source(form="referit", root=layout.root, image_folder=layout.root / "photos")
     assert open_split(own, "test")[0].image.shape == (3, 31, 31)
@@ -287,13 +287,13 @@ def test_arguments_of_other_forms(layout: ReferitLayout, argument: str) -> None:
         open_split(Source(form="referit", root=layout.write(), **options), "test")
 
 
-def test_missing_masks_and_pictures_are_errors_when_they_are_read(layout: ReferitLayout) -> None:
+def test_missing_masks_and_images_are_errors_when_they_are_read(layout: ReferitLayout) -> None:
     (layout.root / "mask" / "115_2.mat").unlink()
     (layout.root / "images" / "38.jpg").unlink()
     data = opened(layout)
     with pytest.raises(FileNotFoundError, match=r"there is no mask .*115_2\.mat"):
         data[0]
-    assert data[1].sentence == "water"
+    assert data[1].expression == "water"
     with pytest.raises(FileNotFoundError, match=r"38\.jpg"):
         opened(layout, "train")[0]
 
@@ -318,7 +318,7 @@ def test_damaged_masks_are_errors_that_name_the_file(layout: ReferitLayout) -> N
         ({"segimg_t": np.ones((31, 31)) * 1j}, "has no array of numbers"),
         (
             {"segimg_t": np.zeros((31, 30))},
-            r"is 31 x 30 \(height x width\) and its picture 31 x 31",
+            r"is 31 x 30 \(height x width\) and its image 31 x 31",
         ),
         ({"segimg_t": np.zeros((31, 31, 1, 2))}, "is 31 x 31 x 1 x 2"),
     ],

@@ -1,4 +1,4 @@
-"""What the sentences of the drawn scenes mean: against pixels, against hand-made scenes."""
+"""What the expressions of the drawn scenes mean: against pixels, against hand-made scenes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_phrase(text: str) -> Phrase | None:
 
 
 def read(text: str) -> Form | None:
-    """The form of a sentence, or None where it is none of the grammar."""
+    """The form of an expression, or None where it is none of the grammar."""
     text = text.removeprefix("the ")
     if match := _RELATION.fullmatch(text):
         target, anchor = read_phrase(match[1]), read_phrase(match[3])
@@ -130,7 +130,7 @@ class PixelReader:
         return away
 
 
-def test_every_sentence_reads_back_and_is_true_of_its_mask_alone() -> None:
+def test_every_expression_reads_back_and_is_true_of_its_mask_alone() -> None:
     dataset = ScenesDataset(250, seed=21, size=96)
     for scene in range(250):
         layout = dataset.layout(4 * scene)
@@ -138,12 +138,12 @@ def test_every_sentence_reads_back_and_is_true_of_its_mask_alone() -> None:
         reader = PixelReader(layout, labels)
         for index in range(4 * scene, 4 * scene + 4):
             sample = dataset[index]
-            form = read(sample.sentence)
-            assert form == dataset.form(index), sample.sentence
+            form = read(sample.expression)
+            assert form == dataset.form(index), sample.expression
             assert form is not None
             assert sample.kind == form.kind
             (meant,) = reader.means(form)
-            assert np.array_equal(sample.mask.numpy(), labels == meant + 1), sample.sentence
+            assert np.array_equal(sample.mask.numpy(), labels == meant + 1), sample.expression
             assert Interpreter(layout).refer(form) == dataset.target(index) == meant
 
 

@@ -57,7 +57,7 @@ def items(survey: ScenesDataset) -> list[Surveyed]:
             text,
             form.kind == "relation" and survey.order_sensitive(index),
         )
-        for index, text in enumerate(survey.sentences())
+        for index, text in enumerate(survey.expressions())
     ]
 
 
@@ -69,14 +69,14 @@ def same(first: Sample, second: Sample) -> bool:
     return (
         torch.equal(first.image, second.image)
         and torch.equal(first.mask, second.mask)
-        and (first.sentence, first.image_id, first.ref_id, first.sent_id, first.kind)
-        == (second.sentence, second.image_id, second.ref_id, second.sent_id, second.kind)
+        and (first.expression, first.image_id, first.ref_id, first.sent_id, first.kind)
+        == (second.expression, second.image_id, second.ref_id, second.sent_id, second.kind)
     )
 
 
 class TestItems:
     def test_types_shapes_and_numbers(self) -> None:
-        dataset: ReferringDataset = ScenesDataset(5, size=67, sentences_per_scene=3)
+        dataset: ReferringDataset = ScenesDataset(5, size=67, expressions_per_scene=3)
         assert len(dataset) == 15
         items = [dataset[index] for index in range(15)]
         for index, item in enumerate(items):
@@ -88,7 +88,7 @@ class TestItems:
             assert item.sent_id == index
             assert item.image_id == index // 3
             assert item.kind in MIXTURE
-        assert dataset.sentences() == [item.sentence for item in items]
+        assert dataset.expressions() == [item.expression for item in items]
         assert dataset.image_ids() == [item.image_id for item in items]
         for item in items:
             for other in items:
@@ -104,16 +104,16 @@ class TestItems:
         assert same(dataset[-3], dataset[13])
 
     @pytest.mark.parametrize("count", [1, 7, 12])
-    def test_sentences_of_a_scene_differ_and_spread_over_its_objects(self, count: int) -> None:
-        dataset = ScenesDataset(15, seed=3, sentences_per_scene=count)
+    def test_expressions_of_a_scene_differ_and_spread_over_its_objects(self, count: int) -> None:
+        dataset = ScenesDataset(15, seed=3, expressions_per_scene=count)
         for scene in range(15):
             items = range(scene * count, (scene + 1) * count)
-            texts = {dataset.sentences()[i].removeprefix("the ") for i in items}
+            texts = {dataset.expressions()[i].removeprefix("the ") for i in items}
             assert len(texts) == count
             uses = Counter(dataset.target(i) for i in items)
             assert len(uses) >= min(count, len(dataset.layout(items[0]))) - 2
 
-    def test_four_sentences_mean_nearly_always_four_objects(self, survey: ScenesDataset) -> None:
+    def test_four_expressions_mean_nearly_always_four_objects(self, survey: ScenesDataset) -> None:
         targets = [{survey.target(4 * scene + slot) for slot in range(4)} for scene in range(300)]
         assert min(len(objects) for objects in targets) >= 3
         assert sum(len(objects) == 4 for objects in targets) >= 290
@@ -127,7 +127,7 @@ class TestDeterminism:
 
     def test_size_changes_pixels_alone(self) -> None:
         small, large = ScenesDataset(20, size=64), ScenesDataset(20, size=193)
-        assert small.sentences() == large.sentences()
+        assert small.expressions() == large.expressions()
         ratio = [large[i].mask.float().mean() / small[i].mask.float().mean() for i in range(80)]
         assert 0.8 < min(ratio) <= max(ratio) < 1.25
 
@@ -145,7 +145,7 @@ class TestDeterminism:
             "from cmsa_fast.data.scenes.dataset import ScenesDataset; import hashlib;"
             "d = ScenesDataset(6, seed=9, split='val');"
             "h = hashlib.sha256();"
-            "[h.update(d[i].image.numpy().tobytes() + d[i].sentence.encode()) for i in range(24)];"
+            "[h.update(d[i].image.numpy().tobytes() + d[i].expression.encode()) for i in range(24)];"
             "print(h.hexdigest())"
         )
         processes = [
@@ -160,9 +160,9 @@ class TestDeterminism:
         assert [process.returncode for process in processes] == [0, 0]
         assert first == second
 
-    def test_sentences_stay_what_they_were(self) -> None:
-        # Results are only comparable between versions while these sentences stand.
-        assert ScenesDataset(3, seed=7, split="val").sentences() == FROZEN
+    def test_expressions_stay_what_they_were(self) -> None:
+        # Results are only comparable between versions while these expressions stand.
+        assert ScenesDataset(3, seed=7, split="val").expressions() == FROZEN
 
     def test_pickles_small_and_equal(self) -> None:
         dataset = ScenesDataset(50, seed=2)
@@ -195,11 +195,11 @@ class TestLaziness:
 
         monkeypatch.setattr(scenes_module, "paint", refuse)
         dataset = ScenesDataset(12)
-        assert len(dataset.sentences()) == len(dataset.image_ids()) == len(dataset.kinds()) == 48
+        assert len(dataset.expressions()) == len(dataset.image_ids()) == len(dataset.kinds()) == 48
         with pytest.raises(AssertionError, match="painted"):
             dataset[0]
 
-    def test_a_picture_is_painted_once_for_its_sentences(
+    def test_a_image_is_painted_once_for_its_expressions(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         painted = []
@@ -273,7 +273,7 @@ class TestPixels:
         assert not (plain[..., 0] < 160)[inside].any()
 
     @pytest.mark.parametrize("size", [64, 101])
-    def test_objects_stand_apart_inside_the_picture(self, size: int) -> None:
+    def test_objects_stand_apart_inside_the_image(self, size: int) -> None:
         dataset = ScenesDataset(60, seed=4, size=size)
         for scene in range(60):
             layout = dataset.layout(4 * scene)
@@ -339,12 +339,12 @@ class TestMixture:
         assert solved / len(items) < 0.01
 
     def test_words(self, items: list[Surveyed]) -> None:
-        sentences = [item.text for item in items]
-        assert {word for sentence in sentences for word in sentence.split()} == set(WORDS)
+        expressions = [item.text for item in items]
+        assert {word for expression in expressions for word in expression.split()} == set(WORDS)
         assert 40 <= len(WORDS) <= 60
         assert list(WORDS) == sorted(WORDS)
-        assert all(tokenize(sentence) == sentence.split() for sentence in sentences)
-        assert max(len(sentence.split()) for sentence in sentences) <= 14
+        assert all(tokenize(expression) == expression.split() for expression in expressions)
+        assert max(len(expression.split()) for expression in expressions) <= 14
 
 
 class TestErrors:
@@ -355,15 +355,18 @@ class TestErrors:
             ({"seed": -1}, "seed must be at least 0, not -1"),
             ({"size": 63}, "size must be at least 64, not 63"),
             ({"split": "validation"}, "split must be one of train, val, test, not 'validation'"),
-            ({"sentences_per_scene": 0}, "sentences_per_scene must be between 1 and 12, not 0"),
-            ({"sentences_per_scene": 13}, "sentences_per_scene must be between 1 and 12, not 13"),
+            ({"expressions_per_scene": 0}, "expressions_per_scene must be between 1 and 12, not 0"),
+            (
+                {"expressions_per_scene": 13},
+                "expressions_per_scene must be between 1 and 12, not 13",
+            ),
         ],
     )
     def test_values(self, arguments: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             ScenesDataset(**{"scenes": 2, **arguments})  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("name", ["scenes", "seed", "size", "sentences_per_scene"])
+    @pytest.mark.parametrize("name", ["scenes", "seed", "size", "expressions_per_scene"])
     @pytest.mark.parametrize("value", [2.0, "4", None, True])
     def test_types(self, name: str, value: object) -> None:
         with pytest.raises(TypeError, match=f"{name} must be an integer"):

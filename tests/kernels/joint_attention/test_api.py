@@ -192,7 +192,7 @@ TAIL = [
     (
         {"word_mask": mask([0, 0, 0], [0, 1, 0])},
         ValueError,
-        "word_mask must have a true word in every sentence; sentences [0] of 2 have none.",
+        "word_mask must have a true word in every expression; expressions [0] of 2 have none.",
     ),
     ({"relu": "yes"}, TypeError, "relu must be a bool; got str."),
     (
@@ -203,15 +203,15 @@ TAIL = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "kind", "sentence"), ATTENTION)
-def test_attention(changed: dict[str, Any], kind: type[Exception], sentence: str) -> None:
-    with pytest.raises(kind, match=f"^{re.escape(sentence)}$"):
+@pytest.mark.parametrize(("changed", "kind", "expression"), ATTENTION)
+def test_attention(changed: dict[str, Any], kind: type[Exception], expression: str) -> None:
+    with pytest.raises(kind, match=f"^{re.escape(expression)}$"):
         joint_attention(**attention_arguments(**changed))
 
 
-@pytest.mark.parametrize(("changed", "kind", "sentence"), TAIL)
-def test_tail(changed: dict[str, Any], kind: type[Exception], sentence: str) -> None:
-    with pytest.raises(kind, match=f"^{re.escape(sentence)}$"):
+@pytest.mark.parametrize(("changed", "kind", "expression"), TAIL)
+def test_tail(changed: dict[str, Any], kind: type[Exception], expression: str) -> None:
+    with pytest.raises(kind, match=f"^{re.escape(expression)}$"):
         joint_attention_tail(**tail_arguments(**changed))
 
 

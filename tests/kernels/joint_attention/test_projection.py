@@ -117,7 +117,7 @@ def test_relu_has_no_gradient_where_it_is_at_zero(relu: bool) -> None:
     assert of_weight.any() == (not relu)
 
 
-def test_no_sentence(relu: bool) -> None:
+def test_no_expression(relu: bool) -> None:
     case = draw_tail(masked=False, batch=0, relu=relu)
     result, of_attended, of_weight, of_bias = run_joint(tail, case)
     assert result.shape == (0, 13, 9)

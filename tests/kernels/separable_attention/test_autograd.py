@@ -11,10 +11,10 @@ from support.oracle import NAMES, draw, fast, run
 from cmsa_fast.kernels import cross_modal_attention, received_word_attention
 
 
-@pytest.mark.parametrize("pictures", [None, 2])
+@pytest.mark.parametrize("images", [None, 2])
 @pytest.mark.parametrize("scale", [0.7, 4.0])
-def test_gradcheck(scale: float, pictures: int | None) -> None:
-    case = draw(5, 4, 3, 2, batch=3, pictures=pictures, scale=scale, dtype=torch.float64)
+def test_gradcheck(scale: float, images: int | None) -> None:
+    case = draw(5, 4, 3, 2, batch=3, images=images, scale=scale, dtype=torch.float64)
     features = [part.requires_grad_() for part in case.features]
 
     def attention(*features: torch.Tensor) -> torch.Tensor:
@@ -28,7 +28,7 @@ def test_gradcheck_in_the_direct_form(monkeypatch: pytest.MonkeyPatch) -> None:
     from cmsa_fast.kernels.separable_attention import mean_softmax
 
     monkeypatch.setattr(mean_softmax, "_FLOOR", {torch.float64: torch.inf})
-    case = draw(5, 4, 3, 2, batch=3, pictures=2, dtype=torch.float64)
+    case = draw(5, 4, 3, 2, batch=3, images=2, dtype=torch.float64)
     features = [part.requires_grad_() for part in case.features]
 
     def attention(*features: torch.Tensor) -> torch.Tensor:
@@ -87,10 +87,10 @@ def test_the_reference_has_a_second_derivative() -> None:
     assert torch.autograd.gradgradcheck(attention, features)
 
 
-@pytest.mark.parametrize("pictures", [None, 2])
+@pytest.mark.parametrize("images", [None, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_two_runs_are_equal_to_the_bit(dtype: torch.dtype, pictures: int | None) -> None:
-    case = draw(101, 9, 33, 17, batch=5, pictures=pictures, scale=3.0, dtype=dtype)
+def test_two_runs_are_equal_to_the_bit(dtype: torch.dtype, images: int | None) -> None:
+    case = draw(101, 9, 33, 17, batch=5, images=images, scale=3.0, dtype=dtype)
     for one, other in zip(run(fast, case), run(fast, case), strict=True):
         assert torch.equal(one, other)
 

@@ -1,4 +1,4 @@
-"""Sentences that share pictures."""
+"""Expressions that share images."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from cmsa_fast.kernels import received_word_attention
 from cmsa_fast.kernels.separable_attention import eager as separable
 
-# In any order; picture 2 has no sentence, picture 0 three of them.
+# In any order; image 2 has no expression, image 0 three of them.
 INDEX = torch.tensor([3, 0, 1, 0, 3, 0])
 
 
 def shared(dtype: torch.dtype = torch.float64, scale: float = 1.0, places: int = 23) -> Case:
-    case = draw(places, 6, 11, 7, batch=len(INDEX), pictures=4, dtype=dtype, scale=scale)
+    case = draw(places, 6, 11, 7, batch=len(INDEX), images=4, dtype=dtype, scale=scale)
     return replace(case, image_index=INDEX)
 
 
 def gathered(*arguments: Tensor, image_index: Tensor) -> Tensor:
-    """Each sentence with a copy of its picture; autograd adds up the copies' gradients."""
+    """Each expression with a copy of its image; autograd adds up the copies' gradients."""
     places = (part[image_index] for part in arguments[:3])
     return fast(*places, *arguments[3:])
 
@@ -43,21 +43,21 @@ def test_parity(scale: float, dtype: torch.dtype) -> None:
     assert_within_budget(shared(dtype, scale))
 
 
-def test_a_picture_without_sentences_gets_no_gradient() -> None:
+def test_a_image_without_expressions_gets_no_gradient() -> None:
     for gradient in run(fast, shared())[1:4]:
         assert not gradient[2].any()
         assert gradient[[0, 1, 3]].any()
 
 
-def test_one_picture_for_all() -> None:
-    case = draw(23, 6, 11, 7, batch=9, pictures=1)
+def test_one_image_for_all() -> None:
+    case = draw(23, 6, 11, 7, batch=9, images=1)
     assert not case.image_index.any()  # type: ignore[union-attr]
     assert_within_budget(case)
 
 
 @pytest.mark.parametrize("elements", [1, 23 * 23, 2 * 23 * 23, 100])
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
-    """However few sentences and rows are taken at a time."""
+    """However few expressions and rows are taken at a time."""
     case = shared()
     whole = run(fast, case)
     monkeypatch.setattr(separable, "_BLOCK", elements)

@@ -27,12 +27,12 @@ def batch_inside(part: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("pictures", [None, 2])
+@pytest.mark.parametrize("images", [None, 2])
 @pytest.mark.parametrize("layout", [transposed, strided, batch_inside])
 def test_layout_has_no_influence(
-    layout: Callable[[Tensor], Tensor], pictures: int | None, padded: bool
+    layout: Callable[[Tensor], Tensor], images: int | None, padded: bool
 ) -> None:
-    case = draw(23, 6, 11, 7, batch=3, pictures=pictures, padded=padded, dtype=torch.float64)
+    case = draw(23, 6, 11, 7, batch=3, images=images, padded=padded, dtype=torch.float64)
     views = tuple(layout(part) for part in case.features)
     assert not any(part.is_contiguous() for part in views)
     mask = case.word_mask.T.contiguous().T if padded else None  # type: ignore[union-attr]

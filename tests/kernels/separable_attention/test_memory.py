@@ -59,8 +59,8 @@ def test_the_recorder_sees_the_array_of_the_literal_form() -> None:
         assert elements >= (31 * 5) ** 2
 
 
-def test_sentences_of_a_picture_share_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = draw(PLACES, WORDS, 8, batch=40, pictures=2)
+def test_expressions_of_a_image_share_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = draw(PLACES, WORDS, 8, batch=40, images=2)
     monkeypatch.setattr(separable, "_BLOCK", 3 * PLACES**2)
     for elements in largest(case):
         assert PLACES**2 < elements <= 3 * PLACES**2

@@ -18,7 +18,7 @@ from cmsa_fast.kernels import validation as checks
 
 
 def arguments(**changed: Any) -> dict[str, Any]:
-    """Two pictures of 5 places and sentences of 3 words, width 4, value width 6."""
+    """Two images of 5 places and expressions of 3 words, width 4, value width 6."""
     right = {
         "place_query": torch.zeros(2, 5, 4),
         "place_key": torch.zeros(2, 5, 4),
@@ -116,7 +116,7 @@ FEATURES = [
     (
         {"word_mask": mask([1, 0, 1], [0, 0, 0])},
         ValueError,
-        "word_mask must have a true word in every sentence; sentences [1] of 2 have none.",
+        "word_mask must have a true word in every expression; expressions [1] of 2 have none.",
     ),
     (
         {"image_index": [0, 1]},
@@ -156,7 +156,7 @@ FEATURES = [
     (
         {"place_query": torch.zeros(0, 5, 4), "image_index": torch.zeros(2, dtype=torch.int64)},
         ValueError,
-        "place_query must hold at least one picture for 2 sentences; got [0, 5, 4].",
+        "place_query must hold at least one image for 2 expressions; got [0, 5, 4].",
     ),
 ]
 
@@ -205,31 +205,31 @@ def follows(changed: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-@pytest.mark.parametrize(("changed", "kind", "sentence"), [*FEATURES, *ATTENTION_ONLY])
-def test_attention(changed: dict[str, Any], kind: type[Exception], sentence: str) -> None:
-    with pytest.raises(kind, match=f"^{re.escape(sentence)}$"):
+@pytest.mark.parametrize(("changed", "kind", "expression"), [*FEATURES, *ATTENTION_ONLY])
+def test_attention(changed: dict[str, Any], kind: type[Exception], expression: str) -> None:
+    with pytest.raises(kind, match=f"^{re.escape(expression)}$"):
         cross_modal_attention(**arguments(**follows(changed)))
 
 
-@pytest.mark.parametrize(("changed", "kind", "sentence"), FEATURES)
-def test_received(changed: dict[str, Any], kind: type[Exception], sentence: str) -> None:
+@pytest.mark.parametrize(("changed", "kind", "expression"), FEATURES)
+def test_received(changed: dict[str, Any], kind: type[Exception], expression: str) -> None:
     given = arguments(**changed)
     for name in ("place_key", "place_value", "word_value"):
         del given[name]
-    with pytest.raises(kind, match=f"^{re.escape(sentence)}$"):
+    with pytest.raises(kind, match=f"^{re.escape(expression)}$"):
         received_word_attention(**given)
 
 
-@pytest.mark.parametrize("sentences", [1, 3])
-def test_as_many_sentences_as_pictures(sentences: int) -> None:
+@pytest.mark.parametrize("expressions", [1, 3])
+def test_as_many_expressions_as_images(expressions: int) -> None:
     words = {
-        "word_query": torch.zeros(sentences, 3, 4),
-        "word_key": torch.zeros(sentences, 3, 4),
-        "word_value": torch.zeros(sentences, 3, 6),
+        "word_query": torch.zeros(expressions, 3, 4),
+        "word_key": torch.zeros(expressions, 3, 4),
+        "word_value": torch.zeros(expressions, 3, 6),
     }
     expected = (
-        f"place_query has 2 pictures and word_query {sentences} sentences; they must be equal unless "
-        "image_index says which picture each sentence belongs to."
+        f"place_query has 2 images and word_query {expressions} expressions; they must be equal unless "
+        "image_index says which image each expression belongs to."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         cross_modal_attention(**arguments(**words))
@@ -253,7 +253,7 @@ def fresh_checks() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fresh_checks")
 @pytest.mark.parametrize(
-    ("installed", "device", "capability", "kind", "sentence"),
+    ("installed", "device", "capability", "kind", "expression"),
     [
         (False, "cuda", (9, 0), ImportError, "needs the package triton, which is not installed."),
         (
@@ -278,7 +278,7 @@ def test_where_triton_cannot_run(
     device: str,
     capability: tuple[int, int],
     kind: type[Exception],
-    sentence: str,
+    expression: str,
 ) -> None:
     """Asked for by name it never gives way to another backend; "auto" does."""
     triton = pytest.importorskip("triton")
@@ -288,7 +288,7 @@ def test_where_triton_cannot_run(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     where = torch.device(device)
     tensor: Any = SimpleNamespace(is_cuda=where.type == "cuda", dtype=torch.float32, device=where)
-    expected = f'backend="triton" {sentence} Use backend="torch" instead.'
+    expected = f'backend="triton" {expression} Use backend="torch" instead.'
     with pytest.raises(kind, match=f"^{re.escape(expected)}$"):
         checks.check_triton(tensor)
     assert checks.automatic_backend((tensor,)) == "torch"

@@ -38,8 +38,8 @@ def test_padding_changes_no_bit(attention: object, dtype: torch.dtype, scale: fl
         assert gradient[case.word_mask].any()
 
 
-def test_padding_changes_no_bit_with_shared_pictures() -> None:
-    case = draw(23, 7, 11, 5, batch=8, pictures=3)
+def test_padding_changes_no_bit_with_shared_images() -> None:
+    case = draw(23, 7, 11, 5, batch=8, images=3)
     zeros = run(fast, filled(case, 0.0))
     for expected, found in zip(zeros, run(fast, filled(case, math.nan)), strict=True):
         assert torch.equal(expected, found)
@@ -47,19 +47,19 @@ def test_padding_changes_no_bit_with_shared_pictures() -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 8.0], ids=["moderate", "saturated"])
 def test_padded_words_may_as_well_be_absent(scale: float) -> None:
-    """A sentence without its padding, against the same words padded at front, between and back."""
+    """An expression without its padding, against the same words padded at front, between and back."""
     case = draw(23, 7, 11, 5, batch=4, scale=scale, dtype=torch.float64)
     padded = run(fast, filled(case, math.nan))
-    for sentence, mask in enumerate(case.word_mask):  # type: ignore[arg-type]
+    for expression, mask in enumerate(case.word_mask):  # type: ignore[arg-type]
         alone = Case(
-            tuple(part[sentence : sentence + 1] for part in case.features[:3])
-            + tuple(part[sentence : sentence + 1, mask] for part in case.features[3:]),
+            tuple(part[expression : expression + 1] for part in case.features[:3])
+            + tuple(part[expression : expression + 1, mask] for part in case.features[3:]),
             None,
             None,
-            case.grad[sentence : sentence + 1],
+            case.grad[expression : expression + 1],
         )
         bare = run(fast, alone)
-        found = [part[sentence : sentence + 1] for part in padded]
+        found = [part[expression : expression + 1] for part in padded]
         found[4:] = [part[:, mask] for part in found[4:]]
         largest = max(float(part.norm()) for part in bare[1:])
         for number, (expected, part) in enumerate(zip(bare, found, strict=True)):

@@ -48,8 +48,8 @@ def test_flat_logits_over_many_places() -> None:
     assert_within_budget(draw(200, 6, 512, batch=1, scale=0.149, padded=False))
 
 
-def test_no_sentence() -> None:
-    case = draw(5, 4, 3, batch=0, pictures=2, padded=False)
+def test_no_expression() -> None:
+    case = draw(5, 4, 3, batch=0, images=2, padded=False)
     features = [part.requires_grad_() for part in case.features]
     result = cross_modal_attention(*features, image_index=case.image_index, backend="torch")
     assert result.shape == (0, 5, 3)

@@ -18,7 +18,7 @@ from cmsa_fast.kernels import level_tail
 @pytest.mark.parametrize("backend", ["reference", "torch", TRITON])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("sizes", "pictures"),
+    ("sizes", "images"),
     [
         ((1, 1, 1, 1, 1, 1), None),
         ((19, 17, 21, 5, 8, 3), None),
@@ -30,17 +30,17 @@ from cmsa_fast.kernels import level_tail
     ids=str,
 )
 def test_sizes(
-    sizes: tuple[int, ...], pictures: int | None, dtype: torch.dtype, backend: str
+    sizes: tuple[int, ...], images: int | None, dtype: torch.dtype, backend: str
 ) -> None:
     """One of everything, sizes about a tile, blocks with channels of two and of all three sources."""
     if not runs(backend, dtype):
         pytest.skip("no such arithmetic here")
-    cases = [draw(*sizes, pictures=pictures, dtype=dtype, seed=seed) for seed in range(3)]
+    cases = [draw(*sizes, images=images, dtype=dtype, seed=seed) for seed in range(3)]
     assert_joint_within_budget(functools.partial(tail, backend=backend), cases)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_sums_over_many_sentences_are_not_rounded_at_each(dtype: torch.dtype) -> None:
+def test_sums_over_many_expressions_are_not_rounded_at_each(dtype: torch.dtype) -> None:
     cases = [draw(1, 3, 2, 2, 1, batch=900, dtype=dtype, seed=seed) for seed in range(3)]
     assert_joint_within_budget(tail, cases)
 
@@ -70,15 +70,15 @@ def test_strides_are_honoured(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["torch", TRITON])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_two_runs_are_equal_to_the_bit(dtype: torch.dtype, backend: str) -> None:
-    case = draw(batch=7, pictures=2, dtype=dtype)
+    case = draw(batch=7, images=2, dtype=dtype)
     function = functools.partial(tail, backend=backend)
     for one, other in zip(run_joint(function, case), run_joint(function, case), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("backend", ["torch", TRITON])
-def test_what_is_not_finite_stays_with_its_picture(backend: str) -> None:
-    case = draw(pictures=2)
+def test_what_is_not_finite_stays_with_its_image(backend: str) -> None:
+    case = draw(images=2)
     index = torch.tensor([1, 0, 1])
     case = JointCase(TAIL, case.inputs, None, case.grad.clone(), {"image_index": index})
     case.grad[1] = torch.inf
@@ -89,10 +89,10 @@ def test_what_is_not_finite_stays_with_its_picture(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", TRITON])
-@pytest.mark.parametrize("pictures", [None, 2])
-def test_no_sentence(pictures: int | None, backend: str) -> None:
+@pytest.mark.parametrize("images", [None, 2])
+def test_no_expression(images: int | None, backend: str) -> None:
     result, *gradients = run_joint(
-        functools.partial(tail, backend=backend), draw(batch=0, pictures=pictures)
+        functools.partial(tail, backend=backend), draw(batch=0, images=images)
     )
     assert result.shape == (0, 34, 19)
     for gradient in gradients:
@@ -102,7 +102,7 @@ def test_no_sentence(pictures: int | None, backend: str) -> None:
 @pytest.mark.parametrize("backend", ["torch", TRITON])
 @pytest.mark.parametrize("name", NAMES)
 def test_one_input_asks_for_a_gradient(name: str, backend: str) -> None:
-    case = draw(pictures=2)
+    case = draw(images=2)
     function = functools.partial(tail, backend=backend)
     expected = run_joint(function, case)[1 + NAMES.index(name)]
     inputs = dict(zip(NAMES, case.inputs, strict=True))
@@ -112,12 +112,12 @@ def test_one_input_asks_for_a_gradient(name: str, backend: str) -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("pictures", [None, 2])
+@pytest.mark.parametrize("images", [None, 2])
 @pytest.mark.parametrize("backend", ["torch", TRITON])
-def test_gradcheck(backend: str, pictures: int | None) -> None:
+def test_gradcheck(backend: str, images: int | None) -> None:
     if not runs(backend, torch.float64):
         pytest.skip("the kernel computes float64 in the interpreter alone")
-    case = draw(3, 2, 3, 2, 2, batch=3, pictures=pictures, dtype=torch.float64)
+    case = draw(3, 2, 3, 2, 2, batch=3, images=images, dtype=torch.float64)
     inputs = [part.requires_grad_() for part in case.inputs if part is not None]
 
     def function(*inputs: Tensor) -> Tensor:
@@ -154,12 +154,12 @@ class FullSize(TorchDispatchMode):
     ("backend", "forward", "backward"),
     [("torch", 1, 0), pytest.param("triton", 1, 0, marks=needs_triton)],
 )
-@pytest.mark.parametrize("pictures", [None, 1])
+@pytest.mark.parametrize("images", [None, 1])
 def test_neither_concatenation_nor_copy(
-    backend: str, forward: int, backward: int, pictures: int | None
+    backend: str, forward: int, backward: int, images: int | None
 ) -> None:
     """The result is the one array [B, C, P] that is made; the literal form makes several."""
-    case = draw(67, 5, 40, 20, 8, batch=3, pictures=pictures)
+    case = draw(67, 5, 40, 20, 8, batch=3, images=images)
     made = {}
     for name in (backend, "reference"):
         inputs = [part.to(DEVICE).requires_grad_() for part in case.inputs if part is not None]

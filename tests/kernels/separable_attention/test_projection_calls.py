@@ -29,18 +29,18 @@ def test_second_derivatives_of_the_kernel_are_refused() -> None:
 
 @needs_triton
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("pictures", [None, 2])
-def test_opcheck(pictures: int | None) -> None:
+@pytest.mark.parametrize("images", [None, 2])
+def test_opcheck(images: int | None) -> None:
     from cmsa_fast.kernels.separable_attention import projection_ops as tail_ops  # noqa: F401
 
-    case = draw(5, 4, 3, 2, 2, pictures=pictures).to(DEVICE)
+    case = draw(5, 4, 3, 2, 2, images=images).to(DEVICE)
     index = case.options["image_index"]
     index = None if index is None else index.to(DEVICE)
     plain = [part.detach() for part in case.inputs if part is not None]
     leaves = [part.clone().requires_grad_() for part in plain]
     operators = torch.ops.cmsa_fast
     torch.library.opcheck(operators.level_tail_forward.default, (*leaves, index))
-    arguments = (case.grad, *plain[:2], index, pictures or 3, 3)
+    arguments = (case.grad, *plain[:2], index, images or 3, 3)
     torch.library.opcheck(operators.level_tail_backward.default, arguments)
 
 
@@ -63,7 +63,7 @@ def test_flop_are_those_of_the_products(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", TRITON])
 def test_one_graph(backend: str) -> None:
-    case = draw(pictures=2).to(DEVICE)
+    case = draw(images=2).to(DEVICE)
     index = case.options["image_index"].to(DEVICE)
     inputs = [part.requires_grad_() for part in case.inputs if part is not None]
 
@@ -104,7 +104,7 @@ def test_a_module_takes_its_own_backend(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def arguments(**changed: Any) -> dict[str, Any]:
-    """Two sentences on 6 places, width 4; 3 visual, 2 word and 8 coordinate channels."""
+    """Two expressions on 6 places, width 4; 3 visual, 2 word and 8 coordinate channels."""
     right = {
         "attended": torch.zeros(2, 6, 4),
         "output_weight": torch.zeros(13, 4),
@@ -166,8 +166,8 @@ MESSAGES = [
     (
         {"unit_visual": torch.zeros(1, 6, 3)},
         ValueError,
-        "unit_visual must have the batch of attended, 2, unless image_index says which picture each "
-        "sentence belongs to; got 1.",
+        "unit_visual must have the batch of attended, 2, unless image_index says which image each "
+        "expression belongs to; got 1.",
     ),
     (
         {"image_index": torch.zeros(2)},
@@ -182,7 +182,7 @@ MESSAGES = [
     (
         {"image_index": torch.tensor([0, 0]), "unit_visual": torch.zeros(0, 6, 3)},
         ValueError,
-        "unit_visual must hold at least one picture for 2 sentences; got 0.",
+        "unit_visual must hold at least one image for 2 expressions; got 0.",
     ),
     (
         {"backend": "numpy"},

@@ -30,11 +30,11 @@ def ours(case: Case) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("pictures", [None, 2])
+@pytest.mark.parametrize("images", [None, 2])
 @pytest.mark.parametrize("scale", [0.5, 2.0, 8.0])
 @pytest.mark.parametrize("words", [1, 2, 7, 20])
-def test_float64(words: int, scale: float, pictures: int | None) -> None:
-    case = draw(23, words, 11, batch=5, pictures=pictures, scale=scale, dtype=torch.float64)
+def test_float64(words: int, scale: float, images: int | None) -> None:
+    case = draw(23, words, 11, batch=5, images=images, scale=scale, dtype=torch.float64)
     torch.testing.assert_close(ours(case), literal(case), rtol=1e-11, atol=1e-13)
 
 

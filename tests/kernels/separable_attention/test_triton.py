@@ -44,7 +44,7 @@ each_plan = pytest.mark.usefixtures("_plan")
 @each_plan
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("places", "words", "width", "value_width", "batch", "pictures"),
+    ("places", "words", "width", "value_width", "batch", "images"),
     [
         (1, 1, 5, 3, 1, None),
         (1, 4, 7, 7, 2, None),
@@ -61,14 +61,12 @@ def test_sizes(
     width: int,
     value_width: int,
     batch: int,
-    pictures: int | None,
+    images: int | None,
     dtype: torch.dtype,
 ) -> None:
-    """One place or word, sizes just beyond a tile, several tiles of everything, pictures without a sentence."""
+    """One place or word, sizes just beyond a tile, several tiles of everything, images without an expression."""
     sizes = (places, words, width, value_width, batch)
-    cases = [
-        draw(*sizes, pictures=pictures, scale=0.7, dtype=dtype, seed=seed) for seed in range(2)
-    ]
+    cases = [draw(*sizes, images=images, scale=0.7, dtype=dtype, seed=seed) for seed in range(2)]
     assert_within_budget(cases, on_device)
 
 
@@ -208,8 +206,8 @@ def test_two_runs_are_equal_to_the_bit(dtype: torch.dtype) -> None:
         assert torch.equal(one, other)
 
 
-def test_sharing_pictures_is_the_same_as_repeating_them() -> None:
-    case = draw(18, 5, 9, 5, 4, pictures=3, dtype=torch.float32)
+def test_sharing_images_is_the_same_as_repeating_them() -> None:
+    case = draw(18, 5, 9, 5, 4, images=3, dtype=torch.float32)
     repeated = Case(
         (*(part[case.image_index] for part in case.features[:3]), *case.features[3:]),
         case.word_mask,
@@ -229,7 +227,7 @@ def test_a_transposed_mask_and_an_expanded_index() -> None:
     transposed = replace(case, word_mask=case.word_mask.T.contiguous().T)
     for one, other in zip(run(on_device, case), run(on_device, transposed), strict=True):
         assert torch.equal(one, other)
-    shared = draw(9, 4, 5, 3, 3, pictures=1)
+    shared = draw(9, 4, 5, 3, 3, images=1)
     expanded = replace(shared, image_index=torch.zeros(1, dtype=torch.int64).expand(3))
     for one, other in zip(run(on_device, shared), run(on_device, expanded), strict=True):
         assert torch.equal(one, other)
@@ -268,15 +266,15 @@ def test_either_interface_of_pytorch_sets_the_precision() -> None:
     assert done.stdout.split() == ["ieee", "tf32", "ieee"]
 
 
-def test_more_sentences_than_a_grid_holds() -> None:
+def test_more_expressions_than_a_grid_holds() -> None:
     from cmsa_fast.kernels.triton.launch import launch
 
-    with pytest.raises(ValueError, match="at most 65535 pictures or sentences at once; got 65536"):
+    with pytest.raises(ValueError, match="at most 65535 images or expressions at once; got 65536"):
         launch(None, (1, 65536), torch.zeros(1))
 
 
-def test_no_sentence() -> None:
-    case = draw(5, 4, 3, batch=0, pictures=2, padded=False)
+def test_no_expression() -> None:
+    case = draw(5, 4, 3, batch=0, images=2, padded=False)
     result, *gradients = run(on_device, case)
     assert result.shape == (0, 5, 3)
     for gradient in gradients:
@@ -291,17 +289,17 @@ def test_more_words_than_the_kernels_take() -> None:
     assert torch.equal(automatic, cross_modal_attention(*case.features, backend="torch"))
 
 
-def test_what_pictures_share_is_not_read_before_it_is_written(
+def test_what_images_share_is_not_read_before_it_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    case = draw(18, 3, 9, 5, 3, pictures=2, scale=3.0)
+    case = draw(18, 3, 9, 5, 3, images=2, scale=3.0)
     expected = run(on_device, case)
     poison(monkeypatch)
     for one, other in zip(expected, run(on_device, case), strict=True):
         assert torch.equal(one, other)
 
 
-def test_pictures_larger_than_a_slab_are_worked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_larger_than_a_slab_are_worked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from cmsa_fast.kernels.separable_attention.triton import tiled
 
     case = draw(9, 3, 5, 4, 3)

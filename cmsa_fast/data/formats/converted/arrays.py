@@ -26,28 +26,28 @@ _LAYOUT: Mapping[str, tuple[type[np.generic], _Shape]] = {
     "size": (np.int32, ("records", 2)),
     "order": (np.int64, ("records",)),  # place among the records of all splits
     "picture": (np.int64, ("records",)),
-    "sentences_starts": (np.int64, ("records + 1",)),
+    "expressions_starts": (np.int64, ("records + 1",)),
     "objects_starts": (np.int64, ("records + 1",)),
     "objects": (np.int64, ("objects",)),  # places among the masks, which records may share
     "sent_id": (np.int64, ("sentences",)),
     "text": (np.uint8, ("bytes of text",)),  # UTF-8
-    "text_starts": (np.int64, ("sentences + 1",)),
+    "text_starts": (np.int64, ("expressions + 1",)),
     "mask": (np.uint8, ("bytes of masks",)),  # compressed run lengths; none: the mask is empty
     "mask_starts": (np.int64, ("masks + 1",)),
     "mask_size": (np.int32, ("masks", 2)),
     "mask_dropped": (np.int64, ("masks",)),
-    "picture_name": (np.uint8, ("bytes of names",)),  # UTF-8
-    "picture_name_starts": (np.int64, ("pictures + 1",)),
-    "picture_folders": (np.int64, ("pictures",)),  # places among the description's folders
+    "image_name": (np.uint8, ("bytes of names",)),  # UTF-8
+    "image_name_starts": (np.int64, ("images + 1",)),
+    "image_folders": (np.int64, ("pictures",)),  # places among the description's folders
 }
 
 # What each `_starts` divides.
 _DIVIDED = {
-    "sentences_starts": "sent_id",
+    "expressions_starts": "sent_id",
     "objects_starts": "objects",
     "text_starts": "text",
     "mask_starts": "mask",
-    "picture_name_starts": "picture_name",
+    "image_name_starts": "image_name",
 }
 
 
@@ -57,7 +57,7 @@ def read_arrays(folder: Path, entry: SplitEntry, number_of_folders: int) -> Arra
     Args:
         folder: The converted data set.
         entry: Of the split.
-        number_of_folders: How many `picture_folders` the description has.
+        number_of_folders: How many `image_folders` the description has.
 
     Returns:
         The arrays under the names of the layout above. Every place in them leads to an entry;
@@ -107,8 +107,8 @@ def _faults(arrays: Arrays, entry: SplitEntry, number_of_folders: int) -> Iterat
     if arrays.keys() != _LAYOUT.keys():
         odd = sorted(arrays.keys() ^ _LAYOUT.keys())
         yield f"it should not have, or lacks, {', '.join(odd)}"
-    lengths = {"records": entry.references, "sentences": entry.sentences}
-    lengths |= {"masks": entry.masks, "pictures": entry.pictures}
+    lengths = {"records": entry.references, "sentences": entry.expressions}
+    lengths |= {"masks": entry.masks, "pictures": entry.images}
     lengths |= {f"{key} + 1": value + 1 for key, value in lengths.items()}
     for name, (dtype, symbols) in _LAYOUT.items():
         array = arrays[name]
@@ -127,8 +127,8 @@ def _faults(arrays: Arrays, entry: SplitEntry, number_of_folders: int) -> Iterat
             yield f"{name} does not divide the {end} entries of {divided}"
     for name, end in (
         ("objects", entry.masks),
-        ("picture", entry.pictures),
-        ("picture_folders", number_of_folders),
+        ("picture", entry.images),
+        ("image_folders", number_of_folders),
     ):
         places = arrays[name]
         if places.size and not 0 <= places.min() <= places.max() < end:

@@ -11,10 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ....system.files import staged
-from ...errors import Problems
+from ...errors import ErrorCollector
 from ...source import Reading, Source, read_records
 from .description import DESCRIPTION, Description, SplitEntry, read_description
-from .picture_store import PictureStore
+from .image_store import ImageStore
 from .table import SplitTable
 
 
@@ -25,16 +25,16 @@ class Conversion:
     Attributes:
         folder: The converted data set.
         description: What its `dataset.json` says.
-        record_bytes: Size of everything but the pictures.
-        pictures_written: Number of picture files in the folder.
-        picture_bytes: Their size.
+        record_bytes: Size of everything but the images.
+        images_written: Number of image files in the folder.
+        image_bytes: Their size.
     """
 
     folder: Path
     description: Description
     record_bytes: int
-    pictures_written: int
-    picture_bytes: int
+    images_written: int
+    image_bytes: int
 
 
 def convert(
@@ -42,8 +42,8 @@ def convert(
     to: Path,
     *,
     splits: Sequence[str] = (),
-    copy_pictures: bool = False,
-    problems: Problems | None = None,
+    copy_images: bool = False,
+    errors: ErrorCollector | None = None,
 ) -> Conversion:
     """Converts a data set.
 
@@ -51,8 +51,8 @@ def convert(
         source: The data set.
         to: The folder to make; must be absent or empty.
         splits: The splits to convert, as the form names them. None named: all.
-        copy_pictures: Copy the picture files into the folder, byte for byte. Otherwise they are
-            found where they lie; pictures inside other files are written in either case.
+        copy_images: Copy the image files into the folder, byte for byte. Otherwise they are
+            found where they lie; images inside other files are written in either case.
         problems: Takes the records that cannot be used. None: the first one is an error.
 
     Returns:
@@ -65,8 +65,8 @@ def convert(
             used (see `problems`) or two of the splits share records.
     """
     to = _free_folder(to)
-    problems = problems or Problems(strict=True)
-    readings = [read_records(source, split, problems) for split in (splits or (None,))]
+    errors = errors or ErrorCollector(strict=True)
+    readings = [read_records(source, split, errors) for split in (splits or (None,))]
     seen: dict[str, str] = {}
     for asked, reading in zip(splits, readings, strict=False):
         for split in sorted({record.split for record in reading.records}):
@@ -79,7 +79,7 @@ def convert(
     reading = Reading(
         [record for reading in readings for record in reading.records],
         " and ".join(dict.fromkeys(reading.title for reading in readings)),
-        {name: n for reading in readings for name, n in reading.published_sentences.items()},
+        {name: n for reading in readings for name, n in reading.published_expressions.items()},
     )
     origin, earlier = _origin(source)
     return convert_records(
@@ -87,8 +87,8 @@ def convert(
         to,
         origin=origin,
         earlier_problems=earlier,
-        copy_pictures=copy_pictures,
-        problems=problems,
+        copy_images=copy_images,
+        errors=errors,
     )
 
 
@@ -98,12 +98,12 @@ def convert_records(
     *,
     origin: Mapping[str, str],
     earlier_problems: Sequence[str] = (),
-    copy_pictures: bool = False,
-    problems: Problems | None = None,
+    copy_images: bool = False,
+    errors: ErrorCollector | None = None,
 ) -> Conversion:
     """Writes records as a converted data set; as `convert`, whose arguments these are.
 
-    Masks are drawn once, at the size that the records give, else at the picture's own, and kept as
+    Masks are drawn once, at the size that the records give, else at the image's own, and kept as
     one run-length code for each object. Objects that records share stay shared.
 
     Args:
@@ -111,7 +111,7 @@ def convert_records(
         to: As for `convert`.
         origin: What `dataset.json` is to say of where the records come from.
         earlier_problems: What records the origin itself lacks, one line each.
-        copy_pictures: As for `convert`.
+        copy_images: As for `convert`.
         problems: As for `convert`.
 
     Raises:
@@ -119,14 +119,14 @@ def convert_records(
         TypeError, ValueError, OSError: A record cannot be written (see `problems`), or none can.
     """
     to = _free_folder(to)
-    problems = problems or Problems(strict=True)
+    errors = errors or ErrorCollector(strict=True)
     tables: dict[str, SplitTable] = {}
     with staged(to) as folder:
-        store = PictureStore(folder, to, copy=copy_pictures)
+        store = ImageStore(folder, to, copy=copy_images)
         for order, record in enumerate(
             tqdm(reading.records, desc="convert", unit="record", dynamic_ncols=True)
         ):
-            with problems:
+            with errors:
                 if record.split not in tables:
                     tables[record.split] = SplitTable(store)
                 tables[record.split].add(order, record)
@@ -141,10 +141,10 @@ def convert_records(
         description = Description(
             title=reading.title,
             origin=origin,
-            published_sentences=reading.published_sentences,
-            picture_folders=tuple(store.folders),
+            published_expressions=reading.published_expressions,
+            image_folders=tuple(store.folders),
             splits=entries,
-            problems=(*earlier_problems, *problems.messages),
+            errors=(*earlier_problems, *errors.messages),
         )
         text = json.dumps(description.as_json(), indent=1) + "\n"
         (folder / DESCRIPTION).write_text(text, encoding="ascii")
@@ -180,6 +180,6 @@ def _origin(source: Source) -> tuple[Mapping[str, str], Sequence[str]]:
     if source.form == "converted":
         folder = source.root / source.name if source.name else source.root
         description = read_description(folder)
-        return description.origin, description.problems
+        return description.origin, description.errors
     fields = {key: getattr(source, key) for key in ("form", "name", "split_by", "text")}
     return {**fields, "root": str(source.root.resolve())}, ()

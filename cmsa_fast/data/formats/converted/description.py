@@ -1,7 +1,7 @@
 """What `dataset.json` says of a converted data set.
 
 Such a data set is a folder with `dataset.json`, one safetensors file for each split
-(`cmsa_fast.data.formats.converted.arrays`), and the pictures where they were copied. Nothing in it can run
+(`cmsa_fast.data.formats.converted.arrays`), and the images where they were copied. Nothing in it can run
 code.
 """
 
@@ -17,17 +17,17 @@ from ..parsing import field, integer, kind, listing, load_json, place, string
 FORMAT = "cmsa_fast data set"
 VERSION = 1
 DESCRIPTION = "dataset.json"
-PICTURES = "pictures"
+IMAGES = "pictures"
 
 
 @dataclass(frozen=True)
-class PictureFolders:
-    """Where some pictures lie.
+class ImageFolders:
+    """Where some images lie.
 
     Attributes:
         absolute: Folders by their full path, as they were at the conversion.
         relative: The same folders relative to the data set's, taken where no full path is there:
-            the data set was moved together with its pictures.
+            the data set was moved together with its images.
     """
 
     absolute: tuple[str, ...]
@@ -48,7 +48,7 @@ class PictureFolders:
                 return found
         asked = self.absolute or tuple(str(folder / name) for name in self.relative)
         raise FileNotFoundError(
-            f"the pictures of {folder} are not where they were at its conversion, in "
+            f"the images of {folder} are not where they were at its conversion, in "
             f"{' or '.join(asked)}: name their folder by image_folder"
         )
 
@@ -61,17 +61,17 @@ class SplitEntry:
         file: The name of its file.
         sha256: Digest of that file, hexadecimal.
         references: Number of records.
-        sentences: Number of sentences.
+        expressions: Number of expressions.
         masks: Number of distinct masks.
-        pictures: Number of distinct pictures.
+        images: Number of distinct images.
     """
 
     file: str
     sha256: str
     references: int
-    sentences: int
+    expressions: int
     masks: int
-    pictures: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,18 @@ class Description:
     Attributes:
         title: What the data set is, for messages.
         origin: Form, root, name, split_by and text of what was converted.
-        published_sentences: Number of sentences of each published split, as far as known.
-        picture_folders: Where the pictures lie.
+        published_expressions: Number of expressions of each published split, as far as known.
+        image_folders: Where the images lie.
         splits: Each split under its recorded name.
         problems: One line for each record that the conversion left out.
     """
 
     title: str
     origin: Mapping[str, str]
-    published_sentences: Mapping[str, int]
-    picture_folders: tuple[PictureFolders, ...]
+    published_expressions: Mapping[str, int]
+    image_folders: tuple[ImageFolders, ...]
     splits: Mapping[str, SplitEntry]
-    problems: tuple[str, ...]
+    errors: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """What `read_description` reads again."""
@@ -101,10 +101,10 @@ class Description:
             "version": VERSION,
             "title": self.title,
             "origin": dict(self.origin),
-            "published_sentences": dict(self.published_sentences),
-            "picture_folders": [vars(folders) for folders in self.picture_folders],
+            "published_expressions": dict(self.published_expressions),
+            "image_folders": [vars(folders) for folders in self.image_folders],
             "splits": {name: vars(entry) for name, entry in self.splits.items()},
-            "problems": list(self.problems),
+            "problems": list(self.errors),
         }
 
 
@@ -133,25 +133,25 @@ def read_description(folder: Path) -> Description:
             "the data set anew, or install the cmsa_fast that wrote it"
         )
     origin = _dictionary(content, "origin", where)
-    published = _dictionary(content, "published_sentences", where)
+    published = _dictionary(content, "published_expressions", where)
     return Description(
         title=string(content, "title", where),
         origin={key: string(origin, key, (*where, "origin")) for key in origin},
-        published_sentences={
-            key: integer(published, key, (*where, "published_sentences")) for key in published
+        published_expressions={
+            key: integer(published, key, (*where, "published_expressions")) for key in published
         },
-        picture_folders=tuple(
-            PictureFolders(
-                absolute=_texts(entry, "absolute", (*where, "picture_folders", i)),
-                relative=_texts(entry, "relative", (*where, "picture_folders", i)),
+        image_folders=tuple(
+            ImageFolders(
+                absolute=_texts(entry, "absolute", (*where, "image_folders", i)),
+                relative=_texts(entry, "relative", (*where, "image_folders", i)),
             )
-            for i, entry in enumerate(listing(content, "picture_folders", where))
+            for i, entry in enumerate(listing(content, "image_folders", where))
         ),
         splits={
             name: _read_entry(entry, (*where, "split", name))
             for name, entry in _dictionary(content, "splits", where).items()
         },
-        problems=_texts(content, "problems", where),
+        errors=_texts(content, "problems", where),
     )
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, zeros
 from torch import bool as torch_bool
 
-from ...errors import Problems
+from ...errors import ErrorCollector
+from ...images import ImageFile, image_file
 from ...masks import parse_segmentation
-from ...pictures import PictureFile, picture_file
 from ...source import Reading, Source
 from ...types import Record
 from ..garbage import paused_collection
@@ -76,8 +76,8 @@ class ConvertedMask:
         """Draws the mask.
 
         Args:
-            height: The picture's height in pixels.
-            width: The picture's width in pixels.
+            height: The image's height in pixels.
+            width: The image's width in pixels.
 
         Returns:
             bool `[height, width]`; all False where the mask is empty.
@@ -93,12 +93,12 @@ class ConvertedMask:
 
 
 @paused_collection()
-def read_converted(source: Source, split: str | None, problems: Problems) -> Reading:
+def read_converted(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
     """Reads a converted data set (`cmsa_fast.data.source.read_records`).
 
     The root is its folder, or the folder around it with `name` naming it. Splits are matched as the
     original's form does it. What was chosen at the conversion (`text`, `split_by`) cannot be chosen
-    again: another value is an error. Pictures are looked for where they were at the conversion, or
+    again: another value is an error. Images are looked for where they were at the conversion, or
     in `image_folder`. Records that the conversion left out are counted in the log.
     """
     folder = source.root / source.name if source.name else source.root
@@ -119,11 +119,11 @@ def read_converted(source: Source, split: str | None, problems: Problems) -> Rea
             name for name, entry in description.splits.items() for _ in repeat(0, entry.references)
         )
         raise ValueError(missing_split(split, folder, recorded))
-    if description.problems:
+    if description.errors:
         _logger.warning(
             "%s lacks %d records that could not be used when it was converted",
             folder,
-            len(description.problems),
+            len(description.errors),
         )
     ordered: list[tuple[int, Record]] = []
     for name, entry in chosen.items():
@@ -131,7 +131,7 @@ def read_converted(source: Source, split: str | None, problems: Problems) -> Rea
     if len(chosen) > 1:
         ordered.sort(key=lambda pair: pair[0])
     return Reading(
-        [record for _, record in ordered], description.title, description.published_sentences
+        [record for _, record in ordered], description.title, description.published_expressions
     )
 
 
@@ -149,30 +149,30 @@ def _read_split(
     source: Source, folder: Path, description: Description, split: str, entry: SplitEntry
 ) -> Iterator[tuple[int, Record]]:
     """Each record with its place among the records of all splits."""
-    arrays = read_arrays(folder, entry, len(description.picture_folders))
+    arrays = read_arrays(folder, entry, len(description.image_folders))
     path = folder / entry.file
     try:
-        pictures = _read_pictures(source, folder, description, arrays)
+        images = _read_images(source, folder, description, arrays)
         texts = [decode_text(text) for text in divide(arrays["text"], arrays["text_starts"])]
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    sentences = list(zip(arrays["sent_id"].tolist(), texts, strict=True))
+    expressions = list(zip(arrays["sent_id"].tolist(), texts, strict=True))
     table = MaskTable(
         *(arrays[key] for key in ("mask", "mask_starts", "mask_size", "mask_dropped"))
     )
     masks = [ConvertedMask(table, place) for place in range(entry.masks)]
     objects = [masks[place] for place in arrays["objects"].tolist()]
-    sentence_starts = arrays["sentences_starts"].tolist()
+    expression_starts = arrays["expressions_starts"].tolist()
     object_starts = arrays["objects_starts"].tolist()
     columns = (arrays[key].tolist() for key in ("order", "size", "picture", "image_id", "ref_id"))
-    for i, (order, size, picture, image_id, ref_id) in enumerate(zip(*columns, strict=True)):
+    for i, (order, size, image, image_id, ref_id) in enumerate(zip(*columns, strict=True)):
         yield (
             order,
             Record(
-                picture=pictures[picture],
+                image=images[image],
                 size=None if size[0] < 0 else (size[0], size[1]),
                 objects=tuple(objects[object_starts[i] : object_starts[i + 1]]),
-                sentences=tuple(sentences[sentence_starts[i] : sentence_starts[i + 1]]),
+                expressions=tuple(expressions[expression_starts[i] : expression_starts[i + 1]]),
                 image_id=image_id,
                 ref_id=ref_id,
                 split=split,
@@ -181,17 +181,17 @@ def _read_split(
         )
 
 
-def _read_pictures(
+def _read_images(
     source: Source, folder: Path, description: Description, arrays: Arrays
-) -> list[PictureFile]:
-    used = np.unique(arrays["picture_folders"]).tolist()
+) -> list[ImageFile]:
+    used = np.unique(arrays["image_folders"]).tolist()
     if source.image_folder is None:
-        folders = {place: description.picture_folders[place].find(folder) for place in used}
+        folders = {place: description.image_folders[place].find(folder) for place in used}
     else:
         folders = dict.fromkeys(used, (existing_folder(source.image_folder),))
-    names = divide(arrays["picture_name"], arrays["picture_name_starts"])
-    places = arrays["picture_folders"].tolist()
+    names = divide(arrays["image_name"], arrays["image_name_starts"])
+    places = arrays["image_folders"].tolist()
     return [
-        picture_file(folders[place], decode_text(name))
+        image_file(folders[place], decode_text(name))
         for place, name in zip(places, names, strict=True)
     ]

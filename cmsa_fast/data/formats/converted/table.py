@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from ...types import ObjectMask, Record
 from .arrays import encode_text
 from .description import SplitEntry
-from .picture_store import PictureStore
+from .image_store import ImageStore
 
 _UNKNOWN = (-1, -1)
 
@@ -25,23 +25,23 @@ class SplitTable:
     """The columns of one split, filled record by record.
 
     Args:
-        store: Gives the pictures their places.
+        store: Gives the images their places.
     """
 
-    def __init__(self, store: PictureStore) -> None:
+    def __init__(self, store: ImageStore) -> None:
         self._store = store
-        self._rows: list[tuple[int, int, int, int]] = []  # ref_id, image_id, order, picture
+        self._rows: list[tuple[int, int, int, int]] = []  # ref_id, image_id, order, image
         self._sizes: list[tuple[int, int]] = []
         self._sent_ids: list[int] = []
         self._texts: list[bytes] = []
-        self._sentence_counts: list[int] = []
+        self._expression_counts: list[int] = []
         self._objects: list[int] = []
         self._object_counts: list[int] = []
         self._masks: list[bytes] = []
         self._mask_rows: list[tuple[int, int, int]] = []  # height, width, dropped
         self._mask_places: dict[tuple[int, tuple[int, int]], int] = {}
         self._kept: list[ObjectMask] = []  # an identity stays one as long as its object lives
-        self._picture_places: dict[tuple[int, str], int] = {}
+        self._image_places: dict[tuple[int, str], int] = {}
 
     @property
     def references(self) -> int:
@@ -50,8 +50,8 @@ class SplitTable:
 
     def add(self, order: int, record: Record) -> None:
         """Takes a record as a whole, or raises and takes nothing of it."""
-        texts = [encode_text(sentence) for _, sentence in record.sentences]
-        for number in (record.ref_id, record.image_id, *(entry[0] for entry in record.sentences)):
+        texts = [encode_text(expression) for _, expression in record.expressions]
+        for number in (record.ref_id, record.image_id, *(entry[0] for entry in record.expressions)):
             _check(number, np.int64, "a number", record)
         for size in (record.size, *(one.size for one in record.objects)):
             for side in size or ():
@@ -64,18 +64,18 @@ class SplitTable:
             keys.append((id(one), size))
             if keys[-1] not in self._mask_places and keys[-1] not in new:
                 new[keys[-1]] = (one, b"" if one.is_empty else _draw(one, size, record))
-        place = self._store.place(record.picture)
+        place = self._store.place(record.image)
         for key, (one, counts) in new.items():
             self._mask_places[key] = len(self._masks)
             self._masks.append(counts)
             self._mask_rows.append((*key[1], one.dropped))
             self._kept.append(one)
-        picture = self._picture_places.setdefault(place, len(self._picture_places))
-        self._rows.append((record.ref_id, record.image_id, order, picture))
+        image = self._image_places.setdefault(place, len(self._image_places))
+        self._rows.append((record.ref_id, record.image_id, order, image))
         self._sizes.append(record.size or _UNKNOWN)
-        self._sent_ids += [sent_id for sent_id, _ in record.sentences]
+        self._sent_ids += [sent_id for sent_id, _ in record.expressions]
         self._texts += texts
-        self._sentence_counts.append(len(texts))
+        self._expression_counts.append(len(texts))
         self._objects += [self._mask_places[key] for key in keys]
         self._object_counts.append(len(keys))
 
@@ -83,14 +83,14 @@ class SplitTable:
         """Writes the split's file."""
         rows = np.array(self._rows, np.int64)
         mask_rows = np.array(self._mask_rows, np.int64).reshape(-1, 3)
-        names = [encode_text(name) for _, name in self._picture_places]
+        names = [encode_text(name) for _, name in self._image_places]
         columns = {
             "ref_id": rows[:, 0],
             "image_id": rows[:, 1],
             "order": rows[:, 2],
             "picture": rows[:, 3],
             "size": np.array(self._sizes, np.int32),
-            "sentences_starts": _starts(self._sentence_counts),
+            "expressions_starts": _starts(self._expression_counts),
             "objects_starts": _starts(self._object_counts),
             "objects": np.array(self._objects, np.int64),
             "sent_id": np.array(self._sent_ids, np.int64),
@@ -100,9 +100,9 @@ class SplitTable:
             "mask_starts": _starts(map(len, self._masks)),
             "mask_size": mask_rows[:, :2].astype(np.int32),
             "mask_dropped": mask_rows[:, 2],
-            "picture_name": _joined(names),
-            "picture_name_starts": _starts(map(len, names)),
-            "picture_folders": np.array([place for place, _ in self._picture_places], np.int64),
+            "image_name": _joined(names),
+            "image_name_starts": _starts(map(len, names)),
+            "image_folders": np.array([place for place, _ in self._image_places], np.int64),
         }
         content = save({key: np.ascontiguousarray(value) for key, value in columns.items()})
         path.write_bytes(content)
@@ -110,15 +110,15 @@ class SplitTable:
             file=path.name,
             sha256=hashlib.sha256(content).hexdigest(),
             references=len(self._rows),
-            sentences=len(self._texts),
+            expressions=len(self._texts),
             masks=len(self._masks),
-            pictures=len(names),
+            images=len(names),
         )
 
     def _size_to_draw(self, record: Record) -> tuple[int, int] | None:
         if all(one.is_empty for one in record.objects):
             return None
-        return record.mask_size or self._store.size(record.picture)
+        return record.mask_size or self._store.size(record.image)
 
 
 def _draw(one: ObjectMask, size: tuple[int, int], record: Record) -> bytes:

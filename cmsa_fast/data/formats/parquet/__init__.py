@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ...errors import Problems
+from ...errors import ErrorCollector
 from ...source import Reading, Source
 from .benchmark import read_benchmark
 from .files import Shard, find_shards
@@ -16,7 +16,7 @@ from .others import read_mixed, read_reannotated
 from .refcoco import read_refcoco
 from .tables import column_names
 
-_Read = Callable[[Source, list[Shard], str | None, Problems], Reading]
+_Read = Callable[[Source, list[Shard], str | None, ErrorCollector], Reading]
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ _FORMS = (
 )
 
 
-def read_parquet(source: Source, split: str | None, problems: Problems) -> Reading:
+def read_parquet(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
     """Reads a data set in one of the parquet forms (`cmsa_fast.data.source.read_records`).
 
     The root is the repository's folder, its folder `data`, or one file; or a folder of several
     repositories, one of which `source.name` names. Known forms:
 
-    - jxu124/refcoco, refcocoplus, refcocog: a row for each reference, without pixels; the pictures
+    - jxu124/refcoco, refcocoplus, refcocog: a row for each reference, without pixels; the images
       are COCO's. Splits go by their published names and by the files' own ("validation" is the
       published val; the "test" of RefCOCO and RefCOCO+ is the published testA).
-    - jxu124/refcoco-benchmark: a row for each picture, with its pixels. Its splits are called
+    - jxu124/refcoco-benchmark: a row for each image, with its pixels. Its splits are called
       "refcoco_unc_val" and so on; with `source.name` ("refcoco") and perhaps `source.split_by`
       "val" will do.
     - moondream/refcoco-m: new masks for a part of RefCOCO's val.
@@ -77,7 +77,7 @@ def read_parquet(source: Source, split: str | None, problems: Problems) -> Readi
     columns = column_names(shards[0].path)
     for form in _FORMS:
         if set(form.columns) <= set(columns):
-            return form.read(source, shards, split, problems)
+            return form.read(source, shards, split, errors)
     known = "; ".join(f"{form.repositories}: {', '.join(form.columns)}" for form in _FORMS)
     raise ValueError(
         f"{shards[0].path} has the columns {', '.join(columns)}, which are those of no known form. "

@@ -1,6 +1,6 @@
 """The parquet copy of the evaluation splits with pixels and all polygons (jxu124/refcoco-benchmark).
 
-A row is a picture with every reference to an object in it.
+A row is an image with every reference to an object in it.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ...errors import Problems
+from ...errors import ErrorCollector
 from ...masks import MaskSource
 from ...source import Reading, Source, Text
 from ...types import Record
 from ..parsing import Where, field, integer, listing, place, string
-from ..record_parts import check_same, read_mask, read_sentences, read_size
-from ..refer_layout import PUBLISHED_SENTENCES, usual_split_by
+from ..record_parts import check_same, read_expressions, read_mask, read_size
+from ..refer_layout import PUBLISHED_EXPRESSIONS, usual_split_by
 from .files import DATASET_NAMES, Shard, check_complete, nothing_read, split_names
-from .pictures import EncodedPicture
+from .images import EncodedImage
 from .tables import Row, read_rows
 
-_Masks = dict[int, tuple[Any, MaskSource]]  # of one picture, by annotation
+_Masks = dict[int, tuple[Any, MaskSource]]  # of one image, by annotation
 _SPLIT = re.compile(
     r"(?P<dataset>refcoco|refcoco_?plus|refcoco\+|refcocog)_(?P<split_by>unc|google|umd)_"
     r"(?P<split>train|val|test|testA|testB)"
@@ -27,7 +27,7 @@ _SPLIT = re.compile(
 
 
 def read_benchmark(
-    source: Source, shards: list[Shard], split: str | None, problems: Problems
+    source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector
 ) -> Reading:
     """Reads the records of a split.
 
@@ -51,9 +51,9 @@ def read_benchmark(
     for shard in chosen:
         for row in read_rows(shard.path, ("image_info", "ref_list")):
             masks: _Masks = {}
-            with problems:
+            with errors:
                 for i, entry in enumerate(listing(row.values(), "ref_list", row.where)):
-                    with problems:
+                    with errors:
                         where = (*row.where, "reference", i)
                         records.append(_record(row, entry, where, shard.split, source.text, masks))
     if not records:
@@ -107,7 +107,7 @@ def _published(name: str) -> int | None:
     parts = _SPLIT.fullmatch(name)
     if parts is None:
         return None
-    by_split = PUBLISHED_SENTENCES[DATASET_NAMES[parts["dataset"]]]
+    by_split = PUBLISHED_EXPRESSIONS[DATASET_NAMES[parts["dataset"]]]
     return by_split.get(parts["split_by"], {}).get(parts["split"])
 
 
@@ -137,12 +137,12 @@ def _record(
         mask = read_mask(annotation, in_annotation)
         masks[ann_id] = annotation["segmentation"], mask
     return Record(
-        picture=EncodedPicture(
+        image=EncodedImage(
             row.path, row.group, row.number_in_group, string(info, "file_name", inside)
         ),
         size=read_size(info, inside),
         objects=(mask,),
-        sentences=read_sentences(reference, text, in_reference),
+        expressions=read_expressions(reference, text, in_reference),
         image_id=image_id,
         ref_id=integer(reference, "ref_id", in_reference),
         split=split,

@@ -5,26 +5,26 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ...errors import Problems
+from ...errors import ErrorCollector
 from ...source import Reading, Source
 from ...types import Record
 from ..parsing import Where, field, integer, listing, place, string
 from ..record_parts import check_same, read_mask
 from .files import Shard, check_complete, nothing_read, split_names
-from .pictures import EncodedPicture
+from .images import EncodedImage
 from .tables import Row, read_rows
 
-# As its card says: sentences of the only split.
-_REANNOTATED_SENTENCES = 5_598
+# As its card says: expressions of the only split.
+_REANNOTATED_EXPRESSIONS = 5_598
 _COCO_NUMBER = re.compile(r"COCO_(?:train|val)2014_(\d{12})(?:_\d+)?\.jpg")
 
 
 def read_reannotated(
-    source: Source, shards: list[Shard], split: str | None, problems: Problems
+    source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector
 ) -> Reading:
     """Reads RefCOCO-M (moondream/refcoco-m): new masks for a part of RefCOCO's val.
 
-    A row is a picture with its objects. The sentences have no numbers: they are counted. There is
+    A row is an image with its objects. The expressions have no numbers: they are counted. There is
     one writing of them.
 
     Args:
@@ -45,19 +45,19 @@ def read_reannotated(
     counted = 0
     for shard in chosen:
         for row in read_rows(shard.path, ("image_id", "samples"), optional=("file_name",)):
-            with problems:
+            with errors:
                 samples = listing(row.values(), "samples", row.where)
                 for i, sample in enumerate(samples):
-                    with problems:
+                    with errors:
                         where = (*row.where, "sample", i)
                         record = _reannotated(row, sample, where, shard.split, counted)
                         records.append(record)
-                        counted += len(record.sentences)
+                        counted += len(record.expressions)
     if not records:
         raise nothing_read(split, chosen, ())
-    published = {"validation": _REANNOTATED_SENTENCES}
+    published = {"validation": _REANNOTATED_EXPRESSIONS}
     if split == "val":
-        published[split] = _REANNOTATED_SENTENCES
+        published[split] = _REANNOTATED_EXPRESSIONS
     return Reading(
         records,
         "RefCOCO-M (parquet; a re-annotation of a part of RefCOCO val, whose figures do not compare "
@@ -67,11 +67,11 @@ def read_reannotated(
 
 
 def read_mixed(
-    source: Source, shards: list[Shard], split: str | None, problems: Problems
+    source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector
 ) -> Reading:
-    """Reads the copies of lmms-lab: a row for each reference, with its picture.
+    """Reads the copies of lmms-lab: a row for each reference, with its image.
 
-    There is one writing of the sentences, without numbers: they are counted.
+    There is one writing of the expressions, without numbers: they are counted.
 
     Args:
         source: The data set; `allow_mixed_splits` must be set.
@@ -80,7 +80,7 @@ def read_mixed(
         problems: Takes the rows that cannot be used.
 
     Returns:
-        The records. Pictures have COCO's numbers where their names show them, else numbers below 0.
+        The records. Images have COCO's numbers where their names show them, else numbers below 0.
 
     Raises:
         FileNotFoundError: A part of the split is missing.
@@ -101,10 +101,10 @@ def read_mixed(
     for shard in chosen:
         columns = ("question_id", "answer", "segmentation", "file_name")
         for row in read_rows(shard.path, columns):
-            with problems:
+            with errors:
                 record = _mixed(row, shard.split, len(records), counted, numbers)
                 records.append(record)
-                counted += len(record.sentences)
+                counted += len(record.expressions)
     if not records:
         raise nothing_read(split, chosen, ())
     title = (
@@ -132,12 +132,10 @@ def _reannotated(row: Row, sample: Any, where: Where, split: str, first: int) ->
     name = values.get("file_name")
     mask = read_mask(sample, where, "mask")
     return Record(
-        picture=_picture(
-            row, str(image_id) if name is None else string(values, "file_name", where)
-        ),
+        image=_image(row, str(image_id) if name is None else string(values, "file_name", where)),
         size=mask.size,
         objects=(mask,),
-        sentences=_counted(sample, "sentences", where, first),
+        expressions=_counted(sample, "sentences", where, first),
         image_id=image_id,
         ref_id=ref_id,
         split=split,
@@ -151,10 +149,10 @@ def _mixed(row: Row, split: str, ref_id: int, first: int, numbers: dict[str, int
     number = _COCO_NUMBER.fullmatch(file_name)
     image_id = int(number[1]) if number else numbers.setdefault(file_name, -1 - len(numbers))
     return Record(
-        picture=_picture(row, file_name),
+        image=_image(row, file_name),
         size=None,
         objects=(read_mask(values, where),),
-        sentences=_counted(values, "answer", where, first),
+        expressions=_counted(values, "answer", where, first),
         image_id=image_id,
         ref_id=ref_id,
         split=split,
@@ -162,12 +160,12 @@ def _mixed(row: Row, split: str, ref_id: int, first: int, numbers: dict[str, int
     )
 
 
-def _picture(row: Row, file_name: str) -> EncodedPicture:
-    return EncodedPicture(row.path, row.group, row.number_in_group, file_name)
+def _image(row: Row, file_name: str) -> EncodedImage:
+    return EncodedImage(row.path, row.group, row.number_in_group, file_name)
 
 
 def _counted(record: Any, key: str, where: Where, first: int) -> tuple[tuple[int, str], ...]:
-    sentences = listing(record, key, where)
-    for i, sentence in enumerate(sentences):
-        string({"text": sentence}, "text", (*where, key, i))
-    return tuple(enumerate(sentences, start=first))
+    expressions = listing(record, key, where)
+    for i, expression in enumerate(expressions):
+        string({"text": expression}, "text", (*where, key, i))
+    return tuple(enumerate(expressions, start=first))

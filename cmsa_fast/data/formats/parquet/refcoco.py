@@ -1,6 +1,6 @@
 """The parquet copies of RefCOCO, RefCOCO+ and RefCOCOg without pixels (jxu124/refcoco and others).
 
-A row is a reference of REFER with its annotation and its picture's entry as JSON text.
+A row is a reference of REFER with its annotation and its image's entry as JSON text.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path, PurePath
 from typing import Any
 
-from ...errors import Problems
+from ...errors import ErrorCollector
 from ...masks import MaskSource
 from ...source import Reading, Source, Text
 from ...types import Record
 from ..parsing import Where, field, integer, place, string
-from ..record_parts import check_same, read_mask, read_picture, read_sentences, read_size
-from ..refer_layout import COCO_FOLDERS, PUBLISHED_SENTENCES, existing_folder, usual_split_by
+from ..record_parts import check_same, read_expressions, read_image, read_mask, read_size
+from ..refer_layout import COCO_FOLDERS, PUBLISHED_EXPRESSIONS, existing_folder, usual_split_by
 from .files import Shard, check_complete, find_dataset, nothing_read, split_names
 from .tables import Row, read_rows
 
@@ -32,11 +32,11 @@ _COLUMNS = (
     "raw_anns",
     "raw_image_info",
 )
-_PICTURE_FOLDERS = (*COCO_FOLDERS, "coco/train2014")
+_IMAGE_FOLDERS = (*COCO_FOLDERS, "coco/train2014")
 
 
 def read_refcoco(
-    source: Source, shards: list[Shard], split: str | None, problems: Problems
+    source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector
 ) -> Reading:
     """Reads the records of a split.
 
@@ -53,7 +53,7 @@ def read_refcoco(
         The records; their split is the published one.
 
     Raises:
-        FileNotFoundError: A part of the split or the pictures' folder is missing.
+        FileNotFoundError: A part of the split or the images' folder is missing.
         ValueError: The split is not there, or a file is damaged.
     """
     dataset = find_dataset(source, shards)
@@ -63,14 +63,14 @@ def read_refcoco(
     if not chosen:
         raise ValueError(f"split {split!r} is not in {folder}, which has {split_names(shards)}")
     check_complete(chosen, source)
-    folders = _picture_folders(source, folder)
+    folders = _image_folders(source, folder)
     wanted = None if split is None else _published_names(split, dataset)
     masks: dict[tuple[int, int], MaskSource] = {}
     splits: Counter[str] = Counter()
     records = []
     for shard in chosen:
         for row in read_rows(shard.path, _COLUMNS, optional=("image_path",)):
-            with problems:
+            with errors:
                 values = row.values()
                 recorded = _check_split(values, row.where, shard, dataset)
                 splits[recorded] += 1
@@ -81,7 +81,7 @@ def read_refcoco(
     note = _note(split, records)
     published: dict[str, int] = {}
     if dataset is not None and split_by is not None:
-        published.update(PUBLISHED_SENTENCES[dataset][split_by])
+        published.update(PUBLISHED_EXPRESSIONS[dataset][split_by])
     if split is not None and wanted is not None:
         published.update((split, published[name]) for name in wanted if name in published)
     origin = f"{dataset} ({split_by}, parquet{note})" if dataset else f"{folder} (parquet{note})"
@@ -145,19 +145,19 @@ def _record(
         check_same(annotation.get("id"), ann_id, "ann_id", where)
         check_same(annotation.get("image_id"), image_id, "image_id", where)
         masks[key] = read_mask(annotation, (*where, "raw_anns"))
-    picture = _from_json(string(values, "raw_image_info", where), "raw_image_info", where)
-    check_same(picture.get("id"), image_id, "image_id", where)
+    image = _from_json(string(values, "raw_image_info", where), "raw_image_info", where)
+    check_same(image.get("id"), image_id, "image_id", where)
     inside = (*where, "raw_image_info")
-    file_name = string(picture, "file_name", inside)
-    size = read_size(picture, inside)
+    file_name = string(image, "file_name", inside)
+    size = read_size(image, inside)
     path = values.get("image_path")
     if path is not None:
         check_same(PurePath(string(values, "image_path", where)).name, file_name, "picture", where)
     return Record(
-        picture=read_picture(folders, path or file_name, where),
+        image=read_image(folders, path or file_name, where),
         size=size,
         objects=(masks[key],),
-        sentences=read_sentences(values, text, where),
+        expressions=read_expressions(values, text, where),
         image_id=image_id,
         ref_id=integer(values, "ref_id", where),
         split=string(values, "split", where),
@@ -186,19 +186,19 @@ def _note(split: str | None, records: list[Record]) -> str:
     return f"; its {split!r} is the published {names}"
 
 
-def _picture_folders(source: Source, folder: Path) -> tuple[Path, ...]:
+def _image_folders(source: Source, folder: Path) -> tuple[Path, ...]:
     if source.image_folder is not None:
         given = existing_folder(source.image_folder)
         return tuple(one for one in (given, given / "train2014") if one.is_dir())
     bases = [folder.parent, folder] if folder.name == "data" else [folder]
     if source.root.is_dir() and source.root not in bases:
         bases.append(source.root)
-    found = [base / inner for base in bases for inner in _PICTURE_FOLDERS]
+    found = [base / inner for base in bases for inner in _IMAGE_FOLDERS]
     found = [one for one in found if one.is_dir()]
     if not found:
         raise FileNotFoundError(
-            f"there is no folder of pictures in {' or '.join(map(str, bases))}. This copy has no "
-            f"pixels: the pictures of COCO train2014 belong in {' or '.join(_PICTURE_FOLDERS)}, or "
+            f"there is no folder of images in {' or '.join(map(str, bases))}. This copy has no "
+            f"pixels: the images of COCO train2014 belong in {' or '.join(_IMAGE_FOLDERS)}, or "
             "are named as image_folder"
         )
     return tuple(found)

@@ -12,10 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ...errors import in_one_line
+from ...errors import one_line
 from ..parsing import Where, place
 
-_BATCH = 256  # rows taken from a file at once; their pictures are not among what is read
+_BATCH = 256  # rows taken from a file at once; their images are not among what is read
 _READ_AHEAD = 1 << 20  # bytes; without it a whole column of a row group is read at once
 
 
@@ -80,7 +80,7 @@ def open_table(path: Path) -> Iterator[Any]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault
         raise ValueError(
-            f"{path} is no parquet file, is damaged, or cut short: {in_one_line(error)}"
+            f"{path} is no parquet file, is damaged, or cut short: {one_line(error)}"
         ) from error
 
 

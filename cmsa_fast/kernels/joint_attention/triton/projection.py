@@ -132,7 +132,7 @@ def words_first(attended: Tensor) -> tuple[int, ...]:
 
 
 def real_words(word_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The words of each sentence, the real ones first [B, N], and how many are real [B]; on the device."""
+    """The words of each expression, the real ones first [B, N], and how many are real [B]; on the device."""
     if word_mask is None:
         return None, None
     padded = (~word_mask).to(torch.int8)

@@ -38,8 +38,8 @@ def _tail_attended_gradient(
 ):
     """One block of places at one word, and one slice of its channels, over all output channels."""
     place_blocks = tl.cdiv(places, PLACES)
-    sentence_word = tl.program_id(0) // place_blocks
-    batch, word = (sentence_word // words).to(tl.int64), (sentence_word % words).to(tl.int64)
+    expression_word = tl.program_id(0) // place_blocks
+    batch, word = (expression_word // words).to(tl.int64), (expression_word % words).to(tl.int64)
     rows = (tl.program_id(0) % place_blocks).to(tl.int64) * PLACES + tl.arange(0, PLACES)
     real_rows = rows < places
     slice_channels = tl.program_id(1).to(tl.int64) * SLICE + tl.arange(0, SLICE)
@@ -121,7 +121,7 @@ def _tail_weight_gradient(
     ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One block of the weight's rows and one slice of its columns, over one split of one sentence's tokens."""
+    """One block of the weight's rows and one slice of its columns, over one split of one expression's tokens."""
     outputs = tl.program_id(0).to(tl.int64) * OUTPUTS + tl.arange(0, OUTPUTS)
     real_outputs = outputs < channels
     slice_channels = tl.program_id(1).to(tl.int64) * SLICE + tl.arange(0, SLICE)
@@ -267,7 +267,7 @@ def _launch_weight_gradient(
     word_order: Tensor | None,
     word_counts: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Sums of parts, one for each sentence and split, because sentences divide by different counts of words."""
+    """Sums of parts, one for each expression and split, because expressions divide by different counts of words."""
     batch, places, words, width = attended.shape
     channels = len(weight)
     tile = joint_tiles.tail_weight_gradient_tile(attended.dtype)

@@ -75,8 +75,8 @@ def backward(
     ]
 
 
-def _groups(image_index: Tensor, pictures: int) -> tuple[Tensor, Tensor]:
-    """The sentences sorted by picture [B], and where each picture's begin [pictures + 1]."""
+def _groups(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """The expressions sorted by image [B], and where each image's begin [images + 1]."""
     ordered, order = image_index.sort(stable=True)
-    every = torch.arange(pictures + 1, device=image_index.device)
+    every = torch.arange(images + 1, device=image_index.device)
     return order, torch.searchsorted(ordered, every)

@@ -96,17 +96,17 @@ def _key_gradient_kernel(
         end = tl.load(first + group + 1)
     accumulated = tl.zeros([KEYS, CHANNELS], ACCUMULATOR)
     for position in range(begin, end):
-        sentence = tl.load(order + position).to(tl.int64) if GROUPED else group
-        picture = tl.load(image_index + sentence).to(tl.int64) if INDEXED else group
-        own_query = query + picture * query_batch_stride
-        own_grad = grad + sentence * grad_batch_stride
-        own_mask = mask + sentence * keys if MASKED else mask
-        own_maximum = maximum + sentence * places
-        own_delta = delta + sentence * places
-        own_ratio = ratio + sentence * places * words
-        own_correction = correction + sentence * places * words
+        expression = tl.load(order + position).to(tl.int64) if GROUPED else group
+        image = tl.load(image_index + expression).to(tl.int64) if INDEXED else group
+        own_query = query + image * query_batch_stride
+        own_grad = grad + expression * grad_batch_stride
+        own_mask = mask + expression * keys if MASKED else mask
+        own_maximum = maximum + expression * places
+        own_delta = delta + expression * places
+        own_ratio = ratio + expression * places * words
+        own_correction = correction + expression * places * words
         factor = load_tile(
-            exp_word + sentence * words * keys, row, column_of, 1, keys, present, word_present
+            exp_word + expression * words * keys, row, column_of, 1, keys, present, word_present
         )
         of_words = tl.zeros([KEYS, WORDS], ACCUMULATOR)
         shares = tl.zeros([KEYS, WORDS], ACCUMULATOR)
@@ -159,30 +159,39 @@ def _key_gradient_kernel(
                 of_logits.to(query_tile.dtype), query_tile, accumulated,
                 input_precision=PRECISION, out_dtype=ACCUMULATOR,
             )  # fmt: skip
-        of_sentence = (part * batch + sentence) * words * keys
+        of_expression = (part * batch + expression) * words * keys
         if channel_slice == 0:
             store_tile(
-                word_logits + of_sentence, of_words, row, column_of, 1, keys, present, word_present
+                word_logits + of_expression,
+                of_words,
+                row,
+                column_of,
+                1,
+                keys,
+                present,
+                word_present,
             )
-            store_tile(share + of_sentence, shares, row, column_of, 1, keys, present, word_present)
+            store_tile(
+                share + of_expression, shares, row, column_of, 1, keys, present, word_present
+            )
 
         of_words = tl.zeros([KEYS, WORDS], ACCUMULATOR)
         shares = tl.zeros([KEYS, WORDS], ACCUMULATOR)
-        if tl.load(any_direct + sentence) > 0:
+        if tl.load(any_direct + expression) > 0:
             for start in range(part * rows_per_part, last, ROWS):
                 place = start + tl.arange(0, ROWS)
                 place_mask = place < last
                 direct_tile = load_tile(
-                    direct_ratio + sentence * places * words, place, column_of, words, 1,
+                    direct_ratio + expression * places * words, place, column_of, words, 1,
                     place_mask, word_present,
                 )  # fmt: skip
                 largest_tile = load_tile(
-                    direct_maximum + sentence * places * words, place, column_of, words, 1,
+                    direct_maximum + expression * places * words, place, column_of, words, 1,
                     place_mask, word_present,
                 )  # fmt: skip
                 if any_true(direct_tile > 0):
                     mean_tile = load_tile(
-                        direct_mean + sentence * places * words, place, column_of, words, 1,
+                        direct_mean + expression * places * words, place, column_of, words, 1,
                         place_mask, word_present,
                     )  # fmt: skip
                     mean = tl.load(own_delta + place, mask=place_mask, other=0.0)
@@ -208,7 +217,7 @@ def _key_gradient_kernel(
                         if tl.max(token_ratio, axis=0) > 0:
                             softmax = direct_softmax(
                                 own_query, place, query_row_stride, query_stride, place_mask,
-                                word_query + (sentence * words + number) * WIDTH,
+                                word_query + (expression * words + number) * WIDTH,
                                 own_key, row, key_row_stride, key_stride, present,
                                 own_mask, column(largest_tile, number), token_ratio,
                                 WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
@@ -224,7 +233,7 @@ def _key_gradient_kernel(
                             )  # fmt: skip
         if channel_slice == 0:
             store_tile(
-                direct_logits + of_sentence,
+                direct_logits + of_expression,
                 of_words,
                 row,
                 column_of,
@@ -234,7 +243,7 @@ def _key_gradient_kernel(
                 word_present,
             )
             store_tile(
-                direct_share + of_sentence, shares, row, column_of, 1, keys, present, word_present
+                direct_share + of_expression, shares, row, column_of, 1, keys, present, word_present
             )
     store_tile(
         grad_key + (part * groups + group) * keys * WIDTH, accumulated,

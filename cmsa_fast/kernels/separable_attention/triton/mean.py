@@ -116,27 +116,27 @@ def _separable_mean_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    sentence = tl.program_id(1).to(tl.int64)
-    group = tl.load(image_index + sentence).to(tl.int64) if GROUPED else sentence
+    expression = tl.program_id(1).to(tl.int64)
+    group = tl.load(image_index + expression).to(tl.int64) if GROUPED else expression
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < places
     channel = tl.program_id(2) * VALUES + tl.arange(0, VALUES)
     inside = channel < VALUE_WIDTH
-    of_sentence = sentence * places
+    of_expression = expression * places
     own_query = query + group * query_batch_stride
-    own_word_query = word_query + sentence * words * WIDTH
+    own_word_query = word_query + expression * words * WIDTH
 
-    added = tl.load(offset + sentence * VALUE_WIDTH + channel, mask=inside, other=0.0)
+    added = tl.load(offset + expression * VALUE_WIDTH + channel, mask=inside, other=0.0)
     accumulated = tl.zeros([ROWS, VALUES], ACCUMULATOR) + added.to(ACCUMULATOR)[None, :]
     accumulated = _add_mean(
         accumulated, rows, row_mask, own_query, query_row_stride, query_stride,
         own_word_query, words,
-        word_key + sentence * words * WIDTH, WIDTH, 1,
-        word_value + sentence * words * VALUE_WIDTH, VALUE_WIDTH, 1,
-        word_exp_word + sentence * words * words, word_mask + sentence * words, words,
-        word_maximum + of_sentence, word_ratio + of_sentence * words,
-        word_direct_maximum + of_sentence * words,
-        word_direct_ratio + of_sentence * words, word_any_direct + sentence, channel,
+        word_key + expression * words * WIDTH, WIDTH, 1,
+        word_value + expression * words * VALUE_WIDTH, VALUE_WIDTH, 1,
+        word_exp_word + expression * words * words, word_mask + expression * words, words,
+        word_maximum + of_expression, word_ratio + of_expression * words,
+        word_direct_maximum + of_expression * words,
+        word_direct_ratio + of_expression * words, word_any_direct + expression, channel,
         WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, True, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     accumulated = _add_mean(
@@ -144,14 +144,14 @@ def _separable_mean_kernel(
         own_word_query, words,
         place_key + group * key_batch_stride, key_row_stride, key_stride,
         place_value + group * value_batch_stride, value_row_stride, value_stride,
-        place_exp_word + sentence * words * places, word_mask, places,
-        place_maximum + of_sentence, place_ratio + of_sentence * words,
-        place_direct_maximum + of_sentence * words,
-        place_direct_ratio + of_sentence * words, place_any_direct + sentence, channel,
+        place_exp_word + expression * words * places, word_mask, places,
+        place_maximum + of_expression, place_ratio + of_expression * words,
+        place_direct_maximum + of_expression * words,
+        place_direct_ratio + of_expression * words, place_any_direct + expression, channel,
         WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, False, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     store_tile(
-        attended + of_sentence * VALUE_WIDTH, accumulated, rows, channel, VALUE_WIDTH, 1,
+        attended + of_expression * VALUE_WIDTH, accumulated, rows, channel, VALUE_WIDTH, 1,
         row_mask, inside,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The separable attention by Triton kernels: the choice between its two plans, forward and backward.
 
 Neither plan has been measured on a GPU yet. The tiled one is taken where its fewer products should count: for wide
-features and for float32 without TF32 (whose products the library does faster), where each sentence has a picture
+features and for float32 without TF32 (whose products the library does faster), where each expression has an image
 of its own whose pairs of places fit into a slab.
 """
 
@@ -30,7 +30,7 @@ _forced: list[str] = []
 def only(plan: str) -> Iterator[None]:
     """Take one of PLANS whatever the sizes, to test and to measure it.
 
-    Where the tiled plan does not apply (shared pictures, the backward of float16) the fused one runs.
+    Where the tiled plan does not apply (shared images, the backward of float16) the fused one runs.
 
     Raises:
         ValueError: there is no such plan.

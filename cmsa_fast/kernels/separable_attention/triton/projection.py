@@ -49,11 +49,11 @@ def _level_tail_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """One block of a sentence's channels and places; neighbours share the rows of the weight."""
+    """One block of an expression's channels and places; neighbours share the rows of the weight."""
     place_blocks = tl.cdiv(places, KEYS)
     channel_blocks = tl.cdiv(channels, ROWS)
     program = tl.program_id(0)
-    sentence = (program // (place_blocks * channel_blocks)).to(tl.int64)
+    expression = (program // (place_blocks * channel_blocks)).to(tl.int64)
     first = program // place_blocks % channel_blocks * ROWS
     channel = first + tl.arange(0, ROWS)
     place = program % place_blocks * KEYS + tl.arange(0, KEYS)
@@ -62,23 +62,23 @@ def _level_tail_kernel(
 
     total = products(
         weight, channel, weight_row_stride, weight_stride, real_channel,
-        attended + sentence * attended_batch_stride,
+        attended + expression * attended_batch_stride,
         place, attended_row_stride, attended_stride, real_place,
         WIDTH, CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
 
     if first < visual_channels:
-        picture = sentence
+        image = expression
         if image_index is not None:
-            picture = tl.load(image_index + sentence)
+            image = tl.load(image_index + expression)
         residual = load_tile(
-            visual + picture * visual_batch_stride, channel, place,
+            visual + image * visual_batch_stride, channel, place,
             visual_stride, visual_row_stride, channel < visual_channels, real_place,
         )  # fmt: skip
         total += residual.to(ACCUMULATOR)
     word = channel - visual_channels
     of_word = (word >= 0) & (word < word_channels)
-    words = mean_word + sentence * word_batch_stride + word.to(tl.int64) * word_stride
+    words = mean_word + expression * word_batch_stride + word.to(tl.int64) * word_stride
     total += tl.load(words, mask=of_word, other=0.0).to(ACCUMULATOR)[:, None]
     if first + ROWS > visual_channels + word_channels:
         spatial = word - word_channels
@@ -89,7 +89,7 @@ def _level_tail_kernel(
         total += residual.to(ACCUMULATOR)
 
     store_tile(
-        result + sentence * channels * places, total, channel, place, places, 1,
+        result + expression * channels * places, total, channel, place, places, 1,
         real_channel, real_place,
     )  # fmt: skip
 

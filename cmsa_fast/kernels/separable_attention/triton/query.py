@@ -117,8 +117,8 @@ def _separable_query_kernel(
     place_exp_word,  # [B, N, P]
     word_exp_word,  # [B, N, N]
     word_mask,  # [B, N]
-    order,  # [B], the sentences sorted by picture
-    first,  # [G + 1], where each picture's begin in it
+    order,  # [B], the expressions sorted by image
+    first,  # [G + 1], where each image's begin in it
     grad_query,  # [G, P, WIDTH]
     place_maximum,
     place_ratio,
@@ -175,22 +175,22 @@ def _separable_query_kernel(
         end = tl.load(first + group + 1)
     accumulated = tl.zeros([ROWS, CHANNELS], ACCUMULATOR)
     for position in range(begin, end):
-        sentence = tl.load(order + position).to(tl.int64) if GROUPED else group
-        of_sentence = sentence * places
-        own_grad = grad + sentence * grad_batch_stride
-        own_word_query = word_query + sentence * words * WIDTH
-        own_mask = word_mask + sentence * words
+        expression = tl.load(order + position).to(tl.int64) if GROUPED else group
+        of_expression = expression * places
+        own_grad = grad + expression * grad_batch_stride
+        own_word_query = word_query + expression * words * WIDTH
+        own_mask = word_mask + expression * words
         accumulated = _add_query_gradient(
             accumulated, rows, row_mask, own_grad, grad_row_stride, grad_stride,
             own_query, query_row_stride, query_stride, own_word_query, words,
-            word_key + sentence * words * WIDTH, WIDTH, 1,
-            word_value + sentence * words * VALUE_WIDTH, VALUE_WIDTH, 1,
-            word_exp_word + sentence * words * words, own_mask, words,
-            word_maximum + of_sentence, word_ratio + of_sentence * words,
-            word_direct_maximum + of_sentence * words,
-            word_direct_ratio + of_sentence * words, word_any_direct + sentence,
-            word_delta + of_sentence, word_correction + of_sentence * words,
-            word_direct_mean + of_sentence * words, channel,
+            word_key + expression * words * WIDTH, WIDTH, 1,
+            word_value + expression * words * VALUE_WIDTH, VALUE_WIDTH, 1,
+            word_exp_word + expression * words * words, own_mask, words,
+            word_maximum + of_expression, word_ratio + of_expression * words,
+            word_direct_maximum + of_expression * words,
+            word_direct_ratio + of_expression * words, word_any_direct + expression,
+            word_delta + of_expression, word_correction + of_expression * words,
+            word_direct_mean + of_expression * words, channel,
             WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, True, WIDE, PRECISION, ACCUMULATOR,
         )  # fmt: skip
         accumulated = _add_query_gradient(
@@ -198,12 +198,12 @@ def _separable_query_kernel(
             own_query, query_row_stride, query_stride, own_word_query, words,
             place_key + group * key_batch_stride, key_row_stride, key_stride,
             place_value + group * value_batch_stride, value_row_stride, value_stride,
-            place_exp_word + sentence * words * places, own_mask, places,
-            place_maximum + of_sentence, place_ratio + of_sentence * words,
-            place_direct_maximum + of_sentence * words,
-            place_direct_ratio + of_sentence * words, place_any_direct + sentence,
-            place_delta + of_sentence, place_correction + of_sentence * words,
-            place_direct_mean + of_sentence * words, channel,
+            place_exp_word + expression * words * places, own_mask, places,
+            place_maximum + of_expression, place_ratio + of_expression * words,
+            place_direct_maximum + of_expression * words,
+            place_direct_ratio + of_expression * words, place_any_direct + expression,
+            place_delta + of_expression, place_correction + of_expression * words,
+            place_direct_mean + of_expression * words, channel,
             WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, False, WIDE, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     store_tile(
@@ -227,7 +227,7 @@ def launch_query(
     Args:
         grad: [B, P, e], of the result.
         query, places, word_query, words, weight: as in forward.
-        groups: the sentences sorted by picture and where each picture's begin; None: one sentence a picture.
+        groups: the expressions sorted by image and where each image's begin; None: one expression an image.
         of_places, of_words: of the two softmaxes.
 
     Returns:

@@ -14,7 +14,7 @@ from .tile_sizes import FLOOR, separable_tile
 
 
 class Keys(NamedTuple):
-    """One set of keys: the places of a picture, or the words of a sentence."""
+    """One set of keys: the places of an image, or the words of an expression."""
 
     key: Tensor  # [G, K, d]
     value: Tensor  # [G, K, e]
@@ -148,32 +148,32 @@ def _separable_statistics_kernel(
     ACCUMULATOR: tl.constexpr,
 ):
     block = tl.program_id(0)
-    sentence = tl.program_id(1).to(tl.int64)
-    group = tl.load(image_index + sentence).to(tl.int64) if GROUPED else sentence
+    expression = tl.program_id(1).to(tl.int64)
+    group = tl.load(image_index + expression).to(tl.int64) if GROUPED else expression
     rows = block * ROWS + tl.arange(0, ROWS)
     row_mask = rows < places
     number = tl.arange(0, WORDS)
-    weights = tl.load(weight + sentence * words + number, mask=number < words, other=0.0)
-    of_sentence = sentence * places
-    flag = sentence * tl.num_programs(0) + block
+    weights = tl.load(weight + expression * words + number, mask=number < words, other=0.0)
+    of_expression = expression * places
+    flag = expression * tl.num_programs(0) + block
     own_query = query + group * query_batch_stride
-    own_word_query = word_query + sentence * words * WIDTH
+    own_word_query = word_query + expression * words * WIDTH
     _statistics(
         rows, row_mask, own_query, query_row_stride, query_stride, own_word_query, words, weights,
-        word_key + sentence * words * WIDTH, WIDTH, 1,
-        word_exp_word + sentence * words * words, word_mask + sentence * words, words,
-        word_maximum + of_sentence, word_ratio + of_sentence * words,
-        word_direct_maximum + of_sentence * words,
-        word_direct_ratio + of_sentence * words, word_any_direct + flag,
+        word_key + expression * words * WIDTH, WIDTH, 1,
+        word_exp_word + expression * words * words, word_mask + expression * words, words,
+        word_maximum + of_expression, word_ratio + of_expression * words,
+        word_direct_maximum + of_expression * words,
+        word_direct_ratio + of_expression * words, word_any_direct + flag,
         WIDTH, WORDS, KEYS, CHUNK, True, FLOOR, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     _statistics(
         rows, row_mask, own_query, query_row_stride, query_stride, own_word_query, words, weights,
         place_key + group * key_batch_stride, key_row_stride, key_stride,
-        place_exp_word + sentence * words * places, word_mask, places,
-        place_maximum + of_sentence, place_ratio + of_sentence * words,
-        place_direct_maximum + of_sentence * words,
-        place_direct_ratio + of_sentence * words, place_any_direct + flag,
+        place_exp_word + expression * words * places, word_mask, places,
+        place_maximum + of_expression, place_ratio + of_expression * words,
+        place_direct_maximum + of_expression * words,
+        place_direct_ratio + of_expression * words, place_any_direct + flag,
         WIDTH, WORDS, KEYS, CHUNK, False, FLOOR, PRECISION, ACCUMULATOR,
     )  # fmt: skip
 

@@ -203,41 +203,41 @@ def _separable_rows_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    sentence = tl.program_id(1).to(tl.int64)
-    group = tl.load(image_index + sentence).to(tl.int64) if GROUPED else sentence
+    expression = tl.program_id(1).to(tl.int64)
+    group = tl.load(image_index + expression).to(tl.int64) if GROUPED else expression
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < places
     number = tl.arange(0, WORDS)
     # All true words weigh the same.
-    scale = tl.max(tl.load(weight + sentence * words + number, mask=number < words, other=0.0), 0)
-    of_sentence = sentence * places
-    own_grad = grad + sentence * grad_batch_stride
+    scale = tl.max(tl.load(weight + expression * words + number, mask=number < words, other=0.0), 0)
+    of_expression = expression * places
+    own_grad = grad + expression * grad_batch_stride
     own_query = query + group * query_batch_stride
-    own_word_query = word_query + sentence * words * WIDTH
-    own_word_key = word_key + sentence * words * WIDTH
-    own_word_value = word_value + sentence * words * VALUE_WIDTH
-    own_word_exp = word_exp_word + sentence * words * words
-    own_mask = word_mask + sentence * words
+    own_word_query = word_query + expression * words * WIDTH
+    own_word_key = word_key + expression * words * WIDTH
+    own_word_value = word_value + expression * words * VALUE_WIDTH
+    own_word_exp = word_exp_word + expression * words * words
+    own_mask = word_mask + expression * words
 
     total = _attended_gradient(
         rows, row_mask, own_grad, grad_row_stride, grad_stride,
-        attended + of_sentence * VALUE_WIDTH, offset + sentence * VALUE_WIDTH,
+        attended + of_expression * VALUE_WIDTH, offset + expression * VALUE_WIDTH,
         VALUE_WIDTH, CHUNK, ACCUMULATOR,
     )  # fmt: skip
     of_words = _mean_gradient(
         rows, row_mask, own_grad, grad_row_stride, grad_stride,
         own_query, query_row_stride, query_stride, own_word_key, own_word_value, own_word_exp,
-        words, words, word_maximum + of_sentence, word_ratio + of_sentence * words,
+        words, words, word_maximum + of_expression, word_ratio + of_expression * words,
         WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     _row_gradients(
         rows, row_mask, own_grad, grad_row_stride, grad_stride, of_words,
         own_query, query_row_stride, query_stride, own_word_query, words, scale,
         own_word_key, WIDTH, 1, own_word_value, VALUE_WIDTH, 1, own_word_exp, own_mask, words,
-        word_maximum + of_sentence, word_ratio + of_sentence * words,
-        word_direct_maximum + of_sentence * words,
-        word_direct_ratio + of_sentence * words, word_any_direct + sentence, word_delta + of_sentence,
-        word_correction + of_sentence * words, word_direct_mean + of_sentence * words,
+        word_maximum + of_expression, word_ratio + of_expression * words,
+        word_direct_maximum + of_expression * words,
+        word_direct_ratio + of_expression * words, word_any_direct + expression, word_delta + of_expression,
+        word_correction + of_expression * words, word_direct_mean + of_expression * words,
         WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, True, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     _row_gradients(
@@ -245,11 +245,11 @@ def _separable_rows_kernel(
         own_query, query_row_stride, query_stride, own_word_query, words, scale,
         place_key + group * key_batch_stride, key_row_stride, key_stride,
         place_value + group * value_batch_stride, value_row_stride, value_stride,
-        place_exp_word + sentence * words * places, own_mask, places,
-        place_maximum + of_sentence, place_ratio + of_sentence * words,
-        place_direct_maximum + of_sentence * words,
-        place_direct_ratio + of_sentence * words, place_any_direct + sentence, place_delta + of_sentence,
-        place_correction + of_sentence * words, place_direct_mean + of_sentence * words,
+        place_exp_word + expression * words * places, own_mask, places,
+        place_maximum + of_expression, place_ratio + of_expression * words,
+        place_direct_maximum + of_expression * words,
+        place_direct_ratio + of_expression * words, place_any_direct + expression, place_delta + of_expression,
+        place_correction + of_expression * words, place_direct_mean + of_expression * words,
         WIDTH, VALUE_WIDTH, WORDS, KEYS, CHUNK, False, PRECISION, ACCUMULATOR,
     )  # fmt: skip
 

@@ -82,7 +82,7 @@ _TILES = {
     },
 }
 
-# What a kernel takes instead where it walks over several sentences of a picture, which costs registers.
+# What a kernel takes instead where it walks over several expressions of an image, which costs registers.
 _GROUPED = {
     "separable_query": {
         "half": (Tile(64, 32, 64, 8, 2), Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2)),

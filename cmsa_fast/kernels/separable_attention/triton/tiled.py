@@ -1,7 +1,7 @@
-"""The tiled plan: arrays over the pairs of places of a few pictures at a time, and products by the library.
+"""The tiled plan: arrays over the pairs of places of a few images at a time, and products by the library.
 
 Two product units forward and five backward; the kernels read and write those arrays, which stay in a large GPU's
-second-level cache. For sentences with a picture each.
+second-level cache. For expressions with an image each.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _SLAB = 2**23
 
 
 def fits(places: int) -> bool:
-    """Whether the pairs of one picture's places fit into a slab."""
+    """Whether the pairs of one image's places fit into a slab."""
     return places**2 <= _SLAB
 
 
@@ -112,7 +112,7 @@ def _backward(
 
 
 def _chunks(batch: int, places: int) -> Iterator[slice]:
-    """Pictures in chunks whose pairs of places fit into a slab."""
+    """Images in chunks whose pairs of places fit into a slab."""
     at_once = max(1, _SLAB // places**2)
     return (slice(start, start + at_once) for start in range(0, max(batch, 1), at_once))
 

@@ -54,23 +54,23 @@ def _tiled_gradients_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    sentence = tl.program_id(1).to(tl.int64)
+    expression = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < places
     number_of = tl.arange(0, WORDS)
     word_mask = number_of < words
-    of_sentence = sentence * places
-    of_words = of_sentence * words
+    of_expression = expression * places
+    of_words = of_expression * words
     # All true words weigh the same.
-    scale = tl.max(tl.load(weight + sentence * words + number_of, mask=word_mask, other=0.0), 0)
-    own_logits = logits + of_sentence * keys
-    own_gradient = gradient + of_sentence * keys
-    own_query = query + sentence * query_batch_stride
-    own_key = key + sentence * key_batch_stride
-    own_word_query = word_query + sentence * words * WIDTH
-    own_exp_word = exp_word + sentence * words * keys
-    own_mask = mask + sentence * keys if MASKED else mask
-    largest = tl.load(maximum + of_sentence + rows, mask=row_mask, other=0.0)
+    scale = tl.max(tl.load(weight + expression * words + number_of, mask=word_mask, other=0.0), 0)
+    own_logits = logits + of_expression * keys
+    own_gradient = gradient + of_expression * keys
+    own_query = query + expression * query_batch_stride
+    own_key = key + expression * key_batch_stride
+    own_word_query = word_query + expression * words * WIDTH
+    own_exp_word = exp_word + expression * words * keys
+    own_mask = mask + expression * keys if MASKED else mask
+    largest = tl.load(maximum + of_expression + rows, mask=row_mask, other=0.0)
     ratio_tile = load_tile(ratio + of_words, rows, number_of, words, 1, row_mask, word_mask)
 
     delta = tl.zeros([ROWS], ACCUMULATOR)
@@ -105,7 +105,7 @@ def _tiled_gradients_kernel(
     )
     direct_mean = tl.zeros([ROWS, WORDS], ACCUMULATOR)
     is_direct = False
-    if tl.load(any_direct + sentence) > 0:
+    if tl.load(any_direct + expression) > 0:
         is_direct = any_true(direct_tile > 0)
     if is_direct:
         for number in range(0, words):
@@ -151,12 +151,14 @@ def _tiled_gradients_kernel(
                     )  # fmt: skip
                     softmax += own
                     of_logits += own * (of_weights - column(direct_mean, number)[:, None])
-        store_tile(softmax_out + of_sentence * keys, softmax, rows, row, keys, 1, row_mask, present)
         store_tile(
-            of_logits_out + of_sentence * keys, of_logits, rows, row, keys, 1, row_mask, present
+            softmax_out + of_expression * keys, softmax, rows, row, keys, 1, row_mask, present
+        )
+        store_tile(
+            of_logits_out + of_expression * keys, of_logits, rows, row, keys, 1, row_mask, present
         )
 
-    tl.store(delta_out + of_sentence + rows, delta, mask=row_mask)
+    tl.store(delta_out + of_expression + rows, delta, mask=row_mask)
     store_tile(
         correction_out + of_words, correction, rows, number_of, words, 1, row_mask, word_mask
     )

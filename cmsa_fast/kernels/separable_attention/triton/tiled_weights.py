@@ -53,19 +53,19 @@ def _tiled_weights_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    sentence = tl.program_id(1).to(tl.int64)
+    expression = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < places
     number_of = tl.arange(0, WORDS)
     word_mask = number_of < words
-    weights = tl.load(weight + sentence * words + number_of, mask=word_mask, other=0.0)
-    own_logits = logits + sentence * places * keys
-    own_query = query + sentence * query_batch_stride
-    own_key = key + sentence * key_batch_stride
-    own_word_query = word_query + sentence * words * WIDTH
-    own_exp_word = exp_word + sentence * words * keys
-    own_mask = mask + sentence * keys if MASKED else mask
-    own_softmax = softmax_out + sentence * places * keys
+    weights = tl.load(weight + expression * words + number_of, mask=word_mask, other=0.0)
+    own_logits = logits + expression * places * keys
+    own_query = query + expression * query_batch_stride
+    own_key = key + expression * key_batch_stride
+    own_word_query = word_query + expression * words * WIDTH
+    own_exp_word = exp_word + expression * words * keys
+    own_mask = mask + expression * keys if MASKED else mask
+    own_softmax = softmax_out + expression * places * keys
 
     # A finite start, so that blocks without a key to attend to leave zeros and no NaN.
     maximum = tl.full([ROWS], -3.0e38, ACCUMULATOR)
@@ -138,9 +138,9 @@ def _tiled_weights_kernel(
                     )  # fmt: skip
         store_tile(own_softmax, softmax, rows, row, keys, 1, row_mask, present)
 
-    of_sentence = sentence * places
-    tl.store(maximum_out + of_sentence + rows, maximum, mask=row_mask)
-    of_words = of_sentence * words
+    of_expression = expression * places
+    tl.store(maximum_out + of_expression + rows, maximum, mask=row_mask)
+    of_words = of_expression * words
     store_tile(ratio_out + of_words, ratio, rows, number_of, words, 1, row_mask, word_mask)
     store_tile(
         direct_maximum_out + of_words, direct_maximum, rows, number_of, words, 1,
@@ -149,7 +149,7 @@ def _tiled_weights_kernel(
     store_tile(
         direct_ratio_out + of_words, direct_ratio, rows, number_of, words, 1, row_mask, word_mask
     )
-    flag = sentence * tl.num_programs(0) + tl.program_id(0)
+    flag = expression * tl.num_programs(0) + tl.program_id(0)
     tl.store(any_direct_out + flag, under_any.to(tl.int32))
 
 
@@ -160,7 +160,7 @@ def launch_weights(
     Args:
         logits: [B, P, K], query keys^T, in the dtype of weight, contiguous.
         query: [B, P, d], the places' queries.
-        keys: the places or the words as keys, a set for each sentence.
+        keys: the places or the words as keys, a set for each expression.
         word_query: [B, N, d], contiguous, zero on padding.
         weight: [B, N], 1 / (number of true words) on true words, 0 on padding.
 

@@ -53,19 +53,19 @@ def _tiled_word_logits_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    sentence = tl.program_id(1).to(tl.int64)
+    expression = tl.program_id(1).to(tl.int64)
     part = tl.program_id(2)
     row = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     present = row < keys
     number_of = tl.arange(0, WORDS)
     word_mask = number_of < words
-    of_sentence = sentence * places
-    of_words = of_sentence * words
-    own_logits = logits + of_sentence * keys
-    own_gradient = gradient + of_sentence * keys
-    own_query = query + sentence * query_batch_stride
-    own_key = key + sentence * key_batch_stride
-    own_mask = mask + sentence * keys if MASKED else mask
+    of_expression = expression * places
+    of_words = of_expression * words
+    own_logits = logits + of_expression * keys
+    own_gradient = gradient + of_expression * keys
+    own_query = query + expression * query_batch_stride
+    own_key = key + expression * key_batch_stride
+    own_mask = mask + expression * keys if MASKED else mask
 
     summed = tl.zeros([KEYS, WORDS], ACCUMULATOR)
     shares = tl.zeros([KEYS, WORDS], ACCUMULATOR)
@@ -75,8 +75,8 @@ def _tiled_word_logits_kernel(
         place_mask = place < last
         tile = load_tile(own_logits, row, place, 1, keys, present, place_mask)
         of_weights = load_tile(own_gradient, row, place, 1, keys, present, place_mask)
-        largest = tl.load(maximum + of_sentence + place, mask=place_mask, other=0.0)
-        mean = tl.load(delta + of_sentence + place, mask=place_mask, other=0.0)
+        largest = tl.load(maximum + of_expression + place, mask=place_mask, other=0.0)
+        mean = tl.load(delta + of_expression + place, mask=place_mask, other=0.0)
         exp_place = tl.exp(tl.minimum(tile - largest[None, :], 0.0))
         ratio_tile = load_tile(ratio + of_words, place, number_of, words, 1, place_mask, word_mask)
         corrected = load_tile(
@@ -92,13 +92,13 @@ def _tiled_word_logits_kernel(
         shares = tl.dot(
             exp_place, ratio_tile, shares, input_precision=PRECISION, out_dtype=ACCUMULATOR
         )
-    here = (part * batch + sentence) * words * keys
+    here = (part * batch + expression) * words * keys
     store_tile(word_logits + here, summed, row, number_of, 1, keys, present, word_mask)
     store_tile(share + here, shares, row, number_of, 1, keys, present, word_mask)
 
     summed = tl.zeros([KEYS, WORDS], ACCUMULATOR)
     shares = tl.zeros([KEYS, WORDS], ACCUMULATOR)
-    if tl.load(any_direct + sentence) > 0:
+    if tl.load(any_direct + expression) > 0:
         for start in range(part * rows_per_part, last, ROWS):
             place = start + tl.arange(0, ROWS)
             place_mask = place < last
@@ -112,7 +112,7 @@ def _tiled_word_logits_kernel(
                 mean_tile = load_tile(
                     direct_mean + of_words, place, number_of, words, 1, place_mask, word_mask
                 )
-                mean = tl.load(delta + of_sentence + place, mask=place_mask, other=0.0)
+                mean = tl.load(delta + of_expression + place, mask=place_mask, other=0.0)
                 of_weights = load_tile(own_gradient, place, row, keys, 1, place_mask, present)
                 of_weights = of_weights - mean[:, None]
                 for number in range(0, words):
@@ -120,7 +120,7 @@ def _tiled_word_logits_kernel(
                     if tl.max(token_ratio, axis=0) > 0:
                         softmax = direct_softmax(
                             own_query, place, query_row_stride, query_stride, place_mask,
-                            word_query + (sentence * words + number) * WIDTH,
+                            word_query + (expression * words + number) * WIDTH,
                             own_key, row, key_row_stride, key_stride, present, own_mask,
                             column(largest_tile, number), token_ratio,
                             WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,

@@ -1,6 +1,6 @@
 """The separable attention's backward, the values' side: W^T grad, W being the mean over words of a softmax.
 
-One program owns a block of keys and walks over its picture's sentences and their places, so that nothing is added
+One program owns a block of keys and walks over its image's expressions and their places, so that nothing is added
 up by atomics. Where that leaves a GPU idle, the places are split over the grid and their sums added afterwards.
 """
 
@@ -78,15 +78,15 @@ def _value_gradient_kernel(
         end = tl.load(first + group + 1)
     accumulated = tl.zeros([KEYS, VALUES], ACCUMULATOR)
     for position in range(begin, end):
-        sentence = tl.load(order + position).to(tl.int64) if GROUPED else group
-        picture = tl.load(image_index + sentence).to(tl.int64) if INDEXED else group
-        own_query = query + picture * query_batch_stride
-        own_grad = grad + sentence * grad_batch_stride
-        own_mask = mask + sentence * keys if MASKED else mask
-        own_maximum = maximum + sentence * places
-        own_ratio = ratio + sentence * places * words
+        expression = tl.load(order + position).to(tl.int64) if GROUPED else group
+        image = tl.load(image_index + expression).to(tl.int64) if INDEXED else group
+        own_query = query + image * query_batch_stride
+        own_grad = grad + expression * grad_batch_stride
+        own_mask = mask + expression * keys if MASKED else mask
+        own_maximum = maximum + expression * places
+        own_ratio = ratio + expression * places * words
         factor = load_tile(
-            exp_word + sentence * words * keys, row, column_of, 1, keys, present, word_present
+            exp_word + expression * words * keys, row, column_of, 1, keys, present, word_present
         )
         last = tl.minimum(places, (part + 1) * rows_per_part)
         for start in range(part * rows_per_part, last, ROWS):
@@ -109,16 +109,16 @@ def _value_gradient_kernel(
                 input_precision=PRECISION, out_dtype=ACCUMULATOR,
             )  # fmt: skip
 
-        if tl.load(any_direct + sentence) > 0:
+        if tl.load(any_direct + expression) > 0:
             for start in range(part * rows_per_part, last, ROWS):
                 place = start + tl.arange(0, ROWS)
                 place_mask = place < last
                 direct_tile = load_tile(
-                    direct_ratio + sentence * places * words, place, column_of, words, 1,
+                    direct_ratio + expression * places * words, place, column_of, words, 1,
                     place_mask, word_present,
                 )  # fmt: skip
                 largest_tile = load_tile(
-                    direct_maximum + sentence * places * words, place, column_of, words, 1,
+                    direct_maximum + expression * places * words, place, column_of, words, 1,
                     place_mask, word_present,
                 )  # fmt: skip
                 grad_tile = load_tile(
@@ -129,7 +129,7 @@ def _value_gradient_kernel(
                     if tl.max(token_ratio, axis=0) > 0:
                         softmax = direct_softmax(
                             own_query, place, query_row_stride, query_stride, place_mask,
-                            word_query + (sentence * words + number) * WIDTH,
+                            word_query + (expression * words + number) * WIDTH,
                             own_key, row, key_row_stride, key_stride, present,
                             own_mask, column(largest_tile, number), token_ratio,
                             WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
@@ -161,9 +161,9 @@ def launch_values(
         keys: the places or the words as keys.
         word_query: [B, N, d], contiguous, zero on padding.
         weight: [B, N].
-        groups: the sentences sorted by picture and where each picture's begin, where the keys are places that
-            sentences share; None: each sentence has keys of its own.
-        image_index: [B], where sentences with keys of their own share queries.
+        groups: the expressions sorted by image and where each image's begin, where the keys are places that
+            expressions share; None: each expression has keys of its own.
+        image_index: [B], where expressions with keys of their own share queries.
         statistics: forward's, of the softmax over these keys.
 
     Returns:

@@ -30,12 +30,12 @@ def _word_logits_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    sentence = tl.program_id(1).to(tl.int64)
-    group = tl.load(image_index + sentence).to(tl.int64) if GROUPED else sentence
+    expression = tl.program_id(1).to(tl.int64)
+    group = tl.load(image_index + expression).to(tl.int64) if GROUPED else expression
     word = tl.arange(0, WORDS)
     row = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     tile = products(
-        query + sentence * words * WIDTH,
+        query + expression * words * WIDTH,
         word,
         WIDTH,
         1,
@@ -50,7 +50,9 @@ def _word_logits_kernel(
         PRECISION,
         ACCUMULATOR,
     )  # [WORDS, KEYS]
-    store_tile(logits + sentence * words * keys, tile, word, row, keys, 1, word < words, row < keys)
+    store_tile(
+        logits + expression * words * keys, tile, word, row, keys, 1, word < words, row < keys
+    )
 
 
 def word_factor(

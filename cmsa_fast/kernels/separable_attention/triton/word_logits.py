@@ -30,9 +30,9 @@ def _to_words_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """gradient @ key, per sentence."""
-    sentence = tl.program_id(1).to(tl.int64)
-    group = tl.load(image_index + sentence).to(tl.int64) if GROUPED else sentence
+    """gradient @ key, per expression."""
+    expression = tl.program_id(1).to(tl.int64)
+    group = tl.load(image_index + expression).to(tl.int64) if GROUPED else expression
     word = tl.arange(0, WORDS)
     word_present = word < words
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -42,7 +42,7 @@ def _to_words_kernel(
         row = start + tl.arange(0, KEYS)
         present = row < keys
         left = load_tile(
-            gradient + sentence * words * keys, word, row, keys, 1, word_present, present
+            gradient + expression * words * keys, word, row, keys, 1, word_present, present
         )
         right = load_tile(
             key + group * key_batch_stride,
@@ -58,7 +58,7 @@ def _to_words_kernel(
             input_precision=PRECISION, out_dtype=ACCUMULATOR,
         )  # fmt: skip
     store_tile(
-        grad_words + sentence * words * WIDTH, accumulated, word, channel, WIDTH, 1,
+        grad_words + expression * words * WIDTH, accumulated, word, channel, WIDTH, 1,
         word_present, inside,
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def _to_keys_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """The sum of the parts, plus gradient^T @ word_query over the sentences of each set of keys."""
+    """The sum of the parts, plus gradient^T @ word_query over the expressions of each set of keys."""
     group = tl.program_id(2).to(tl.int64)
     row = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     present = row < keys
@@ -102,12 +102,12 @@ def _to_keys_kernel(
             parts + (part * groups + group) * keys * WIDTH, row, channel, WIDTH, 1, present, inside
         )
     for position in range(begin, end):
-        sentence = tl.load(order + position).to(tl.int64) if GROUPED else group
+        expression = tl.load(order + position).to(tl.int64) if GROUPED else group
         left = load_tile(
-            gradient + sentence * words * keys, row, word, 1, keys, present, word_present
+            gradient + expression * words * keys, row, word, 1, keys, present, word_present
         )
         right = load_tile(
-            word_query + sentence * words * WIDTH, word, channel, WIDTH, 1, word_present, inside
+            word_query + expression * words * WIDTH, word, channel, WIDTH, 1, word_present, inside
         )
         accumulated = tl.dot(
             left, right.to(ACCUMULATOR), accumulated,
@@ -119,7 +119,7 @@ def _to_keys_kernel(
 
 
 def to_words(gradient: Tensor, key: Tensor, image_index: Tensor | None) -> Tensor:
-    """gradient [B, N, K] @ key [G, K, d] of each sentence's set of keys -> [B, N, d] in the gradient's dtype."""
+    """gradient [B, N, K] @ key [G, K, d] of each expression's set of keys -> [B, N, d] in the gradient's dtype."""
     batch, words, keys = gradient.shape
     width = key.shape[2]
     tile = separable_tile("word_logits", width, key.dtype, architecture(), words)
@@ -158,7 +158,7 @@ def to_keys(
         parts: [parts, G, K, d], to be summed.
         gradient: [B, N, K], of C.
         word_query: [B, N, d], contiguous, zero on padding.
-        groups: the sentences sorted by set of keys and where each set's begin; None: one each.
+        groups: the expressions sorted by set of keys and where each set's begin; None: one each.
 
     Returns:
         [G, K, d] in the dtype of word_query.

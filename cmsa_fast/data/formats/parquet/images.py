@@ -1,4 +1,4 @@
-"""Pictures that lie inside parquet files, read when they are wanted."""
+"""Images that lie inside parquet files, read when they are wanted."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _BATCH = 64
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """A picture in a column `image` of a parquet file.
+class EncodedImage:
+    """An image in a column `image` of a parquet file.
 
-    The file is read when the picture is wanted. A row group can be read only as a whole: the
-    encoded pictures of the last two groups are kept in memory, in each process, so that reading in
+    The file is read when the image is wanted. A row group can be read only as a whole: the
+    encoded images of the last two groups are kept in memory, in each process, so that reading in
     order reads each group once. No file stays open.
 
     Attributes:
         file: The parquet file.
         row_group: The group of rows that it lies in.
         row: Its row in that group, from 0.
-        file_name: What the picture is called.
+        file_name: What the image is called.
     """
 
     file: Path
@@ -38,21 +38,21 @@ class EncodedPicture:
 
     @property
     def name(self) -> str:
-        """Where the picture lies."""
+        """Where the image lies."""
         return f"{self.file_name} in {self.file} (row group {self.row_group}, row {self.row})"
 
     def read_bytes(self) -> bytes:
-        """The encoded picture, as it was put into the file.
+        """The encoded image, as it was put into the file.
 
         Raises:
             FileNotFoundError: The parquet file is gone.
-            ValueError: It is damaged, or has no picture there.
+            ValueError: It is damaged, or has no image there.
             ImportError: pyarrow is not installed.
         """
         value = _value(self.file, self.row_group, self.row)
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
-            raise ValueError(f"{self.name}: the column 'image' holds no picture there")
+            raise ValueError(f"{self.name}: the column 'image' holds no image there")
         return data
 
     def read(self, *, apply_orientation: bool) -> Tensor:
@@ -96,7 +96,7 @@ def _value(file: Path, number: int, row: int) -> Any:
 
 
 def _read_column(group: _Group) -> Any:
-    """The encoded pictures of a row group, as an Arrow column."""
+    """The encoded images of a row group, as an Arrow column."""
     with open_table(group.file) as table:
         if group.number >= table.num_row_groups or "image" not in table.schema_arrow.names:
             return ()
