@@ -114,7 +114,7 @@ def joint_attention_tail(
 
     Raises:
         TypeError: an argument is no tensor or has the wrong dtype.
-        ValueError: shapes or devices do not fit, an expression has no real word, or backend is unknown; or "triton"
+        ValueError: shapes or devices differ, an expression has no real word, or backend is unknown; or "triton"
             is asked for by name where it cannot run.
         ImportError: "triton" is asked for by name and not installed.
         RuntimeError: the gradient of "torch" or "triton" is differentiated again.

@@ -267,7 +267,7 @@ def _launch_weight_gradient(
     word_order: Tensor | None,
     word_counts: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Sums of parts, one for each expression and split, because expressions divide by different counts of words."""
+    """Partial sums, one for each expression and split; expressions divide by different counts of words."""
     batch, places, words, width = attended.shape
     channels = len(weight)
     tile = joint_tiles.tail_weight_gradient_tile(attended.dtype)
