@@ -5,7 +5,7 @@
 Images of 320 px, seven expressions each (as many as an image of RefCOCO's validation split has), of one to eight
 words, float32, random weights. All forms start from tensors and end with probabilities over the square:
 
-- "once": what `cmsa_fast.evaluation.evaluate.evaluate` does, the folded model and all expressions of an image together;
+- "once": what `cmsa_fast.evaluation.evaluate` does, the folded model and all expressions of an image together;
 - "each": the same model, which encodes the image again for each expression;
 - "each, as trained": the model as it is trained, again for each expression.
 
