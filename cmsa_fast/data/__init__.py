@@ -16,13 +16,13 @@ What cannot be used is left out and told in `problems.messages`; without `proble
 records of one's own, `ScenesDataset` draws scenes and needs no files.
 """
 
-from .batch import Batch, Collate, ImageBatchSampler
+from .batch import Batch, Collate
 from .dataset import DatasetReport, RecordDataset
 from .errors import ErrorCollector
-from .flip import horizontal_flip, swap_left_right
 from .formats.refer import ReferDataset
 from .images import read_image
 from .sample import ReferringDataset, Sample
+from .sampler import ImageBatchSampler
 from .scenes.dataset import ScenesDataset
 from .shuffled import ShuffledExpressions
 from .source import Source, open_split, read_records
@@ -46,10 +46,8 @@ __all__ = [
     "ShuffledExpressions",
     "Source",
     "Vocabulary",
-    "horizontal_flip",
     "open_split",
     "read_image",
     "read_records",
-    "swap_left_right",
     "tokenize",
 ]

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.batch import Collate, ImageBatchSampler
+from ..data.batch import Collate
 from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
 from ..data.sample import ReferringDataset, Sample
+from ..data.sampler import ImageBatchSampler
 from ..data.vocabulary import tokenize
 from ..models import for_inference
 from ..system.processes import ALONE, Processes

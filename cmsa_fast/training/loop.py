@@ -4,20 +4,19 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from ..data.batch import Batch, Collate, ImageBatchSampler
+from ..data.batch import Batch, Collate
 from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
 from ..data.sample import ReferringDataset
+from ..data.sampler import ImageBatchSampler, StepBatches
 from ..models.checkpoint import (
     STATE,
     WEIGHTS,
@@ -35,32 +34,6 @@ METRICS = "metrics.jsonl"
 _LOG_EVERY = 10
 _DIVERGED = "a lower learning_rate or longer warmup_steps usually helps. No file holds this step."
 _logger = logging.getLogger(__name__)
-
-
-class StepBatches(Sampler[list[int]]):
-    """The batches of steps `start` to `steps`, epoch after epoch, the same whatever `start` is.
-
-    One pass is the whole training, so workers of a loader live as long as it does.
-    """
-
-    def __init__(self, sampler: ImageBatchSampler, start: int, steps: int) -> None:
-        super().__init__()
-        self.sampler = sampler
-        self.start = start
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return self.steps - self.start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, skip = divmod(self.start, len(self.sampler))
-        left = len(self)
-        while left:
-            self.sampler.set_epoch(epoch)
-            batches = list(self.sampler)[skip : skip + left]
-            yield from batches
-            left -= len(batches)
-            epoch, skip = epoch + 1, 0
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ from support.small_training import (
 from torch import Tensor, nn
 
 import cmsa_fast.training.loop as training
-from cmsa_fast.data.batch import Collate, ImageBatchSampler
+from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.formats.refer import ReferDataset
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
 from cmsa_fast.models.checkpoint import STATE, WEIGHTS, ModelConfig, load_model
-from cmsa_fast.training.loop import METRICS, StepBatches, learning_rate_factor, training_step
+from cmsa_fast.training.loop import METRICS, learning_rate_factor, training_step
 
 
 def same(first: Any, second: Any) -> bool:
@@ -220,25 +220,6 @@ def test_going_on_in_the_middle_of_an_epoch_of_refer_data(tmp_path: Path) -> Non
     go("broken", resume=True, num_workers=1)
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "broken"))
     assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "broken")
-
-
-def test_batches_of_steps_across_epochs() -> None:
-    ids = [0, 0, 1, 2, 2, 2, 3]
-
-    def batches(start: int, steps: int) -> list[list[int]]:
-        return list(StepBatches(ImageBatchSampler(ids, 3, 1, seed=5), start, steps))
-
-    expected = []
-    sampler = ImageBatchSampler(ids, 3, 1, seed=5)
-    for epoch in range(4):
-        sampler.set_epoch(epoch)
-        expected += list(sampler)
-    assert [len(batch) for batch in expected] == [3, 1] * 4
-    for start in range(8):
-        assert batches(start, 7) == expected[start:7]
-        steps = StepBatches(sampler, start, 8)
-        assert len(steps) == 8 - start == len(list(steps))
-    assert {frozenset(one) for one in expected[::2]} != {frozenset(expected[0])}
 
 
 def test_learning_rate_by_hand() -> None:
