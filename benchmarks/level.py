@@ -4,7 +4,7 @@
 
 One 320 px image and an expression of 20 words, float32, the paper's widths, random weights. "Before" builds a
 level's result and then applies the 1x1 convolution of the gated fusion; "after" is `CMSA.project`, as `CMSAModel`
-calls it; "folded" is what `CMSA.fold` and `CMSAModel.fold` return for inference, the folding itself not counted.
+calls it; "folded" are `FoldedLevel` and `FoldedCMSAModel`, for inference, the folding itself not counted.
 The backbone's forward is the measure of all. "One more expression" is what follows once the image is encoded. All
 cases run in one process, interleaved, and medians are quoted. Peak memory is measured in a fresh process for each
 case.
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmsa_fast.models import CMSAModel
-from cmsa_fast.nn import CMSA
+from cmsa_fast.models.cmsa import CMSAModel
+from cmsa_fast.models.folded_cmsa import FoldedCMSAModel
+from cmsa_fast.nn import CMSA, FoldedLevel
 
 from .attention import machine, peak_mib
 
@@ -62,13 +63,13 @@ def build(name: str) -> Callable[[], object]:
         return lambda: _without_gradient(lambda: model.backbone(images))
     if passes == EXPRESSION:
         model, images, ids = _model()
-        answering = model.fold() if form == "folded" else model
+        answering = FoldedCMSAModel(model) if form == "folded" else model
         features = _without_gradient(lambda: answering.encode_image(images))
         return lambda: _without_gradient(lambda: answering.segment(features, ids))
     if part == "model":
         model, images, ids = _model()
         whole: Callable[..., Tensor] = _model_before if form == "before" else model
-        run = functools.partial(model.fold() if form == "folded" else whole, images, ids)
+        run = functools.partial(FoldedCMSAModel(model) if form == "folded" else whole, images, ids)
         leaves: Iterable[Tensor] = (p for p in model.parameters() if p.requires_grad)
         shape = (1, 1, SIZE, SIZE)
     else:
@@ -87,7 +88,7 @@ def build(name: str) -> Callable[[], object]:
 def prepare_level(form: str, attention: CMSA, convolution: nn.Conv2d) -> Callable[..., Tensor]:
     """Of visual features and words, a level's features behind the fusion's convolution, [B, 500, H, W]."""
     if form == "folded":
-        return attention.fold(convolution.weight, convolution.bias)
+        return FoldedLevel(attention, convolution.weight, convolution.bias)
     if form == "after":
         return functools.partial(
             attention.project, weight=convolution.weight, bias=convolution.bias
