@@ -113,7 +113,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     from ..system.processes import joined_processes, select_device
     from .evaluation_folder import evaluation_folder
     from .run_folder import EXAMPLES
-    from .train import scene_labels
+    from .scenes import scene_labels
 
     options = _with_the_runs_data(options)
     _check(options)
@@ -249,9 +249,9 @@ def _dataset(
     options: EvaluateOptions, size: int, errors: ErrorCollector
 ) -> tuple[ReferringDataset, str]:
     if options.data == "scenes":
-        from .train import unseen_scenes
+        from .scenes import evaluation_scenes
 
-        return unseen_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
+        return evaluation_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
     from ..data.source import open_split
 
     dataset = open_split(options.source(), options.split, errors=errors)

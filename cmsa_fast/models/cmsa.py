@@ -76,6 +76,10 @@ class CMSAModel(nn.Module):
             # Objects cover about an eighth of an image: start from there, not from one half.
             nn.init.constant_(self.mask.bias, -2.0)
 
+    def no_weight_decay(self) -> tuple[str, ...]:
+        """Submodules without weight decay in training, besides biases, norms and embeddings."""
+        return ("attention", "fusion")
+
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """
         Args:

@@ -29,7 +29,9 @@ METRICS = "metrics.jsonl"
 LAST = "last.safetensors"
 Validate = Callable[[nn.Module], Mapping[str, float]]
 _LOG_EVERY = 10
-_DIVERGED = "a lower learning_rate or longer warmup_steps usually helps. No file contains this step."
+_DIVERGED = (
+    "a lower learning_rate or longer warmup_steps usually helps. No file contains this step."
+)
 _logger = logging.getLogger(__name__)
 
 

@@ -1,6 +1,7 @@
 """Optimiser: which parameters have weight decay, the learning-rate schedule, the average of the weights."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not weight_decay:
         return [{"params": list(trained.values()), "weight_decay": 0.0}]
-    listed = getattr(model, "no_weight_decay", tuple)()
+    listed: Iterable[str] = getattr(model, "no_weight_decay", tuple)()
     embeddings = [name for name, part in model.named_modules() if isinstance(part, nn.Embedding)]
     prefixes = tuple(f"{name}." for name in (*listed, *embeddings))
     exempt = {name for name, p in trained.items() if p.ndim < 2 or name.startswith(prefixes)}

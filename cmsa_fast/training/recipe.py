@@ -64,7 +64,9 @@ class Recipe:
         for name in at_least_one.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        not_negative = "end_learning_rate weight_decay power dice_weight warmup_steps validate_every"
+        not_negative = (
+            "end_learning_rate weight_decay power dice_weight warmup_steps validate_every"
+        )
         for name in ("learning_rate", *not_negative.split()):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")

@@ -26,7 +26,7 @@ class TrainingState:
         optimizer: Its optimiser.
         schedule: Its learning-rate schedule.
         average: The moving average of the model's weights, or None.
-        fingerprint: Model configuration and size of the data set; a checkpoint is restored only if it has the same.
+        fingerprint: Model configuration and size of the data set, which a restored checkpoint must have too.
         step: Steps taken.
         seconds: Wall time of the training, validation included, over all starts.
         losses: Losses since the last line of metrics.

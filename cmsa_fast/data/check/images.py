@@ -11,9 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ...system.processes import ignore_interrupts
 from ..formats.converted.image_store import EmbeddedImage
 from ..images import ImageFile, read_image_size
-from ...system.processes import ignore_interrupts
 from ..masks import MaskSource
 from ..readable import by
 from ..types import ImageSource, ObjectMask, Record
