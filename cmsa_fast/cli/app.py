@@ -136,13 +136,13 @@ def _data_check(options: Annotated[DataCheckOptions, _UNNAMED]) -> int:
 
 
 def _data_download(options: Annotated[DownloadOptions, _UNNAMED]) -> int:
-    """Fetch records or images of a data set into the layout of REFER, from several mirrors, resumably.
+    """Download the annotations or images of a data set into the layout of REFER.
 
     cmsa-fast data download refcoco --root DATA
     """
-    from .data_download import format_download, run_download
+    from .data_download import run_download
 
-    print(format_download(run_download(options)))
+    print(run_download(options))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The data commands as a user runs them, and training on what they leave."""
+"""Tests of the data commands, and of training on the data that they produce."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.faulty_server import FaultyServer, status, whole
+from support.faulty_server import Behaviour, FaultyServer, status, whole
 from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli import main
-from cmsa_fast.data.download import catalogue as mirrors
+from cmsa_fast.data.download import catalogue
 from cmsa_fast.models.checkpoint import load_model
 
 Capture = pytest.CaptureFixture[str]
@@ -120,24 +120,22 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
         yield running
 
 
-def publish(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, *behaviours: Any) -> None:
-    """Puts RefCOCO's records on the server alone."""
-    address = server.at("/refcoco.zip", *behaviours)
-    file = mirrors.RemoteFile(name="refcoco.zip", addresses=(address,), size=None, sha256=None)
-    collection = replace(mirrors.CATALOGUE["refcoco"], files=(file,))
-    monkeypatch.setattr(mirrors, "CATALOGUE", {**mirrors.CATALOGUE, "refcoco": collection})
+def publish(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour) -> None:
+    """Makes the server the published source of RefCOCO's annotations."""
+    url = server.add("/refcoco.zip", behaviour)
+    file = catalogue.RemoteFile(name="refcoco.zip", url=url)
+    collection = replace(catalogue.CATALOGUE["refcoco"], files=(file,))
+    known = {**catalogue.CATALOGUE, "refcoco": collection}
+    monkeypatch.setattr(catalogue, "CATALOGUE", known)
 
 
 def archive(root: Path) -> bytes:
-    """The records under a root as the published archives have them."""
+    """The annotations under a root, zipped like the published archives."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for path in (root / "refcoco").iterdir():
             file.write(path, f"refcoco/{path.name}")
     return buffer.getvalue()
-
-
-FAST = ("--attempts", "1", "--timeout", "5", "--wait", "0")
 
 
 def test_from_the_download_to_the_training(
@@ -146,14 +144,12 @@ def test_from_the_download_to_the_training(
     layout = small_refcoco(tmp_path / "theirs")
     publish(server, monkeypatch, whole(archive(layout.write())))
     root, copy = tmp_path / "data", tmp_path / "copy"
-    download = ["data", "download", "refcoco", "--root", str(root), *FAST]
+    download = ["data", "download", "refcoco", "--root", str(root)]
     assert main([*download, "--dry-run"]) == 0
-    assert "nothing was fetched" in capsys.readouterr().out
+    assert "Nothing was downloaded" in capsys.readouterr().out
     assert not root.exists()
     assert main(download) == 0
-    assert "The images are still to be fetched: cmsa-fast data download" in (
-        capsys.readouterr().out
-    )
+    assert "The images are missing: cmsa-fast data download" in (capsys.readouterr().out)
     layout.image_folder.rename(root / "images")
     (root / "train2014").mkdir()
     (root / "images").rename(root / "train2014" / "pictures")
@@ -176,39 +172,38 @@ def test_from_the_download_to_the_training(
     assert overall[0] == overall[1]
 
 
-def test_download_leaves_what_is_there_alone(
+def test_download_never_overwrites(
     tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     publish(server, monkeypatch, whole(archive(small_refcoco(tmp_path / "theirs").write())))
     root = tmp_path / "data"
-    command = ["data", "download", "refcoco", "--root", str(root), *FAST]
+    command = ["data", "download", "refcoco", "--root", str(root)]
     (root / "refcoco").mkdir(parents=True)
     (root / "refcoco" / "refs(unc).p").write_text("mine")
     line = failed(capsys, *command)
-    assert "refcoco is not empty, but it lacks instances.json. It was left alone" in line
+    assert "refcoco exists, but is not RefCOCO, annotations: instances.json missing" in line
     assert files_under(root) == {"refcoco/refs(unc).p": b"mine"}
     (root / "refcoco" / "refs(unc).p").unlink()
     assert main(command) == 0
     before = files_under(root)
     assert main(command) == 0
-    assert "is there already; left alone" in capsys.readouterr().out
+    assert "is complete; nothing to download" in capsys.readouterr().out
     assert files_under(root) == before
     assert len(server.requests) == 1
 
 
-def test_download_s_mistakes_are_one_line(
+def test_download_errors_are_one_line(
     tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     publish(server, monkeypatch, status(404))
     root = tmp_path / "data"
-    command = ("data", "download", "refcoco", "--root", root, *FAST)
+    command = ("data", "download", "refcoco", "--root", root)
     line = failed(capsys, *command)
-    assert "no mirror has refcoco.zip" in line
-    assert "answers 404" in line
-    assert "By hand: " in line
+    assert "refcoco.zip cannot be downloaded from http://127.0.0.1" in line
+    assert "HTTP Error 404" in line
     assert not files_under(root)
-    assert "attempts must be at least 1" in failed(capsys, *command, "--attempts", "0")
-    assert "address" in failed(capsys, *command, "--mirror", "file:///etc")
+    line = failed(capsys, *command, "--mirror", "file:///etc")
+    assert "mirror must be an http or https URL" in line
     (tmp_path / "file").touch()
     line = failed(capsys, "data", "download", "refcoco", "--root", tmp_path / "file")
     assert "root must be a folder" in line
