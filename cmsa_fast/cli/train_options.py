@@ -43,10 +43,8 @@ class TrainOptions(DataOptions):
         ),
     ] = "cmsa"
 
-    model_options: Annotated[
-        tuple[str, ...], without_default("NAME=VALUE ...", "default: none")
-    ] = ()
-    """Further arguments of the model's constructor, values as JSON: narrow_widths=[16,16,32,32,64]."""
+    model_options: Annotated[tuple[str, ...], without_default("NAME=VALUE", "default: none")] = ()
+    """One or more further options of the model, values as JSON: narrow_widths=[16,16,32,32,64]."""
 
     data: Annotated[DataForm, tyro.conf.arg(help=FORMS_HELP)] = "scenes"
 
