@@ -19,13 +19,14 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmsa_fast.data.batch import Batch
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.evaluation.inference import predict_probabilities
 from cmsa_fast.models import build_model, for_inference
+from cmsa_fast.models.base import ReferringModel
 
 from .measuring import machine, run_command, summarize, time_interleaved
 
@@ -43,7 +44,7 @@ FORMS = ("once", "each", "each, as trained")
 
 
 @functools.cache
-def model() -> nn.Module:
+def model() -> ReferringModel:
     """The paper's network with random weights."""
     torch.manual_seed(0)
     return build_model("cmsa", vocabulary_size=VOCABULARY, **WIDTHS).eval()

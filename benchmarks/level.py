@@ -4,7 +4,7 @@
 
 One 320 px image and an expression of 20 words, float32, the paper's widths, random weights. "Before" computes a
 level's result and then applies the 1x1 convolution of the gated fusion; "after" is `CMSA.project`, as `CMSAModel`
-calls it; "folded" is what `CMSA.fold` and `CMSAModel.fold` return for inference, without the time of folding.
+calls it; "folded" is `FoldedLevel` or `FoldedCMSAModel`, without the time of folding.
 "One more expression" is the time of an expression whose image is already encoded. All cases run interleaved in one
 process, and medians are reported. Peak memory is measured in a new process for each case.
 """
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmsa_fast.models import CMSAModel
-from cmsa_fast.nn import CMSA
+from cmsa_fast.models.cmsa import CMSAModel
+from cmsa_fast.models.folded_cmsa import FoldedCMSAModel
+from cmsa_fast.nn import CMSA, FoldedLevel
 
 from .measuring import added_peak_mib, machine, run_command, summarize, time_interleaved
 
@@ -56,13 +57,13 @@ def build(name: str) -> Callable[[], object]:
         return lambda: _without_gradient(lambda: model.backbone(images))
     if passes == EXPRESSION:
         model, images, ids = _model()
-        answering = model.fold() if form == "folded" else model
+        answering = FoldedCMSAModel(model) if form == "folded" else model
         features = _without_gradient(lambda: answering.encode_image(images))
         return lambda: _without_gradient(lambda: answering.segment(features, ids))
     if part == "model":
         model, images, ids = _model()
         whole: Callable[..., Tensor] = _forward_before if form == "before" else model
-        run = functools.partial(model.fold() if form == "folded" else whole, images, ids)
+        run = functools.partial(FoldedCMSAModel(model) if form == "folded" else whole, images, ids)
         leaves: Iterable[Tensor] = (p for p in model.parameters() if p.requires_grad)
         shape = (1, 1, SIZE, SIZE)
     else:
@@ -81,7 +82,7 @@ def build(name: str) -> Callable[[], object]:
 def prepare_level(form: str, attention: CMSA, convolution: nn.Conv2d) -> Callable[..., Tensor]:
     """A function of visual features and words that returns a level after the convolution, [B, 500, H, W]."""
     if form == "folded":
-        return attention.fold(convolution.weight, convolution.bias)
+        return FoldedLevel(attention, convolution.weight, convolution.bias)
     if form == "after":
         return functools.partial(
             attention.project, weight=convolution.weight, bias=convolution.bias

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cmsa_fast.models import CMSAModel
+from cmsa_fast.models.cmsa import CMSAModel
 from cmsa_fast.nn import CMSA, segmentation_loss
 from cmsa_fast.training.recipe import PRESETS
 

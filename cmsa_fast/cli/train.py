@@ -1,6 +1,5 @@
 """`cmsa-fast train`: opens the data, builds the model, trains it, evaluates it and draws examples."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..data.batch import Collate
 from ..data.check.leakage import read_exclusions
@@ -22,7 +20,9 @@ from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.examples import drawn_or_warned, examples_of
 from ..evaluation.visualization import save_examples
 from ..models import build_model
+from ..models.base import ReferringModel
 from ..models.checkpoint import ModelConfig
+from ..models.registry import model_options
 from ..nn import WordEmbedding
 from ..system.files import write_json
 from ..system.processes import select_device
@@ -196,45 +196,44 @@ def _log_words(split: str, expressions: list[str], vocabulary: Vocabulary, most:
 
 def _model(
     options: TrainOptions, recipe: Recipe, vocabulary: Vocabulary
-) -> tuple[nn.Module, ModelConfig]:
+) -> tuple[ReferringModel, ModelConfig]:
+    """Build the model; of the common options it gets those that its constructor has."""
     embedding = None
     if options.glove is not None:
         embedding = WordEmbedding.from_glove(options.glove, vocabulary.tokens)
-    model_options: dict[str, Any] = {
+    common: dict[str, Any] = {
         "vocabulary_size": len(vocabulary),
         "backbone": recipe.backbone,
         "word_channels": recipe.word_channels if embedding is None else embedding.embedding_dim,
         "attention_channels": recipe.attention_channels,
         "fused_channels": recipe.fused_channels,
         "backend": options.backend,
-        **_parsed(options.model_options),
     }
     if options.freeze_backbone:
-        model_options["freeze_backbone"] = True
-    # A resumed run takes its backbone from the checkpoint.
-    fresh = recipe.backbone_weights != "none" and not options.resume
-    weights = recipe.backbone_weights if fresh else None
-    model = build_model(options.model, **model_options, backbone_weights=weights)
+        common["freeze_backbone"] = True
+    known = model_options(options.model)
+    for name in (*common, "backbone_weights"):
+        given = getattr(options, name, None) not in (None, "auto")
+        if given and name not in known and not options.resume:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option} cannot be used: --model {options.model} has no such option."
+            )
+    chosen = {name: value for name, value in common.items() if name in known}
+    chosen.update(options.further_model_options(reserved={*common, "backbone_weights"}))
+    weights = {}
+    # A resumed run takes the backbone from its checkpoint.
+    if "backbone_weights" in known and recipe.backbone_weights != "none" and not options.resume:
+        weights["backbone_weights"] = recipe.backbone_weights
+    model = build_model(options.model, **chosen, **weights)
     if embedding is not None:
+        if not isinstance(getattr(model, "words", None), WordEmbedding):
+            raise ValueError(
+                f"--glove needs a word embedding, and --model {options.model} has none."
+            )
         model.words = embedding
-    config = ModelConfig(
-        options.model, model_options, vocabulary.tokens, recipe.size, recipe.max_words
-    )
+    config = ModelConfig(options.model, chosen, vocabulary.tokens, recipe.size, recipe.max_words)
     return model, config
-
-
-def _parsed(model_options: tuple[str, ...]) -> dict[str, Any]:
-    """NAME=VALUE pairs of --model-options; a value that is not JSON is a string."""
-    parsed: dict[str, Any] = {}
-    for pair in model_options:
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise ValueError(f"--model-options must be NAME=VALUE; got {pair!r}.")
-        try:
-            parsed[name] = json.loads(value)
-        except ValueError:
-            parsed[name] = value
-    return parsed
 
 
 class _Subset:
@@ -273,7 +272,7 @@ def _validation(
     else:
         dataset = _Subset(evaluated, options.validate_expressions)
 
-    def validate(model: nn.Module) -> Mapping[str, float]:
+    def validate(model: Any) -> Mapping[str, float]:
         return evaluate(
             model,
             dataset,
@@ -291,7 +290,7 @@ def _evaluate(
     options: TrainOptions,
     folder: Path,
     progress: Progress,
-    model: nn.Module,
+    model: ReferringModel,
     dataset: ReferringDataset,
     collate: Collate,
     device: torch.device,

@@ -1,15 +1,21 @@
 """Options of `cmsa-fast train`."""
 
+import json
+from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
+from ..models.registry import MODELS
 from ..training.recipe import PRESETS, PresetName, Recipe, Schedule
 from .data_options import FORMS_HELP, DataForm, DataOptions, without_default
 
-ModelName = Literal["cmsa", "cmsa-released"]
+if TYPE_CHECKING:
+    ModelName = str
+else:
+    ModelName = Literal[tuple(MODELS)]
 Backbone = Literal["narrow", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 
@@ -38,8 +44,8 @@ class TrainOptions(DataOptions):
     model: Annotated[
         ModelName,
         tyro.conf.arg(
-            help="Network to train. cmsa: the network of the paper, Eq. 1-6. cmsa-released: the network of the "
-            "code published with it (rectified projections, pooled keys, squeezed levels, gates per channel)."
+            help="Network to train. "
+            + " ".join(f"{name}: {entry.summary}." for name, entry in MODELS.items())
         ),
     ] = "cmsa"
 
@@ -155,3 +161,26 @@ class TrainOptions(DataOptions):
             if (value := getattr(self, field.name)) is not None
         }
         return replace(PRESETS[self.preset], **given)
+
+    def further_model_options(self, reserved: Container[str]) -> dict[str, Any]:
+        """Parse --model-options; a value that is not JSON is a string.
+
+        Args:
+            reserved: Names that have an option of their own.
+
+        Raises:
+            ValueError: An entry is not NAME=VALUE, or its name is reserved or repeated.
+        """
+        values: dict[str, Any] = {}
+        for entry in self.model_options:
+            name, equals, value = entry.partition("=")
+            if not equals or name in reserved or name in values:
+                raise ValueError(
+                    "--model-options must be NAME=VALUE, each name once and none that has an option of its own; "
+                    f"got {entry!r}."
+                )
+            try:
+                values[name] = json.loads(value)
+            except json.JSONDecodeError:
+                values[name] = value
+        return values

@@ -12,7 +12,8 @@ from torch import nn
 
 from ..data.vocabulary import Vocabulary
 from ..system.files import write_atomically
-from . import build_model
+from .base import ReferringModel
+from .registry import build_model
 
 WEIGHTS = "model.safetensors"
 _FORMAT = "cmsa_fast/1"
@@ -36,7 +37,7 @@ class ModelConfig:
     size: int
     max_words: int
 
-    def build(self) -> nn.Module:
+    def build(self) -> ReferringModel:
         """Build the network with random weights."""
         return build_model(self.name, **self.options)
 
@@ -53,7 +54,7 @@ def save_model(path: Path, model: nn.Module, config: ModelConfig) -> None:
     write_atomically(path, lambda target: save_weights(model, str(target), metadata=metadata))
 
 
-def load_model(path: str | Path) -> tuple[nn.Module, ModelConfig]:
+def load_model(path: str | Path) -> tuple[ReferringModel, ModelConfig]:
     """Load a model from a run folder or a .safetensors file.
 
     Args:

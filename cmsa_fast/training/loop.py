@@ -18,6 +18,7 @@ from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
 from ..data.sample import ReferringDataset
 from ..data.sampler import ImageBatchSampler, StepBatches
+from ..models.base import ReferringModel
 from ..models.checkpoint import WEIGHTS, ModelConfig, load_model, save_model
 from ..nn import dice_loss, segmentation_loss
 from ..system.files import write_atomically
@@ -81,7 +82,7 @@ def training_step(
 
 
 def train(
-    model: nn.Module,
+    model: ReferringModel,
     model_config: ModelConfig,
     dataset: ReferringDataset,
     collate: Collate,
@@ -99,8 +100,8 @@ def train(
     """Train a model in place and keep its weights, checkpoints and metrics in a folder.
 
     Args:
-        model: On `device`; a `cmsa_fast.models.base.ReferringModel`. Afterwards it holds the weights of
-            model.safetensors: those of the best validation, else the last ones, or their moving average.
+        model: On `device`; afterwards it holds the weights of model.safetensors: those of the best validation, or
+            without validation the last ones; with `recipe.ema_decay` their moving average.
         model_config: Configuration the model was built from, stored with its weights.
         dataset: The training split.
         collate: Has the vocabulary and input size of the model.

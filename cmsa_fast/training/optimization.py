@@ -1,17 +1,17 @@
 """Optimiser: which parameters have weight decay, the learning-rate schedule, the average of the weights."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..models.base import ReferringModel
 from .recipe import Recipe
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: ReferringModel, weight_decay: float) -> list[dict[str, object]]:
     """Split the trainable parameters into those with weight decay and those without.
 
     Biases, scales of normalisation layers (all parameters with fewer than two dimensions) and embeddings have no
@@ -20,7 +20,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     the Res5 squeeze: the layers to which the published code applies it.
 
     Args:
-        model: With an optional method `no_weight_decay()` that returns names of submodules.
+        model: The model to train.
         weight_decay: Coefficient for the parameters with decay.
 
     Returns:
@@ -29,9 +29,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not weight_decay:
         return [{"params": list(trained.values()), "weight_decay": 0.0}]
-    listed: Iterable[str] = getattr(model, "no_weight_decay", tuple)()
     embeddings = [name for name, part in model.named_modules() if isinstance(part, nn.Embedding)]
-    prefixes = tuple(f"{name}." for name in (*listed, *embeddings))
+    prefixes = tuple(f"{name}." for name in (*model.no_weight_decay(), *embeddings))
     exempt = {name for name, p in trained.items() if p.ndim < 2 or name.startswith(prefixes)}
     return [
         {
@@ -42,7 +41,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.AdamW, LambdaLR]:
+def build_optimizer(model: ReferringModel, recipe: Recipe) -> tuple[torch.optim.AdamW, LambdaLR]:
     """AdamW (Adam with decoupled weight decay) over `parameter_groups`, and its learning-rate schedule."""
     groups = parameter_groups(model, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
@@ -67,7 +66,7 @@ def learning_rate_factor(step: int, recipe: Recipe) -> float:
     return float(end + (1 - end) * left)
 
 
-def build_average(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
+def build_average(model: ReferringModel, recipe: Recipe) -> AveragedModel | None:
     """Exponential moving average of the weights, updated after every step; None if `ema_decay` is 0."""
     if not recipe.ema_decay:
         return None

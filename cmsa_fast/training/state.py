@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..data.sample import ReferringDataset
+from ..models.base import ReferringModel
 from ..models.checkpoint import ModelConfig
 from ..system.files import write_atomically
 from .optimization import build_average, build_optimizer
@@ -35,7 +36,7 @@ class TrainingState:
         best: Step and overall IoU of the best validation; None: none yet.
     """
 
-    model: nn.Module
+    model: ReferringModel
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     average: AveragedModel | None
@@ -49,7 +50,7 @@ class TrainingState:
 
     @classmethod
     def start(
-        cls, model: nn.Module, recipe: Recipe, config: ModelConfig, dataset: ReferringDataset
+        cls, model: ReferringModel, recipe: Recipe, config: ModelConfig, dataset: ReferringDataset
     ) -> Self:
         """The state before the first step."""
         optimizer, schedule = build_optimizer(model, recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -32,16 +33,18 @@ def norms(model: nn.Module) -> dict[str, float]:
 def test_layers_with_weight_decay(name: str, decayed: set[str]) -> None:
     model = build_model(name, **OPTIONS)
     with_decay, without = parameter_groups(model, 0.1)
-    chosen = {id(p) for p in with_decay["params"]}  # type: ignore[attr-defined]
-    assert {id(p) for p in without["params"]}.isdisjoint(chosen)  # type: ignore[attr-defined]
+    chosen = {id(p) for p in with_decay["params"]}
+    assert {id(p) for p in without["params"]}.isdisjoint(chosen)
     for parameter_name, parameter in model.named_parameters():
         expected = parameter_name.partition(".")[0] in decayed and parameter.ndim > 1
         assert (id(parameter) in chosen) == expected, parameter_name
-    assert len(with_decay["params"]) + len(without["params"]) == len(list(model.parameters()))  # type: ignore[arg-type]
+    assert len(with_decay["params"]) + len(without["params"]) == len(list(model.parameters()))
 
 
-def test_frozen_parameters_are_left_out_and_unknown_models_have_decay() -> None:
-    model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1))
+def test_frozen_parameters_embeddings_and_norms_have_no_decay() -> None:
+    parts = (nn.Embedding(3, 2), nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1))
+    model: Any = nn.Sequential(*parts)
+    model.no_weight_decay = tuple
     model[3].requires_grad_(False)
     with_decay, without = parameter_groups(model, 0.1)
     assert with_decay["params"] == [model[1].weight]
@@ -56,17 +59,18 @@ def test_the_paper_recipe_keeps_the_norms() -> None:
     recipe = replace(RECIPE, learning_rate=2e-3, steps=200, weight_decay=5e-4, warmup_steps=0)
     optimizer, schedule = build_optimizer(model, recipe)
     batch = Collate(VOCABULARY, SIZE)(images(2).samples)
-    unseen = model.words.weight[-9:].detach().clone()  # type: ignore[union-attr,index]
+    unseen = model.words.weight[-9:].detach().clone()
     before = norms(model)
     for _ in range(recipe.steps):
         training_step(model, optimizer, batch, 0.0)
         schedule.step()
-    assert torch.equal(model.words.weight[-9:], unseen)  # type: ignore[union-attr,index]
+    assert torch.equal(model.words.weight[-9:], unseen)
     assert {name for name, norm in norms(model).items() if norm < 0.8 * before[name]} == set()
 
 
 def test_decay_is_decoupled_from_the_gradient() -> None:
-    model = nn.Linear(3, 2, bias=False)
+    model: Any = nn.Linear(3, 2, bias=False)
+    model.no_weight_decay = tuple
     optimizer, schedule = build_optimizer(
         model, replace(RECIPE, weight_decay=0.1, learning_rate=0.5, warmup_steps=0, steps=3)
     )
@@ -96,7 +100,7 @@ def test_learning_rate_schedules() -> None:
 
 
 def test_average_of_the_weights() -> None:
-    model = nn.Linear(1, 1, bias=False)
+    model: Any = nn.Linear(1, 1, bias=False)
     assert build_average(model, RECIPE) is None
     average = build_average(model, replace(RECIPE, ema_decay=0.75))
     assert average is not None
