@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data.batch import Collate
@@ -18,6 +18,7 @@ from ..data.sample import ReferringDataset, Sample
 from ..data.sampler import ImageBatchSampler
 from ..data.vocabulary import tokenize
 from ..models import for_inference
+from ..models.base import ReferringModel
 from ..system.processes import ALONE, Processes
 from .conventions import Convention
 from .generalized_metrics import GeneralizedMetrics
@@ -69,7 +70,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: ReferringModel,
     dataset: ReferringDataset,
     collate: Collate,
     *,
@@ -90,7 +91,7 @@ def evaluate(
     image at a time, and what is added up are whole numbers.
 
     Args:
-        model: see `cmsa_fast.models.ReferringModel`.
+        model: see `cmsa_fast.models.base.ReferringModel`.
         dataset: any split.
         collate: with the model's vocabulary and size.
         convention: how predictions become masks and masks figures.
