@@ -95,7 +95,7 @@ def test_check_of_a_damaged_root_exits_with_1(tmp_path: Path, capsys: Capture) -
     shown = capsys.readouterr()
     assert "Incomplete or damaged: 2 kinds of error" in shown.out
     assert "COCO_train2014_000000000011.jpg" in shown.out
-    assert "reference 0 has no 'expressions'" in shown.out
+    assert "reference 0 has no 'sentences'" in shown.out
     assert "cmsa-fast:" not in shown.err
 
 
