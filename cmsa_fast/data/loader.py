@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, Dataset
 
+from ..system.processes import ignore_interrupts
 from .batch import Batch
 from .errors import ErrorCollector
 from .sample import ReferringDataset, Sample
@@ -47,7 +46,7 @@ class BatchLoader:
             sampler=batches,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            worker_init_fn=leave_interrupts_to_the_main_process,
+            worker_init_fn=ignore_interrupts,
         )
 
     def __iter__(self) -> Iterator[Batch | None]:
@@ -125,15 +124,3 @@ class _Batches(Dataset[_Loaded | Exception]):
                 usable.append(index)
                 samples.append(sample)
         return _Loaded(usable, batch, errors)
-
-
-def available_processors() -> int:
-    """How many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def leave_interrupts_to_the_main_process(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one saves and then ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
