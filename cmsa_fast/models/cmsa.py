@@ -39,12 +39,7 @@ class CMSAModel(ExplainsWords):
         """
         Args:
             vocabulary_size: Number of word ids.
-            backbone: Options with this prefix, freeze_* and narrow_widths: see `build_backbone`.
-            backbone_weights: See `build_backbone`.
-            backbone_dilation: See `build_backbone`.
-            freeze_backbone: See `build_backbone`.
-            freeze_batch_norm: See `build_backbone`.
-            narrow_widths: See `build_backbone`.
+            backbone: Name of the backbone. For it and the options up to narrow_widths see `build_backbone`.
             word_channels: Cl (1000 in the paper).
             attention_channels: d, the width of query, key and value (512).
             fused_channels: Channels of each level in the fusion (500).
@@ -75,6 +70,9 @@ class CMSAModel(ExplainsWords):
         if self.mask.bias is not None:
             # Objects cover about an eighth of an image: start there instead of at one half.
             nn.init.constant_(self.mask.bias, -2.0)
+
+    def no_weight_decay(self) -> tuple[str, ...]:
+        return ("attention", "fusion")
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         return ImageFeatures(self.backbone(images), (images.shape[2], images.shape[3]))
