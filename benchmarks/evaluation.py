@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cmsa_fast.data.batch import Batch
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.transforms import Letterbox
-from cmsa_fast.evaluation.inference import predict_probabilities
+from cmsa_fast.evaluation.inference import segment_batch
 from cmsa_fast.models import build_model, for_inference
 
 from .attention import machine
@@ -87,7 +87,7 @@ def run(form: str) -> list[Tensor]:
     """The probabilities of all expressions of the image, [320, 320] each."""
     whole = batch()
     if form == "once":
-        return predict_probabilities(folded(), whole, "cpu")
+        return probabilities(folded(), whole)
     network = folded() if form == "each" else model()
     found = []
     for row in range(EXPRESSIONS):
@@ -100,8 +100,13 @@ def run(form: str) -> list[Tensor]:
             samples=whole.samples[row : row + 1],
             letterboxes=whole.letterboxes[row : row + 1],
         )
-        found += predict_probabilities(network, one, "cpu")
+        found += probabilities(network, one)
     return found
+
+
+def probabilities(network: Any, expressions: Batch) -> list[Tensor]:
+    """The probabilities of each expression of a batch, [S, S]."""
+    return [output.probability for output in segment_batch(network, expressions, "cpu")]
 
 
 def check_parity() -> float:
@@ -112,7 +117,7 @@ def check_parity() -> float:
     """
     results = {form: torch.stack(run(form)) for form in FORMS}
     reference = copy.deepcopy(model()).double()
-    exact = torch.stack(predict_probabilities(reference, _double(batch()), "cpu"))
+    exact = torch.stack(probabilities(reference, _double(batch())))
     errors = {form: float((found - exact).abs().max()) for form, found in results.items()}
     allowed = 2 * errors["each, as trained"]
     for form, error in errors.items():

@@ -17,8 +17,7 @@ from ..data.shuffled import ShuffledExpressions
 from ..data.source import open_split
 from ..data.vocabulary import Vocabulary, tokenize
 from ..evaluation.evaluate import Evaluation, evaluate
-from ..evaluation.examples import drawn_or_warned, examples_of
-from ..evaluation.visualization import save_examples
+from ..evaluation.visualization import draw_or_warn, predict_examples, save_examples
 from ..models import build_model
 from ..models.checkpoint import ModelConfig
 from ..nn import WordEmbedding
@@ -298,9 +297,9 @@ def _evaluate(
     overview = None
     if options.examples:
         chosen = _spread([result.index for result in evaluation.results], options.examples)
-        overview = drawn_or_warned(
+        overview = draw_or_warn(
             lambda: save_examples(
-                examples_of(model, [validation[i] for i in chosen], collate, device),
+                predict_examples(model, [validation[i] for i in chosen], collate, device),
                 folder / EXAMPLES,
             )
         )
