@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .data.images import read_image
 from .data.transforms import Letterbox
 from .evaluation.inference import NATIVE, segment_expressions
 from .evaluation.visualization import overlay
 from .models import for_inference
+from .models.base import ReferringModel
 from .models.checkpoint import ModelConfig, load_model, vocabulary_of
 
 
@@ -51,10 +52,10 @@ class Predictor:
     """
 
     def __init__(
-        self, model: nn.Module, config: ModelConfig, device: torch.device | str = "cpu"
+        self, model: ReferringModel, config: ModelConfig, device: torch.device | str = "cpu"
     ) -> None:
-        self.model: Any = model.eval().to(device)
-        self._inference: Any = for_inference(model)
+        self.model = model.eval().to(device)
+        self._inference = for_inference(model)
         self.config = config
         self.device = torch.device(device)
         self.vocabulary = vocabulary_of(config)

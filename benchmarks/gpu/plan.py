@@ -1,7 +1,7 @@
-"""What is done, in order of importance: plain data, so that planning needs no torch.
+"""The jobs in order of importance, as plain data, so that planning does not import torch.
 
-A job is a dictionary that a worker process understands. Its `items` (cases of a correctness job, forms of a speed
-job) are prepared one after another; an item that kills the worker is left out when the job is tried again.
+A job is a dictionary for a worker process. Its `items` (cases of a correctness job, forms of a speed job) are
+prepared one after another; an item that kills the worker is left out when the job is repeated.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ Key = dict[str, str]
 PRECISIONS = ("bfloat16", "float16", "tf32", "float32")
 PASSES = ("forward", "backward", "forward + backward")
 SECTIONS = ("correctness", "ceilings", "separable", "joint", "tail", "level")
-# The names in `forms.OWN`, by importance; a test compares the two.
+# The names in `forms.OWN`, most important first; a test compares the two.
 OWN = {
     "separable": ("tiled", "fused", "torch"),
     "joint": ("fused", "torch"),
@@ -39,14 +39,14 @@ TAIL_PEERS = ("naive", "naive compiled")
 WORDS, PLACES, BATCHES = (20, 10, 5, 3), (1600, 400, 6400), (8, 1, 32)
 JOINT_WIDTHS = (512, 256, 128, 64)
 
-CASE_LIMIT_S = 2.0  # of one form's measured rounds
+CASE_LIMIT_S = 2.0  # for the timed rounds of one form
 
 
 HEADLINE = separable_size(1600, 20, 8)
 
 
 def correctness(device: str, quick: bool, full: bool = False) -> list[Job]:
-    """Jobs of small cases, which may run side by side, or those of full size."""
+    """The jobs of small cases, which may run in parallel, or those of the paper's size."""
     if full:
         cases: dict[str, Any] = {
             "separable": ([{"size": separable_size(1600, 20, 1), "full": True}],),
@@ -78,7 +78,7 @@ def correctness(device: str, quick: bool, full: bool = False) -> list[Job]:
         for operation, lists in cases.items()
         if name in OWN[operation]
         for number, list_ in enumerate(lists)
-        # The other two dtypes share the code of these: the first sizes and the widest are enough of them.
+        # float16 and tf32 use the same code: for them the first and the widest sizes are enough.
         if dtype in ("bfloat16", "float32") or number in (0, len(lists) - 1)
     ]
 
@@ -111,7 +111,7 @@ def _speed(
 
 
 def speed(device: str, quick: bool, only: tuple[str, ...] = SECTIONS) -> list[Job]:
-    """The headline sizes with all peers first, then our own grid, then the rest."""
+    """The headline sizes with all peers, then the grid of the library's own forms, then the rest."""
     if device == "cpu":
         places, words, width = (16, 3, 8) if quick else (400, 10, WIDTH)
         joint = {"queries": 48, "keys": 24, "batch": 1, "width": 8}
@@ -128,7 +128,7 @@ def speed(device: str, quick: bool, only: tuple[str, ...] = SECTIONS) -> list[Jo
         return [job for job in jobs if job["operation"] in only]
     without_flex = tuple(name for name in PEERS if name != "flex")
     jobs = [
-        # FlexAttention's backward has tiles of 16 x 16 at this width: one image is enough of it.
+        # FlexAttention's backward uses tiles of 16 x 16 at this width, so it is measured with one image only.
         _speed("separable", HEADLINE, device, OWN["separable"] + without_flex, target_s=0.6),
         _speed("joint", joint_size(WIDTH, 8), device, OWN["joint"] + PEERS, target_s=0.6),
         _speed("joint", joint_size(WIDTH, 1), device, OWN["joint"] + PEERS, target_s=0.6),
@@ -172,7 +172,7 @@ def speed(device: str, quick: bool, only: tuple[str, ...] = SECTIONS) -> list[Jo
 
 
 def kernels(device: str, only: tuple[str, ...] = SECTIONS) -> list[Job]:
-    """Which kernels run; none on a CPU."""
+    """Jobs that list the kernels that run; none on a CPU."""
     if device == "cpu":
         return []
     sizes = {"separable": separable_size(1600, 20, 1), "joint": joint_size(WIDTH, 1)}
@@ -187,11 +187,11 @@ def kernels(device: str, only: tuple[str, ...] = SECTIONS) -> list[Job]:
 
 
 def warm_ups(jobs: list[Job]) -> list[Job]:
-    """What compiles, once for all that compiles alike, so that it can be done side by side before the clock."""
+    """Jobs that compile what `jobs` need, once for all that compile to the same code, to run before the timing."""
     seen, warm = set(), []
     for job in jobs:
         size = job["size"]
-        # The kernels have tiles for up to 16 words and beyond; Triton compiles anew for a batch of one.
+        # The kernels have one tile up to 16 words and another beyond; Triton specialises on a batch of one.
         alike = (
             size["batch"] == 1,
             size.get("words", 0) > 16,
@@ -212,7 +212,7 @@ def warm_ups(jobs: list[Job]) -> list[Job]:
 
 
 def keys(job: Job) -> list[tuple[str, Key]]:
-    """(item, key) of every record that a job owes; a key has the fields that tell a record from the others."""
+    """(item, key) of every record that a job owes; a key has the fields that identify a record."""
     if job["kind"] == "correctness":
         shared = {name: job[name] for name in ("operation", "form", "dtype")}
         return [(item, {**shared, "case": item}) for item in job["items"]]

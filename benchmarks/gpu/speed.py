@@ -1,4 +1,4 @@
-"""Speed and memory of the forms of an operation at one size, each compared with the exact one first."""
+"""Speed and memory of an operation's forms at one size, each compared with the exact result before it is timed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _PREPARE_LIMIT_S = 75.0
 
 @dataclass
 class _Prepared:
-    """A form at a size: what is timed, and what is known before it is. Dictionaries are by pass."""
+    """A form at one size before it is timed. Dictionaries are keyed by pass."""
 
     form: forms.Form
     parity: dict[str, Any]
@@ -30,7 +30,7 @@ class _Prepared:
     graphs: dict[str, Entry] = field(default_factory=dict)
     graph_notes: dict[str, dict[str, Any]] = field(default_factory=dict)
     peaks: dict[str, float | None] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)  # why it is not measured
+    notes: dict[str, str] = field(default_factory=dict)  # why a pass is not measured
     failures: dict[str, str] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)
 
@@ -41,17 +41,17 @@ def measure(
     """Emit a record for each form and pass.
 
     Args:
-        job: of `plan.speed`.
-        items: the forms to do.
-        step: step(item, limit in seconds) says what is being done.
-        emit: takes each record.
-        alive: whether the device still answers after an error; where not, the rest is left for another process.
+        job: A job of `plan.speed`.
+        items: The forms to measure.
+        step: Called as step(item, limit in seconds) before each item.
+        emit: Called with each record.
+        alive: Whether the device still responds after an error; if not, the rest is left for another process.
     """
     device, operation = job["device"], job["operation"]
     with budget.matmul_precision(job["dtype"]):
         step("inputs", _PREPARE_LIMIT_S)
         if device != "cpu" and any(item in parity.COMPILED for item in items):
-            # So that one size's compilation does not count against another's. Never between preparing and timing.
+            # So that the limit of recompilations applies to each size. Never between preparing and timing.
             torch._dynamo.reset()
         case = _draw(job)
         truth = parity.exact(operation, job["size"], case, job["dtype"])
@@ -65,7 +65,7 @@ def measure(
                     prepared.append(_prepare(job, item, case, truth, clock))
                     continue
                 status = "skipped"
-            except Exception as error:  # a form that fails is part of the figures
+            except Exception as error:  # a form that fails is recorded
                 status, reason = "failed", timing.describe(error)
             for part in PASSES:
                 emit(_identity(job, item, part) | {"status": status, "reason": reason})
@@ -86,7 +86,7 @@ def measure(
 
 
 def warm_up(job: dict[str, Any], items: list[str], step: Step) -> None:
-    """Run forms once each way, so that what they compile is kept on disk."""
+    """Run forms once forward and backward, so that their compiled code is in the cache on disk."""
     for item in items:
         step(item, _PREPARE_LIMIT_S)
         if item in parity.COMPILED:
@@ -98,7 +98,7 @@ def warm_up(job: dict[str, Any], items: list[str], step: Step) -> None:
 
 
 def kernel_names(job: dict[str, Any], item: str) -> dict[str, Any]:
-    """The kernels that a form runs forward and backward: the fields of a record."""
+    """The record of the kernels that a form runs forward and backward."""
     bound = _bind(job, item)
     with budget.matmul_precision(job["dtype"]):
         bound.both()
@@ -106,11 +106,11 @@ def kernel_names(job: dict[str, Any], item: str) -> dict[str, Any]:
 
 
 def _why_not(item: str, device: str) -> str | None:
-    """Why a form is not measured on a device, if so."""
+    """Why a form is not measured on a device; None if it is."""
     if device == "cpu" and item in parity.COMPILED:
-        return "compiled peers are measured on a GPU alone"
+        return "compiled peers are measured only on a GPU"
     if device == "cpu" and item in TRITON:
-        return "Triton's interpreter is no measure of speed"
+        return "the speed of Triton's interpreter is meaningless"
     return None
 
 
@@ -127,14 +127,14 @@ def _draw(job: dict[str, Any]) -> budget.Case:
 def _prepare(
     job: dict[str, Any], item: str, case: budget.Case, truth: Exact, clock: Clock
 ) -> _Prepared:
-    """Compare a form with the exact one, which compiles and warms it, then make its entries."""
+    """Compare a form with the exact one, which also compiles it and warms it up, then make its entries."""
     device = job["device"]
     bound = parity.bind(job["operation"], item, job["size"], case)
     start = time.perf_counter()
     broken = None
     try:
         errors = parity.compare(bound, case, truth)
-    except Exception as error:  # some have no backward at some sizes, or not the memory for it
+    except Exception as error:  # at some sizes a form has no backward, or not enough memory
         broken = timing.describe(error)
     if broken is not None:
         _free(device)
@@ -150,8 +150,8 @@ def _prepare(
         if not entry.rounds:
             made.peaks[part] = None
             made.notes[part] = (
-                f"one run takes {made.estimates[part]:.0f} ms: "
-                f"past the cap of {job['case_limit_s']:g} s"
+                f"one run takes {made.estimates[part]:.0f} ms, "
+                f"more than the limit of {job['case_limit_s']:g} s"
             )
             continue
         made.peaks[part] = timing.peak_mib(entry, device)
@@ -161,7 +161,7 @@ def _prepare(
 
 
 def _entries(bound: Bound) -> dict[str, Entry]:
-    """Forward without gradients, backward alone behind a forward that is not timed, and both."""
+    """Forward without gradients, backward alone after a forward that is not timed, and both."""
     return {
         PASSES[0]: Entry(lambda _: [bound.forward()]),
         PASSES[1]: Entry(bound.gradients, bound.result),
@@ -170,21 +170,21 @@ def _entries(bound: Bound) -> dict[str, Entry]:
 
 
 def _add_graph(job: dict[str, Any], made: _Prepared, part: str, entry: Entry, clock: Clock) -> None:
-    """A CUDA graph of a form of our own, or why there is none."""
+    """Add a CUDA graph of one of the library's forms, or the reason why there is none."""
     reason = None
     if job["device"] == "cpu":
-        reason = "there are no CUDA graphs on a CPU"
+        reason = "a CPU has no CUDA graphs"
     elif not made.form.own:
-        reason = "graphs are captured of our own forms alone"
+        reason = "only the library's own forms are captured"
     elif made.form.name in forms.NOT_CAPTURED:
         reason = forms.NOT_CAPTURED[made.form.name]
     elif part == PASSES[1]:
-        reason = "a backward is captured with its forward alone"
+        reason = "a backward is captured only together with its forward"
     if reason is None:
         try:
             run = cast("Callable[[None], Sequence[torch.Tensor]]", entry.run)
             graph, same = timing.capture(lambda: run(None))
-        except Exception as error:  # a form that cannot be captured is part of the figures
+        except Exception as error:  # a form that cannot be captured is recorded
             reason = timing.describe(error)
         else:
             replay = Entry(lambda _: graph.replay())
@@ -232,7 +232,7 @@ def _record(job: dict[str, Any], one: _Prepared, part: str) -> dict[str, Any]:
     if "median_ms" in graph:
         record["launch_overhead_ms"] = record["median_ms"] - graph["median_ms"]
     if not one.parity["kept"] and (one.form.own or None in one.parity["errors"]):
-        reason = f"errors {one.parity['errors']} beyond those allowed, {one.parity['allowed']}"
+        reason = f"errors {one.parity['errors']} exceed those allowed, {one.parity['allowed']}"
         return record | {"status": "inexact", "reason": reason}
     return record | {"status": "measured"}
 

@@ -71,8 +71,9 @@ def read_options(folder: Path) -> TrainOptions:
         content = json.loads(path.read_text(encoding="utf-8"))
         stored, recipe = content["options"], asdict(Recipe(**content["recipe"]))
         paths = {name: Path(stored[name]) for name in _PATHS if stored.get(name) is not None}
+        lists = {"model_options": tuple(stored.get("model_options", ()))}
         # The recipe as it was then: a preset may have changed since.
-        return TrainOptions(**{**stored, **paths, **recipe})
+        return TrainOptions(**{**stored, **paths, **lists, **recipe})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..data.batch import Collate
 from ..data.check.leakage import read_exclusions
@@ -19,7 +18,9 @@ from ..data.vocabulary import Vocabulary, tokenize
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.visualization import draw_or_warn, predict_examples, save_examples
 from ..models import build_model
+from ..models.base import ReferringModel
 from ..models.checkpoint import ModelConfig
+from ..models.registry import model_options
 from ..nn import WordEmbedding
 from ..training.loop import Progress, train
 from ..training.recipe import Recipe
@@ -227,11 +228,11 @@ def _log_words(split: str, expressions: list[str], vocabulary: Vocabulary, most:
 
 def _model(
     options: TrainOptions, recipe: Recipe, vocabulary: Vocabulary
-) -> tuple[nn.Module, ModelConfig]:
+) -> tuple[ReferringModel, ModelConfig]:
     table = None
     if options.glove is not None:
         table = WordEmbedding.from_glove(options.glove, vocabulary.tokens)
-    model_options = {
+    offered = {
         "vocabulary_size": len(vocabulary),
         "backbone": recipe.backbone,
         "word_channels": recipe.word_channels if table is None else table.embedding_dim,
@@ -239,15 +240,28 @@ def _model(
         "fused_channels": recipe.fused_channels,
         "backend": options.backend,
     }
-    # A run that goes on takes its backbone from the checkpoint.
-    fresh = recipe.backbone_weights != "none" and not options.resume
-    weights = recipe.backbone_weights if fresh else None
-    model = build_model(options.model, **model_options, backbone_weights=weights)
+    known = model_options(options.model)
+    for name in (*offered, "backbone_weights"):
+        given = getattr(options, name, None) not in (None, "auto")
+        if given and name not in known and not options.resume:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option} cannot be used: --model {options.model} has no such option."
+            )
+    chosen = {name: value for name, value in offered.items() if name in known}
+    chosen.update(options.further_model_options(reserved={*offered, "backbone_weights"}))
+    weights = {}
+    # A resumed run takes the backbone from its checkpoint.
+    if "backbone_weights" in known and recipe.backbone_weights != "none" and not options.resume:
+        weights["backbone_weights"] = recipe.backbone_weights
+    model = build_model(options.model, **chosen, **weights)
     if table is not None:
+        if not isinstance(getattr(model, "words", None), WordEmbedding):
+            raise ValueError(
+                f"--glove needs a word embedding, and --model {options.model} has none."
+            )
         model.words = table
-    config = ModelConfig(
-        options.model, model_options, vocabulary.tokens, recipe.size, recipe.max_words
-    )
+    config = ModelConfig(options.model, chosen, vocabulary.tokens, recipe.size, recipe.max_words)
     return model, config
 
 
@@ -255,7 +269,7 @@ def _evaluate(
     options: TrainOptions,
     folder: Path,
     progress: Progress,
-    model: nn.Module,
+    model: ReferringModel,
     validation: ReferringDataset,
     collate: Collate,
     device: torch.device,

@@ -1,15 +1,21 @@
 """Options of `cmsa-fast train`."""
 
+import json
+from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
+from ..models.registry import MODELS
 from ..training.recipe import PRESETS, PresetName, Recipe
 from .data_options import FORMS_HELP, DataForm, DataOptions, without_default
 
-ModelName = Literal["cmsa", "cmsa-released"]
+if TYPE_CHECKING:
+    ModelName = str
+else:
+    ModelName = Literal[tuple(MODELS)]
 Backbone = Literal["narrow", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 
@@ -37,11 +43,11 @@ class TrainOptions(DataOptions):
 
     model: Annotated[
         ModelName,
-        tyro.conf.arg(
-            help="cmsa: the paper's network, Eq. 1-6. cmsa-released: the network of the code published with it "
-            "(rectified projections, pooled keys, squeezed levels, gates per channel)."
-        ),
+        tyro.conf.arg(help=" ".join(f"{name}: {entry.summary}." for name, entry in MODELS.items())),
     ] = "cmsa"
+
+    model_options: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE ...")] = ()
+    """Further options of the model, with values in JSON, such as freeze_batch_norm=false."""
 
     data: Annotated[DataForm, tyro.conf.arg(help=FORMS_HELP)] = "scenes"
 
@@ -137,3 +143,26 @@ class TrainOptions(DataOptions):
             if (value := getattr(self, field.name)) is not None
         }
         return replace(PRESETS[self.preset], **given)
+
+    def further_model_options(self, reserved: Container[str]) -> dict[str, Any]:
+        """--model-options as a dict.
+
+        Args:
+            reserved: Names that have an option of their own.
+
+        Raises:
+            ValueError: An entry is not NAME=VALUE, or its name is reserved or repeated.
+        """
+        values: dict[str, Any] = {}
+        for entry in self.model_options:
+            name, equals, value = entry.partition("=")
+            if not equals or name in reserved or name in values:
+                raise ValueError(
+                    "--model-options must be NAME=VALUE, each name once and none that has an option of its own; "
+                    f"got {entry!r}."
+                )
+            try:
+                values[name] = json.loads(value)
+            except json.JSONDecodeError:
+                values[name] = value
+        return values

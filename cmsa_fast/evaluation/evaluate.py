@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..data.batch import Collate
@@ -17,6 +16,7 @@ from ..data.sample import ReferringDataset, Sample
 from ..data.sampler import ImageBatchSampler
 from ..data.vocabulary import tokenize
 from ..models import for_inference
+from ..models.base import ReferringModel
 from ..system.processes import ALONE, Processes
 from .conventions import Convention
 from .inference import (
@@ -34,7 +34,7 @@ _PENDING = 64  # expressions whose images are kept while a refiner works
 
 
 def evaluate(
-    model: nn.Module,
+    model: ReferringModel,
     dataset: ReferringDataset,
     collate: Collate,
     *,
@@ -55,7 +55,7 @@ def evaluate(
     at a time, and the sums are of integers.
 
     Args:
-        model: See `cmsa_fast.models.ReferringModel`; it is left in the mode it was in.
+        model: On `device`; it is left in the mode it was in.
         dataset: Any split.
         collate: With the model's vocabulary and size.
         convention: How predictions become masks, and masks metrics.
@@ -125,7 +125,7 @@ def evaluate(
 
 
 def _measure(
-    model: Any,
+    model: ReferringModel,
     loader: BatchLoader,
     batches: list[list[int]],
     groups: list[int],

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.batch import Batch
 from ..data.sample import Sample
 from ..data.transforms import Letterbox
-from ..models import ExplainsWords
+from ..models.base import ExplainsWords, ReferringModel
 from .conventions import CONVENTIONS, Convention
 
 NATIVE = CONVENTIONS["native"]
@@ -45,33 +45,35 @@ class Refiner(Protocol):
 
 @torch.no_grad()
 def segment_expressions(
-    model: Any, features: Any, words: Tensor, word_mask: Tensor, *, explain: bool = False
+    model: ReferringModel, features: Any, words: Tensor, word_mask: Tensor, *, explain: bool = False
 ) -> list[Output]:
     """Run a model on B expressions about one image.
 
     Args:
-        model: See `cmsa_fast.models.ReferringModel`.
+        model: In eval mode.
         features: Of one image, from the model's `encode_image`.
         words: int64 `[B, N]`, word ids, on the model's device.
         word_mask: bool `[B, N]`, True where a word is real.
         explain: Also return the word attention if the model provides it.
     """
     image_index = torch.zeros(len(words), dtype=torch.int64, device=words.device)
-    logits = model.segment(features, words, word_mask, image_index)
+    text = model.encode_text(words, word_mask)
     attention = None
     if explain and isinstance(model, ExplainsWords):
-        attention = model.word_attention(features, words, word_mask, image_index).cpu()
+        logits, attention = model.explain(features, text, image_index)
+    else:
+        logits = model.decode(features, text, image_index)
     wide = logits[:, 0].double() if logits.dtype == torch.float64 else logits[:, 0].float()
     probabilities = wide.sigmoid().cpu()
     if attention is None:
         return [Output(probability, None) for probability in probabilities]
-    rows = zip(probabilities, attention, word_mask.cpu(), strict=True)
+    rows = zip(probabilities, attention.cpu(), word_mask.cpu(), strict=True)
     return [Output(probability, received[:, real]) for probability, received, real in rows]
 
 
 @torch.no_grad()
 def segment_batch(
-    model: Any,
+    model: ReferringModel,
     batch: Batch,
     device: torch.device | str,
     groups: Sequence[int] | None = None,
@@ -84,7 +86,7 @@ def segment_batch(
     depend, even in its last bit, on the other images of the batch.
 
     Args:
-        model: See `cmsa_fast.models.ReferringModel`.
+        model: In eval mode.
         batch: On the CPU.
         device: The model's device.
         groups: For each expression a number: those with the same image and number pass the model together.

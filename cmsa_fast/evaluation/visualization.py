@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.batch import Collate
 from ..data.errors import one_line
 from ..data.sample import ReferringDataset, Sample
 from ..models import for_inference
+from ..models.base import ReferringModel
 from .conventions import Convention
 from .inference import NATIVE, Refiner, predicted_mask, segment_batch
 from .results import ExpressionResult
@@ -67,7 +68,7 @@ class Example:
 
 
 def predict_examples(
-    model: nn.Module,
+    model: ReferringModel,
     samples: Sequence[Sample],
     collate: Collate,
     device: torch.device | str,
@@ -78,7 +79,7 @@ def predict_examples(
     """Predict samples, with the attention their words receive if the model provides it.
 
     Args:
-        model: See `cmsa_fast.models.ReferringModel`; set to eval mode.
+        model: On `device`; set to eval mode.
         samples: What to predict; samples of one image are encoded once.
         collate: With the model's vocabulary and size.
         device: The model's device.
@@ -112,7 +113,7 @@ def predict_examples(
 def save_extremes(
     results: Sequence[ExpressionResult],
     most: int,
-    model: nn.Module,
+    model: ReferringModel,
     dataset: ReferringDataset,
     collate: Collate,
     device: torch.device | str,

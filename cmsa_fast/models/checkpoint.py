@@ -15,7 +15,8 @@ from safetensors.torch import save_model as save_weights
 from torch import nn
 
 from ..data.vocabulary import Vocabulary
-from . import build_model
+from .base import ReferringModel
+from .registry import build_model
 
 WEIGHTS = "model.safetensors"
 STATE = "checkpoint.pt"
@@ -40,7 +41,7 @@ class ModelConfig:
     size: int
     max_words: int
 
-    def build(self) -> nn.Module:
+    def build(self) -> ReferringModel:
         """The network, with random weights."""
         return build_model(self.name, **self.options)
 
@@ -70,7 +71,7 @@ def save_model(path: Path, model: nn.Module, config: ModelConfig) -> None:
     write_atomically(path, lambda target: save_weights(model, str(target), metadata=entries))
 
 
-def load_model(path: str | Path) -> tuple[nn.Module, ModelConfig]:
+def load_model(path: str | Path) -> tuple[ReferringModel, ModelConfig]:
     """Read a model from a run folder or a .safetensors file.
 
     Args:

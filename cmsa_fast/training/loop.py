@@ -105,7 +105,7 @@ def train(
     """Train a model in place and keep its weights, checkpoint and metrics in a folder.
 
     Args:
-        model: on `device`; see `cmsa_fast.models.ReferringModel`.
+        model: on `device`; see `cmsa_fast.models.base.ReferringModel`.
         model_config: what the model was built from, kept with its weights.
         dataset: the training split.
         collate: with the model's vocabulary and size.

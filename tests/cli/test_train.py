@@ -24,8 +24,8 @@ from cmsa_fast.cli.train import NO_WORD_ORDER, WORD_ORDER, Result, run_training
 from cmsa_fast.cli.train_options import TrainOptions
 from cmsa_fast.data.scenes.dataset import ScenesDataset
 from cmsa_fast.evaluation.evaluate import Evaluation
-from cmsa_fast.models import ReleasedCMSAModel
 from cmsa_fast.models.checkpoint import STATE, load_model
+from cmsa_fast.models.released_cmsa import ReleasedCMSAModel
 from cmsa_fast.training.loop import Progress
 
 TINY: dict[str, Any] = {

@@ -23,17 +23,21 @@ from cmsa_fast.data.sample import Sample
 from cmsa_fast.evaluation.conventions import CONVENTIONS
 from cmsa_fast.evaluation.evaluate import evaluate
 from cmsa_fast.models import for_inference
+from cmsa_fast.models.base import ReferringModel
 
 
-class LeftHalf(nn.Module):
+class LeftHalf(ReferringModel):
     """Predicts the left half of the square for any input."""
 
     def encode_image(self, images: Tensor) -> Tensor:
         return images
 
-    def segment(self, images: Tensor, words: Tensor, mask: Tensor, index: Tensor) -> Tensor:
-        sides = torch.ones(len(index), 1, *images.shape[2:])
-        sides[..., images.shape[3] // 2 :] = -1
+    def encode_text(self, words: Tensor, word_mask: Tensor | None = None) -> Tensor:
+        return words
+
+    def decode(self, features: Tensor, text: Tensor, image_index: Tensor | None = None) -> Tensor:
+        sides = torch.ones(len(text), 1, *features.shape[2:])
+        sides[..., features.shape[3] // 2 :] = -1
         return sides
 
 

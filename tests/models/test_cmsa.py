@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cmsa_fast.models import CMSAModel, build_model
+from cmsa_fast.models import build_model
+from cmsa_fast.models.cmsa import CMSAModel
 from cmsa_fast.nn import segmentation_loss
 from cmsa_fast.training.recipe import PRESETS
 
@@ -34,7 +35,10 @@ def test_the_three_calls_agree() -> None:
     assert torch.equal(model.segment(features, words, mask, index), logits)
     gathered = model(images[index], words, mask)
     torch.testing.assert_close(gathered, logits, rtol=1e-4, atol=1e-5)
-    received = model.word_attention(features, words, mask, index)
+    text = model.encode_text(words, mask)
+    assert torch.equal(model.decode(features, text, index), logits)
+    explained, received = model.explain(features, text, index)
+    assert torch.equal(explained, logits)
     assert received.shape == (3, 3, 3)
     torch.testing.assert_close(received.sum(2), torch.ones(3, 3))
     assert (received[0, :, 0] == 0).all()
@@ -68,7 +72,7 @@ def test_unknown_names() -> None:
         build_model("unet")
     with pytest.raises(ValueError, match="no option colour"):
         build_model("cmsa", vocabulary_size=3, colour="red")
-    with pytest.raises(ValueError, match="nobody has pretrained"):
+    with pytest.raises(ValueError, match="no published weights"):
         build_model("cmsa", vocabulary_size=3, backbone="narrow", backbone_weights="imagenet")
 
 

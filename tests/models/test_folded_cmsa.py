@@ -1,10 +1,13 @@
-"""`CMSAModel.fold` answers the model's calls with the model's results."""
+"""`FoldedCMSAModel` answers the model's calls with the model's results."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cmsa_fast.models import CMSAModel, ExplainsWords, FoldedCMSAModel, build_model, for_inference
+from cmsa_fast.models import build_model, for_inference
+from cmsa_fast.models.base import ExplainsWords
+from cmsa_fast.models.cmsa import CMSAModel
+from cmsa_fast.models.folded_cmsa import FoldedCMSAModel
 
 INDEX = torch.tensor([1, 0, 1])
 WORDS = torch.tensor([[0, 3, 4], [5, 6, 7], [1, 2, 8]])
@@ -31,7 +34,7 @@ def images(dtype: torch.dtype = torch.float64) -> Tensor:
 @torch.no_grad()
 def test_the_calls_answer_as_the_model_s() -> None:
     model = small().double()
-    folded = model.fold()
+    folded = FoldedCMSAModel(model)
     assert isinstance(folded, ExplainsWords)
     features = folded.encode_image(images())
     of_model = model.encode_image(images())
@@ -40,8 +43,9 @@ def test_the_calls_answer_as_the_model_s() -> None:
     assert logits.shape == (3, 1, 37, 50)
     assert (logits - exact).norm() <= 1e-12 * exact.norm()
     assert torch.equal(folded(images(), WORDS, MASK, INDEX), logits)
-    received = folded.word_attention(features, WORDS, MASK, INDEX)
-    exact = model.word_attention(of_model, WORDS, MASK, INDEX)
+    again, received = folded.explain(features, folded.encode_text(WORDS, MASK), INDEX)
+    assert torch.equal(again, logits)
+    _, exact = model.explain(of_model, model.encode_text(WORDS, MASK), INDEX)
     assert (received - exact).norm() <= 1e-12 * exact.norm()
     without = folded.segment(features, WORDS[:2])
     exact = model.segment(of_model, WORDS[:2])
@@ -54,7 +58,7 @@ def test_rounding_is_that_of_the_model(autocast: bool) -> None:
     model = small().double()
     exact = model(images(), WORDS, MASK, INDEX)
     model.float()
-    folded = model.fold()
+    folded = FoldedCMSAModel(model)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours, theirs = (run(images(torch.float32), WORDS, MASK, INDEX) for run in (folded, model))
     assert ours.dtype == theirs.dtype
@@ -64,7 +68,7 @@ def test_rounding_is_that_of_the_model(autocast: bool) -> None:
 
 def test_training_and_gradients_are_refused() -> None:
     model = small()
-    folded = model.fold()
+    folded = FoldedCMSAModel(model)
     with pytest.raises(RuntimeError, match=r"under torch\.no_grad\(\)"):
         folded(images(torch.float32), WORDS, MASK, INDEX)
     with torch.no_grad():
@@ -75,13 +79,13 @@ def test_training_and_gradients_are_refused() -> None:
         with pytest.raises(RuntimeError, match="in training mode"):
             folded.segment(features, WORDS, MASK, INDEX)
     with pytest.raises(RuntimeError, match="in training mode"):
-        model.fold()
+        FoldedCMSAModel(model)
 
 
 @torch.no_grad()
 def test_a_model_that_changed_is_refused_before_its_backbone_runs() -> None:
     model = small()
-    folded = model.fold()
+    folded = FoldedCMSAModel(model)
     features = folded.encode_image(images(torch.float32))
     model.load_state_dict(model.state_dict())
     model.backbone = nn.Identity()  # would give other errors
@@ -94,8 +98,8 @@ def test_a_model_that_changed_is_refused_before_its_backbone_runs() -> None:
 @torch.no_grad()
 def test_features_are_not_exchanged() -> None:
     model = small()
-    folded = model.fold()
-    with pytest.raises(TypeError, match="the folded model's encode_image; got ImageFeatures"):
+    folded = FoldedCMSAModel(model)
+    with pytest.raises(TypeError, match="encode_image of the folded model; got ImageFeatures"):
         folded.segment(model.encode_image(images(torch.float32)), WORDS, MASK, INDEX)
 
 

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from cmsa_fast.cli.train_options import ModelName
 from cmsa_fast.data.transforms import Letterbox
-from cmsa_fast.models import MODELS, ExplainsWords, ReleasedCMSAModel, build_model
+from cmsa_fast.models import MODELS, build_model
+from cmsa_fast.models.base import ExplainsWords
 from cmsa_fast.models.checkpoint import load_model
+from cmsa_fast.models.released_cmsa import ReleasedCMSAModel
 from cmsa_fast.nn import segmentation_loss
 from cmsa_fast.predictor import Predictor
 from cmsa_fast.training.recipe import PRESETS
@@ -113,7 +115,7 @@ def test_sizes_are_options() -> None:
         small(squeezed_channels=(4,))
     with pytest.raises(ValueError, match="res5_channels must be at least 1; got 0"):
         small(res5_channels=0)
-    with pytest.raises(ValueError, match="nobody has pretrained"):
+    with pytest.raises(ValueError, match="no published weights"):
         small(backbone_weights="imagenet")
 
 

@@ -124,7 +124,7 @@ class TestDilatedResNet:
         with pytest.raises(ValueError, match="do not fit resnet18"):
             DilatedResNet("resnet18", weights=path)
         path.write_bytes(b"not weights")
-        with pytest.raises(ValueError, match="no readable file"):
+        with pytest.raises(ValueError, match="not a readable file"):
             DilatedResNet("resnet18", weights=path)
         with pytest.raises(FileNotFoundError, match="does not exist"):
             DilatedResNet("resnet18", weights=tmp_path / "none.pth")

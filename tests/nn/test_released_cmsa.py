@@ -250,7 +250,7 @@ MESSAGES: dict[str, tuple[Callable[[Tensor, Tensor], dict], type[Exception], str
     "batch": (
         lambda v, w: {"visual": v, "words": w[:1]},
         ValueError,
-        "words must have visual's batch of 2, unless image_index",
+        "visual has 2 images and words 1 expressions",
     ),
     "dtype": (
         lambda v, w: {"visual": v, "words": w.float()},
@@ -355,7 +355,7 @@ class TestChannelGatedFusion:
             fusion([level, level])
         with pytest.raises(ValueError, match="levels must share batch, height and width"):
             fusion([level, level, level[..., 1:]])
-        with pytest.raises(ValueError, match="in_channels must name three levels"):
+        with pytest.raises(ValueError, match="in_channels must have three levels"):
             ChannelGatedFusion((3, 3), 2)
         with pytest.raises(ValueError, match="at least 1"):
             ChannelGatedFusion((3, 3, 3), 0)
