@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY
-from support.small_evaluation import COLLATE, varied_model
+from support.small_evaluation import COLLATE, damaged, varied_model
 from support.small_training import SIZE, VOCABULARY, Listed, images, new_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -188,14 +188,6 @@ def test_refiner_runs_at_the_size_of_the_convention(name: str) -> None:
             assert before.predicted + after.predicted == before.height * before.width
 
 
-def damaged(data: Listed, *places: int) -> Listed:
-    samples = [
-        replace(one, expression="") if place in places else one
-        for place, one in enumerate(data.samples)
-    ]
-    return Listed(samples)
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_unusable_items_are_counted_and_named(num_workers: int) -> None:
     data, errors = damaged(images(4, 3), 0, 1, 2, 7), ErrorCollector(strict=False)
@@ -266,7 +258,7 @@ def test_bitwise_identical_for_any_batch_size(images_per_batch: int, num_workers
 PATHS = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
 PROGRAM = """
 import json, sys
-from support.small_evaluation import COLLATE, varied_model
+from support.small_evaluation import COLLATE, damaged, varied_model
 from support.small_training import images
 from cmsa_fast.evaluation.evaluate import evaluate
 from cmsa_fast.system.processes import joined_processes

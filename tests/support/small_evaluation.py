@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.evaluation.results import ExpressionResult
 
-from .small_training import SIZE, VOCABULARY, images, new_model
+from .small_training import SIZE, VOCABULARY, Listed, images, new_model
 
 COLLATE = Collate(VOCABULARY, SIZE)
 
@@ -22,6 +24,15 @@ def varied_model() -> nn.Module:
         model.mask.bias -= float(model(batch.images, batch.words).median())  # type: ignore[union-attr, operator]
         model.mask.weight *= 20  # type: ignore[union-attr, operator]
     return model
+
+
+def damaged(data: Listed, *places: int) -> Listed:
+    """The data with expressions at some places that have no word."""
+    samples = [
+        replace(one, expression="") if place in places else one
+        for place, one in enumerate(data.samples)
+    ]
+    return Listed(samples)
 
 
 def random_results(
