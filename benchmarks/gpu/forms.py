@@ -30,9 +30,9 @@ _COORDINATES = 8  # coordinates of a place in the paper
 
 def _only(plan: str) -> contextlib.AbstractContextManager[None]:
     """Make the separable kernels use this plan, forward and backward, for all sizes."""
-    from cmsa_fast.kernels.separable_attention.triton import plans as separable
+    from cmsa_fast.kernels.separable_attention.triton import plans
 
-    return separable.only(plan)
+    return plans.only(plan)
 
 
 _separable = functools.partial(cross_modal_attention, backend="triton")
@@ -96,7 +96,7 @@ class Form:
         own: Whether it is a form of this library.
         call: The function, called as call(*leaves, mask, **options).
         leaves: Makes the tensors that it takes from the features; not timed.
-        gradients: Computes the features' gradients from those of the leaves; used only for the comparison.
+        gradients: Computes the features' gradients from those of the leaves, for the comparison.
         all_pairs: Whether it computes all pairs of tokens.
         within: Makes the context in which it runs, forward and backward.
     """
@@ -162,11 +162,9 @@ def draw(
     mask = None
     if operation == "tail":
         places, words, channels = size["places"], size["words"], size["channels"]
-        features: Leaves = (
-            normal(batch, places, words, width, times=spread),
-            normal(channels, width, times=width**-0.5),
-            normal(channels),
-        )
+        attended = normal(batch, places, words, width, times=spread)
+        weight = normal(channels, width, times=width**-0.5)
+        features: Leaves = (attended, weight, normal(channels))
         mask = _padding(batch, words).to(device) if masked else None
         return Case(features, mask, normal(batch, places, channels), {"relu": True})
     if operation == "level":
@@ -180,9 +178,8 @@ def draw(
             normal(_COORDINATES, places),
         )
         index = _images(images, batch, generator)
-        return Case(features, None, normal(batch, channels, places), {"image_index": index}).to(
-            device
-        )
+        grad = normal(batch, channels, places)
+        return Case(features, None, grad, {"image_index": index}).to(device)
     if operation == "joint":
         times = spread * width**-0.25
         counts = (size["queries"], size["keys"], size["keys"])

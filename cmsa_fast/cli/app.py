@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..system.processes import configure_openmp
 from .compare import CompareOptions
 from .data_check import DataCheckOptions
 from .data_convert import ConvertOptions
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         130 stopped by Ctrl-C. A usage error exits with 2.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    configure_openmp()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if given[:1] == ["data"]:

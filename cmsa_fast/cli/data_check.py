@@ -62,8 +62,8 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
     """
     from ..data.check.inspection import inspect_root
     from ..data.check.leakage import exclusions
-    from ..data.loader import available_processors
-    from .run_folder import write_json
+    from ..system.files import write_json
+    from ..system.processes import available_processors
 
     workers = options.num_workers
     if workers is None:

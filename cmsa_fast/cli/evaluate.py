@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -123,10 +122,10 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     from ..evaluation.evaluate import evaluate
     from ..evaluation.visualization import draw_or_warn, save_extremes
     from ..models.checkpoint import load_model, vocabulary_of
-    from ..system.processes import joined_processes
+    from ..system.processes import joined_processes, select_device
     from .evaluation_folder import evaluation_folder
     from .run_folder import EXAMPLES
-    from .train import chosen_device, scene_labels
+    from .scenes import scene_labels
 
     _check_run(options.run)
     options = _with_run_data(options)
@@ -144,7 +143,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 processes,
             )
         )
-        where = chosen_device(options.device)
+        where = select_device(options.device)
         model.to(where)
         errors = _collector(options)
         dataset, title = _dataset(options, config.size, errors)
@@ -287,9 +286,9 @@ def _dataset(
     options: EvaluateOptions, size: int, errors: ErrorCollector
 ) -> tuple[ReferringDataset, str]:
     if options.data == "scenes":
-        from .train import unseen_scenes
+        from .scenes import evaluation_scenes
 
-        return unseen_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
+        return evaluation_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
     from ..data.source import open_split
 
     dataset = open_split(options.source(), options.split, errors=errors)
@@ -336,11 +335,9 @@ def _write_partial_results(
 def _write(
     options: EvaluateOptions, result: EvaluateResult, processes: int, threads: int, where: str
 ) -> None:
-    import torch
-
-    from .. import __version__
     from ..evaluation.results import EXPRESSIONS, write_results
-    from .run_folder import EVALUATION, write_json
+    from ..system.files import write_json
+    from .run_folder import EVALUATION
 
     evaluation = result.evaluation
     write_results(result.folder / EXPRESSIONS, evaluation.results)
@@ -357,10 +354,5 @@ def _write(
         "processes": processes,
         "threads": threads,
         "device": where,
-        "versions": {
-            "cmsa_fast": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
     }
     write_json(result.folder / EVALUATION, content)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..evaluation.score import Coverage, Evaluation, percent
-from .train import NO_WORD_ORDER, WORD_ORDER, Result
+from .scenes import NO_WORD_ORDER, WORD_ORDER
+
+if TYPE_CHECKING:
+    from .train import Result
 
 _NAMES = {
     "overall_iou": "overall IoU",

@@ -92,6 +92,7 @@ def evaluate(
         desc=title,
         unit="expression",
         dynamic_ncols=True,
+        leave=None,  # removed at the end if it is shown below the bar of a training
         disable=not processes.is_first,
     )
     try:

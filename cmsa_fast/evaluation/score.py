@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
+import torch
+
+from .. import __version__
 from ..data.dataset import RecordDataset
 from ..data.sample import ReferringDataset
 from .conventions import Convention
@@ -69,9 +73,17 @@ class Evaluation:
     results: list[ExpressionResult] = field(default_factory=list, repr=False)
 
     def summary(self) -> dict[str, object]:
-        """Everything except the single results, for evaluation.json."""
+        """Everything except the single results, with the versions of the software, for evaluation.json."""
         content = {name: value for name, value in vars(self).items() if name != "results"}
-        return {**content, "coverage": {**asdict(self.coverage), "missing": self.coverage.missing}}
+        return {
+            **content,
+            "coverage": {**asdict(self.coverage), "missing": self.coverage.missing},
+            "versions": {
+                "cmsa_fast": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
 
 
 def score(

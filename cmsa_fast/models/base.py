@@ -1,6 +1,7 @@
 """Interface of every model: images and words to mask logits, with reusable image and text features."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -38,6 +39,10 @@ class ReferringModel(nn.Module, ABC):
     each image once and call `segment` for its expressions. `ExplainsWords` is the base class of models that can
     attribute their prediction to words.
     """
+
+    def no_weight_decay(self) -> Collection[str]:
+        """Names of submodules that training exempts from weight decay, besides biases, norms and embeddings."""
+        return ()
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Any:

@@ -76,6 +76,9 @@ class CMSAModel(ExplainsWords):
             # Objects cover about an eighth of an image: start there instead of at one half.
             nn.init.constant_(self.mask.bias, -2.0)
 
+    def no_weight_decay(self) -> tuple[str, ...]:
+        return ("attention", "fusion")
+
     def encode_image(self, images: Tensor) -> ImageFeatures:
         return ImageFeatures(self.backbone(images), (images.shape[2], images.shape[3]))
 

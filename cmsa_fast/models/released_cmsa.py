@@ -118,6 +118,9 @@ class ReleasedCMSAModel(ReferringModel):
             # Objects cover about an eighth of an image: start there instead of at one half.
             nn.init.constant_(self.mask.bias, -2.0)
 
+    def no_weight_decay(self) -> tuple[str, ...]:
+        return ("attention", "fusion")
+
     def encode_image(self, images: Tensor) -> ImageFeatures:
         res3, res4, res5 = self.backbone(images)
         return ImageFeatures((res3, res4, self.squeeze(res5)), (images.shape[2], images.shape[3]))

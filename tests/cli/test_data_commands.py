@@ -297,7 +297,7 @@ def test_training_on_grefcoco_and_on_its_copy(tmp_path: Path, capsys: Capture) -
         json.loads((tmp_path / form / "evaluation.json").read_text())
         for form in ("grefcoco", "converted")
     ]
-    assert evaluations[0]["sentences"] == 4
+    assert evaluations[0]["expressions"] == 4
     for key in ("overall", "generalized", "problems"):
         assert evaluations[0][key] == evaluations[1][key]
 

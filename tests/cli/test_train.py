@@ -20,13 +20,15 @@ from support.refer_layout import ReferLayout, small_refcoco, square
 import cmsa_fast.cli.train as train_job
 from cmsa_fast.cli import main
 from cmsa_fast.cli.report import format_result
-from cmsa_fast.cli.train import NO_WORD_ORDER, WORD_ORDER, Result, run_training
+from cmsa_fast.cli.scenes import NO_WORD_ORDER, WORD_ORDER, scene_labels
+from cmsa_fast.cli.train import Result, run_training
 from cmsa_fast.cli.train_options import TrainOptions
 from cmsa_fast.data.scenes.dataset import ScenesDataset
 from cmsa_fast.evaluation.evaluate import Evaluation
-from cmsa_fast.models.checkpoint import STATE, load_model
+from cmsa_fast.models.checkpoint import load_model
 from cmsa_fast.models.released_cmsa import ReleasedCMSAModel
 from cmsa_fast.training.loop import Progress
+from cmsa_fast.training.state import STATE
 
 TINY: dict[str, Any] = {
     "steps": 3,
@@ -44,10 +46,10 @@ TINY: dict[str, Any] = {
 FILES = [
     "checkpoint.pt",
     "evaluation.json",
+    "examples",
     "metrics.jsonl",
     "model.safetensors",
     "options.json",
-    "examples",
 ]
 
 
@@ -84,16 +86,16 @@ def test_scenes_from_the_command_line(tmp_path: Path) -> None:
         f"everything is in {folder}",
     ):
         assert text in done.stdout
-    assert f"Look at {folder}/images/overview.png" in done.stdout
+    assert f"Look at {folder}/examples/overview.png" in done.stdout
     assert all(text in done.stderr for text in ("3/3", "loss=", "IoU=", "M parameters, on cpu"))
     assert "Traceback" not in done.stderr
     names = sorted(path.name for path in (folder / "examples").iterdir())
     assert names == ["000.png", "001.png", "002.png", "overview.png"]
     content = json.loads((folder / "evaluation.json").read_text())
-    assert content["sentences"] == sum(
+    assert content["expressions"] == sum(
         count for kind, count in content["counts"].items() if "," not in kind
     )
-    assert (content["sentences"], content["steps"]) == (10, 3)
+    assert (content["expressions"], content["steps"]) == (10, 3)
     assert content["overall"].keys() == content["shuffled"].keys()
     assert load_model(folder)[1].size == 64
 
@@ -127,7 +129,7 @@ def test_a_broken_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(train_job.Collate, "__call__", broken)
         assert main(["train", *arguments(), f"--run-dir={tmp_path}"]) == 130
-    assert f"Stopped at step 2 of 3; --run-dir {tmp_path} --resume goes on." in caplog.text
+    assert f"Stopped at step 2 of 3; --run-dir {tmp_path} --resume continues." in caplog.text
     assert main(["train", f"--run-dir={tmp_path}", "--resume", "--num-workers=0"]) == 0
     assert same_weights(scenes, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
@@ -151,7 +153,9 @@ def test_a_default_folder_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     result = run_training(TrainOptions(**(TINY | {"steps": 1, "examples": 0})))
     assert result.folder.resolve().parent == tmp_path / "runs"
     assert result.overview is None
-    assert sorted(path.name for path in result.folder.iterdir()) == FILES[:-1]
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        name for name in FILES if name != "examples"
+    ]
 
 
 def test_a_damaged_checkpoint_changes_nothing(
@@ -162,13 +166,13 @@ def test_a_damaged_checkpoint_changes_nothing(
     (tmp_path / STATE).write_bytes(state[: len(state) // 2])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(["train", f"--run-dir={tmp_path}", "--resume"]) == 1
-    assert "checkpoint.pt is no readable checkpoint" in capsys.readouterr().err
+    assert "checkpoint.pt is not a readable checkpoint" in capsys.readouterr().err
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_relations_are_told_apart_by_word_order() -> None:
     data = ScenesDataset(40, split="val", size=64, expressions_per_scene=2)
-    labels = train_job.scene_labels(data)
+    labels = scene_labels(data)
     assert labels is not None
     assert [kinds[0] for kinds in labels] == data.kinds()
     for index, kinds in enumerate(labels):
@@ -196,11 +200,11 @@ def test_the_report_says_what_word_order_costs() -> None:
     evaluation = replace(RESULT.evaluation, by_kind=by_kind, counts=counts)
     text = format_result(replace(RESULT, evaluation=evaluation, overview=Path("a.png")))
     rows = {line[:30].strip(): line[30:].split() for line in text.splitlines()}
-    assert rows[WORD_ORDER][:2] == ["4", "0.222"]
-    assert rows[NO_WORD_ORDER][:2] == ["5", "0.411"]
+    assert rows[WORD_ORDER][:2] == ["4", "22.20"]
+    assert rows[NO_WORD_ORDER][:2] == ["5", "41.10"]
     flowing = " ".join(text.split())
     assert (
-        "overall IoU 0.222 where the same words in another order name another object, 0.411 at other"
+        "overall IoU 22.20 where the same words in another order name another object, 41.10 for other"
     ) in flowing
     assert text.splitlines()[-2:] == [
         "7 steps in 1 min 23 s; everything is in runs/x",
@@ -213,12 +217,12 @@ def test_the_report_without_kinds() -> None:
     assert "word order" not in text
     assert "shuffled" not in text
     assert text.splitlines()[1].split() == [
-        *("all", "sentences", "9", "0.500", "0.400"),
-        *["0.250"] * 5,
+        *("all", "expressions", "9", "50.00", "40.00"),
+        *["25.00"] * 5,
     ]
     shuffled = Evaluation(9, {**METRICS, "mean_iou": 0.123}, {}, {})
     row = format_result(replace(RESULT, shuffled=shuffled)).splitlines()[2]
-    assert row.split()[:5] == ["sentences", "shuffled", "9", "0.500", "0.123"]
+    assert row.split()[:5] == ["expressions", "shuffled", "9", "50.00", "12.30"]
 
 
 def refer(root: Path) -> ReferLayout:
@@ -264,7 +268,7 @@ def test_what_comes_after_the_evaluation_does_not_cost_it(
     result = run_training(options)
     assert result.overview is None
     assert result.shuffled is not None
-    assert "Not all images could be drawn" in caplog.text
+    assert "Not all example images could be drawn" in caplog.text
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["shuffled"] == result.shuffled.overall
 

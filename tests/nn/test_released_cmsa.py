@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmsa_fast.nn import ChannelGatedFusion, PooledCMSA, SqueezedCMSA, spatial_coordinates
+from cmsa_fast.nn import PooledCMSA, SqueezedCMSA, spatial_coordinates
 
 VISUAL, WORD, WIDTH, SQUEEZED = 11, 7, 6, 9
 Level = PooledCMSA | SqueezedCMSA
@@ -311,51 +311,3 @@ def test_messages_of_the_constructors() -> None:
         SqueezedCMSA(3, 3, 0, 2)
     with pytest.raises(ValueError, match="backend must be one of"):
         PooledCMSA(3, 3, 3, backend="numpy")
-
-
-class TestChannelGatedFusion:
-    def test_its_formula(self) -> None:
-        torch.manual_seed(0)
-        fusion = ChannelGatedFusion((5, 6, 7), 4).double()
-        with torch.no_grad():
-            for parameter in fusion.parameters():
-                parameter.normal_(std=0.5)
-        levels = [torch.randn(2, size, 3, 5, dtype=torch.float64) for size in (5, 6, 7)]
-        x3, x4, x5 = (
-            F.conv2d(level, conv.weight, conv.bias).relu()
-            for conv, level in zip(fusion.project, levels, strict=True)
-        )
-        outputs = []
-        for number, (own, first, second) in enumerate([(x3, x5, x4), (x4, x5, x3), (x5, x4, x3)]):
-            gate, a = fusion.gates[number], fusion.balance[number]
-            maps = F.conv2d(own, gate.weight, gate.bias, padding=1)
-            u, f, r = maps[:, :4], maps[:, 4:8], maps[:, 8:]
-            f, r = (f + 1).sigmoid(), (r + 1).sigmoid()
-            c = a * f * first + (1 - a) * f * second + (1 - f) * u
-            outputs.append(r * c.tanh() + (1 - r) * own)
-        expected = sum(outputs)
-        result = fusion(levels)
-        assert (result - expected).norm() <= 1e-12 * expected.norm()
-        upstream = torch.randn_like(result)
-        parameters = list(fusion.parameters())
-        ours, theirs = (
-            torch.autograd.grad(out, parameters, upstream) for out in (result, expected)
-        )
-        largest = max(float(gradient.norm()) for gradient in theirs)
-        for mine, true in zip(ours, theirs, strict=True):
-            assert (mine - true).norm() <= 1e-12 * largest
-
-    def test_it_starts_balanced(self) -> None:
-        assert ChannelGatedFusion((3, 3, 3), 2).balance.tolist() == [0.5] * 3
-
-    def test_messages(self) -> None:
-        fusion = ChannelGatedFusion((3, 3, 3), 2)
-        level = torch.rand(1, 3, 4, 4)
-        with pytest.raises(ValueError, match="levels must be 3 tensors; got 2"):
-            fusion([level, level])
-        with pytest.raises(ValueError, match="levels must share batch, height and width"):
-            fusion([level, level, level[..., 1:]])
-        with pytest.raises(ValueError, match="in_channels must have three levels"):
-            ChannelGatedFusion((3, 3), 2)
-        with pytest.raises(ValueError, match="at least 1"):
-            ChannelGatedFusion((3, 3, 3), 0)

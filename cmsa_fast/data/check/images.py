@@ -11,9 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ...system.processes import ignore_interrupts
 from ..formats.converted.image_store import EmbeddedImage
 from ..images import ImageFile, read_image_size
-from ..loader import leave_interrupts_to_the_main_process
 from ..masks import MaskSource
 from ..readable import by
 from ..types import ImageSource, ObjectMask, Record
@@ -80,7 +80,7 @@ def check_images(
         batch_size=_AT_ONCE,
         collate_fn=list,
         num_workers=num_workers if len(work) > _FEW else 0,
-        worker_init_fn=leave_interrupts_to_the_main_process,
+        worker_init_fn=ignore_interrupts,
     )
     with tqdm(total=len(work), desc=title, unit="picture", dynamic_ncols=True) as bar:
         for several in loader:
