@@ -42,7 +42,7 @@ class RefinementPool:
 
     def __init__(self, processes: int | None = None, parameters: CrfParameters = PAPER) -> None:
         if processes is None:
-            from ..data.loader import available_processors  # imports PyTorch
+            from ..system.processes import available_processors  # imports PyTorch
 
             processes = min(8, max(1, available_processors() - 1))
         if isinstance(processes, bool) or not isinstance(processes, int):
