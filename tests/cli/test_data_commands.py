@@ -44,7 +44,7 @@ def train(run: Path, **options: Any) -> int:
 
 
 def failed(capsys: Capture, *command: object) -> str:
-    """Run a command that must fail with 1; its one line."""
+    """Runs a command that must exit with 1; returns its one-line error."""
     capsys.readouterr()
     assert main([str(word) for word in command]) == 1
     shown = capsys.readouterr()
@@ -61,8 +61,8 @@ def files_under(root: Path) -> dict[str, bytes]:
     }
 
 
-def sound(root: Path) -> ReferLayout:
-    """A data set of one's own, of which nobody has published counts."""
+def intact(root: Path) -> ReferLayout:
+    """A data set without published counts."""
     layout = ReferLayout(root, "own")
     layout.add_image(7, 23, 37)
     layout.add_image(11, 41, 29)
@@ -74,12 +74,12 @@ def sound(root: Path) -> ReferLayout:
 # check
 
 
-def test_check_of_a_sound_root(tmp_path: Path, capsys: Capture) -> None:
-    root = sound(tmp_path / "data").write()
+def test_check_of_an_intact_root(tmp_path: Path, capsys: Capture) -> None:
+    root = intact(tmp_path / "data").write()
     before = files_under(root)
     report, exclusions = tmp_path / "all.json", tmp_path / "exclude.json"
     command = ["data", "check", str(root), "--json", str(report), "--num-workers", "0"]
-    for _ in range(2):  # what it wrote is made anew
+    for _ in range(2):  # existing files are replaced
         assert main([*command, "--write-exclusions", str(exclusions), "--read-images"]) == 0
         assert "Nothing is missing or damaged; no warning." in capsys.readouterr().out
         assert json.loads(report.read_text())["ok"]
@@ -87,20 +87,20 @@ def test_check_of_a_sound_root(tmp_path: Path, capsys: Capture) -> None:
     assert files_under(root) == before
 
 
-def test_check_of_a_damaged_root_is_a_report_and_status_1(tmp_path: Path, capsys: Capture) -> None:
-    layout = sound(tmp_path)
+def test_check_of_a_damaged_root_exits_with_1(tmp_path: Path, capsys: Capture) -> None:
+    layout = intact(tmp_path)
     del layout.references[0]["sentences"]
     (layout.image_folder / layout.images[1]["file_name"]).unlink()
     assert main(["data", "check", str(layout.write()), "--num-workers", "0"]) == 1
     shown = capsys.readouterr()
-    assert "Not whole: 2 kinds of error" in shown.out
+    assert "Incomplete or damaged: 2 kinds of error" in shown.out
     assert "COCO_train2014_000000000011.jpg" in shown.out
-    assert "reference 0 has no 'expressions'" in shown.out
+    assert "reference 0 has no 'sentences'" in shown.out
     assert "cmsa-fast:" not in shown.err
 
 
-def test_check_s_mistakes_are_one_line(tmp_path: Path, capsys: Capture) -> None:
-    root = sound(tmp_path / "data").write()
+def test_check_errors_are_one_line(tmp_path: Path, capsys: Capture) -> None:
+    root = intact(tmp_path / "data").write()
     missing = tmp_path / "none"
     assert f"there is no folder {missing}" in failed(capsys, "data", "check", missing)
     for option in ("--json", "--write-exclusions"):
@@ -138,7 +138,7 @@ def archive(root: Path) -> bytes:
     return buffer.getvalue()
 
 
-def test_from_the_download_to_the_training(
+def test_download_check_convert_train(
     tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     layout = small_refcoco(tmp_path / "theirs")
@@ -152,8 +152,8 @@ def test_from_the_download_to_the_training(
     assert "The images are missing: cmsa-fast data download" in (capsys.readouterr().out)
     layout.image_folder.rename(root / "images")
     (root / "train2014").mkdir()
-    (root / "images").rename(root / "train2014" / "pictures")
-    images = root / "train2014" / "pictures"
+    (root / "images").rename(root / "train2014" / "photos")
+    images = root / "train2014" / "photos"
     assert main(["data", "check", str(root), "--num-workers=0", f"--image-dir={images}"]) == 0
     convert = ["data", "convert", "--root", str(root), "--image-dir", str(images)]
     assert main([*convert, "--to", str(copy), "--copy-images"]) == 0
@@ -213,7 +213,7 @@ def test_download_errors_are_one_line(
 
 
 def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
-    root, copy = sound(tmp_path / "data").write(), tmp_path / "copy"
+    root, copy = intact(tmp_path / "data").write(), tmp_path / "copy"
     command = ["data", "convert", "--root", str(root), "--name", "own", "--to", str(copy)]
     assert main(command) == 0
     shown = capsys.readouterr().out
@@ -228,8 +228,8 @@ def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
     assert "  train " not in capsys.readouterr().out
 
 
-def test_convert_s_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: Capture) -> None:
-    layout = sound(tmp_path / "data")
+def test_convert_errors_are_one_line_and_leave_nothing(tmp_path: Path, capsys: Capture) -> None:
+    layout = intact(tmp_path / "data")
     del layout.references[0]["ref_id"]
     root, copy = layout.write(), tmp_path / "copy"
     command = ("data", "convert", "--root", root, "--name", "own", "--to", copy)
@@ -264,11 +264,11 @@ def test_usage_errors_exit_with_2(words: list[str], capsys: Capture) -> None:
     assert "Traceback" not in capsys.readouterr().err
 
 
-# training on other forms, and on what is damaged
+# training on other forms and on damaged data
 
 
 def grefcoco(root: Path) -> Path:
-    """References to two objects, to one, and to none."""
+    """References to two objects, one object and no object."""
     layout = ReferLayout(root, "grefcoco")
     layout.add_image(7, 23, 37)
     layout.add_image(11, 41, 29)
@@ -286,7 +286,7 @@ def grefcoco(root: Path) -> Path:
     return root
 
 
-def test_training_on_grefcoco_and_on_its_copy(tmp_path: Path, capsys: Capture) -> None:
+def test_training_on_grefcoco_and_its_copy(tmp_path: Path, capsys: Capture) -> None:
     root, copy = grefcoco(tmp_path / "data"), tmp_path / "copy"
     convert = ["data", "convert", "--data=grefcoco", f"--root={root}", f"--to={copy}"]
     assert main(convert) == 0
@@ -303,12 +303,12 @@ def test_training_on_grefcoco_and_on_its_copy(tmp_path: Path, capsys: Capture) -
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_with_a_image_that_vanished(tmp_path: Path, capsys: Capture, workers: int) -> None:
+def test_training_with_a_missing_image(tmp_path: Path, capsys: Capture, workers: int) -> None:
     layout = small_refcoco(tmp_path / "data")
     root = layout.write()
     (layout.image_folder / "COCO_train2014_000000000011.jpg").unlink()
     options = {"data": "refer", "root": root, "steps": 9, "num-workers": workers}
-    # An epoch is two steps, of which that of the image has no expression left.
+    # An epoch has two steps; the step of the missing image has no usable expression.
     assert train(tmp_path / "run", **options) == 0
     shown = capsys.readouterr().out
     assert "1 records or images could not be used and were left out:" in shown
@@ -330,5 +330,5 @@ def test_training_without_any_usable_image(tmp_path: Path, capsys: Capture, step
         (layout.image_folder / f"COCO_train2014_{number:012d}.jpg").unlink()
     given = {**TINY, "data": "refer", "root": root, "steps": steps, "run-dir": tmp_path / "run"}
     line = failed(capsys, "train", *arguments(given))
-    # Two passes of two images each are enough to know.
+    # Two epochs of two images each.
     assert line.startswith(f"No expression of {min(steps, 4)} steps in a row could be used")

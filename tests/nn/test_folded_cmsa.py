@@ -1,15 +1,22 @@
 """`FoldedLevel` against `CMSA.project` and the convolution of the level that both replace."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
-from support.small_level import PROJECTED, TOKEN, VISUAL, WIDTH, Inputs, build, draw, padding
+from support.small_level import (
+    PROJECTED,
+    TOKEN,
+    VISUAL,
+    WIDTH,
+    Inputs,
+    build,
+    draw,
+    padding,
+    tensor_shapes,
+)
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmsa_fast.nn import CMSA, FoldedLevel
 
@@ -36,7 +43,7 @@ def literal(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("index", [None, [1, 0, 1, 1]])
 @pytest.mark.parametrize("width", [WIDTH, 19])
-def test_is_the_convolution_of_the_level(
+def test_equals_the_convolution_of_the_level(
     backend: str, masked: bool, index: list[int] | None, width: int
 ) -> None:
     module = build(backend, width)
@@ -52,7 +59,7 @@ def test_is_the_convolution_of_the_level(
 
 
 @pytest.mark.parametrize("width", [5, 21])
-def test_the_kernels_take_values_of_another_width(width: int) -> None:
+def test_kernels_take_values_of_another_width(width: int) -> None:
     pytest.importorskip("triton", reason="the kernels need Triton, which is not installed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = draw(2, 3, 4, 3, 5)
@@ -68,14 +75,14 @@ def test_the_kernels_take_values_of_another_width(width: int) -> None:
     assert (ours - exact).norm() <= 2 * allowed
 
 
-def test_one_place_one_word_no_bias() -> None:
+def test_one_place_one_word_without_bias() -> None:
     module = build()
     visual, words, weight, _ = draw(2, 2, 1, 1, 1)
     exact = F.conv2d(module(visual, words), weight)
     assert (FoldedLevel(module, weight)(visual, words) - exact).norm() <= 1e-12 * exact.norm()
 
 
-def test_convolutions_narrower_and_wider_than_a_row_of_sixteen() -> None:
+def test_convolutions_of_fewer_and_more_than_sixteen_channels() -> None:
     module = build()
     visual, words, _, _ = draw(2, 2, 5, 9, 7)
     for channels in (1, 16, 33):
@@ -87,7 +94,7 @@ def test_convolutions_narrower_and_wider_than_a_row_of_sixteen() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_rounding_is_that_of_the_convolution(dtype: torch.dtype) -> None:
+def test_rounding_error_is_that_of_the_convolution(dtype: torch.dtype) -> None:
     module = build().to(dtype)
     inputs = tuple(part.to(dtype) for part in draw(2, 2, 5, 9, 7))
     mask = padding(2, 5)
@@ -124,7 +131,7 @@ def test_autocast(visual_dtype: torch.dtype, encoded_under_autocast: bool) -> No
     assert (received.sum(1) - 1).abs().max() < 0.02
 
 
-def test_folding_under_autocast_rounds_nothing() -> None:
+def test_folding_under_autocast_keeps_full_precision() -> None:
     module = build().float()
     inputs = tuple(part.float() for part in draw(1, 1, 5, 9, 7))
     plain = fold(module, inputs, None)
@@ -139,19 +146,19 @@ def test_inference_mode() -> None:
     level = FoldedLevel(module, *inputs[2:])
     with torch.inference_mode():
         assert torch.equal(level(*inputs[:2]), plain)
-        of_inference = FoldedLevel(module, *inputs[2:])
-        places = of_inference.encode(inputs[0])
-    assert torch.equal(of_inference.project(places, inputs[1]), plain)
+        inference_level = FoldedLevel(module, *inputs[2:])
+        places = inference_level.encode(inputs[0])
+    assert torch.equal(inference_level.project(places, inputs[1]), plain)
 
 
-def test_a_level_built_in_inference_mode() -> None:
+def test_level_built_in_inference_mode() -> None:
     with torch.inference_mode():
         module, inputs = build(), draw(1, 1, 5, 3, 7)
         ours, exact = fold(module, inputs, None), literal(module, inputs, None)
     assert (ours - exact).norm() <= 1e-12 * exact.norm()
 
 
-def test_a_image_encoded_once_for_its_expressions() -> None:
+def test_image_is_encoded_once_for_its_expressions() -> None:
     module, inputs = build(), draw(2, 3, 5, 3, 7)
     visual, words, weight, bias = inputs
     mask = padding(3, 5)
@@ -171,44 +178,20 @@ def test_a_image_encoded_once_for_its_expressions() -> None:
     assert (ours[~mask] == 0).all()
 
 
-class _Sizes(TorchDispatchMode):
-    """Records the size of every axis of every tensor that an operator takes or returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for part in pytree.tree_leaves((args, result)):
-            if isinstance(part, Tensor):
-                self.seen |= set(part.shape)
-        return result
-
-
-def _sizes(run: Callable[[], object]) -> set[int]:
-    with _Sizes() as sizes:
-        run()
-    return sizes.seen
-
-
-def test_neither_image_nor_whole_weights_are_met_again() -> None:
+def test_encoded_images_and_whole_weights_are_not_used_again() -> None:
     module, (visual, words, weight, bias) = build(width=4), draw(1, 1, 2, 9, 7)
     level = FoldedLevel(module, weight, bias)
     places = level.encode(visual)
-    assert {VISUAL, TOKEN} <= _sizes(
-        lambda: module.project(visual, words, weight=weight, bias=bias)
-    )
-    assert {VISUAL, TOKEN} & _sizes(lambda: level(visual, words)) == {VISUAL}
-    assert not {VISUAL, TOKEN} & _sizes(lambda: level.project(places, words))
-    assert not {VISUAL, TOKEN} & _sizes(
-        lambda: level.unchecked_project(places, words, None, None, True)
-    )
+
+    def sizes(run: Callable[[], object]) -> set[int]:
+        return {VISUAL, TOKEN} & {size for shape in tensor_shapes(run) for size in shape}
+
+    assert sizes(lambda: module.project(visual, words, weight=weight, bias=bias)) == {VISUAL, TOKEN}
+    assert sizes(lambda: level(visual, words)) == {VISUAL}
+    assert not sizes(lambda: level.unchecked_project(places, words, None, None, True))
 
 
-def test_no_gradient_is_lost_silently() -> None:
+def test_recording_gradients_is_refused() -> None:
     module, (visual, words, weight, bias) = build(), draw(1, 1, 3, 3, 3)
     level = FoldedLevel(module, weight, bias)
     places = level.encode(visual)
@@ -262,7 +245,7 @@ def _change_bias(_: CMSA, convolution: torch.nn.Conv2d) -> None:
     "change",
     [_step, _load, _assign, _cast, _replace, _parametrize, _change_convolution, _change_bias],
 )
-def test_changed_weights_are_noticed(
+def test_changed_weights_are_refused(
     change: Callable[[CMSA, torch.nn.Conv2d], None],
 ) -> None:
     module, (visual, words, _, _) = build(), draw(1, 1, 3, 3, 3)
@@ -278,8 +261,8 @@ def test_changed_weights_are_noticed(
         level.project(places, words)
 
 
-def test_what_was_folded_is_a_copy() -> None:
-    """A change that cannot be seen reaches nothing: not half of the weights."""
+def test_folded_weights_are_a_copy() -> None:
+    """An in-place change through `.data`, which cannot be detected, has no partial effect."""
     module, (visual, words, weight, bias) = build(), draw(1, 1, 3, 3, 3)
     level = FoldedLevel(module, weight, bias)
     before = level(visual, words)
@@ -288,7 +271,7 @@ def test_what_was_folded_is_a_copy() -> None:
     assert torch.equal(level(visual, words), before)
 
 
-def test_messages() -> None:
+def test_wrong_arguments_are_named() -> None:
     module = build()
     visual, words, weight, bias = draw(2, 2, 3, 3, 3)
     with pytest.raises(ValueError, match=r"weight must have shape \[channels, 26, 1, 1\]"):

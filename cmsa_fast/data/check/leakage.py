@@ -160,12 +160,15 @@ def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
         ValueError: The file has another form.
     """
     try:
-        images = field(load_json(path), "pictures", (path,))
+        content = load_json(path)
+        is_old = isinstance(content, dict) and "images" not in content and "pictures" in content
+        key = "pictures" if is_old else "images"
+        images = field(content, key, (path,))
         if not isinstance(images, dict):
-            raise ValueError(f"{path} has {kind(images)} as its 'images', not a dictionary")
+            raise ValueError(f"{path} has {kind(images)} as its {key!r}, not a dictionary")
         found = {}
         for numbering in images:
-            where = (path, "pictures")
+            where = (path, key)
             numbers = listing(images, numbering, where)
             if not all(type(number) is int for number in numbers):
                 raise ValueError(f"{place(where)} has something else than numbers in {numbering!r}")
