@@ -1,4 +1,4 @@
-"""The command line: the only place that reads argv and prints."""
+"""The command `cmsa-fast`: parses the arguments, runs a command, prints its result or its error."""
 
 import logging
 import sys
@@ -22,11 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; `cmsa-fast --help` lists them.
 
     Args:
-        arguments: as on the command line. None: those the process was started with.
+        arguments: Command-line arguments. None: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 failed, 3 evaluated with expressions missing (`evaluate --allow-missing`),
-        130 stopped by Ctrl-C. A usage error exits with 2.
+        The exit status: 0 success, 1 failure, 3 evaluation with expressions left out (`evaluate --allow-missing`),
+        130 interrupted by Ctrl-C. A usage error exits with 2.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     configure_openmp()
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(f"cmsa-fast: the device has too little memory: {error}", file=sys.stderr)
+        print(f"cmsa-fast: the device is out of memory: {error}", file=sys.stderr)
         return 1
 
 
@@ -70,10 +70,10 @@ def _run(
 
 
 def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
-    """Train a referring segmentation model, evaluate it, and draw what it finds.
+    """Train a referring segmentation model, evaluate it, and draw predicted masks.
 
-    Without options this trains the demo preset on the embedded drawn scenes: the paper's architecture, narrow,
-    in some minutes on two CPU cores. Look into the run folder for images/, metrics.jsonl and evaluation.json.
+    Without options this trains the demo preset, a narrow CMSA model, on drawn scenes, which takes minutes on two
+    CPU cores. The run folder then holds model.safetensors, evaluation.json, metrics.jsonl and examples/.
 
     The full-size model on RefCOCO:
     python train.py --preset paper --data refer --root DATA --evaluate-split val
