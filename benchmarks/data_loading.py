@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from cmsa_fast.data.formats.convert import convert
 from PIL import Image
 
-from cmsa_fast.data.formats.converted.convert import convert
-from cmsa_fast.data.source import Form, Source, open_split
+from cmsa_fast.data.dataset import open_split
+from cmsa_fast.data.source import Form, Source
 
 from .attention import machine, peak_mib
 
@@ -180,7 +181,10 @@ def collect(
 ) -> dict[str, Any]:
     """All figures: medians over the rounds, their extremes, sizes of the files, ratios."""
     with tempfile.TemporaryDirectory() as name:
-        roots: dict[Form, Path] = {form: Path(name) / form for form in FORMS}
+        roots: dict[Form, Path] = {
+            "refer": Path(name) / "refer",
+            "converted": Path(name) / "converted.parquet",
+        }
         build(roots["refer"], references, expressions)
         start = time.perf_counter()
         convert(Source(form="refer", root=roots["refer"]), roots["converted"])
@@ -188,7 +192,7 @@ def collect(
         readings = read_in_turn(roots, rounds)
         files = {
             "refer": sorted((roots["refer"] / "refcoco").iterdir()),
-            "converted": sorted(roots["converted"].iterdir()),
+            "converted": [roots["converted"]],
         }
         bytes_of = {form: sum(file.stat().st_size for file in files[form]) for form in FORMS}
     forms = {form: {"file_mb": bytes_of[form] / 1e6, **spread(readings[form])} for form in FORMS}

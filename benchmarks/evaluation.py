@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsa_fast.data.batch import Batch
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.evaluation.inference import predict_probabilities
 from cmsa_fast.models import build_model, for_inference

@@ -82,7 +82,7 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
     if options.json is not None:
         write_json(options.json, check_as_dict(result))
     if options.write_exclusions is not None:
-        write_json(options.write_exclusions, {"pictures": exclusions(result.leaks)})
+        write_json(options.write_exclusions, {"images": exclusions(result.leaks)})
     return result
 
 

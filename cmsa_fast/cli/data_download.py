@@ -151,7 +151,7 @@ def run_download(
 
 def format_download(result: DownloadResult) -> str:
     """What was done or would be, for people."""
-    from ..data.readable import readable_size
+    from ..data.errors import readable_size
 
     holds = "" if result.images is None else f", {result.images} images"
     lines = [f"{result.title}:"]
@@ -223,7 +223,7 @@ def _result(
 def _images_missing(root: Path, records: Collection, images: Collection | None) -> list[str]:
     """What to run for the images of records, where they are not there."""
     from ..data.download.collecting import find_present
-    from ..data.readable import readable_size
+    from ..data.errors import readable_size
 
     if images is None or find_present(root, images)[0] is not None:
         return []

@@ -16,7 +16,7 @@ from .data_options import DataOptions, without_default
 
 if TYPE_CHECKING:
     from ..data.errors import ErrorCollector
-    from ..data.sample import ReferringDataset
+    from ..data.types import ReferringDataset
     from ..evaluation.evaluate import Evaluation
     from ..evaluation.inference import Refiner
     from ..evaluation.results import ExpressionResult
@@ -229,7 +229,6 @@ def _with_the_runs_data(options: EvaluateOptions) -> EvaluateOptions:
         split_by=options.split_by or started.split_by,
         text=options.text or started.text,
         image_dir=options.image_dir or started.image_dir,
-        mixed_splits=options.mixed_splits or started.mixed_splits,
         split=options.split or started.evaluate_split,
     )
 
@@ -252,7 +251,7 @@ def _dataset(
         from .train import unseen_scenes
 
         return unseen_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
-    from ..data.source import open_split
+    from ..data.dataset import open_split
 
     dataset = open_split(options.source(), options.split, errors=errors)
     return dataset, dataset.title

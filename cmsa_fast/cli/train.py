@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from ..data.batch import Collate
-from ..data.check.leakage import read_exclusions
+from ..data.dataset import ShuffledExpressions, open_split
 from ..data.errors import ErrorCollector
-from ..data.sample import ReferringDataset
+from ..data.exclusions import read_exclusions
 from ..data.scenes.dataset import MOST_EXPRESSIONS, WORDS, ScenesDataset
-from ..data.shuffled import ShuffledExpressions
-from ..data.source import open_split
+from ..data.types import ReferringDataset
 from ..data.vocabulary import Vocabulary, tokenize
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.examples import drawn_or_warned, examples_of

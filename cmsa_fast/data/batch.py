@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .sample import Sample
 from .transforms import Letterbox
+from .types import Sample
 from .vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from .sample import Sample
+from .types import Sample
 
 # The first alternative uses up words that only contain the letters, so that the second finds directions
 # everywhere else: alone ("left"), in compounds ("leftmost", "left-most", "lefthand") and in the glued

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .batch import Batch, Collate
 from .errors import ErrorCollector
-from .sample import ReferringDataset, Sample
+from .types import ReferringDataset, Sample
 
 
 class BatchLoader:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..data.batch import Collate, ImageBatchSampler
 from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
-from ..data.sample import ReferringDataset, Sample
+from ..data.types import ReferringDataset, Sample
 from ..data.vocabulary import tokenize
 from ..models import for_inference
 from ..system.processes import ALONE, Processes

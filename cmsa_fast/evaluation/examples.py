@@ -11,7 +11,7 @@ from torch import nn
 
 from ..data.batch import Collate
 from ..data.errors import one_line
-from ..data.sample import ReferringDataset, Sample
+from ..data.types import ReferringDataset, Sample
 from ..models import ExplainsWords
 from .conventions import Convention
 from .inference import NATIVE, Refiner, predict_batch

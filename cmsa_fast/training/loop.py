@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..data.batch import Batch, Collate, ImageBatchSampler
 from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
-from ..data.sample import ReferringDataset
+from ..data.types import ReferringDataset
 from ..models.checkpoint import (
     STATE,
     WEIGHTS,

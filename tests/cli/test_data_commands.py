@@ -95,7 +95,7 @@ def test_check_of_a_damaged_root_is_a_report_and_status_1(tmp_path: Path, capsys
     shown = capsys.readouterr()
     assert "Not whole: 2 kinds of error" in shown.out
     assert "COCO_train2014_000000000011.jpg" in shown.out
-    assert "reference 0 has no 'expressions'" in shown.out
+    assert "reference 0 has no 'sentences'" in shown.out
     assert "cmsa-fast:" not in shown.err
 
 
@@ -145,7 +145,7 @@ def test_from_the_download_to_the_training(
 ) -> None:
     layout = small_refcoco(tmp_path / "theirs")
     publish(server, monkeypatch, whole(archive(layout.write())))
-    root, copy = tmp_path / "data", tmp_path / "copy"
+    root, copy = tmp_path / "data", tmp_path / "copy.parquet"
     download = ["data", "download", "refcoco", "--root", str(root), *FAST]
     assert main([*download, "--dry-run"]) == 0
     assert "nothing was fetched" in capsys.readouterr().out
@@ -156,8 +156,8 @@ def test_from_the_download_to_the_training(
     )
     layout.image_folder.rename(root / "images")
     (root / "train2014").mkdir()
-    (root / "images").rename(root / "train2014" / "pictures")
-    images = root / "train2014" / "pictures"
+    (root / "images").rename(root / "train2014" / "photos")
+    images = root / "train2014" / "photos"
     assert main(["data", "check", str(root), "--num-workers=0", f"--image-dir={images}"]) == 0
     convert = ["data", "convert", "--root", str(root), "--image-dir", str(images)]
     assert main([*convert, "--to", str(copy), "--copy-images"]) == 0
@@ -218,25 +218,26 @@ def test_download_s_mistakes_are_one_line(
 
 
 def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
-    root, copy = sound(tmp_path / "data").write(), tmp_path / "copy"
+    root, copy = sound(tmp_path / "data").write(), tmp_path / "copy.parquet"
     command = ["data", "convert", "--root", str(root), "--name", "own", "--to", str(copy)]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "train        2 expressions in 1 records" in shown
     assert f"Images stay in {root / 'images'}" in shown
-    before = files_under(copy)
-    assert "which is never overwritten" in failed(capsys, *command)
-    assert files_under(copy) == before
-    line = failed(capsys, *command[:-1], tmp_path / "data" / "own" / "instances.json")
-    assert "to must be a folder" in line
-    assert main([*command[:-1], str(tmp_path / "val"), "--splits", "val", "--text", "raw"]) == 0
+    before = copy.read_bytes()
+    assert "exists and is never overwritten" in failed(capsys, *command)
+    assert copy.read_bytes() == before
+    line = failed(capsys, *command[:-1], tmp_path / "folder")
+    assert "to must be a file name that ends in .parquet" in line
+    val = str(tmp_path / "val.parquet")
+    assert main([*command[:-1], val, "--splits", "val", "--text", "raw"]) == 0
     assert "  train " not in capsys.readouterr().out
 
 
 def test_convert_s_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: Capture) -> None:
     layout = sound(tmp_path / "data")
     del layout.references[0]["ref_id"]
-    root, copy = layout.write(), tmp_path / "copy"
+    root, copy = layout.write(), tmp_path / "copy.parquet"
     command = ("data", "convert", "--root", root, "--name", "own", "--to", copy)
     assert "reference 0 has no 'ref_id'" in failed(capsys, *command, "--strict")
     assert "split 'testA' has no reference" in failed(capsys, *command, "--splits", "testA")
@@ -292,7 +293,7 @@ def grefcoco(root: Path) -> Path:
 
 
 def test_training_on_grefcoco_and_on_its_copy(tmp_path: Path, capsys: Capture) -> None:
-    root, copy = grefcoco(tmp_path / "data"), tmp_path / "copy"
+    root, copy = grefcoco(tmp_path / "data"), tmp_path / "copy.parquet"
     convert = ["data", "convert", "--data=grefcoco", f"--root={root}", f"--to={copy}"]
     assert main(convert) == 0
     for form, folder in (("grefcoco", root), ("converted", copy)):

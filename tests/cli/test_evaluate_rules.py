@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 from cmsa_fast.evaluation.conventions import CONVENTIONS
 from cmsa_fast.evaluation.evaluate import evaluate
 from cmsa_fast.evaluation.inference import predict_probabilities

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from cmsa_fast.data.batch import Batch, Collate, ImageBatchSampler
 from cmsa_fast.data.flip import horizontal_flip
-from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.transforms import Letterbox
+from cmsa_fast.data.types import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary([*Vocabulary.SPECIAL, "the", "left", "man", "hat", "right"])

@@ -11,8 +11,8 @@ import pytest
 from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli import main
-from cmsa_fast.data.check.leakage import read_exclusions
-from cmsa_fast.data.source import Source, open_split
+from cmsa_fast.data import Source, open_split
+from cmsa_fast.data.exclusions import read_exclusions
 
 TINY = {
     "steps": 2,
@@ -22,7 +22,7 @@ TINY = {
     "word-channels": 8,
     "attention-channels": 8,
     "fused-channels": 8,
-    "pictures": 0,
+    "examples": 0,
     "num-workers": 0,
 }
 
@@ -38,7 +38,7 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def written(path: Path, **numbers: Any) -> Path:
-    path.write_text(json.dumps({"pictures": numbers}))
+    path.write_text(json.dumps({"images": numbers}))
     return path
 
 
@@ -59,12 +59,12 @@ def test_from_the_check_to_the_training(
     root, file, run = two_data_sets(tmp_path / "data"), tmp_path / "out.json", tmp_path / "run"
     check = ["data", "check", str(root), "--num-workers=0", "--write-exclusions", str(file)]
     assert main(check) == 0
-    assert json.loads(file.read_text()) == {"pictures": {"COCO": [11]}}
+    assert json.loads(file.read_text()) == {"images": {"COCO": [11]}}
     data = ("--data", "refer", "--root", root, "--exclude", file, "--run-dir", run)
     caplog.set_level(logging.INFO)
     assert train(*data) == 0
     assert (
-        "refcoco (unc) train: left out 1 expressions about 1 images that are to be excluded"
+        "refcoco (unc) train: left out 1 expressions about 1 excluded images"
         in caplog.text
     )
     assert "refcoco (unc) train: 4 expressions, 1 images" in caplog.text
@@ -130,6 +130,12 @@ def test_numbers_of_saiapr(tmp_path: Path) -> None:
     source = Source(form="refer", root=layout.write(), name="refclef")
     assert open_split(source, "train", exclude={"SAIAPR TC-12": [7]}).image_ids() == [8]
     assert open_split(source, "train", exclude={"COCO": [7]}).image_ids() == [7, 8]
+
+
+def test_files_with_the_former_key_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    file.write_text('{"pictures": {"COCO": [7]}}')
+    assert read_exclusions(file) == {"COCO": {7}}
 
 
 FORMS = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cmsa_fast.data.flip import horizontal_flip, swap_left_right
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmsa_fast.data.batch import Collate
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 from cmsa_fast.evaluation.evaluate import evaluate
 from cmsa_fast.evaluation.inference import predict_batch, predict_probabilities
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..formats.refer_layout import PUBLISHED_EXPRESSIONS
+from ..formats.converted import is_converted
+from ..formats.published import PUBLISHED_EXPRESSIONS
 from ..formats.referit import RECORD_FOLDERS
 from ..source import Form, Source
 
@@ -14,15 +15,15 @@ from ..source import Form, Source
 _NO_DATA_SET = ("images", "anns", "masks", "lmdb", "grefcoco")
 # Forms of which a folder holds one, and where their readers look in it.
 _WHOLE_FOLDERS: Mapping[Form, tuple[str, ...]] = {
-    "converted": ("dataset.json",),
+    "converted": ("dataset.json",),  # of the former format, which its reader explains
     "referit": tuple(f"{folder}/referit_query_*.json" for folder in RECORD_FOLDERS),
     "parquet": ("*.parquet", "data/*.parquet"),
 }
 _SAID_BELONGS = (
     "A root holds refcoco/refs(unc).p and refcoco/instances.json (likewise refcoco+, refcocog, "
     "refclef or a folder of one's own), grefcoco/grefs(unc).json, anns/<data set>/<split>.json "
-    "with masks/, parquet files, referit_query_<split>.json, or a converted data set's "
-    "dataset.json, and images in images/"
+    "with masks/, parquet files, referit_query_<split>.json, or a file written by "
+    "`cmsa-fast data convert`, and images in images/"
 )
 
 
@@ -48,7 +49,7 @@ def discover(root: Path, *, image_folder: Path | None = None) -> Discovery:
         image_folder: The folder of the images, for every source that is found.
 
     Returns:
-        What was recognised; no file is opened.
+        What was recognised; only Parquet files are opened.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -76,7 +77,7 @@ def discover(root: Path, *, image_folder: Path | None = None) -> Discovery:
 
 
 def _refer(root: Path, folder: Path) -> Iterator[Source]:
-    made = _between(folder, "refs(", ").p")
+    made = sorted({*_between(folder, "refs(", ").p"), *_between(folder, "refs(", ").json")})
     if not made and folder.name in PUBLISHED_EXPRESSIONS:
         made = [""]  # its reader says what is missing
     for split_by in made:
@@ -84,7 +85,7 @@ def _refer(root: Path, folder: Path) -> Iterator[Source]:
 
 
 def _refer_gaps(folder: Path) -> Iterator[str]:
-    lacks_references = not _between(folder, "refs(", ").p")
+    lacks_references = not any(_between(folder, "refs(", end) for end in (").p", ").json"))
     if lacks_references and folder.name not in PUBLISHED_EXPRESSIONS and _has_instances(folder):
         yield f"{folder} has instances.json, but no refs(<split_by>).p beside it"
 
@@ -116,9 +117,19 @@ def _whole_folder(folder: Path, claimed: set[Path]) -> Iterator[Source]:
     """Forms of which a folder holds one."""
     for form, patterns in _WHOLE_FOLDERS.items():
         files = {file for pattern in patterns for file in folder.glob(pattern)} - claimed
-        if files:
-            claimed |= files
+        claimed |= files
+        converted = [file for file in sorted(files) if form == "parquet" and _is_converted(file)]
+        for file in converted:
+            yield Source(form="converted", root=file)
+        if len(files) > len(converted):
             yield Source(form=form, root=folder)
+
+
+def _is_converted(file: Path) -> bool:
+    try:
+        return is_converted(file)
+    except (ValueError, OSError):
+        return False  # its reader reports what is wrong with it
 
 
 def _nothing(root: Path, children: list[Path]) -> str:

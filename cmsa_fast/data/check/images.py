@@ -11,12 +11,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..formats.converted.image_store import EmbeddedImage
+from ..errors import by
 from ..images import ImageFile, read_image_size
 from ..loader import leave_interrupts_to_the_main_process
 from ..masks import MaskSource
-from ..readable import by
-from ..types import ImageSource, ObjectMask, Record
+from ..types import EmbeddedImage, ImageSource, ObjectMask, Record
 
 Trouble = Literal[
     "image-missing",

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ...system.files import locked, staged
-from ..readable import readable_size
+from ..errors import readable_size
 from .archives import check_content, unpack, unpacked_size
 from .catalogue import Collection
 from .fetch import Patience, check_file, fetch

@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 
 from tqdm import tqdm
 
-from ..readable import readable_size
+from ..errors import readable_size
 from .catalogue import RemoteFile
 from .web import (
     BrokenError,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sample import Sample
+from ..types import Sample
 from .generation import MIXTURE, Scene, Told, draw_scene
 from .grammar import WORDS, Form
 from .grounding import Interpreter

@@ -39,7 +39,7 @@ from cmsa_fast.cli.data_download import (
     format_download,
     run_download,
 )
-from cmsa_fast.data import ReferDataset
+from cmsa_fast.data import load
 from cmsa_fast.data.download.catalogue import CATALOGUE, Collection, RemoteFile
 from cmsa_fast.data.download.web import RefusedError, SafeRedirects, check_address
 from cmsa_fast.data.formats.refer_layout import PUBLISHED_EXPRESSIONS, locate_refer_files
@@ -124,7 +124,7 @@ def test_from_the_mirrors_to_the_first_sample(tmp_path: Path, server: FaultyServ
     assert result.images == 3
     assert result.destination == root / "images/mscoco/images/train2014"
     assert not download(root, known).remains
-    dataset = ReferDataset(root, "refcoco", "unc", "train")
+    dataset = load("refer", root, "train")
     assert len(dataset) == 5
     assert dataset[0].expression == "left cup"
 

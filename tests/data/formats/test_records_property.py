@@ -22,12 +22,12 @@ from pycocotools import mask as coco_mask
 from support.refer_layout import ReferLayout, small_refcoco
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed")
+from cmsa_fast.data.formats.refer_records import read_references
 from hypothesis import HealthCheck, example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from cmsa_fast.data.dataset import RecordDataset
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.formats.refer_records import read_references
 from cmsa_fast.data.formats.safe_pickle import loads_plain_pickle
 from cmsa_fast.data.masks import parse_segmentation
 from cmsa_fast.data.source import Source, read_records

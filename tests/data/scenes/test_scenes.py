@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from cmsa_fast.data.sample import ReferringDataset, Sample
 from cmsa_fast.data.scenes import dataset as scenes_module
 from cmsa_fast.data.scenes.dataset import COLOURS, MIXTURE, SHAPES, WORDS, ScenesDataset
 from cmsa_fast.data.scenes.generation import ORDER_SENSITIVE_SHARE, RELATION_NEEDED_SHARE
 from cmsa_fast.data.scenes.grammar import Attribute, Form, Phrase, Relation
 from cmsa_fast.data.scenes.grounding import Interpreter
 from cmsa_fast.data.scenes.rendering import FEWEST_OBJECTS, GAP, MOST_OBJECTS, SceneObject, paint
+from cmsa_fast.data.types import ReferringDataset, Sample
 from cmsa_fast.data.vocabulary import tokenize
 
 SURVEYED = 2000
