@@ -1,9 +1,9 @@
-"""Speed of the dense CRF on images of your own: one after the other, and by a pool of processes.
+"""Time of the dense CRF on images of your own, in this process and by a pool of processes.
 
     python -m benchmarks.crf image.jpg ... --processes 2
 
-The time depends on the image (how many different colours lie near one another), so real ones are needed.
-Rounds of both ways are interleaved, and medians are quoted.
+The time depends on the image (on how many different colours are close to one another), so real images are needed.
+Rounds of both are interleaved, and medians are reported.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from cmsa_fast.evaluation.crf import RefinementPool, refine
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
-    """An image as uint8 `[3, H, W]`, and a blurred ellipse as a guess at a mask, float32 `[H, W]`."""
+    """An image, uint8 [3, H, W], and the probabilities of a blurred ellipse, float32 [H, W]."""
     with Image.open(path) as photo:
         image = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)
     height, width = image.shape[1:]
@@ -32,10 +32,10 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
 def measure(
     pairs: list[tuple[Tensor, Tensor]], processes: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of every round over all images, by `refine` and by the pool."""
+    """Seconds of every round over all images, by `refine` and by the pool, after checking that both agree."""
     seconds: dict[str, list[float]] = {"refine": [], "pool": []}
     with RefinementPool(processes) as pool:
-        # Starting the processes is paid once in an evaluation, so it is not counted.
+        # An evaluation starts the processes only once, so that time is not counted.
         for future in [pool.submit(*pairs[0]) for _ in range(2 * processes)]:
             future.result()
         for _ in range(rounds):
@@ -51,9 +51,10 @@ def measure(
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pictures", nargs="+", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .data.images import read_image
 from .data.transforms import Letterbox
 from .evaluation.inference import NATIVE
 from .evaluation.visualization import overlay
-from .models import ExplainsWords, for_inference
+from .models import for_inference
+from .models.base import ExplainsWords, ReferringModel
 from .models.checkpoint import ModelConfig, load_model, vocabulary_of
 
 
@@ -44,7 +45,7 @@ class Predictor:
     """
 
     def __init__(
-        self, model: nn.Module, config: ModelConfig, device: torch.device | str = "cpu"
+        self, model: ReferringModel, config: ModelConfig, device: torch.device | str = "cpu"
     ) -> None:
         """
         Args:
@@ -107,13 +108,16 @@ class Predictor:
             raise RuntimeError("Call set_image before predict: there is no image yet.")
         ids = self.vocabulary.encode(expression, self.config.max_words)
         words = torch.tensor([ids], device=self.device)
-        logits = self._inference.segment(self._features, words)
+        text = self._inference.encode_text(words)
+        attention = None
+        if isinstance(self._inference, ExplainsWords):
+            logits, received = self._inference.explain(self._features, text)
+            attention = received[0].cpu()
+        else:
+            logits = self._inference.decode(self._features, text)
         square = logits[0, 0].float().sigmoid().cpu()
         # As an evaluation makes masks by default (see `cmsa_fast.evaluation.conventions`).
         probability = self._letterbox.restore(square).clamp(0, 1)
-        attention = None
-        if isinstance(self._inference, ExplainsWords):
-            attention = self._inference.word_attention(self._features, words)[0].cpu()
         tokens = tuple(self.vocabulary.tokens[word] for word in ids)
         mask = NATIVE.prediction(square, self._letterbox)
         return Prediction(mask, probability, tokens, attention)

@@ -29,13 +29,12 @@ def test_predictions_are_the_model_s() -> None:
         ids = torch.tensor([ours.vocabulary.encode(expression, CONFIG.max_words)])
         with torch.no_grad():
             features = ours.model.encode_image(letterbox.image(image())[None])
-            logits = ours.model.segment(features, ids)
-            received = ours.model.word_attention(features, ids)[0]
+            logits, received = ours.model.explain(features, ours.model.encode_text(ids))
         expected = letterbox.restore(logits.sigmoid())[0, 0]
         torch.testing.assert_close(prediction.probability, expected, rtol=0, atol=1e-5)
         assert torch.equal(prediction.mask, prediction.probability > 0.5)
         assert prediction.word_attention is not None
-        torch.testing.assert_close(prediction.word_attention, received, rtol=0, atol=1e-5)
+        torch.testing.assert_close(prediction.word_attention, received[0], rtol=0, atol=1e-5)
         assert len(prediction.tokens) == ids.shape[1]
     assert ours.draw(prediction).shape == (3, 21, 33)
 

@@ -70,7 +70,7 @@ def run_compare(options: CompareOptions) -> CompareResult:
     """
     from ..evaluation.comparison import compare
     from ..evaluation.results import EXPRESSIONS, read_results
-    from .run_folder import write_json
+    from ..system.files import write_json
 
     if options.expressions < 0:
         raise ValueError(f"--expressions must be at least 0; got {options.expressions}.")

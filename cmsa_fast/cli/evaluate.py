@@ -110,10 +110,10 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     from ..evaluation.evaluate import evaluate
     from ..evaluation.examples import drawn_or_warned, save_extremes
     from ..models.checkpoint import load_model, vocabulary_of
-    from ..system.processes import joined_processes
+    from ..system.processes import joined_processes, select_device
     from .evaluation_folder import evaluation_folder
     from .run_folder import EXAMPLES
-    from .train import chosen_device, scene_labels
+    from .scenes import scene_labels
 
     options = _with_the_runs_data(options)
     _check(options)
@@ -130,7 +130,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 processes,
             )
         )
-        where = chosen_device(options.device)
+        where = select_device(options.device)
         model.to(where)
         errors = ErrorCollector(strict=options.strict)
         dataset, title = _dataset(options, config.size, errors)
@@ -248,9 +248,9 @@ def _dataset(
     options: EvaluateOptions, size: int, errors: ErrorCollector
 ) -> tuple[ReferringDataset, str]:
     if options.data == "scenes":
-        from .train import unseen_scenes
+        from .scenes import evaluation_scenes
 
-        return unseen_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
+        return evaluation_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
     from ..data.dataset import open_split
 
     dataset = open_split(options.source(), options.split, errors=errors)
@@ -275,7 +275,8 @@ def _write(
 
     from .. import __version__
     from ..evaluation.results import EXPRESSIONS, write_results
-    from .run_folder import EVALUATION, write_json
+    from ..system.files import write_json
+    from .run_folder import EVALUATION
 
     evaluation = result.evaluation
     write_results(result.folder / EXPRESSIONS, evaluation.results)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .train import NO_WORD_ORDER, WORD_ORDER, Result
+from .scenes import NO_WORD_ORDER, WORD_ORDER
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Evaluation
     from .evaluate import EvaluateResult
+    from .train import Result
 
 _NAMES = {
     "overall_iou": "overall IoU",

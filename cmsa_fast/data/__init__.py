@@ -12,11 +12,11 @@ A data set is built from `Record`s: expressions that refer to the same objects o
 `RecordDataset` makes a data set of any records, `ScenesDataset` draws scenes and needs no files.
 """
 
-from .batch import Batch, Collate, ImageBatchSampler
+from .batch import Batch, Collate
 from .dataset import DatasetReport, RecordDataset, ShuffledExpressions, load, open_split
 from .errors import ErrorCollector
-from .flip import horizontal_flip, swap_left_right
 from .images import read_image
+from .sampler import ImageBatchSampler
 from .scenes.dataset import ScenesDataset
 from .source import Source, read_records
 from .transforms import Letterbox
@@ -38,11 +38,9 @@ __all__ = [
     "ShuffledExpressions",
     "Source",
     "Vocabulary",
-    "horizontal_flip",
     "load",
     "open_split",
     "read_image",
     "read_records",
-    "swap_left_right",
     "tokenize",
 ]

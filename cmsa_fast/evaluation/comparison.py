@@ -95,7 +95,7 @@ def compare(
         seed: of the draws.
 
     Raises:
-        ValueError: an argument is out of range, the expressions are not the same, an expression comes twice, or the
+        ValueError: an argument is out of range, the expressions differ, an expression comes twice, or the
             true masks differ in size, as they do between conventions that compare at different sizes.
     """
     if resamples < 1:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from ..data.batch import Collate, ImageBatchSampler
+from ..data.batch import Collate
 from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
+from ..data.sampler import ImageBatchSampler
 from ..data.types import ReferringDataset, Sample
 from ..data.vocabulary import tokenize
 from ..models import for_inference
+from ..models.base import ReferringModel
 from ..system.processes import ALONE, Processes
 from .conventions import Convention
 from .generalized_metrics import GeneralizedMetrics
@@ -68,7 +70,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: ReferringModel,
     dataset: ReferringDataset,
     collate: Collate,
     *,
@@ -89,7 +91,7 @@ def evaluate(
     image at a time, and what is added up are whole numbers.
 
     Args:
-        model: see `cmsa_fast.models.ReferringModel`.
+        model: see `cmsa_fast.models.base.ReferringModel`.
         dataset: any split.
         collate: with the model's vocabulary and size.
         convention: how predictions become masks and masks figures.
@@ -129,6 +131,7 @@ def evaluate(
         desc=title,
         unit="sentence",
         dynamic_ncols=True,
+        leave=None,  # removed at the end if it is shown below the bar of a training
         disable=not processes.is_first,
     )
     try:

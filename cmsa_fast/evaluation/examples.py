@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from ..data.batch import Collate
 from ..data.errors import one_line
 from ..data.types import ReferringDataset, Sample
-from ..models import ExplainsWords
+from ..models.base import ExplainsWords
 from .conventions import Convention
 from .inference import NATIVE, Refiner, predict_batch
 from .results import ExpressionResult
@@ -23,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def examples_of(
-    model: nn.Module,
+    model: Any,
     samples: Sequence[Sample],
     collate: Collate,
     device: torch.device | str,
@@ -34,7 +35,7 @@ def examples_of(
     """Predict samples one by one, with the attention that their words received where the model can say.
 
     Args:
-        model: see `cmsa_fast.models.ReferringModel`; put into eval mode.
+        model: see `cmsa_fast.models.base.ReferringModel`; put into eval mode.
         samples: what to predict.
         collate: with the model's vocabulary and size.
         device: where the model is.
@@ -50,7 +51,8 @@ def examples_of(
         attention = None
         if isinstance(model, ExplainsWords):
             features = model.encode_image(moved.images)
-            attention = model.word_attention(features, moved.words, moved.word_mask)[0].cpu()
+            text = model.encode_text(moved.words, moved.word_mask)
+            attention = model.explain(features, text)[1][0].cpu()
         tokens = [collate.vocabulary.tokens[word] for word in batch.words[0].tolist()]
         examples.append(
             Example(sample.image, sample.mask, prediction, sample.expression, tokens, attention)

@@ -37,7 +37,7 @@ class GeneralizedMetrics(ExpressionCounts):
     disowned). It decides by a flag of the record whether an expression has a target; here the true mask
     does, so that an object without a pixel counts as no target.
 
-    Sums and comparisons are exact, as in `cmsa_fast.evaluation.metrics.SegmentationMetrics`: the order and grouping of
+    Sums and comparisons are exact, as in `SegmentationMetrics`: the order and grouping of
     updates and merges have no influence on any result.
     """
 

@@ -40,7 +40,7 @@ def predict_probabilities(
     the batch has no influence on the result, not even on its last bit.
 
     Args:
-        model: see `cmsa_fast.models.ReferringModel`.
+        model: see `cmsa_fast.models.base.ReferringModel`.
         batch: on any device.
         device: where the model is.
         turns: for each expression a number; those of one image and one number go through the model together.

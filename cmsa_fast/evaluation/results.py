@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..models.checkpoint import write_atomically
+from ..system.files import write_atomically
 from .conventions import CONVENTIONS
 
 EXPRESSIONS = "sentences.csv"

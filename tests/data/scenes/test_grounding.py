@@ -1,4 +1,4 @@
-"""What the expressions of the drawn scenes mean: against pixels, against hand-made scenes."""
+"""Tests of the interpreter of scene expressions, against rendered masks and hand-made layouts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from cmsa_fast.data.scenes.grammar import (
     words_of,
 )
 from cmsa_fast.data.scenes.grounding import Interpreter
-from cmsa_fast.data.scenes.rendering import COLOURS, SHAPES, SIZES, TEXTURES, SceneObject, paint
+from cmsa_fast.data.scenes.rendering import COLOURS, SHAPES, SIZES, TEXTURES, SceneObject, render
 
-# A second reader of the grammar, written from the text alone: words, then masks of a painted scene.
+# An independent parser of the grammar, and an interpreter that uses the masks of a rendered scene.
 _RELATION = re.compile(
     r"(.+?) (to the left of|left of|to the right of|right of|above|below|under|next to) the (.+)"
 )
@@ -34,24 +34,24 @@ _AFTER = re.compile(
 )
 _BEFORE = re.compile(r"((?:top|bottom) (?:left|right)|\w+) (.+)")
 _EXTREMES = ("top", "bottom", "highest", "lowest", "leftmost", "rightmost", "left", "right")
-_SORTS = [("small", "little", "large", "big"), TEXTURES, tuple(COLOURS)]
+_ADJECTIVES = [("small", "little", "large", "big"), TEXTURES, tuple(COLOURS)]
 
 
 def read_phrase(text: str) -> Phrase | None:
     *adjectives, noun = text.split()
     if noun not in (*SHAPES, "object", "thing", "shape"):
         return None
-    places = []
+    positions = []
     for word in adjectives:
-        sort = next((number for number, words in enumerate(_SORTS) if word in words), None)
-        if sort is None:
+        position = next((number for number, words in enumerate(_ADJECTIVES) if word in words), None)
+        if position is None:
             return None
-        places.append(sort)
-    return Phrase(tuple(adjectives), noun) if places == sorted(set(places)) else None
+        positions.append(position)
+    return Phrase(tuple(adjectives), noun) if positions == sorted(set(positions)) else None
 
 
 def read(text: str) -> Form | None:
-    """The form of an expression, or None where it is none of the grammar."""
+    """Parses an expression; None if it does not belong to the grammar."""
     text = text.removeprefix("the ")
     if match := _RELATION.fullmatch(text):
         target, anchor = read_phrase(match[1]), read_phrase(match[3])
@@ -71,8 +71,8 @@ def read(text: str) -> Form | None:
     return None
 
 
-class PixelReader:
-    """Plain readings, without any margin, of the masks of one painted scene."""
+class PixelInterpreter:
+    """Resolves forms in the masks of one rendered scene, without margins."""
 
     def __init__(self, layout: tuple[SceneObject, ...], labels: NDArray[np.uint8]) -> None:
         self.layout = layout
@@ -83,8 +83,8 @@ class PixelReader:
         found = []
         for i, item in enumerate(self.layout):
             size = {"small": ("small", "little"), "large": ("large", "big")}[item.size]
-            said = {*size, item.texture, item.colour, item.shape, "object", "thing", "shape"}
-            if {*phrase.adjectives, phrase.noun} <= said:
+            words = {*size, item.texture, item.colour, item.shape, "object", "thing", "shape"}
+            if {*phrase.adjectives, phrase.noun} <= words:
                 found.append(i)
         return found
 
@@ -130,12 +130,12 @@ class PixelReader:
         return away
 
 
-def test_every_expression_reads_back_and_is_true_of_its_mask_alone() -> None:
+def test_expressions_are_parsed_back_and_fit_only_their_mask() -> None:
     dataset = ScenesDataset(250, seed=21, size=96)
     for scene in range(250):
         layout = dataset.layout(4 * scene)
-        _, labels = paint(layout, 96, np.random.default_rng(0))
-        reader = PixelReader(layout, labels)
+        _, labels = render(layout, 96, np.random.default_rng(0))
+        reader = PixelInterpreter(layout, labels)
         for index in range(4 * scene, 4 * scene + 4):
             sample = dataset[index]
             form = read(sample.expression)
@@ -147,7 +147,7 @@ def test_every_expression_reads_back_and_is_true_of_its_mask_alone() -> None:
             assert Interpreter(layout).refer(form) == dataset.target(index) == meant
 
 
-def test_order_sensitive_is_what_trying_all_orders_finds() -> None:
+def test_order_sensitive_agrees_with_all_permutations() -> None:
     dataset = ScenesDataset(140, seed=22)
     seen = {True: 0, False: 0}
     for index in range(len(dataset)):
@@ -167,7 +167,7 @@ def test_order_sensitive_is_what_trying_all_orders_finds() -> None:
     assert min(seen.values()) >= 8
 
 
-def test_other_kinds_have_one_order() -> None:
+def test_other_kinds_have_one_valid_order() -> None:
     dataset = ScenesDataset(120, seed=23)
     tried = 0
     for index in range(len(dataset)):
@@ -205,7 +205,7 @@ class TestMargins:
         assert refer(f"{words} star", first, second, other) == found
         assert refer(f"{words} object", first, second, other) == 2
 
-    def test_an_edge_further_out_makes_the_extreme_doubtful(self) -> None:
+    def test_extreme_is_ambiguous_if_another_edge_is_further(self) -> None:
         small, large = thing("small red circle", 0.3, 0.3), thing("large red circle", 0.7, 0.39)
         assert refer("lowest circle", small, large) == 1
         assert refer("top circle", small, thing("small red circle", 0.7, 0.39)) == 0
@@ -268,7 +268,7 @@ class TestMargins:
             refer("star left of the square", first, anchor, thing("small red star", x, y)) == found
         )
 
-    def test_anchor_must_be_one(self) -> None:
+    def test_anchor_must_be_unique(self) -> None:
         star, blue = thing("small red star", 0.2, 0.5), thing("small blue square", 0.5, 0.5)
         red = thing("small red square", 0.8, 0.2)
         assert refer("star left of the square", star, blue, red) is None
@@ -296,7 +296,7 @@ class TestMargins:
         )
         assert refer("third circle from the top", *row) is None
 
-    def test_counting_by_edges_must_agree(self) -> None:
+    def test_counting_by_centres_and_edges_must_agree(self) -> None:
         first, third = thing("small red circle", 0.1, 0.2), thing("small red circle", 0.9, 0.2)
         second = thing("small red circle", 0.4, 0.2)
         near = thing("large red circle", 0.475, 0.8, radius=0.184)
@@ -325,7 +325,7 @@ class TestOrder:
         assert Interpreter(layout).refer(form) is not None
         return Interpreter(layout).order_sensitive(form)
 
-    def test_swapped_nouns_mean_another_object(self) -> None:
+    def test_exchanged_nouns(self) -> None:
         row = (
             thing("small red square", 0.2, 0.5),
             thing("small blue star", 0.5, 0.5),
@@ -335,7 +335,7 @@ class TestOrder:
         # Without the square on the left there is no "square left of the blue star".
         assert not self.sensitive("star left of the blue square", *row[1:])
 
-    def test_an_adjective_that_changes_sides(self) -> None:
+    def test_exchanged_adjectives(self) -> None:
         layout = (
             thing("small red star", 0.2, 0.2),
             thing("small blue circle", 0.5, 0.2),
@@ -344,14 +344,14 @@ class TestOrder:
         )
         assert self.sensitive("red star left of the blue circle", *layout)
 
-    def test_next_to_works_both_ways(self) -> None:
+    def test_next_to_is_symmetric(self) -> None:
         layout = thing("small red star", 0.4, 0.5), thing("small red circle", 0.63, 0.5)
         assert self.sensitive("star next to the circle", *layout)
         assert not self.sensitive("star left of the circle", *layout), (
             "the circle is not left of the star"
         )
 
-    def test_readings_keep_every_word(self) -> None:
+    def test_other_readings_have_the_same_words(self) -> None:
         form = read("small red star left of the large circle")
         assert form is not None
         readings = [words_of(reading) for reading in other_readings(form)]
