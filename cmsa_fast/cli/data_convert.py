@@ -35,6 +35,9 @@ class ConvertOptions(DataOptions):
     """Embed the image files in the file; otherwise images are read from where they are now. Images inside
     Parquet files are always embedded."""
 
+    strict: bool = False
+    """Stop at the first record that cannot be used; otherwise it is left out and reported."""
+
 
 def run_convert(options: ConvertOptions) -> Conversion:
     """Converts a data set.

@@ -61,9 +61,6 @@ class DataOptions:
     image_dir: Annotated[Path | None, without_default("PATH", "default: the usual places")] = None
     """Folder of the images, where it is not under --root in one of the usual places."""
 
-    strict: bool = False
-    """Stop at the first record or image that cannot be used; otherwise they are left out, counted and told."""
-
     def source(self) -> Source:
         """The data set that the options name.
 
