@@ -65,15 +65,16 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 
 class Interrupted(Collate):
-    """Simulates Ctrl-C when batch number `at` is requested."""
+    """Simulates Ctrl-C, or the end of the process, when batch number `at` is requested."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
         super().__init__(VOCABULARY, SIZE)
         self.left = at
+        self.error = error
 
     def __call__(self, samples: list[Sample]) -> Any:
         if self.left == 0:
-            raise KeyboardInterrupt
+            raise self.error
         self.left -= 1
         return super().__call__(samples)
 
@@ -176,14 +177,8 @@ def test_ctrl_c_within_a_step_is_deferred_to_its_end(
 
 
 def test_killed_run_resumes_from_the_last_checkpoint(whole: Path, tmp_path: Path) -> None:
-    class Killed(Interrupted):
-        def __call__(self, samples: list[Sample]) -> Any:
-            if self.left == 0:
-                raise MemoryError
-            return super().__call__(samples)
-
     with pytest.raises(MemoryError):
-        run(tmp_path, collate=Killed(12), checkpoint_every=7)
+        run(tmp_path, collate=Interrupted(12, MemoryError), checkpoint_every=7)
     assert state_of(tmp_path)["step"] == 7
     assert [row["step"] for row in lines_of(tmp_path)] == [10]
     with (tmp_path / METRICS).open("a") as lines:
@@ -406,6 +401,12 @@ def test_validation_keeps_the_best_weights(tmp_path: Path) -> None:
     rows = [row for row in lines_of(tmp_path) if "validation" in row]
     assert [row["step"] for row in rows] == [3, 6, 9, 12, 13]
     assert rows[1]["validation"] == {"overall_iou": 0.7, "mean_iou": 0.25}
+
+
+def test_best_weights_are_written_with_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        run(tmp_path, recipe=VALIDATED, validate=validate, collate=Interrupted(4, MemoryError))
+    assert state_of(tmp_path)["best"][0] == 3
 
 
 class Dropping(nn.Module):
