@@ -67,23 +67,20 @@ class Case(NamedTuple):
     variant: str = VARIANTS[0]
 
 
+def _empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
 def _index(variant: str) -> torch.Tensor | None:
-    if variant != "image_index":
-        return None
-    return torch.empty(_BATCH, dtype=torch.int64, device="meta")
+    return _empty(torch.int64, _BATCH) if variant == "image_index" else None
 
 
 def _separable(plan: str, width: int, dtype: torch.dtype, variant: str) -> None:
     from cmsa_fast.kernels.separable_attention.triton import plans as separable
 
     words = _WORD_LIMIT if variant == "64 words" else _WORDS
-    features = [
-        torch.empty(_BATCH, size, width, dtype=dtype, device="meta")
-        for size in [_PLACES] * 3 + [words] * 3
-    ]
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    weight = torch.empty(_BATCH, words, dtype=exact, device="meta")
-    index = _index(variant)
+    features = [_empty(dtype, _BATCH, size, width) for size in [_PLACES] * 3 + [words] * 3]
+    weight, index = _empty(torch.float32, _BATCH, words), _index(variant)
     with separable.only(plan):
         attended, state = separable.forward(features, weight, index)
         separable.backward(torch.empty_like(attended), features, weight, index, attended, state)
@@ -95,21 +92,15 @@ def _joint(width: int, dtype: torch.dtype, variant: str) -> None:
     from cmsa_fast.kernels.joint_attention.triton.projection import launch_tail_forward
     from cmsa_fast.kernels.joint_attention.triton.projection_backward import launch_tail_backward
 
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
     tokens, keys = _PLACES * _WORDS, _PLACES // 4 * _WORDS // 2
-    query, key, value = (empty(_BATCH, size, width) for size in (tokens, keys, keys))
-    mask = torch.empty(_BATCH, keys, dtype=torch.bool, device="meta")
+    query, key, value = (_empty(dtype, _BATCH, size, width) for size in (tokens, keys, keys))
+    mask = _empty(torch.bool, _BATCH, keys)
     attended, logsumexp = launch_joint_forward(query, key, value, mask, 1.0)
     launch_joint_backward(attended, query, key, value, mask, 1.0, attended, logsumexp)
 
-    words = torch.empty(_BATCH, _WORDS, dtype=torch.bool, device="meta")
-    projected = (
-        attended.unflatten(1, (_PLACES, _WORDS)),
-        empty(_CHANNELS, width),
-        empty(_CHANNELS),
-    )
+    words = _empty(torch.bool, _BATCH, _WORDS)
+    tokens_of_words = attended.unflatten(1, (_PLACES, _WORDS))
+    projected = (tokens_of_words, _empty(dtype, _CHANNELS, width), _empty(dtype, _CHANNELS))
     result = launch_tail_forward(*projected, words, True)
     launch_tail_backward(result, *projected, words, True)
 
@@ -117,16 +108,13 @@ def _joint(width: int, dtype: torch.dtype, variant: str) -> None:
 def _level_tail(width: int, dtype: torch.dtype, variant: str) -> None:
     from cmsa_fast.kernels.separable_attention.triton.projection import launch_level_tail
 
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
     visual, words, coordinates = 2048, 1000, 8
     launch_level_tail(
-        empty(_BATCH, _PLACES, width),
-        empty(visual + words + coordinates, width),
-        empty(_BATCH, visual, _PLACES).mT,
-        empty(_BATCH, words),
-        empty(coordinates, _PLACES),
+        _empty(dtype, _BATCH, _PLACES, width),
+        _empty(dtype, visual + words + coordinates, width),
+        _empty(dtype, _BATCH, visual, _PLACES).mT,
+        _empty(dtype, _BATCH, words),
+        _empty(dtype, coordinates, _PLACES),
         _index(variant),
     )
 

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmsa_fast.evaluation.crf import RefinementPool, refine
+from cmsa_fast.evaluation.crf import refine
+from cmsa_fast.evaluation.crf_pool import RefinementPool
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:

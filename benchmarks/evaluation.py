@@ -24,7 +24,7 @@ from torch import Tensor
 from cmsa_fast.data.batch import Batch
 from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.transforms import Letterbox
-from cmsa_fast.evaluation.inference import predict_probabilities
+from cmsa_fast.evaluation.inference import segment_batch
 from cmsa_fast.models import build_model, for_inference
 from cmsa_fast.models.base import ReferringModel
 
@@ -78,17 +78,22 @@ def batch() -> Batch:
     )
 
 
+def predict(network: ReferringModel, expressions: Batch) -> list[Tensor]:
+    """The probabilities of each expression of a batch, [S, S]."""
+    return [output.probability for output in segment_batch(network, expressions, "cpu")]
+
+
 def run(form: str) -> list[Tensor]:
     """The probabilities of all expressions of the image, [320, 320] each."""
     whole = batch()
     if form == "once":
-        return predict_probabilities(folded(), whole, "cpu")
+        return predict(folded(), whole)
     network = folded() if form == "each" else model()
     fields = ("words", "word_mask", "masks", "image_index", "samples", "letterboxes")
     probabilities = []
     for row in range(EXPRESSIONS):
         one = {field: getattr(whole, field)[row : row + 1] for field in fields}
-        probabilities += predict_probabilities(network, dataclasses.replace(whole, **one), "cpu")
+        probabilities += predict(network, dataclasses.replace(whole, **one))
     return probabilities
 
 
@@ -100,7 +105,7 @@ def check_parity() -> float:
     """
     results = {form: torch.stack(run(form)) for form in FORMS}
     double = dataclasses.replace(batch(), images=batch().images.double())
-    exact = torch.stack(predict_probabilities(copy.deepcopy(model()).double(), double, "cpu"))
+    exact = torch.stack(predict(copy.deepcopy(model()).double(), double))
     errors = {form: float((result - exact).abs().max()) for form, result in results.items()}
     allowed = 2 * errors["each, as trained"]
     for form, error in errors.items():

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.evaluation.conventions import CONVENTIONS
-from cmsa_fast.evaluation.generalized_metrics import GeneralizedMetrics
-from cmsa_fast.evaluation.metrics import ExpressionCounts, SegmentationMetrics
+from cmsa_fast.evaluation.metrics import ExpressionCounts, GeneralizedMetrics, SegmentationMetrics
 
 from .measuring import machine, run_command, summarize, time_interleaved
 

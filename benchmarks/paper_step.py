@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cmsa_fast.models.cmsa import CMSAModel
 from cmsa_fast.nn import CMSA, segmentation_loss
+from cmsa_fast.training.optimization import build_optimizer
 from cmsa_fast.training.recipe import PRESETS
 
 from .measuring import machine, peak_mib, run_command
@@ -64,11 +65,7 @@ def collect() -> dict[str, Any]:
     recipe = PRESETS["paper"]
     torch.manual_seed(0)
     model = CMSAModel(_VOCABULARY).train()
-    optimizer = torch.optim.Adam(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer, _ = build_optimizer(model, recipe)
     images = torch.rand(1, 3, recipe.size, recipe.size)
     words = torch.randint(_VOCABULARY, (1, recipe.max_words))
     masks = torch.zeros(1, recipe.size, recipe.size, dtype=torch.bool)

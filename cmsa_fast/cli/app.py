@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments. None: those of the process.
 
     Returns:
-        The exit status: 0 success, 1 failure, 130 interrupted by Ctrl-C. A usage error exits with 2.
+        The exit status: 0 success, 1 failure, 3 evaluation with expressions left out (`evaluate --allow-missing`),
+        130 interrupted by Ctrl-C. A usage error exits with 2.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     configure_openmp()
@@ -85,10 +86,12 @@ def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
 
 
 def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
-    """Measure a trained model on every expression of a split.
+    """Evaluate a trained model on every expression of a split.
 
-    Prints a table; writes evaluation.json, sentences.csv (a row for each expression) and images of the best and
-    the worst. Without --data it takes the data and the split that the run named.
+    Prints a table; writes evaluation.json, sentences.csv (one row per expression) and images of the best and the
+    worst expressions. Without --data it uses the data and the split that the run names.
+
+    The exit status is 3 if expressions of the split were left out (--allow-missing).
 
     cmsa-fast evaluate RUN
 
@@ -96,17 +99,16 @@ def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
 
     torchrun --nproc-per-node 4 -m cmsa_fast evaluate RUN
     """
-    from .evaluate import run_evaluate
-    from .report import format_evaluation
+    from .evaluate import format_evaluation, run_evaluate
 
     result = run_evaluate(options)
     if result.is_first:
         print(format_evaluation(result))
-    return 0
+    return result.status
 
 
 def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
-    """Compare two evaluations of the same expressions: which expressions differ, and how sure the difference is.
+    """Compare two evaluations of the same expressions: which expressions differ, and is the change significant?
 
     cmsa-fast compare RUN/evaluation-refer-val-native OTHER/evaluation-refer-val-native
     """

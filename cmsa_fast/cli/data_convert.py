@@ -35,6 +35,9 @@ class ConvertOptions(DataOptions):
     """Copy the images into the folder, byte for byte; otherwise they are found where they lie now. Images
     inside parquet files are written out in either case."""
 
+    strict: bool = False
+    """Stop at the first record that cannot be used; otherwise it is left out and reported."""
+
 
 @dataclass(frozen=True)
 class ConvertResult:

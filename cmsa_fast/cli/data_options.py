@@ -64,9 +64,6 @@ class DataOptions:
     mixed_splits: bool = False
     """Read a copy known to mix the splits of several data sets (lmms-lab's parquet files) all the same."""
 
-    strict: bool = False
-    """Stop at the first record or image that cannot be used; otherwise they are left out, counted and told."""
-
     def source(self) -> Source:
         """The data set that the options name.
 

@@ -1,4 +1,4 @@
-"""The folder that an evaluation writes to: never one with something in it."""
+"""The output folder of an evaluation; a folder that is not empty is never used."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def evaluation_folder(
 ) -> Iterator[Path]:
     """A folder for results, the same for all processes.
 
-    It is made before the work begins, so that a place where nothing can be made costs no evaluation, and two
-    evaluations at a time never choose the same. It is removed at the end of the block where nothing was put in.
+    It is created before the evaluation, so that a place that is not writable costs no work and two simultaneous
+    evaluations never use the same folder. At the end of the block it is removed if it is empty.
 
     Args:
-        out: the folder that the user named. None: a fresh one in `parent`.
-        parent: an existing folder.
-        stem: of the fresh folder's name.
-        processes: who shares the work; the first one makes the folder.
+        out: The folder that the user named. None: a new one in `parent`.
+        parent: An existing folder.
+        stem: Start of the new folder's name.
+        processes: The processes that share the work; the first one creates the folder.
 
     Raises:
         NotADirectoryError: `out` is a file.
-        FileExistsError: `out` holds something.
-        OSError: the folder cannot be made.
+        FileExistsError: `out` is not empty.
+        OSError: The folder cannot be created.
     """
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out must be a folder; {out} is a file.")
@@ -38,22 +38,22 @@ def evaluation_folder(
         raise FileExistsError(
             f"--out {out} is not empty, and an evaluation never overwrites another; choose a new folder."
         )
-    made = None
+    created = None
     if processes.is_first:
         if out is None:
-            made = _fresh(parent, stem)
+            created = _new_folder(parent, stem)
         elif not out.is_dir():
             out.mkdir(parents=True)
-            made = out
+            created = out
     try:
-        yield processes.gather(made or out)[0]
+        yield processes.gather(created or out)[0]
     finally:
-        if made is not None:
+        if created is not None:
             with suppress(OSError):  # it is not empty
-                made.rmdir()
+                created.rmdir()
 
 
-def _fresh(parent: Path, stem: str) -> Path:
+def _new_folder(parent: Path, stem: str) -> Path:
     for count in itertools.count(1):
         folder = parent / (stem if count == 1 else f"{stem}-{count}")
         with suppress(FileExistsError):

@@ -17,8 +17,7 @@ from ..data.shuffled import ShuffledExpressions
 from ..data.source import open_split
 from ..data.vocabulary import Vocabulary, tokenize
 from ..evaluation.evaluate import Evaluation, evaluate
-from ..evaluation.examples import drawn_or_warned, examples_of
-from ..evaluation.visualization import save_examples
+from ..evaluation.visualization import draw_or_warn, predict_examples, save_examples
 from ..models import build_model
 from ..models.base import ReferringModel
 from ..models.checkpoint import ModelConfig
@@ -314,7 +313,7 @@ def _evaluate(
             "steps": progress.step,
             "best_step": progress.best_step,
             "training_seconds": round(progress.seconds, 1),
-            "problems": errors.messages,
+            "errors": errors.messages,
         }
         write_json(folder / EVALUATION, content)
 
@@ -334,9 +333,9 @@ def _evaluate(
     if options.examples:
         results = evaluation.results
         chosen = [results[i].index for i in _evenly(len(results), options.examples)]
-        overview = drawn_or_warned(
+        overview = draw_or_warn(
             lambda: save_examples(
-                examples_of(model, [dataset[i] for i in chosen], collate, device),
+                predict_examples(model, [dataset[i] for i in chosen], collate, device),
                 folder / EXAMPLES,
             )
         )

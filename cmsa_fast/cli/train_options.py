@@ -54,6 +54,9 @@ class TrainOptions(DataOptions):
 
     data: Annotated[DataForm, tyro.conf.arg(help=FORMS_HELP)] = "scenes"
 
+    strict: bool = False
+    """Stop at the first record or image that cannot be used; otherwise it is left out and reported."""
+
     train_split: str = "train"
     """Split to train on; unused with --data scenes."""
 

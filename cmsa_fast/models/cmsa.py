@@ -39,12 +39,7 @@ class CMSAModel(ExplainsWords):
         """
         Args:
             vocabulary_size: Number of word ids.
-            backbone: Options with this prefix, freeze_* and narrow_widths: see `build_backbone`.
-            backbone_weights: See `build_backbone`.
-            backbone_dilation: See `build_backbone`.
-            freeze_backbone: See `build_backbone`.
-            freeze_batch_norm: See `build_backbone`.
-            narrow_widths: See `build_backbone`.
+            backbone: Name of the backbone. For it and the options up to narrow_widths see `build_backbone`.
             word_channels: Cl (1000 in the paper).
             attention_channels: d, the width of query, key and value (512).
             fused_channels: Channels of each level in the fusion (500).

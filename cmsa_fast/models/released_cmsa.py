@@ -51,12 +51,7 @@ class ReleasedCMSAModel(ReferringModel):
         """
         Args:
             vocabulary_size: Number of word ids.
-            backbone: Options with this prefix, freeze_* and narrow_widths: see `build_backbone`.
-            backbone_weights: See `build_backbone`.
-            backbone_dilation: See `build_backbone`.
-            freeze_backbone: See `build_backbone`. The published code does this.
-            freeze_batch_norm: See `build_backbone`.
-            narrow_widths: See `build_backbone`.
+            backbone: Name of the backbone. For it and the options up to narrow_widths see `build_backbone`.
             word_channels: Cl (1000).
             res5_channels: Channels that Res5 is reduced to. None: word_channels (1000).
             attention_channels: Width of query, key and value at Res5 (512).

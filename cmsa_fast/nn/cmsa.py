@@ -133,7 +133,9 @@ class CMSA(nn.Module):
         Raises:
             TypeError, ValueError: Shapes, dtypes or devices do not fit, or an expression has no real word.
         """
-        self._check_inputs(visual, words, word_mask, image_index)
+        check_inputs(
+            visual, words, word_mask, image_index, self.visual_channels, self.word_channels
+        )
         tokens = _tokens(visual, words, word_mask)
         places, expression = self._project(tokens)
         attended = self._attend(places, expression, word_mask, image_index)
@@ -183,7 +185,9 @@ class CMSA(nn.Module):
         Raises:
             TypeError, ValueError: As in `forward`; or weight or bias does not fit.
         """
-        self._check_inputs(visual, words, word_mask, image_index)
+        check_inputs(
+            visual, words, word_mask, image_index, self.visual_channels, self.word_channels
+        )
         check_convolution(weight, bias, self.out_channels, "output.weight", self.output.weight)
         return self.unchecked_project(visual, words, word_mask, weight, bias, image_index, False)[0]
 
@@ -224,18 +228,6 @@ class CMSA(nn.Module):
         return (
             f"visual_channels={self.visual_channels}, word_channels={self.word_channels}, "
             f"attention_channels={self.attention_channels}, backend={self.backend!r}"
-        )
-
-    def _check_inputs(
-        self, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
-    ) -> None:
-        check_inputs(
-            visual,
-            words,
-            word_mask,
-            image_index,
-            visual_channels=self.visual_channels,
-            word_channels=self.word_channels,
         )
 
     def _project(self, tokens: _Tokens) -> tuple[_Projections, _Projections]:

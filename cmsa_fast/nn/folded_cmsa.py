@@ -20,12 +20,7 @@ from .tokens import (
     unit_places,
     unit_words,
 )
-from .validation import (
-    check_convolution,
-    check_dtype_and_device,
-    check_visual,
-    check_words,
-)
+from .validation import check_convolution, check_dtype_and_device, check_visual, check_words
 
 # Triton vectorises loads of a row only if its length is a multiple of this.
 _MULTIPLE = 16
@@ -100,12 +95,7 @@ class FoldedLevel:
         *,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """`encode` followed by `project`: the result of `CMSA.project`, [B, E, H, W].
-
-        Raises:
-            TypeError, ValueError: As in `CMSA.project`.
-            RuntimeError: Gradients are recorded, or the weights have changed.
-        """
+        """`encode` followed by `project`: the result of `CMSA.project`, [B, E, H, W]."""
         return self.project(self.encode(visual), words, word_mask, image_index=image_index)
 
     def encode(self, visual: Tensor) -> FoldedPlaces:

@@ -123,21 +123,12 @@ class ReleasedLevel(nn.Module):
             TypeError, ValueError: Shapes, dtypes or devices do not fit, or an expression has no real word.
         """
         check_inputs(
-            visual,
-            words,
-            word_mask,
-            image_index,
-            visual_channels=self.visual_channels,
-            word_channels=self.word_channels,
+            visual, words, word_mask, image_index, self.visual_channels, self.word_channels
         )
         return self.unchecked_forward(visual, words, word_mask, image_index)
 
     def unchecked_forward(
-        self,
-        visual: Tensor,
-        words: Tensor,
-        word_mask: Tensor | None,
-        image_index: Tensor | None,
+        self, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
     ) -> Tensor:
         """`forward` without argument checks."""
         height, width = visual.shape[2:]
@@ -173,9 +164,8 @@ class ReleasedLevel(nn.Module):
         key, value = pooled.flatten(1, 2).chunk(2, dim=2)
         key_mask = None
         if tokens.word_mask is not None:
-            windows = tokens.word_mask[
-                :, ::2
-            ]  # a window of packed words holds a real one if its first is
+            # A window of packed words has a real one if its first is real.
+            windows = tokens.word_mask[:, ::2]
             key_mask = windows[:, None].expand(-1, pooled.shape[1], -1).flatten(1)
         attended = unchecked_joint_attention(
             query.flatten(1, 2), key, value, key_mask, backend=self.backend

@@ -12,7 +12,6 @@ def check_inputs(
     words: Tensor,
     word_mask: Tensor | None,
     image_index: Tensor | None,
-    *,
     visual_channels: int,
     word_channels: int,
 ) -> None:

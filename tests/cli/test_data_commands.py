@@ -297,8 +297,8 @@ def test_training_on_grefcoco_and_its_copy(tmp_path: Path, capsys: Capture) -> N
         json.loads((tmp_path / form / "evaluation.json").read_text())
         for form in ("grefcoco", "converted")
     ]
-    assert evaluations[0]["sentences"] == 4
-    for key in ("overall", "generalized", "problems"):
+    assert evaluations[0]["expressions"] == 4
+    for key in ("overall", "generalized", "errors"):
         assert evaluations[0][key] == evaluations[1][key]
 
 
@@ -315,7 +315,7 @@ def test_training_with_a_missing_image(tmp_path: Path, capsys: Capture, workers:
     assert "there is no image COCO_train2014_000000000011.jpg in" in shown
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["steps"] == 9
-    assert len(content["problems"]) == 1
+    assert len(content["errors"]) == 1
     given = arguments({**TINY, **options, "run-dir": tmp_path / "strict"})
     line = failed(capsys, "train", *given, "--strict")
     assert line.startswith("there is no image COCO_train2014_000000000011.jpg in")

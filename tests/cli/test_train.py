@@ -223,11 +223,11 @@ def test_the_report_says_what_word_order_costs() -> None:
     evaluation = replace(RESULT.evaluation, by_kind=by_kind, counts=counts)
     text = format_result(replace(RESULT, evaluation=evaluation, overview=Path("a.png")))
     rows = {line[:30].strip(): line[30:].split() for line in text.splitlines()}
-    assert rows[WORD_ORDER][:2] == ["4", "0.222"]
-    assert rows[NO_WORD_ORDER][:2] == ["5", "0.411"]
+    assert rows[WORD_ORDER][:2] == ["4", "22.20"]
+    assert rows[NO_WORD_ORDER][:2] == ["5", "41.10"]
     flowing = " ".join(text.split())
     assert (
-        "overall IoU 0.222 where the same words in another order name another object, 0.411 at other"
+        "overall IoU 22.20 where the same words in another order name another object, 41.10 for other"
     ) in flowing
     assert text.splitlines()[-2:] == [
         "7 steps in 1 min 23 s; everything is in runs/x",
@@ -240,12 +240,12 @@ def test_the_report_without_kinds() -> None:
     assert "word order" not in text
     assert "shuffled" not in text
     assert text.splitlines()[1].split() == [
-        *("all", "expressions", "9", "0.500", "0.400"),
-        *["0.250"] * 5,
+        *("all", "expressions", "9", "50.00", "40.00"),
+        *["25.00"] * 5,
     ]
     shuffled = Evaluation(9, {**METRICS, "mean_iou": 0.123}, {}, {})
     row = format_result(replace(RESULT, shuffled=shuffled)).splitlines()[2]
-    assert row.split()[:5] == ["expressions", "shuffled", "9", "0.500", "0.123"]
+    assert row.split()[:5] == ["expressions", "shuffled", "9", "50.00", "12.30"]
 
 
 def refer(root: Path) -> ReferLayout:
@@ -291,7 +291,7 @@ def test_evaluation_is_kept_when_a_later_stage_fails(
     result = run_training(options)
     assert result.overview is None
     assert result.shuffled is not None
-    assert "Not all images could be drawn" in caplog.text
+    assert "Not all example images could be drawn" in caplog.text
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["shuffled"] == result.shuffled.overall
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmsa_fast.evaluation.generalized_metrics import GeneralizedMetrics
-from cmsa_fast.evaluation.metrics import SegmentationMetrics
+from cmsa_fast.evaluation.metrics import GeneralizedMetrics, SegmentationMetrics
 
 
 def row(pattern: str) -> np.ndarray:

@@ -168,25 +168,6 @@ def test_project_equals_forward_and_convolution(
         assert (ours[2][~mask] == 0).all()
 
 
-def test_project_one_place_one_word_without_bias() -> None:
-    module = build()
-    visual, words, weight, _ = draw(2, 2, 1, 1, 1)
-    ours = module.project(visual, words, weight=weight)
-    theirs = F.conv2d(module(visual, words), weight)
-    assert (ours - theirs).norm() <= 1e-12 * theirs.norm()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_project_rounding_error_is_that_of_the_convolution(dtype: torch.dtype) -> None:
-    module = build().to(dtype)
-    inputs = tuple(part.to(dtype) for part in draw(2, 2, 5, 9, 7))
-    mask = padding(2, 5)
-    exact = convolve(module.double(), tuple(part.double() for part in inputs), mask)
-    module.to(dtype)
-    errors = [(run(module, inputs, mask) - exact).norm() for run in (project, convolve)]
-    assert errors[0] <= 2 * max(errors[1], torch.finfo(dtype).eps * exact.norm())
-
-
 @pytest.mark.parametrize("visual_dtype", [torch.float32, torch.bfloat16])
 def test_project_under_autocast(visual_dtype: torch.dtype) -> None:
     module = build().float()

@@ -1,4 +1,4 @@
-"""`FoldedLevel` against `CMSA.project` and the convolution of the level that both replace."""
+"""`FoldedLevel` against the level and its convolution, and `CMSA.project` where the two share a test."""
 
 from collections.abc import Callable, Iterator
 
@@ -30,6 +30,13 @@ def without_gradient() -> Iterator[None]:
 def fold(module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None = None) -> Tensor:
     visual, words, weight, bias = inputs
     return FoldedLevel(module, weight, bias)(visual, words, mask, image_index=index)
+
+
+def project(
+    module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None = None
+) -> Tensor:
+    visual, words, weight, bias = inputs
+    return module.project(visual, words, mask, weight=weight, bias=bias, image_index=index)
 
 
 def literal(
@@ -75,11 +82,13 @@ def test_kernels_take_values_of_another_width(width: int) -> None:
     assert (ours - exact).norm() <= 2 * allowed
 
 
-def test_one_place_one_word_without_bias() -> None:
+@pytest.mark.parametrize("run", [project, fold])
+def test_one_place_one_word_without_bias(run: Callable[..., Tensor]) -> None:
     module = build()
     visual, words, weight, _ = draw(2, 2, 1, 1, 1)
     exact = F.conv2d(module(visual, words), weight)
-    assert (FoldedLevel(module, weight)(visual, words) - exact).norm() <= 1e-12 * exact.norm()
+    ours = run(module, (visual, words, weight, None), None)
+    assert (ours - exact).norm() <= 1e-12 * exact.norm()
 
 
 def test_convolutions_of_fewer_and_more_than_sixteen_channels() -> None:
@@ -94,13 +103,16 @@ def test_convolutions_of_fewer_and_more_than_sixteen_channels() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_rounding_error_is_that_of_the_convolution(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("run", [project, fold])
+def test_rounding_error_is_that_of_the_convolution(
+    run: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
     module = build().to(dtype)
     inputs = tuple(part.to(dtype) for part in draw(2, 2, 5, 9, 7))
     mask = padding(2, 5)
     exact = literal(module.double(), tuple(part.double() for part in inputs), mask)
     module.to(dtype)
-    ours, theirs = (run(module, inputs, mask) for run in (fold, literal))
+    ours, theirs = (form(module, inputs, mask) for form in (run, literal))
     assert ours.dtype == dtype
     allowed = max((theirs - exact).norm(), torch.finfo(dtype).eps * exact.norm())
     assert (ours - exact).norm() <= 2 * allowed

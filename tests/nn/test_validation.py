@@ -12,69 +12,10 @@ from torch import Tensor
 
 from cmsa_fast.nn import CMSA, PooledCMSA, SqueezedCMSA
 
-Arguments = dict[str, Any]
-MISTAKES: dict[str, tuple[Callable[[Tensor, Tensor], Arguments], type[Exception], str]] = {
-    "visual": (
-        lambda v, w: {"visual": v[:, 1:], "words": w},
-        ValueError,
-        r"visual must have shape \[batch, 11",
-    ),
-    "no tensor": (
-        lambda v, w: {"visual": [1], "words": w},
-        TypeError,
-        "visual must be a tensor; got list",
-    ),
-    "words": (
-        lambda v, w: {"visual": v, "words": w[..., 1:]},
-        ValueError,
-        r"words must have shape \[batch, words, 7\]",
-    ),
-    "batch": (
-        lambda v, w: {"visual": v, "words": w[:1]},
-        ValueError,
-        "visual has 2 images and words 1 expressions",
-    ),
-    "dtype": (
-        lambda v, w: {"visual": v, "words": w.float()},
-        TypeError,
-        "words must have the dtype of visual",
-    ),
-    "mask dtype": (
-        lambda v, w: {"visual": v, "words": w, "word_mask": torch.ones(2, 4)},
-        TypeError,
-        "word_mask must be a bool tensor; got torch.float32",
-    ),
-    "mask shape": (
-        lambda v, w: {"visual": v, "words": w, "word_mask": torch.ones(2, 3, dtype=torch.bool)},
-        ValueError,
-        r"word_mask must have shape \[batch, words\] = \[2, 4\]; got \[2, 3\]",
-    ),
-    "empty expression": (
-        lambda v, w: {"visual": v, "words": w, "word_mask": torch.arange(2)[:, None] > w[..., 0]},
-        ValueError,
-        r"word_mask must have a true word in every expression; expressions \[0\] of 2",
-    ),
-    "index dtype": (
-        lambda v, w: {"visual": v, "words": w, "image_index": torch.zeros(2)},
-        TypeError,
-        "image_index must be an int64 tensor",
-    ),
-    "index shape": (
-        lambda v, w: {"visual": v, "words": w, "image_index": torch.zeros(3, dtype=torch.int64)},
-        ValueError,
-        r"image_index must have shape \[batch\] = \[2\]; got \[3\]",
-    ),
-    "index range": (
-        lambda v, w: {"visual": v, "words": w, "image_index": torch.tensor([0, 2])},
-        ValueError,
-        r"image_index must lie in 0\.\.1; got values from 0 to 2",
-    ),
-    "no image": (
-        lambda v, w: {"visual": v[:0], "words": w, "image_index": torch.tensor([0, 0])},
-        ValueError,
-        "visual must hold at least one image for 2 expressions",
-    ),
-}
+V = torch.rand(2, VISUAL, 3, 3, dtype=torch.float64)
+W = torch.rand(2, 4, WORD, dtype=torch.float64)
+MASK = torch.ones(2, 4, dtype=torch.bool)
+INDEX = torch.tensor([0, 1])
 
 
 def project(**given: Any) -> Tensor:
@@ -91,10 +32,37 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_wrong_arguments_are_named(call: str, mistake: str) -> None:
-    given, error, text = MISTAKES[mistake]
-    visual = torch.rand(2, VISUAL, 3, 3, dtype=torch.float64)
-    words = torch.rand(2, 4, WORD, dtype=torch.float64)  # in [0, 1)
-    with pytest.raises(error, match=text):
-        CALLS[call](**given(visual, words))
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"visual": V[:, 1:]}, ValueError, r"visual must have shape \[batch, 11"),
+        ({"visual": [1]}, TypeError, "visual must be a tensor; got list"),
+        ({"words": W[..., 1:]}, ValueError, r"words must have shape \[batch, words, 7\]"),
+        ({"words": W[:1]}, ValueError, "visual has 2 images and words 1 expressions"),
+        ({"words": W.float()}, TypeError, "words must have the dtype of visual"),
+        (
+            {"word_mask": MASK.float()},
+            TypeError,
+            "word_mask must be a bool tensor; got torch.float",
+        ),
+        ({"word_mask": MASK[:, 1:]}, ValueError, r"\[batch, words\] = \[2, 4\]; got \[2, 3\]"),
+        (
+            {"word_mask": MASK & (INDEX == 1)[:, None]},
+            ValueError,
+            r"expressions \[0\] of 2 have none",
+        ),
+        ({"image_index": INDEX.float()}, TypeError, "image_index must be an int64 tensor"),
+        ({"image_index": INDEX[:1]}, ValueError, r"shape \[batch\] = \[2\]; got \[1\]"),
+        ({"image_index": 2 * INDEX}, ValueError, r"must lie in 0\.\.1; got values from 0 to 2"),
+        (
+            {"image_index": INDEX, "visual": V[:0]},
+            ValueError,
+            "visual must hold at least one image",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(
+    call: str, wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        CALLS[call](**({"visual": V, "words": W} | wrong))

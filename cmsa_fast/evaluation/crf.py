@@ -1,81 +1,99 @@
-"""Mean-field inference in a dense CRF (Krähenbühl and Koltun, NeurIPS 2011), by pydensecrf."""
+"""Dense CRF (Krähenbühl and Koltun, NeurIPS 2011): refines probabilities along image edges, by pydensecrf."""
 
 from __future__ import annotations
 
 import importlib
+import math
 import sys
+from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .parameters import CrfParameters, crf_parameters
-
-# PyTorch is imported where a tensor comes in, so that a process that refines arrays starts without it.
+# PyTorch is imported only where tensors are used, so that the processes of `crf_pool` start without it.
 if TYPE_CHECKING:
     from torch import Tensor
 
     ArrayLike = TypeVar("ArrayLike", np.ndarray, Tensor)
 
 _CLIP = 1e-6
-# Resizing probabilities in float32 passes 1 by a few units in the last place.
+# Resizing probabilities in float32 exceeds 1 by a few units in the last place.
 _ROUNDING = 1e-5
-# pydensecrf keeps lattice coordinates in 16 bits: beyond these ranges, in standard deviations, they wrap.
+# pydensecrf keeps lattice coordinates in 16 bits; beyond these ranges, in standard deviations, they wrap.
 _POSITION_RANGE = 10_000
 _BILATERAL_RANGE = 3_000
 
 
+@dataclass(frozen=True)
+class CrfParameters:
+    """Parameters of the two pairwise terms and of the inference.
+
+    The defaults are those CMSA was published with (lwye/CMSA-Net, main_cmsa.py), there on images of 320 x 320.
+
+    Attributes:
+        gaussian_sxy: Standard deviation of the smoothness term's positions, in pixels.
+        gaussian_compat: Weight of the smoothness term (Potts).
+        bilateral_sxy: Standard deviation of the appearance term's positions, in pixels.
+        bilateral_srgb: Standard deviation of its colours, in grey levels of 0 to 255.
+        bilateral_compat: Weight of the appearance term (Potts).
+        iterations: Mean-field steps.
+
+    Raises:
+        TypeError: A value is not a number, or `iterations` is not an integer.
+        ValueError: A value is not positive and finite.
+    """
+
+    gaussian_sxy: float = 3
+    gaussian_compat: float = 3
+    bilateral_sxy: float = 20
+    bilateral_srgb: float = 3
+    bilateral_compat: float = 10
+    iterations: int = 5
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            kind, expected = (
+                (Integral, "an integer of at least 1")
+                if name == "iterations"
+                else (Real, "a positive finite number")
+            )
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise TypeError(f"{name} must be {expected}, but it is {value!r}.")
+            if not (math.isfinite(float(value)) and float(value) > 0):
+                raise ValueError(f"{name} must be {expected}, but it is {value}.")
+
+
+PAPER = CrfParameters()
+
+
 def dense_crf(
-    image: np.ndarray | Tensor,
-    probabilities: ArrayLike,
-    *,
-    preset: str = "paper",
-    gaussian_sxy: float | None = None,
-    gaussian_compat: float | None = None,
-    bilateral_sxy: float | None = None,
-    bilateral_srgb: float | None = None,
-    bilateral_compat: float | None = None,
-    iterations: int | None = None,
+    image: np.ndarray | Tensor, probabilities: ArrayLike, parameters: CrfParameters = PAPER
 ) -> ArrayLike:
     """Label probabilities after mean-field inference in a fully connected CRF.
 
-    The unary term is -log p, with p clipped to [1e-6, 1 - 1e-6] so that a saturated p stays finite. The
+    The unary term is -log p, with p clipped to [1e-6, 1 - 1e-6] so that p = 0 and p = 1 stay finite. The
     pairwise terms are a Gaussian of position and a Gaussian of position and colour, both with Potts
-    compatibility and symmetric normalisation. Runs on the CPU, on one thread.
+    compatibility and symmetric normalization. Runs on the CPU, on one thread.
 
     Args:
         image: uint8 `[H, W, 3]`, RGB, array or tensor of any strides.
-        probabilities: floating `[L, H, W]`, array or tensor of any strides: one plane for each of L >= 2
-            labels, in [0, 1] (1e-5 beyond is taken as rounding). They need not sum to one.
-        preset: a name in `PRESETS`. The parameters below stand in for its own where they are given;
-            `CrfParameters` describes them.
-        gaussian_sxy: in pixels.
-        gaussian_compat: no unit.
-        bilateral_sxy: in pixels.
-        bilateral_srgb: in grey levels of 0 to 255.
-        bilateral_compat: no unit.
-        iterations: mean-field steps.
+        probabilities: Floating-point `[L, H, W]`, array or tensor of any strides: one plane for each of
+            L >= 2 labels, in [0, 1] (1e-5 beyond is taken as rounding). They need not sum to 1.
+        parameters: Of the CRF.
 
     Returns:
-        float32 `[L, H, W]`, summing to one over the labels; an array, or a tensor on the device of
-        `probabilities`, as they are. It carries no gradient.
+        float32 `[L, H, W]`, summing to 1 over the labels: an array, or a tensor on the device of
+        `probabilities`, as `probabilities` is. It has no gradient.
 
     Raises:
-        ImportError: pydensecrf is missing.
-        TypeError: an argument of the wrong kind or dtype.
-        ValueError: a wrong shape, sizes that differ, NaN or values outside [0, 1], an unknown preset, a
-            parameter that is not positive and finite, or one out of range for an image of this size.
+        ImportError: pydensecrf is not installed.
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape is wrong, sizes differ, values are NaN or outside [0, 1], or a parameter is out of
+            range for an image of this size.
     """
-    parameters = crf_parameters(
-        preset,
-        gaussian_sxy=gaussian_sxy,
-        gaussian_compat=gaussian_compat,
-        bilateral_sxy=bilateral_sxy,
-        bilateral_srgb=bilateral_srgb,
-        bilateral_compat=bilateral_compat,
-        iterations=iterations,
-    )
-    result = mean_field(
-        as_array("image", image), as_array("probabilities", probabilities), parameters
+    result = _mean_field(
+        _as_array("image", image), _as_array("probabilities", probabilities), parameters
     )
     if isinstance(probabilities, np.ndarray):
         return result
@@ -84,45 +102,40 @@ def dense_crf(
     return torch.from_numpy(result).to(probabilities.device)
 
 
-def refine(
-    image: Tensor, probability: Tensor, *, preset: str = "paper", **parameters: float | None
-) -> Tensor:
-    """Foreground probability after inference with the labels background and foreground, [1 - p, p].
+def refine(image: Tensor, probability: Tensor, parameters: CrfParameters = PAPER) -> Tensor:
+    """Foreground probability after `dense_crf` with the labels background and foreground, [1 - p, p].
 
     Args:
         image: uint8 `[3, H, W]` tensor, RGB.
-        probability: floating `[H, W]` tensor, of the foreground, in [0, 1].
-        preset: as for `dense_crf`.
-        parameters: as for `dense_crf`.
+        probability: Floating-point `[H, W]` tensor, of the foreground, in [0, 1].
+        parameters: Of the CRF.
 
     Returns:
         float32 `[H, W]`, on the device of `probability`, without gradient.
 
     Raises:
-        ImportError: pydensecrf is missing.
-        TypeError: an argument of the wrong kind or dtype.
-        ValueError: as for `dense_crf`.
+        ImportError, TypeError, ValueError: As for `dense_crf`.
     """
     import torch
 
-    result = refine_array(*arrays_of(image, probability), crf_parameters(preset, **parameters))
+    result = refine_array(*as_arrays(image, probability), parameters)
     return torch.from_numpy(result).to(probability.device)
 
 
-def arrays_of(image: Tensor, probability: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `refine` as arrays; raises TypeError for anything but tensors."""
+def as_arrays(image: Tensor, probability: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments of `refine` as arrays; TypeError for anything but tensors."""
     import torch
 
     for name, value in (("image", image), ("probability", probability)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, but it is a {type(value).__name__}.")
-    return as_array("image", image), as_array("probability", probability)
+    return _as_array("image", image), _as_array("probability", probability)
 
 
 def refine_array(
     image: np.ndarray, probability: np.ndarray, parameters: CrfParameters
 ) -> np.ndarray:
-    """`refine` on arrays: uint8 `[3, H, W]` and floating `[H, W]` to float32 `[H, W]`."""
+    """`refine` on arrays: uint8 `[3, H, W]` and floating-point `[H, W]` to float32 `[H, W]`."""
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image must be [3, H, W], but its shape is {list(image.shape)}.")
     if probability.ndim != 2:
@@ -130,19 +143,36 @@ def refine_array(
     _check_probabilities("probability", probability)
     foreground = probability.astype(np.float32)
     both = np.stack([1 - foreground, foreground])
-    return mean_field(image.transpose(1, 2, 0), both, parameters)[1]
+    return _mean_field(image.transpose(1, 2, 0), both, parameters)[1]
 
 
-def mean_field(
+def import_densecrf() -> Any:
+    """The module pydensecrf.densecrf; ImportError with the command that installs it if it is missing."""
+    try:
+        return importlib.import_module("pydensecrf.densecrf")
+    except ImportError as error:
+        how = "pip install 'cmsa_fast[crf]'"
+        if sys.version_info >= (3, 13):
+            how = (
+                "pip install cython setuptools wheel && "
+                "CYTHON_FORCE_REGEN=1 pip install --no-build-isolation pydensecrf2"
+            )
+        raise ImportError(
+            f"The dense CRF needs pydensecrf, which cannot be imported ({error}). Install it with: {how} "
+            "It is compiled on installation, which takes a C++ compiler and Python's headers "
+            "(Debian: apt-get install g++ python3-dev)."
+        ) from error
+
+
+def _mean_field(
     image: np.ndarray, probabilities: np.ndarray, parameters: CrfParameters
 ) -> np.ndarray:
-    """`dense_crf` on arrays."""
     _check(image, probabilities, parameters)
     densecrf = import_densecrf()
     labels, height, width = probabilities.shape
     unary = -np.log(np.clip(probabilities.astype(np.float32), _CLIP, 1 - _CLIP))
     field = densecrf.DenseCRF2D(width, height, labels)
-    # pydensecrf refuses arrays that are read-only or not contiguous in C order.
+    # pydensecrf rejects arrays that are read-only or not C-contiguous.
     field.setUnaryEnergy(np.ascontiguousarray(unary.reshape(labels, -1)))
     field.addPairwiseGaussian(sxy=parameters.gaussian_sxy, compat=parameters.gaussian_compat)
     field.addPairwiseBilateral(
@@ -160,30 +190,8 @@ def mean_field(
     return result.reshape(labels, height, width)
 
 
-def import_densecrf() -> Any:
-    """The module pydensecrf.densecrf.
-
-    Raises:
-        ImportError: it is missing; the message says how to install it.
-    """
-    try:
-        return importlib.import_module("pydensecrf.densecrf")
-    except ImportError as error:
-        how = "pip install 'cmsa_fast[crf]'"
-        if sys.version_info >= (3, 13):
-            how = (
-                "pip install cython setuptools wheel && "
-                "CYTHON_FORCE_REGEN=1 pip install --no-build-isolation pydensecrf2"
-            )
-        raise ImportError(
-            f"The dense CRF needs pydensecrf, which cannot be imported ({error}). Install it with: {how} "
-            "It is compiled on installation, which takes a C++ compiler and Python's headers "
-            "(Debian: apt-get install g++ python3-dev)."
-        ) from error
-
-
-def as_array(name: str, value: Any) -> np.ndarray:
-    """An array or tensor as an array, sharing memory where it can."""
+def _as_array(name: str, value: Any) -> np.ndarray:
+    """An array or tensor as an array, sharing memory where possible."""
     if isinstance(value, np.ndarray):
         return value
     import torch
@@ -191,7 +199,7 @@ def as_array(name: str, value: Any) -> np.ndarray:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be an array or a tensor, but it is a {type(value).__name__}.")
     value = value.detach().cpu()
-    # NumPy has no bfloat16; every one of its values is a float32.
+    # NumPy has no bfloat16; float32 holds all of its values.
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
@@ -232,7 +240,7 @@ def _check(image: np.ndarray, probabilities: np.ndarray, parameters: CrfParamete
 
 def _check_probabilities(name: str, values: np.ndarray) -> None:
     if not np.issubdtype(values.dtype, np.floating):
-        raise TypeError(f"{name} must have a floating dtype, but it has {values.dtype}.")
+        raise TypeError(f"{name} must have a floating-point dtype, but it has {values.dtype}.")
     if values.size == 0:
         return
     low, high = values.min(), values.max()
