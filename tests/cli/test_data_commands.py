@@ -331,4 +331,5 @@ def test_training_without_any_usable_image(tmp_path: Path, capsys: Capture, step
     given = {**TINY, "data": "refer", "root": root, "steps": steps, "run-dir": tmp_path / "run"}
     line = failed(capsys, "train", *arguments(given))
     # Two epochs of two images each.
-    assert line.startswith(f"No expression of {min(steps, 4)} steps in a row could be used")
+    expected = f"None of the expressions of {min(steps, 4)} consecutive steps could be used"
+    assert line.startswith(expected)
