@@ -66,7 +66,7 @@ def run_download(
     """
     from ..data.download.catalogue import CATALOGUE
     from ..data.download.fetch import download, find_existing, instructions
-    from ..data.readable import readable_size
+    from ..data.errors import readable_size
 
     catalogue = catalogue or CATALOGUE
     root = options.root.expanduser()
@@ -86,9 +86,9 @@ def run_download(
     else:
         if any((file.size or 0) >= _LARGE for file in collection.files):
             _logger.info("%s.", instructions(options.name, collection, root))
-        done = download(options.name, collection, root, keep_archive=options.keep_archive)
-        lines += [f"{name}: {source}" for name, source in done.sources.items()]
-        lines.append(f"Unpacked into {done.folder}.")
+        sources = download(options.name, collection, root, keep_archive=options.keep_archive)
+        lines += [f"{name}: {source}" for name, source in sources.items()]
+        lines.append(f"Unpacked into {root / collection.folders[0]}.")
     images = catalogue.get(collection.needs or "")
     if images is not None and not _is_complete(root, images):
         size = readable_size(images.files[0].size)

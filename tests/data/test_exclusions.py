@@ -11,8 +11,8 @@ import pytest
 from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli import main
-from cmsa_fast.data.check.leakage import read_exclusions
-from cmsa_fast.data.source import Source, open_split
+from cmsa_fast.data import Source, open_split
+from cmsa_fast.data.exclusions import read_exclusions
 
 TINY = {
     "steps": 2,
@@ -171,6 +171,4 @@ def test_invalid_file_is_one_line(
 
 def test_exclude_is_refused_for_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--exclude", written(tmp_path / "out.json"), "--run-dir", tmp_path / "run") == 1
-    assert errors(capsys) == [
-        "cmsa-fast: --exclude goes with --data refer and the other forms that are folders."
-    ]
+    assert errors(capsys) == ["cmsa-fast: --exclude cannot be used with --data scenes."]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import cmsa_fast.training.loop as training
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 from cmsa_fast.models.checkpoint import WEIGHTS, load_model
 from cmsa_fast.training.loop import LAST, METRICS, training_step
 from cmsa_fast.training.state import STATE

@@ -62,17 +62,39 @@ class Collection:
         return f"{images} of {self.images} images" if images < self.images else None
 
 
-def _archived(name: str, date: str, scheme: str = "https") -> str:
-    original = f"{scheme}://bvisionweb1.cs.unc.edu/licheng/referit/data/{name}"
-    return f"https://web.archive.org/web/{date}id_/{original}"
-
-
-_ISSUES = "github.com/lichengunc/refer/issues/14 collects copies"
-_KAGGLE = f"{_ISSUES}, kaggle.com/datasets/lhhhhl/refcoco-and-refcoco is one"
+_ARCHIVE = (
+    "https://web.archive.org/web/{date}id_/{scheme}://bvisionweb1.cs.unc.edu/licheng/referit/data"
+)
 _GREFCOCO = (
     "https://huggingface.co/datasets/FudanCVL/gRefCOCO/resolve/"
     "81eede59b3ac070049f597d023c0ff08d1fb80e9"
 )
+_ISSUES = "github.com/lichengunc/refer/issues/14 collects copies"
+_KAGGLE = f"{_ISSUES}, kaggle.com/datasets/lhhhhl/refcoco-and-refcoco is one"
+
+
+def _refer(
+    name: str,
+    title: str,
+    *,
+    date: str,
+    size: int | None = None,
+    sha256: str | None = None,
+    author: str = "unc",
+    needs: str = "coco-train2014",
+    elsewhere: str = _ISSUES,
+) -> Collection:
+    """A data set of REFER, from the Internet Archive's copy of that date."""
+    url = f"{_ARCHIVE.format(date=date, scheme='https')}/{name}.zip"
+    return Collection(
+        title=f"{title}, annotations",
+        files=(RemoteFile(name=f"{name}.zip", url=url, size=size, sha256=sha256),),
+        folders=(name,),
+        required=("instances.json", f"refs({author}).p"),
+        needs=needs,
+        elsewhere=elsewhere,
+    )
+
 
 # Sizes and SHA-256 of refcoco.zip, refcoco+.zip and refcocog.zip: datasets.md of the repository
 # TarunTomar122/attention-is-all-you-need-for-vlms; evaluation notes in other repositories agree.
@@ -80,59 +102,31 @@ _GREFCOCO = (
 # server answers (in many published logs), the number of images is COCO's. gRefCOCO: recorded by users of
 # that revision (schema arrow.grefcoco.dataset_manifest/v1).
 CATALOGUE: Mapping[str, Collection] = {
-    "refcoco": Collection(
-        title="RefCOCO, annotations",
-        files=(
-            RemoteFile(
-                name="refcoco.zip",
-                url=_archived("refcoco.zip", "20220413011718"),
-                size=53_993_993,
-                sha256="7f924bb7ed8dc4568058e4ff626281918d56e5206f4c868c5a80f088f38c8bf0",
-            ),
-        ),
-        folders=("refcoco",),
-        required=("instances.json", "refs(unc).p"),
-        needs="coco-train2014",
+    "refcoco": _refer(
+        "refcoco",
+        "RefCOCO",
+        date="20220413011718",
+        size=53_993_993,
+        sha256="7f924bb7ed8dc4568058e4ff626281918d56e5206f4c868c5a80f088f38c8bf0",
         elsewhere=_KAGGLE,
     ),
-    "refcoco+": Collection(
-        title="RefCOCO+, annotations",
-        files=(
-            RemoteFile(
-                name="refcoco+.zip",
-                url=_archived("refcoco+.zip", "20220413011656"),
-                size=45_613_210,
-                sha256="5f1238112d63199e68da54a28f201471909b21ded7ed79a57d51b4c1443c6b45",
-            ),
-        ),
-        folders=("refcoco+",),
-        required=("instances.json", "refs(unc).p"),
-        needs="coco-train2014",
+    "refcoco+": _refer(
+        "refcoco+",
+        "RefCOCO+",
+        date="20220413011656",
+        size=45_613_210,
+        sha256="5f1238112d63199e68da54a28f201471909b21ded7ed79a57d51b4c1443c6b45",
         elsewhere=_KAGGLE,
     ),
-    "refcocog": Collection(
-        title="RefCOCOg, annotations",
-        files=(
-            RemoteFile(
-                name="refcocog.zip",
-                url=_archived("refcocog.zip", "20220413012904"),
-                size=56_712_951,
-                sha256="3d1f7e5b2ff2205940bf59de55f861f5f2cc1403fb980669933a7f9af1aa8211",
-            ),
-        ),
-        folders=("refcocog",),
-        required=("instances.json", "refs(umd).p"),
-        needs="coco-train2014",
-        elsewhere=_ISSUES,
+    "refcocog": _refer(
+        "refcocog",
+        "RefCOCOg",
+        date="20220413012904",
+        size=56_712_951,
+        sha256="3d1f7e5b2ff2205940bf59de55f861f5f2cc1403fb980669933a7f9af1aa8211",
+        author="umd",
     ),
-    "refclef": Collection(
-        title="RefCLEF, annotations",
-        files=(RemoteFile(name="refclef.zip", url=_archived("refclef.zip", "20220413011817")),),
-        folders=("refclef",),
-        required=("instances.json", "refs(unc).p"),
-        needs="saiapr",
-        elsewhere=_ISSUES,
-    ),
+    "refclef": _refer("refclef", "RefCLEF", date="20220413011817", needs="saiapr"),
     "grefcoco": Collection(
         title="gRefCOCO, annotations",
         files=(
@@ -171,7 +165,7 @@ CATALOGUE: Mapping[str, Collection] = {
         files=(
             RemoteFile(
                 name="saiapr_tc-12.zip",
-                url=_archived("images/saiapr_tc-12.zip", "20220515000000", "http"),
+                url=f"{_ARCHIVE.format(date='20220515000000', scheme='http')}/images/saiapr_tc-12.zip",
             ),
         ),
         folders=SAIAPR_FOLDERS,

@@ -12,9 +12,8 @@ import ssl
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
@@ -23,29 +22,17 @@ from torch.hub import download_url_to_file
 from tqdm import tqdm
 
 from ...system.files import locked, staged
-from ..readable import readable_size
+from ..errors import readable_size
 from .catalogue import Collection, RemoteFile
 
 _logger = logging.getLogger(__name__)
 _TIMEOUT = 60.0  # seconds without data after which a download fails
 
 
-@dataclass(frozen=True)
-class Download:
-    """Outcome of `download`.
-
-    Attributes:
-        folder: Folder that contains the collection.
-        sources: URL, or path of the file that was already there, for each file that was unpacked. Empty if
-            the collection existed before.
-    """
-
-    folder: Path
-    sources: Mapping[str, str]
-
-
-def download(name: str, collection: Collection, root: Path, *, keep_archive: bool) -> Download:
-    """Downloads, verifies and unpacks a collection, unless it exists already.
+def download(
+    name: str, collection: Collection, root: Path, *, keep_archive: bool
+) -> dict[str, str]:
+    """Downloads, verifies and unpacks a collection into the first of its folders under the root.
 
     Files are stored in `<root>/downloads/<name>` until they are unpacked. A file that the user put there is
     used instead of a download, and kept. The target folder is created by a rename, so it is never incomplete.
@@ -56,41 +43,42 @@ def download(name: str, collection: Collection, root: Path, *, keep_archive: boo
         root: Folder of all data sets.
         keep_archive: Keep downloaded files after unpacking.
 
+    Returns:
+        URL, or path of the file that was already there, for each file.
+
     Raises:
-        ValueError: The target folder is incomplete, or a file is not the expected one.
+        ValueError: A file is not the expected one.
         ConnectionError: A file cannot be downloaded.
-        OSError: The disk is full or not writable, or another process downloads the same collection.
+        OSError: The target folder is not empty, the disk is full or not writable, or another process downloads
+            the same collection.
     """
-    existing = find_existing(root, collection)
-    if existing is not None:
-        return Download(existing, {})
-    target, folder = root / collection.folders[0], root / "downloads" / name
+    folder = root / "downloads" / name
     folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / file.name for file in collection.files]
     fetched: list[Path] = []
     sources: dict[str, str] = {}
     with locked(folder):
         try:
-            for file in collection.files:
-                path = folder / file.name
-                sources[file.name] = str(path) if path.exists() else file.url
+            for file, path in zip(collection.files, paths, strict=True):
                 if path.exists():
+                    sources[file.name] = str(path)
                     _verify(path, file, str(path))
                 else:
+                    sources[file.name] = file.url
                     _fetch(file, path)
                     fetched.append(path)
-            _unpack([folder / file.name for file in collection.files], target, collection)
+            _unpack(paths, root / collection.folders[0], collection)
+            _remove([] if keep_archive else fetched)
         except (ValueError, ConnectionError) as error:
             # Without a published checksum a damaged archive is only detected when it is unpacked.
             _remove(fetched)
             kind = ConnectionError if isinstance(error, ConnectionError) else ValueError
             raise kind(f"{error}. {instructions(name, collection, root)}") from error
-        else:
-            _remove([] if keep_archive else fetched)
         finally:
             for empty in (folder, folder.parent):
                 with suppress(OSError):
                     empty.rmdir()
-    return Download(target, sources)
+    return sources
 
 
 def find_existing(root: Path, collection: Collection) -> Path | None:
