@@ -64,7 +64,7 @@ def test_training_excludes_the_images_written_by_check(
     caplog.set_level(logging.INFO)
     assert train(*data) == 0
     assert (
-        "refcoco (unc) train: left out 1 expressions about 1 images that are to be excluded"
+        "refcoco (unc) train: left out 1 expressions about 1 excluded images"
         in caplog.text
     )
     assert "refcoco (unc) train: 4 expressions, 1 images" in caplog.text
@@ -73,7 +73,7 @@ def test_training_excludes_the_images_written_by_check(
     # A resumed run excludes the same images, with or without the option.
     caplog.clear()
     assert train("--run-dir", run, "--resume") == 0
-    assert "left out 1 expressions about 1 images" in caplog.text
+    assert "left out 1 expressions about 1 excluded images" in caplog.text
     assert train("--run-dir", run, "--resume", "--exclude", file) == 0
     capsys.readouterr()
     assert train("--run-dir", run, "--resume", "--exclude", tmp_path / "other.json") == 1
