@@ -63,10 +63,7 @@ def test_training_excludes_the_images_written_by_check(
     data = ("--data", "refer", "--root", root, "--exclude", file, "--run-dir", run)
     caplog.set_level(logging.INFO)
     assert train(*data) == 0
-    assert (
-        "refcoco (unc) train: left out 1 expressions about 1 excluded images"
-        in caplog.text
-    )
+    assert "refcoco (unc) train: left out 1 expressions about 1 excluded images" in caplog.text
     assert "refcoco (unc) train: 4 expressions, 1 images" in caplog.text
     assert "refcoco (unc) val: 2 expressions, 1 images" in caplog.text
     assert json.loads((run / "options.json").read_text())["options"]["exclude"] == str(file)
