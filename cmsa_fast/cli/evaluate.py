@@ -49,7 +49,7 @@ class EvaluateOptions(DataOptions):
     """Rules for comparing masks and counting hits; the table below explains them."""
 
     crf: bool = False
-    """Refine every prediction with a dense CRF with the published parameters, in processes beside the model."""
+    """Refine every prediction with a dense CRF with the published parameters, in processes parallel to the model."""
 
     crf_processes: Annotated[
         int | None, without_default("INT", "default: one less than CPUs, from 1 to 8")
@@ -68,7 +68,7 @@ class EvaluateOptions(DataOptions):
     """Where to compute: cpu, cuda, cuda:1, ...; auto: CUDA if available."""
 
     num_workers: int = 1
-    """Processes that read images beside the model; 0: none."""
+    """Processes that read images in parallel with the model; 0: none."""
 
     images_per_batch: int = 4
     """Images read at a time; does not change any metric."""
@@ -265,7 +265,7 @@ def _check(options: EvaluateOptions) -> None:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must be at least {value}; got {getattr(options, name)}.")
     if options.crf_processes is not None and not options.crf:
-        raise ValueError("--crf-processes goes with --crf.")
+        raise ValueError("--crf-processes needs --crf.")
 
 
 def _collector(options: EvaluateOptions) -> ErrorCollector:

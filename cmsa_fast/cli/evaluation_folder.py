@@ -24,7 +24,7 @@ def evaluation_folder(
 ) -> Iterator[Path]:
     """A folder for results, the same for all processes.
 
-    It is created before the evaluation, so that a place that is not writable costs no work and two simultaneous
+    It is created before the evaluation, so that a place that is not writable is reported early and two simultaneous
     evaluations never use the same folder. At the end of the block it is removed if it is empty.
 
     Args:

@@ -172,7 +172,7 @@ def import_densecrf() -> Any:
             )
         raise ImportError(
             f"The dense CRF needs pydensecrf, which cannot be imported ({error}). Install it with: {how} "
-            "It is compiled on installation, which takes a C++ compiler and Python's headers "
+            "It is compiled on installation, which needs a C++ compiler and Python's headers "
             "(Debian: apt-get install g++ python3-dev)."
         ) from error
 

@@ -1,4 +1,4 @@
-"""A pool of processes that run the dense CRF beside the model."""
+"""A pool of processes that run the dense CRF in parallel with the model."""
 
 from __future__ import annotations
 
