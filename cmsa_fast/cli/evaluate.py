@@ -49,7 +49,7 @@ class EvaluateOptions(DataOptions):
     """Rules for comparing masks and counting hits; the table below explains them."""
 
     crf: bool = False
-    """Refine every prediction with a dense CRF with the published parameters, in processes parallel to the model."""
+    """Refine every prediction with a dense CRF with the published parameters, in separate processes."""
 
     crf_processes: Annotated[
         int | None, without_default("INT", "default: one less than CPUs, from 1 to 8")

@@ -24,8 +24,8 @@ def evaluation_folder(
 ) -> Iterator[Path]:
     """A folder for results, the same for all processes.
 
-    It is created before the evaluation, so that a place that is not writable is reported early and two simultaneous
-    evaluations never use the same folder. At the end of the block it is removed if it is empty.
+    It is created before the evaluation, so that a place that is not writable is reported early and two
+    simultaneous evaluations never use the same folder. At the end of the block it is removed if it is empty.
 
     Args:
         out: The folder that the user named. None: a new one in `parent`.
