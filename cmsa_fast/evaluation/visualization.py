@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..data.batch import Collate
 from ..data.errors import one_line
-from ..data.sample import ReferringDataset, Sample
+from ..data.types import ReferringDataset, Sample
 from ..models import for_inference
 from ..models.base import ReferringModel
 from .conventions import Convention
@@ -33,7 +33,6 @@ _LABEL = 48
 _TEXT = (20, 20, 20)
 _MARK = (235, 30, 90)
 _ATTENTION = (255, 176, 0)
-_LEVELS = ("Res3", "Res4", "Res5")
 _OVERVIEW = 40
 
 _Rows = list[list[tuple[int, int, int]]]
@@ -49,8 +48,7 @@ class Example:
         prediction: bool `[H, W]`.
         expression: The expression as written.
         tokens: The N words the model saw.
-        attention: `[3, N]`, the attention each word received at Res3, Res4 and Res5. None if the model does not
-            provide it.
+        attention: `[levels, N]`, the attention each word received. None if the model does not provide it.
     """
 
     image: Tensor
@@ -200,15 +198,15 @@ def draw_example(example: Example) -> Image.Image:
     Raises:
         ValueError: A mask has another size than the image, or the attention does not fit the tokens.
     """
-    labels: Sequence[str] = _LEVELS
-    attention = example.attention
+    attention, words = example.attention, len(example.tokens)
     if attention is None:
-        labels, attention = ("words",), torch.zeros(1, len(example.tokens))
-    expected = (len(labels), len(example.tokens))
-    if not example.tokens or tuple(attention.shape) != expected:
+        labels, attention = ["words"], torch.zeros(1, words)
+    else:
+        labels = [f"level {number}" for number in range(1, len(attention) + 1)]
+        labels = ["Res3", "Res4", "Res5"] if len(labels) == 3 else labels
+    if words == 0 or attention.shape[1:] != (words,):
         raise ValueError(
-            f"attention must have shape {list(expected)}, levels x tokens, with at least one token; "
-            f"got {list(attention.shape)}."
+            f"attention must be [levels, {words}], for at least one token; got {list(attention.shape)}."
         )
     panels = [
         ("image", example.image),

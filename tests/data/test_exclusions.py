@@ -11,8 +11,8 @@ import pytest
 from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli import main
-from cmsa_fast.data.check.leakage import read_exclusions
-from cmsa_fast.data.source import Source, open_split
+from cmsa_fast.data import Source, open_split
+from cmsa_fast.data.exclusions import read_exclusions
 
 TINY = {
     "steps": 2,

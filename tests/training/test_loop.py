@@ -26,10 +26,10 @@ from support.small_training import (
 from torch import Tensor, nn
 
 import cmsa_fast.training.loop as training
+from cmsa_fast.data import load
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.formats.refer import ReferDataset
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
 from cmsa_fast.models.checkpoint import WEIGHTS, ModelConfig, load_model
 from cmsa_fast.training.loop import LAST, METRICS, training_step
@@ -202,7 +202,7 @@ def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) ->
 
 
 def test_resuming_in_the_middle_of_an_epoch_of_refer_data(tmp_path: Path) -> None:
-    data = ReferDataset(small_refcoco(tmp_path / "data").write())
+    data = load("refer", small_refcoco(tmp_path / "data").write(), "train")
     words = Vocabulary.from_expressions(data.expressions())
     options = {**OPTIONS, "vocabulary_size": len(words)}
     config = ModelConfig("cmsa", options, words.tokens, SIZE, 20)

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
 
-from ..formats.parsing import field, kind, listing, load_json, place
-from ..formats.refer_layout import published_origin
-from ..images import ImageFile
+from ..exclusions import record_numbering
 from ..types import Record
 
-if TYPE_CHECKING:
-    from ..source import Reading, Source
-
-_logger = logging.getLogger(__name__)
-
 _TRAINING = ("train", "trainval")
-_COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.\w+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,23 +70,9 @@ def split_images(
     """
     splits: dict[str, set[tuple[str, int]]] = {}
     for record in records:
-        number = (_numbering(record, data_set, numbering), record.image_id)
+        number = (record_numbering(record, data_set, numbering), record.image_id)
         splits.setdefault(record.split, set()).add(number)
     return [SplitImages(data_set, split, frozenset(found)) for split, found in splits.items()]
-
-
-def numbering_of(source: Source, reading: Reading) -> str:
-    """Whose image numbers records have; "" where only the images' names can tell.
-
-    Args:
-        source: Where the records come from.
-        reading: The records.
-    """
-    if any(published_origin(count)[1] for count in reading.published_expressions.values()):
-        return "COCO"  # whatever the images are called in this copy
-    if source.form == "referit" or reading.title.lower().startswith(("referit", "refclef")):
-        return "SAIAPR TC-12"
-    return ""
 
 
 def find_leaks(splits: Sequence[SplitImages]) -> list[Leak]:
@@ -144,79 +118,3 @@ def exclusions(leaks: Iterable[Leak]) -> dict[str, list[int]]:
     for leak in leaks:
         found.setdefault(leak.numbering, set()).update(leak.images)
     return {numbering: sorted(numbers) for numbering, numbers in sorted(found.items())}
-
-
-def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
-    """Reads what `cmsa-fast data check --write-exclusions` wrote.
-
-    Args:
-        path: A JSON file `{"images": {numbering: [number, ...], ...}}`.
-
-    Returns:
-        The numbers under each numbering.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file has another form.
-    """
-    try:
-        content = load_json(path)
-        is_old = isinstance(content, dict) and "images" not in content and "pictures" in content
-        key = "pictures" if is_old else "images"
-        images = field(content, key, (path,))
-        if not isinstance(images, dict):
-            raise ValueError(f"{path} has {kind(images)} as its {key!r}, not a dictionary")
-        found = {}
-        for numbering in images:
-            where = (path, key)
-            numbers = listing(images, numbering, where)
-            if not all(type(number) is int for number in numbers):
-                raise ValueError(f"{place(where)} has something else than numbers in {numbering!r}")
-            found[numbering] = frozenset(numbers)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}: images to exclude must be listed as `cmsa-fast data check "
-            "--write-exclusions` writes them"
-        ) from error
-    return found
-
-
-def excluded_images(
-    source: Source, reading: Reading, exclude: Mapping[str, Collection[int]]
-) -> frozenset[int]:
-    """The images of some records that are to be left out; the log says where none can be.
-
-    Args:
-        source: Where the records come from.
-        reading: The records.
-        exclude: Numbers under each numbering, as `read_exclusions` returns them.
-
-    Returns:
-        Those of the records' `image_id` that are among the numbers of their own numbering.
-    """
-    whose = numbering_of(source, reading)
-    numbers = {
-        (_numbering(record, reading.title, whose), record.image_id) for record in reading.records
-    }
-    numberings = {numbering for numbering, _ in numbers}
-    if exclude and numberings.isdisjoint(exclude):
-        _logger.warning(
-            "%s: no image is excluded: its images have numbers of %s, and those to exclude are of %s",
-            reading.title,
-            " and ".join(sorted(numberings)),
-            " and ".join(sorted(exclude)),
-        )
-    return frozenset(
-        number for numbering, number in numbers if number in exclude.get(numbering, ())
-    )
-
-
-def _numbering(record: Record, data_set: str, numbering: str) -> str:
-    return numbering or ("COCO" if _is_named_as_coco(record) else data_set)
-
-
-def _is_named_as_coco(record: Record) -> bool:
-    image = record.image
-    name = image.file_name if isinstance(image, ImageFile) else image.name
-    match = _COCO_NAME.fullmatch(PurePath(name).name)
-    return match is not None and int(match[1]) == record.image_id

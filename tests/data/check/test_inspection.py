@@ -23,8 +23,8 @@ from cmsa_fast.data.check.findings import (
 )
 from cmsa_fast.data.check.inspection import inspect_root
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.formats.converted.convert import convert
-from cmsa_fast.data.formats.refer_layout import PUBLISHED_EXPRESSIONS
+from cmsa_fast.data.formats.convert import convert
+from cmsa_fast.data.formats.published import PUBLISHED_EXPRESSIONS
 from cmsa_fast.data.images import read_image, read_image_size
 from cmsa_fast.data.source import Source
 
@@ -282,7 +282,7 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
     (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(content))
     convert(
         Source(form="refer", root=root, name="refcoco"),
-        root / "fast",
+        root / "fast.parquet",
         errors=ErrorCollector(strict=True),
     )
     (root / "anns" / "mine").mkdir(parents=True)
@@ -324,7 +324,6 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
 
 
 def test_images_inside_parquet_files(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow (parquet)")
     from support import parquet_layout as layout
 
     rows = []

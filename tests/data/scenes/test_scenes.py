@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from cmsa_fast.data.sample import ReferringDataset, Sample
 from cmsa_fast.data.scenes import dataset as scenes_module
 from cmsa_fast.data.scenes.dataset import COLOURS, MIXTURE, SHAPES, WORDS, ScenesDataset
 from cmsa_fast.data.scenes.generation import ORDER_SENSITIVE_FRACTION, RELATION_NEEDED_FRACTION
 from cmsa_fast.data.scenes.grammar import Attribute, Form, Phrase, Relation
 from cmsa_fast.data.scenes.grounding import Interpreter
 from cmsa_fast.data.scenes.rendering import GAP, MAX_OBJECTS, MIN_OBJECTS, SceneObject, render
+from cmsa_fast.data.types import ReferringDataset, Sample
 from cmsa_fast.data.vocabulary import tokenize
 
 SURVEYED = 1500
