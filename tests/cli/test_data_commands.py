@@ -188,7 +188,7 @@ def test_download_errors_are_one_line(
 
 
 def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
-    root, copy = intact(tmp_path / "data").write(), tmp_path / "copy"
+    root, copy = intact(tmp_path / "data").write(), tmp_path / "copy.parquet"
     command = ["data", "convert", "--root", str(root), "--name", "own", "--to", str(copy)]
     assert main(command) == 0
     shown = capsys.readouterr().out
