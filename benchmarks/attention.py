@@ -19,13 +19,7 @@ from torch.nn import functional as F
 
 from cmsa_fast.kernels import cross_modal_attention
 
-from .measuring import (
-    added_peak_mib,
-    machine,
-    run_command,
-    summarize,
-    time_interleaved,
-)
+from . import measuring
 
 # A 320 px image at output stride 8, the paper's words and width. The literal form needs the small size.
 PLACES, WORDS, WIDTH = 1600, 20, 512
@@ -120,7 +114,7 @@ def run_seconds(statement: str) -> float:
 def collect() -> dict[str, Any]:
     """Measure times, rates, shares of the matrix-product rate, ratios, memory and import times."""
     cases = {name: build(name) for name in NAMES}
-    seconds = time_interleaved(
+    seconds = measuring.time_interleaved(
         {name: case.run for name, case in cases.items()},
         {name: case.rounds for name, case in cases.items()},
     )
@@ -134,10 +128,10 @@ def collect() -> dict[str, Any]:
     rows = {
         name: {
             "rounds": len(times),
-            **summarize(times),
+            **measuring.summarize(times),
             "gflop_per_s": rates.get(name),
             "share_of_matmul": rates[name] / matmul if name in rates else None,
-            "peak_mib": added_peak_mib(build_run, name),
+            "peak_mib": measuring.added_peak_mib(build_run, name),
         }
         for name, times in seconds.items()
     }
@@ -148,7 +142,7 @@ def collect() -> dict[str, Any]:
         )
         ratios[f"literal / separable, {passes}, 400 x 10"] = literal / separable
     return {
-        "machine": machine(),
+        "machine": measuring.machine(),
         "sizes": {"places": PLACES, "words": WORDS, "width": WIDTH},
         "cases": rows,
         "ratios": ratios,
@@ -174,4 +168,4 @@ def format_table(figures: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(__doc__, collect, format_table)
+    measuring.run_command(__doc__, collect, format_table)

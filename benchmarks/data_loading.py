@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cmsa_fast.data.formats.converted.convert import convert
-from cmsa_fast.data.source import Form, Source, open_split
+from cmsa_fast.data.dataset import open_split
+from cmsa_fast.data.formats.convert import convert
+from cmsa_fast.data.source import Form, Source
 
 from .measuring import in_fresh_process, machine, peak_mib, run_command
 
@@ -154,7 +155,10 @@ def collect(
 ) -> dict[str, Any]:
     """Measure medians and ranges over the rounds, sizes of the files, and ratios."""
     with tempfile.TemporaryDirectory() as name:
-        roots: dict[Form, Path] = {form: Path(name) / form for form in FORMS}
+        roots: dict[Form, Path] = {
+            "refer": Path(name) / "refer",
+            "converted": Path(name) / "converted.parquet",
+        }
         build(roots["refer"], references, expressions)
         start = time.perf_counter()
         convert(Source(form="refer", root=roots["refer"]), roots["converted"])
@@ -162,7 +166,7 @@ def collect(
         readings = read_in_turn(roots, rounds)
         files = {
             "refer": sorted((roots["refer"] / "refcoco").iterdir()),
-            "converted": sorted(roots["converted"].iterdir()),
+            "converted": [roots["converted"]],
         }
         bytes_of = {form: sum(file.stat().st_size for file in files[form]) for form in FORMS}
     forms = {form: {"file_mb": bytes_of[form] / 1e6, **spread(readings[form])} for form in FORMS}

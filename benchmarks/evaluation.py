@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from cmsa_fast.data.batch import Batch
-from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.transforms import Letterbox
+from cmsa_fast.data.types import Sample
 from cmsa_fast.evaluation.inference import segment_batch
 from cmsa_fast.models import build_model, for_inference
 from cmsa_fast.models.base import ReferringModel

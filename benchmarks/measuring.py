@@ -1,7 +1,6 @@
 """Shared parts of the CPU benchmarks: interleaved timing, peak memory, the machine's description, the command."""
 
 import argparse
-import json
 import multiprocessing
 import platform
 import statistics
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from cmsa_fast.system.files import write_json
 
 Result = TypeVar("Result")
 
@@ -127,4 +128,4 @@ def run_command(
     figures = collect() if rounds is None else collect(arguments.rounds)
     print(format_table(figures))
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(arguments.json, figures)

@@ -31,6 +31,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cmsa_fast.system.files import write_json
+
 from . import driver, metadata, plan, summary
 from .driver import Deadline
 from .plan import Job
@@ -104,14 +106,7 @@ class Results:
         self.content["summary"] = summary.summarise(self.content)
         self._written = time.monotonic()
         self.content["metadata"]["seconds"] = time.monotonic() - self._start
-        write(self.content, self.path)
-
-
-def write(content: dict[str, Any], path: Path) -> None:
-    """Write the file atomically."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+        write_json(self.path, self.content)
 
 
 def draw(content: dict[str, Any], folder: Path) -> dict[str, str | None]:
@@ -165,22 +160,14 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
-    )
-    parser.add_argument("--quick", action="store_true", help="only the most important sizes")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=plan.SECTIONS,
-        default=list(plan.SECTIONS),
-        help="only these sections (speed includes the ceilings)",
-    )
-    parser.add_argument("--minutes", type=float, default=8.0, help="time limit (default 8)")
-    parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1, ... or cpu")
-    parser.add_argument(
-        "--redraw", action="store_true", help="only draw the plots of DIR/gpu.json again"
-    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add("--quick", action="store_true", help="only the most important sizes")
+    sections, text = list(plan.SECTIONS), "only these sections (speed includes the ceilings)"
+    add("--only", nargs="+", choices=sections, default=sections, help=text)
+    add("--minutes", type=float, default=8.0, help="time limit (default 8)")
+    add("--device", default="cuda", help="cuda (default), cuda:1, ... or cpu")
+    add("--redraw", action="store_true", help="only draw the plots of DIR/gpu.json again")
     arguments = parser.parse_args()
     if not arguments.minutes > 0:
         parser.error(f"--minutes must be above 0; got {arguments.minutes}.")
@@ -190,16 +177,15 @@ def main() -> None:
             parser.error(f"{path} does not exist.")
         content = json.loads(path.read_text(encoding="utf-8"))
         content["plots"] = draw(content, arguments.out)
-        write(content, path)
+        write_json(path, content)
         print(json.dumps(content["plots"], indent=1))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the file is completed
     content = measure(arguments)
     print(summary.format_tables(content))
-    print(
-        f"{arguments.out / 'gpu.json'}, {content['metadata']['seconds']:.0f} s; plots: {content['plots']}"
-    )
+    seconds = content["metadata"]["seconds"]
+    print(f"{arguments.out / 'gpu.json'}, {seconds:.0f} s; plots: {content['plots']}")
     ours_failed = any(record["status"] == "failed" for record in content["correctness"]) or any(
         record["own"] and record["status"] in ("failed", "inexact") for record in content["speed"]
     )

@@ -83,11 +83,6 @@ def run(form: Function, case: Case) -> list[Tensor]:
     return [result.detach(), *torch.autograd.grad(result, given, case.grad)]
 
 
-def exact(literal: Function, case: Case) -> list[Tensor]:
-    """The literal form's result and gradients in float64, on the case's device."""
-    return run(literal, case.to(torch.float64))
-
-
 def errors(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
     """Distance of each output from the exact one relative to its norm; for gradients, to the largest norm."""
     norms = [float(part.double().norm()) for part in truth]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import budget, forms
-from .budget import Case, Function
+from .budget import Case
 from .plan import TRITON
 
 _FULL_SEEDS, _SEEDS = 1, 3
@@ -85,10 +85,9 @@ def draw_cases(
 
 def _truth(operation: str, case: Case, full: bool) -> list[Tensor]:
     """The literal form in float64 on the CPU; at full size the torch backend in float64 on the case's device."""
-    if not full:
-        return budget.exact(forms.LITERAL[operation], case.to("cpu"))
-    backend: Function = forms.OWN[operation]["torch"]
-    return budget.exact(backend, case)
+    if full:
+        return budget.run(forms.OWN[operation]["torch"], case.to(torch.float64))
+    return budget.run(forms.LITERAL[operation], case.to("cpu").to(torch.float64))
 
 
 def _strided(case: Case) -> Case:

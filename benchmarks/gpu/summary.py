@@ -31,19 +31,14 @@ def measured(results: Results, **wanted: Any) -> list[Record]:
     ]
 
 
-def milliseconds(record: Record) -> float:
-    """A record's time: the CUDA graph's if there is one, which excludes launches."""
-    time: float = record["graph"].get("median_ms", record["median_ms"])
-    return time
-
-
 def add_shares(results: Results) -> None:
     """Add to every timed record its rates and its shares of the measured ceilings."""
     ceilings = {record["name"]: record.get("value") for record in results["ceilings"]}
     for record in results["speed"]:
         if "median_ms" not in record:
             continue
-        seconds = milliseconds(record) / 1e3
+        # The time of the CUDA graph excludes launches.
+        seconds = record["graph"].get("median_ms", record["median_ms"]) / 1e3
         rate = record["own_flop"] / seconds / 1e12
         matmul, copy = ceilings.get(f"matmul {record['dtype']}"), ceilings.get("copy")
         record["tflop_per_s"] = rate

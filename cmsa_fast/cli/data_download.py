@@ -66,7 +66,7 @@ def run_download(
     """
     from ..data.download.catalogue import CATALOGUE
     from ..data.download.fetch import download, find_existing, instructions
-    from ..data.readable import readable_size
+    from ..data.errors import readable_size
 
     catalogue = catalogue or CATALOGUE
     root = options.root.expanduser()

@@ -61,9 +61,6 @@ class DataOptions:
     image_dir: Annotated[Path | None, without_default("PATH", "default: the usual places")] = None
     """Folder of the images, where it is not under --root in one of the usual places."""
 
-    mixed_splits: bool = False
-    """Read a copy known to mix the splits of several data sets (lmms-lab's parquet files) all the same."""
-
     def source(self) -> Source:
         """The data set that the options name.
 
@@ -85,7 +82,6 @@ class DataOptions:
             split_by=self.split_by,
             text=self.text or "sent",
             image_folder=self.image_dir,
-            allow_mixed_splits=self.mixed_splits,
         )
 
     def check_data(self) -> None:

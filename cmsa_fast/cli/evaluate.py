@@ -14,7 +14,7 @@ from .data_options import DataOptions, without_default
 
 if TYPE_CHECKING:
     from ..data.errors import ErrorCollector
-    from ..data.sample import ReferringDataset
+    from ..data.types import ReferringDataset
     from ..evaluation.inference import Refiner
     from ..evaluation.results import ExpressionResult
     from ..evaluation.score import Evaluation
@@ -252,7 +252,6 @@ def _with_run_data(options: EvaluateOptions) -> EvaluateOptions:
         split_by=options.split_by or started.split_by,
         text=options.text or started.text,
         image_dir=options.image_dir or started.image_dir,
-        mixed_splits=options.mixed_splits or started.mixed_splits,
         split=options.split or started.evaluate_split,
     )
 
@@ -288,7 +287,7 @@ def _dataset(
         from .scenes import evaluation_scenes
 
         return evaluation_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
-    from ..data.source import open_split
+    from ..data.dataset import open_split
 
     dataset = open_split(options.source(), options.split, errors=errors)
     empty = dataset.report.empty_expressions

@@ -32,6 +32,7 @@ _RENAMED = {
     "pictures_per_step": "images_per_step",
     "sentences_per_picture": "expressions_per_image",
 }
+_REMOVED = ("mixed_splits",)
 
 
 def choose_folder(options: TrainOptions, parent: Path = Path("runs")) -> Path:
@@ -115,4 +116,4 @@ def resumed_options(given: TrainOptions) -> TrainOptions:
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    return {_RENAMED.get(name, name): value for name, value in values.items()}
+    return {_RENAMED.get(name, name): one for name, one in values.items() if name not in _REMOVED}

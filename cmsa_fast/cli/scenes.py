@@ -1,7 +1,7 @@
 """Drawn scenes that runs are validated and evaluated on, and the groups their expressions are reported in."""
 
-from ..data.sample import ReferringDataset
 from ..data.scenes.dataset import ScenesDataset
+from ..data.types import ReferringDataset
 
 WORD_ORDER = "relation, word order decides"
 NO_WORD_ORDER = "relation, any word order"

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from ..data.batch import Collate
-from ..data.check.leakage import read_exclusions
+from ..data.dataset import ShuffledExpressions, open_split
 from ..data.errors import ErrorCollector
-from ..data.sample import ReferringDataset, Sample
+from ..data.exclusions import read_exclusions
 from ..data.scenes.dataset import MOST_EXPRESSIONS, WORDS, ScenesDataset
-from ..data.shuffled import ShuffledExpressions
-from ..data.source import open_split
+from ..data.types import ReferringDataset, Sample
 from ..data.vocabulary import Vocabulary, tokenize
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.visualization import draw_or_warn, predict_examples, save_examples

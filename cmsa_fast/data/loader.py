@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..system.processes import ignore_interrupts
 from .batch import Batch
 from .errors import ErrorCollector
-from .sample import ReferringDataset, Sample
+from .types import ReferringDataset, Sample
 
 
 class BatchLoader:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from ..data.batch import Collate
 from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
-from ..data.sample import ReferringDataset, Sample
 from ..data.sampler import ImageBatchSampler
+from ..data.types import ReferringDataset, Sample
 from ..data.vocabulary import tokenize
 from ..models import for_inference
 from ..models.base import ReferringModel

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..data.sample import Sample
 from ..data.transforms import Letterbox
+from ..data.types import Sample
 from ..models.base import ExplainsWords, ReferringModel
 from .conventions import CONVENTIONS, Convention
 

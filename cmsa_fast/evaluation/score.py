@@ -12,7 +12,7 @@ import torch
 
 from .. import __version__
 from ..data.dataset import RecordDataset
-from ..data.sample import ReferringDataset
+from ..data.types import ReferringDataset
 from .conventions import Convention
 from .metrics import GeneralizedMetrics, SegmentationMetrics
 from .results import LENGTH_GROUPS, SIZE_GROUPS, ExpressionResult, length_group, size_group

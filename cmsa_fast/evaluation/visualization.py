@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..data.batch import Collate
 from ..data.errors import one_line
-from ..data.sample import ReferringDataset, Sample
+from ..data.types import ReferringDataset, Sample
 from ..models import for_inference
 from ..models.base import ReferringModel
 from .conventions import Convention

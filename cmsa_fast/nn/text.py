@@ -8,6 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ..kernels.validation import check_range
+
 _logger = logging.getLogger(__name__)
 
 
@@ -49,15 +51,8 @@ class WordEmbedding(nn.Embedding):
                 "words must have shape [batch, words] with at least one word; "
                 f"got {list(input.shape)}."
             )
-        if (
-            input.device.type == "cpu"  # elsewhere the look-up checks, without synchronisation
-            and input.numel()
-            and not 0 <= int(input.min()) <= int(input.max()) < self.num_embeddings
-        ):
-            raise ValueError(
-                f"words must be ids in 0..{self.num_embeddings - 1}; got values from "
-                f"{int(input.min())} to {int(input.max())}."
-            )
+        if not input.is_cuda:  # there the look-up checks, without synchronisation
+            check_range("words", input, self.num_embeddings)
         return super().forward(input)
 
     @classmethod

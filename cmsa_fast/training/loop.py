@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ..data.batch import Batch, Collate
 from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
-from ..data.sample import ReferringDataset
 from ..data.sampler import ImageBatchSampler, StepBatches
+from ..data.types import ReferringDataset
 from ..models.base import ReferringModel
 from ..models.checkpoint import WEIGHTS, ModelConfig, load_model, save_model
 from ..nn import dice_loss, segmentation_loss

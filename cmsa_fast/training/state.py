@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ..data.sample import ReferringDataset
+from ..data.types import ReferringDataset
 from ..models.base import ReferringModel
 from ..models.checkpoint import ModelConfig
 from ..system.files import write_atomically

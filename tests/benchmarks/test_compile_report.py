@@ -83,7 +83,13 @@ def run(*arguments: str, program: tuple[str, ...] = ("-m", "benchmarks.compile_r
     )
 
 
-@pytest.mark.parametrize("architecture", compile_report.ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(number, marks=[] if number == 90 else pytest.mark.slow)
+        for number in compile_report.ARCHITECTURES
+    ],
+)
 @pytest.mark.parametrize("family", compile_report.FAMILIES)
 def test_tile_of_every_kernel_compiles_as_in_the_table(
     family: str, architecture: int, tmp_path: Path

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks import data_loading, measuring
-from cmsa_fast.data.formats.converted.convert import convert
-from cmsa_fast.data.source import Source, open_split
+from cmsa_fast.data import Source, open_split
+from cmsa_fast.data.formats.convert import convert
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -49,9 +49,9 @@ def in_this_process(read: Callable[..., dict[str, float]], *arguments: Any) -> d
 def test_both_forms_hold_the_same_data(tmp_path: Path) -> None:
     data_loading.build(tmp_path / "refer", references=40, expressions=101)
     refer = Source(form="refer", root=tmp_path / "refer")
-    convert(refer, tmp_path / "converted")
+    convert(refer, tmp_path / "converted.parquet")
     one = open_split(refer, "train")
-    other = open_split(Source(form="converted", root=tmp_path / "converted"), "train")
+    other = open_split(Source(form="converted", root=tmp_path / "converted.parquet"), "train")
     assert len(one) == 101
     assert one.expressions() == other.expressions()
     for a, b in zip(one.records, other.records, strict=True):

@@ -138,7 +138,7 @@ def test_download_check_convert_train(
 ) -> None:
     layout = small_refcoco(tmp_path / "theirs")
     publish(server, monkeypatch, whole(archive(layout.write())))
-    root, copy = tmp_path / "data", tmp_path / "copy"
+    root, copy = tmp_path / "data", tmp_path / "copy.parquet"
     download = ["data", "download", "refcoco", "--root", str(root)]
     assert main([*download, "--dry-run"]) == 0
     assert "Nothing was downloaded" in capsys.readouterr().out
@@ -188,25 +188,26 @@ def test_download_errors_are_one_line(
 
 
 def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
-    root, copy = intact(tmp_path / "data").write(), tmp_path / "copy"
+    root, copy = intact(tmp_path / "data").write(), tmp_path / "copy.parquet"
     command = ["data", "convert", "--root", str(root), "--name", "own", "--to", str(copy)]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "train        2 expressions in 1 records" in shown
     assert f"Images stay in {root / 'images'}" in shown
-    before = files_under(copy)
-    assert "which is never overwritten" in failed(capsys, *command)
-    assert files_under(copy) == before
-    line = failed(capsys, *command[:-1], tmp_path / "data" / "own" / "instances.json")
-    assert "to must be a folder" in line
-    assert main([*command[:-1], str(tmp_path / "val"), "--splits", "val", "--text", "raw"]) == 0
+    before = copy.read_bytes()
+    assert "exists and is never overwritten" in failed(capsys, *command)
+    assert copy.read_bytes() == before
+    line = failed(capsys, *command[:-1], tmp_path / "folder")
+    assert "to must be a file name that ends in .parquet" in line
+    val = str(tmp_path / "val.parquet")
+    assert main([*command[:-1], val, "--splits", "val", "--text", "raw"]) == 0
     assert "  train " not in capsys.readouterr().out
 
 
 def test_convert_errors_are_one_line_and_leave_nothing(tmp_path: Path, capsys: Capture) -> None:
     layout = intact(tmp_path / "data")
     del layout.references[0]["ref_id"]
-    root, copy = layout.write(), tmp_path / "copy"
+    root, copy = layout.write(), tmp_path / "copy.parquet"
     command = ("data", "convert", "--root", root, "--name", "own", "--to", copy)
     assert "reference 0 has no 'ref_id'" in failed(capsys, *command, "--strict")
     assert "split 'testA' has no reference" in failed(capsys, *command, "--splits", "testA")
@@ -262,7 +263,7 @@ def grefcoco(root: Path) -> Path:
 
 
 def test_training_on_grefcoco_and_its_copy(tmp_path: Path, capsys: Capture) -> None:
-    root, copy = grefcoco(tmp_path / "data"), tmp_path / "copy"
+    root, copy = grefcoco(tmp_path / "data"), tmp_path / "copy.parquet"
     convert = ["data", "convert", "--data=grefcoco", f"--root={root}", f"--to={copy}"]
     assert main(convert) == 0
     for form, folder in (("grefcoco", root), ("converted", copy)):

@@ -11,8 +11,8 @@ import pytest
 from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli import main
-from cmsa_fast.data.check.leakage import read_exclusions
-from cmsa_fast.data.source import Source, open_split
+from cmsa_fast.data import Source, open_split
+from cmsa_fast.data.exclusions import read_exclusions
 
 TINY = {
     "steps": 2,
@@ -63,17 +63,14 @@ def test_training_excludes_the_images_written_by_check(
     data = ("--data", "refer", "--root", root, "--exclude", file, "--run-dir", run)
     caplog.set_level(logging.INFO)
     assert train(*data) == 0
-    assert (
-        "refcoco (unc) train: left out 1 expressions about 1 images that are to be excluded"
-        in caplog.text
-    )
+    assert "refcoco (unc) train: left out 1 expressions about 1 excluded images" in caplog.text
     assert "refcoco (unc) train: 4 expressions, 1 images" in caplog.text
     assert "refcoco (unc) val: 2 expressions, 1 images" in caplog.text
     assert json.loads((run / "options.json").read_text())["options"]["exclude"] == str(file)
     # A resumed run excludes the same images, with or without the option.
     caplog.clear()
     assert train("--run-dir", run, "--resume") == 0
-    assert "left out 1 expressions about 1 images" in caplog.text
+    assert "left out 1 expressions about 1 excluded images" in caplog.text
     assert train("--run-dir", run, "--resume", "--exclude", file) == 0
     capsys.readouterr()
     assert train("--run-dir", run, "--resume", "--exclude", tmp_path / "other.json") == 1

@@ -10,7 +10,7 @@ import torch
 
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.loader import BatchLoader
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from support.small_training import Listed, images
 
-from cmsa_fast.data.sample import Sample
-from cmsa_fast.data.shuffled import ShuffledExpressions
+from cmsa_fast.data.dataset import ShuffledExpressions
+from cmsa_fast.data.types import Sample
 
 COUNTS = [[1, 1], [2, 1, 1], [3, 3], [1, 2, 3, 4, 2], [5, 1, 1, 1, 1, 1], [1] * 17]
 LOPSIDED = [[3, 1], [1, 7, 2], [9, 1]]

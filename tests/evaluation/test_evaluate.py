@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 from cmsa_fast.evaluation.conventions import CONVENTIONS
 from cmsa_fast.evaluation.evaluate import evaluate
 from cmsa_fast.models import for_inference

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmsa_fast.data.formats.refer import ReferDataset
+from cmsa_fast.data import load
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.evaluation.conventions import CONVENTIONS
 from cmsa_fast.evaluation.metrics import SegmentationMetrics
@@ -36,7 +36,7 @@ def expressions(real: Path, model: str) -> Iterator[tuple[dict[str, Any], Tensor
     records = json.loads((folder / "published_iou.json").read_text())
     published = {(record["ref_id"], record["sent_id"]): record for record in records}
     for split in ("train", "val", "testA"):
-        dataset = ReferDataset(real / "refer", "refcoco", "unc", split)
+        dataset = load("refer", real / "refer", split)
         for sample in (dataset[index] for index in range(len(dataset))):
             record = published.pop((sample.ref_id, sample.sent_id))
             with Image.open(folder / model / record["mask"]) as image:

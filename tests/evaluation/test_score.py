@@ -10,8 +10,8 @@ from support.refer_layout import small_refcoco
 from support.small_evaluation import random_results
 from support.small_training import Listed, images
 
+from cmsa_fast.data import Source, open_split
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.source import Source, open_split
 from cmsa_fast.evaluation.conventions import CONVENTIONS
 from cmsa_fast.evaluation.score import checksum, metrics, percent, score
 

@@ -55,7 +55,7 @@ def test_calls_agree(name: str) -> None:
     [
         ((WORDS.float(), MASK, INDEX), TypeError, "words must be an int64 tensor"),
         ((WORDS[0], None, INDEX), ValueError, r"words must have shape \[batch, words\]"),
-        ((WORDS + 1, MASK, INDEX), ValueError, r"words must be ids in 0\.\.8; got .* 1 to 9"),
+        ((WORDS + 1, MASK, INDEX), ValueError, r"words must lie in 0\.\.8; got .* 1 to 9"),
         ((WORDS, MASK[:, 1:], INDEX), ValueError, "word_mask must have shape"),
         ((WORDS, MASK & False, INDEX), ValueError, "word_mask must have a true word in every"),
         ((WORDS, MASK, None), ValueError, "features has 2 images and words 3 expressions"),
@@ -85,7 +85,8 @@ def test_arguments_are_checked_once(name: str) -> None:
         model(images(), WORDS, MASK, INDEX)
     finally:
         sys.setprofile(None)
-    assert checks.pop("values_can_be_read") == 2
+    assert checks.pop("values_can_be_read") == 3
+    assert checks.pop("check_range") == 2  # word ids and image_index
     assert set(checks.values()) == {1}
     assert {"check_word_mask", "check_image_index"} <= set(checks)
 

@@ -12,7 +12,7 @@ from cmsa_fast.nn import WordEmbedding
 def test_ids_are_checked() -> None:
     table = WordEmbedding(5, 3)
     assert table(torch.tensor([[0, 4]])).shape == (1, 2, 3)
-    with pytest.raises(ValueError, match=r"ids in 0\.\.4"):
+    with pytest.raises(ValueError, match=r"words must lie in 0\.\.4; got values from 5 to 5"):
         table(torch.tensor([[5]]))
     with pytest.raises(TypeError, match="int64"):
         table(torch.zeros(1, 2))

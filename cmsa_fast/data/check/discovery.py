@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..formats.refer_layout import PUBLISHED_EXPRESSIONS
+from ..formats.converted import is_converted
+from ..formats.published import PUBLISHED_EXPRESSIONS
 from ..formats.referit import RECORD_FOLDERS
 from ..source import Form, Source
 
@@ -15,15 +16,15 @@ from ..source import Form, Source
 _NO_DATA_SET = ("images", "anns", "masks", "lmdb", "grefcoco")
 # Forms of which a folder holds one data set, with the files that identify them.
 _WHOLE_FOLDERS: Mapping[Form, tuple[str, ...]] = {
-    "converted": ("dataset.json",),
+    "converted": ("dataset.json",),  # of the former format, which its reader explains
     "referit": tuple(f"{folder}/referit_query_*.json" for folder in RECORD_FOLDERS),
     "parquet": ("*.parquet", "data/*.parquet"),
 }
 _EXPECTED = (
     "A root holds refcoco/refs(unc).p and refcoco/instances.json (likewise refcoco+, refcocog, "
     "refclef or any other name), grefcoco/grefs(unc).json, anns/<data set>/<split>.json "
-    "with masks/, parquet files, referit_query_<split>.json, or a converted data set's "
-    "dataset.json, and images in images/"
+    "with masks/, Parquet files, referit_query_<split>.json, or a file written by "
+    "`cmsa-fast data convert`, and images in images/"
 )
 
 
@@ -42,7 +43,7 @@ class Discovery:
 
 
 def discover(root: Path, *, image_folder: Path | None = None) -> Discovery:
-    """Searches a folder and its subfolders for data sets, without opening files.
+    """Searches a folder and its subfolders for data sets; opens Parquet files only.
 
     Args:
         root: Folder to search.
@@ -114,9 +115,19 @@ def _whole_folder(folder: Path, claimed: set[Path]) -> Iterator[Source]:
     """Data sets that fill a whole folder."""
     for form, patterns in _WHOLE_FOLDERS.items():
         files = {file for pattern in patterns for file in folder.glob(pattern)} - claimed
-        if files:
-            claimed |= files
+        claimed |= files
+        converted = [file for file in sorted(files) if form == "parquet" and _is_converted(file)]
+        for file in converted:
+            yield Source(form="converted", root=file)
+        if len(files) > len(converted):
             yield Source(form=form, root=folder)
+
+
+def _is_converted(file: Path) -> bool:
+    try:
+        return is_converted(file)
+    except (ValueError, OSError):
+        return False  # its reader reports what is wrong with it
 
 
 def _no_data_set(root: Path, children: list[Path]) -> str:

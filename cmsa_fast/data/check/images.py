@@ -12,11 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...system.processes import ignore_interrupts
-from ..formats.converted.image_store import EmbeddedImage
+from ..errors import by
 from ..images import ImageFile, read_image_size
 from ..masks import MaskSource
-from ..readable import by
-from ..types import ImageSource, ObjectMask, Record
+from ..types import EmbeddedImage, ImageSource, ObjectMask, Record
 
 ImageFinding = Literal[
     "image-missing",

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ErrorCollector, one_line
-from ..formats.refer_layout import COCO_FOLDERS, published_origin
+from ..exclusions import numbering_of
+from ..formats.published import published_origin
+from ..formats.refer_layout import COCO_FOLDERS
 from ..source import Reading, Source, read_records
 from ..types import Record
 from ..vocabulary import tokenize
@@ -23,7 +25,7 @@ from .findings import (
     SplitCount,
 )
 from .images import check_images
-from .leakage import SplitImages, find_leaks, numbering_of, split_images
+from .leakage import SplitImages, find_leaks, split_images
 
 
 def inspect_root(

@@ -22,7 +22,7 @@ from torch.hub import download_url_to_file
 from tqdm import tqdm
 
 from ...system.files import locked, staged
-from ..readable import readable_size
+from ..errors import readable_size
 from .catalogue import Collection, RemoteFile
 
 _logger = logging.getLogger(__name__)

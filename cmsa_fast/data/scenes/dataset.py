@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sample import Sample
+from ..types import Sample
 from .generation import MIXTURE, Scene, SceneExpression, generate_scene
 from .grammar import WORDS, Form
 from .grounding import Interpreter

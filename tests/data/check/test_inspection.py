@@ -23,8 +23,8 @@ from cmsa_fast.data.check.findings import (
 )
 from cmsa_fast.data.check.inspection import inspect_root
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.formats.converted.convert import convert
-from cmsa_fast.data.formats.refer_layout import PUBLISHED_EXPRESSIONS
+from cmsa_fast.data.formats.convert import convert
+from cmsa_fast.data.formats.published import PUBLISHED_EXPRESSIONS
 from cmsa_fast.data.images import read_image, read_image_size
 from cmsa_fast.data.source import Source
 
@@ -181,6 +181,16 @@ def test_unusable_records_are_reported_and_others_checked(tmp_path: Path) -> Non
     assert [split.expressions for split in result.data_sets[0].splits] == [1, 1]
 
 
+def test_repeated_reference_is_reported(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    layout.references.append(layout.references[0])
+    result = inspect_root(layout.write())
+    assert not result.ok
+    assert counts(result) == {"record-unusable": 1}
+    assert "reference 2 repeats ref_id 100 of reference 0" in details(result, "record-unusable")[0]
+    assert result.data_sets[0].splits[0] == SplitCount("train", 1, 2, 1)
+
+
 def test_masks(tmp_path: Path) -> None:
     layout = own(tmp_path)  # image 7: 23 x 37 (height x width)
     layout.add_reference(7, [square(40, 30, 5)], ["beside the image"])
@@ -282,7 +292,7 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
     (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(content))
     convert(
         Source(form="refer", root=root, name="refcoco"),
-        root / "fast",
+        root / "fast.parquet",
         errors=ErrorCollector(strict=True),
     )
     (root / "anns" / "mine").mkdir(parents=True)
@@ -324,7 +334,6 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
 
 
 def test_images_inside_parquet_files(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow (parquet)")
     from support import parquet_layout as layout
 
     rows = []

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cmsa_fast.data import Source, open_split, read_records
 from cmsa_fast.data.dataset import RecordDataset
 from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.mask_files import PngMask
-from cmsa_fast.data.source import Source, open_split, read_records
 
 HEIGHT, WIDTH = 23, 37
 IMAGE = "COCO_train2014_000000000007.jpg"
@@ -68,7 +68,7 @@ class AnnsLayout:
 
 
 def opened(layout: AnnsLayout, split: str = "val", **options: Any) -> RecordDataset:
-    errors = options.pop("problems", None)
+    errors = options.pop("errors", None)
     source = Source(form="anns-masks", root=layout.write(), **options)
     return open_split(source, split, errors=errors)
 
@@ -158,7 +158,7 @@ def test_arguments_that_name_nothing(layout: AnnsLayout) -> None:
         opened(layout, name="refcoco", split_by="google")
     with pytest.raises(ValueError, match="name must be the name of a data set"):
         opened(layout, name="../anns/refcoco")
-    with pytest.raises(ValueError, match="text is 'raw'.*cleaned expressions only"):
+    with pytest.raises(ValueError, match="text is 'raw'.*only the normalised"):
         opened(layout, text="raw")
 
 
@@ -213,14 +213,14 @@ def test_refclef_has_the_numbers_of_its_images(tmp_path: Path) -> None:
         ({"img_name": 7}, "record 1 has .*int as its 'img_name', not text"),
         ({"img_name": "../secret.jpg"}, "record 1: an image is named '../secret.jpg'"),
         ({"img_name": ""}, "record 1: an image is named ''"),
-        ({"sentences": "man"}, "record 1 has .*str as its 'expressions', not a list"),
-        ({"sentences": ["man"]}, "record 1 expression 0 is a value of type str"),
-        ({"sentences": [{"sent": "man"}]}, "record 1 expression 0 has no 'sent_id'"),
+        ({"sentences": "man"}, "record 1 has .*str as its 'sentences', not a list"),
+        ({"sentences": ["man"]}, "record 1 sentence 0 is a value of type str"),
+        ({"sentences": [{"sent": "man"}]}, "record 1 sentence 0 has no 'sent_id'"),
         (
             {"sentences": [{"sent_id": 1, "sent": None}]},
-            "expression 0 has .*NoneType as its 'sent'",
+            "sentence 0 has .*NoneType as its 'sent'",
         ),
-        ({"sentences_num": 2}, "record 1 has 1 expressions, where its 'sentences_num' is 2"),
+        ({"sentences_num": 2}, "record 1 has 1 sentences, but its 'sentences_num' is 2"),
         ({"sentences_num": "many"}, "record 1 has .*str as its 'sentences_num'"),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_folder_of_anns_without_json(layout: AnnsLayout) -> None:
 def test_lmdb_is_refused_with_what_to_do(tmp_path: Path, inner: str) -> None:
     (tmp_path / inner).mkdir(parents=True, exist_ok=True)
     (tmp_path / inner / "train.lmdb").write_bytes(b"")
-    with pytest.raises(ValueError, match="LMDB files.*not read.*data_process.py"):
+    with pytest.raises(ValueError, match="LMDB files.*not supported.*data_process.py"):
         open_split(Source(form="anns-masks", root=tmp_path), "train")
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from support.refer_layout import ReferLayout, square
 
+from cmsa_fast.data import Source, open_split, read_records
 from cmsa_fast.data.dataset import RecordDataset
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.source import Source, open_split, read_records
 
 HEIGHT, WIDTH = 23, 37
 FIRST, SECOND = square(3, 2, 10), square(8, 7, 10)  # overlap by 5 x 5
@@ -209,8 +209,8 @@ def test_records_that_contradict_themselves(
         ({"ref_id": None}, "reference 1 has .*NoneType as its 'ref_id'"),
         ({"image_id": [7]}, "reference 1 has .*list as its 'image_id'"),
         ({"split": 1}, "reference 1 has .*int as its 'split'"),
-        ({"sentences": None}, "reference 1 has .*NoneType as its 'expressions'"),
-        ({"sentences": [{"sent_id": 1}]}, "reference 1 expression 0 has no 'sent'"),
+        ({"sentences": None}, "reference 1 has .*NoneType as its 'sentences'"),
+        ({"sentences": [{"sent_id": 1}]}, "reference 1 sentence 0 has no 'sent'"),
         ({"ann_id": [1101, 777]}, "no annotation 777, which ref_id 101 needs"),
         ({"ann_id": [1101, 1103]}, "annotation 1103 is of image 9, but ref_id 101"),
         ({"image_id": 8, "ann_id": [-1], "no_target": True}, "no image 8, which ref_id 101"),

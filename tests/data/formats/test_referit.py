@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cmsa_fast.data import Source, open_split, read_records
 from cmsa_fast.data.dataset import RecordDataset
 from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.mask_files import MatlabMask
-from cmsa_fast.data.source import Source, open_split, read_records
 
 scipy_io = pytest.importorskip("scipy.io", reason="masks of ReferIt are read by scipy (referit)")
 
@@ -210,8 +210,8 @@ def test_a_json_file_of_the_split_comes_before_its_list(layout: ReferitLayout) -
         ("115_1", "water", r"test\.json: 115_1 has a value of type str, not a list of expressions"),
         ("115_1", None, "115_1 has a value of type NoneType"),
         ("115_1", {"0": "water"}, "115_1 has a value of type dict"),
-        ("115_1", ["water", 5], "115_1 expression 1 is a value of type int, not text"),
-        ("115_1", [["water"]], "115_1 expression 0 is a value of type list, not text"),
+        ("115_1", ["water", 5], "115_1 sentence 1 is a value of type int, not text"),
+        ("115_1", [["water"]], "115_1 sentence 0 is a value of type list, not text"),
         ("115_1", ["water"] * 10_001, "115_1 has 10001 expressions"),
         ("115", ["water"], r"test\.json has the key '115', where <image>_<region> is"),
         ("../115_1", ["water"], "has the key '../115_1'"),
