@@ -41,13 +41,16 @@ def format_result(result: Result) -> str:
         shuffled = result.shuffled
         rows.append(("expressions shuffled", shuffled.expressions, shuffled.overall))
     minutes, seconds = divmod(round(result.progress.seconds), 60)
+    steps = f"{result.progress.step} steps"
+    if result.progress.best_step is not None:
+        steps += f" (evaluated: step {result.progress.best_step}, the best validation)"
     lines = [
         *metric_table(rows),
         "",
         "Percent, at the images' own size. overall IoU: sum of intersections / sum of unions;",
         "mean IoU: mean over expressions; prec@X: share of expressions with IoU >= X.",
         *evaluation_notes(evaluation),
-        f"{result.progress.step} steps in {minutes} min {seconds} s; everything is in {result.folder}",
+        f"{steps} in {minutes} min {seconds} s; everything is in {result.folder}",
         *error_lines(result.errors),
     ]
     if result.overview is not None:
@@ -88,8 +91,8 @@ def evaluation_notes(evaluation: Evaluation) -> list[str]:
             percent(evaluation.by_kind[kind]["overall_iou"]) for kind in (WORD_ORDER, NO_WORD_ORDER)
         )
         lines += [
-            f"CMSA ignores word order: overall IoU {order} where the same words in another order name",
-            f"another object, {free} for other relations.",
+            f"Word order: overall IoU {order} where the same words in another order name another object,",
+            f"{free} for other relations.",
         ]
     return lines + _coverage_lines(evaluation.coverage)
 

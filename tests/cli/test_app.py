@@ -148,20 +148,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
         lambda _: ["--expressions-per-image", "13"],
         "--expressions-per-image must be at most 12 with --data scenes; got 13.",
     ),
-    "model option": (
-        lambda _: ["--model-options", "depth=3"],
-        "build_model('cmsa') has no option depth",
-    ),
-    "reserved model option": (
-        lambda _: ["--model-options", "backbone=narrow"],
-        "--model-options must be NAME=VALUE, each name once",
-    ),
     "validation": (lambda _: ["--validate-expressions", "0"], "must be at least 1; got 0"),
-    "average": (lambda _: ["--ema-decay", "1"], "ema_decay must be from 0 to below 1; got 1.0"),
-    "end of the schedule": (
-        lambda _: ["--end-learning-rate", "1"],
-        "must not be above learning_rate",
-    ),
     "checkpoints": (lambda _: ["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
     "size": (lambda _: ["--size", "33"], "size must be at least 64"),
     "steps": (lambda _: ["--steps", "0"], "steps must be at least 1; got 0."),

@@ -233,6 +233,8 @@ def test_the_report_says_what_word_order_costs() -> None:
         "7 steps in 1 min 23 s; everything is in runs/x",
         "Look at a.png",
     ]
+    best = format_result(replace(RESULT, progress=Progress(7, 83.4, best_step=5)))
+    assert "7 steps (evaluated: step 5, the best validation) in 1 min 23 s" in best
 
 
 def test_the_report_without_kinds() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.refer_layout import small_refcoco
 from support.small_training import (
     CONFIG,
     OPTIONS,
@@ -26,14 +25,11 @@ from support.small_training import (
 from torch import Tensor, nn
 
 import cmsa_fast.training.loop as training
-from cmsa_fast.data import load
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.types import Sample
-from cmsa_fast.data.vocabulary import Vocabulary
-from cmsa_fast.models.checkpoint import WEIGHTS, ModelConfig, load_model
+from cmsa_fast.models.checkpoint import WEIGHTS, load_model
 from cmsa_fast.training.loop import LAST, METRICS, training_step
-from cmsa_fast.training.recipe import Recipe
 from cmsa_fast.training.state import STATE
 
 
@@ -59,16 +55,26 @@ def lines_of(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-class Interrupted(Collate):
-    """Simulates Ctrl-C when batch number `at` is requested."""
+def assert_same_run(first: Path, second: Path) -> None:
+    assert same(state_of(first), state_of(second))
+    assert lines_of(first) == lines_of(second)
+    assert sorted(path.name for path in first.iterdir()) == sorted(p.name for p in second.iterdir())
+    for path in first.glob("*.safetensors"):
+        weights = (load_model(one)[0].state_dict() for one in (path, second / path.name))
+        assert same(*weights)
 
-    def __init__(self, at: int, vocabulary: Vocabulary = VOCABULARY) -> None:
-        super().__init__(vocabulary, SIZE)
+
+class Interrupted(Collate):
+    """Simulates Ctrl-C, or the end of the process, when batch number `at` is requested."""
+
+    def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        super().__init__(VOCABULARY, SIZE)
         self.left = at
+        self.error = error
 
     def __call__(self, samples: list[Sample]) -> Any:
         if self.left == 0:
-            raise KeyboardInterrupt
+            raise self.error
         self.left -= 1
         return super().__call__(samples)
 
@@ -105,8 +111,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_seed_decides_the_weights(whole: Path, tmp_path: Path) -> None:
     run(tmp_path / "same")
-    assert same(state_of(whole), state_of(tmp_path / "same"))
-    assert lines_of(whole) == lines_of(tmp_path / "same")
+    assert_same_run(whole, tmp_path / "same")
     run(tmp_path / "order", seed=1)
     assert not same(state_of(whole)["model"], state_of(tmp_path / "order")["model"])
     run(tmp_path / "start", model=new_model(1))
@@ -115,8 +120,7 @@ def test_seed_decides_the_weights(whole: Path, tmp_path: Path) -> None:
 
 def test_workers_do_not_change_the_result(whole: Path, tmp_path: Path) -> None:
     run(tmp_path, num_workers=1)
-    assert same(state_of(whole), state_of(tmp_path))
-    assert lines_of(whole) == lines_of(tmp_path)
+    assert_same_run(whole, tmp_path)
 
 
 def test_metrics_file(whole: Path) -> None:
@@ -140,9 +144,7 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
     assert f"Stopped at step {at} of 13; --run-dir {tmp_path} --resume continues." in caplog.text
     _, progress = run(tmp_path, model=new_model(7), resume=True, num_workers=int(at == 9))
     assert progress.step == 13
-    assert same(state_of(whole), state_of(tmp_path))
-    assert lines_of(whole) == lines_of(tmp_path)
-    assert same(load_model(whole)[0].state_dict(), load_model(tmp_path)[0].state_dict())
+    assert_same_run(whole, tmp_path)
 
 
 def test_ctrl_c_while_an_item_is_read_writes_a_checkpoint(tmp_path: Path) -> None:
@@ -175,21 +177,14 @@ def test_ctrl_c_within_a_step_is_deferred_to_its_end(
 
 
 def test_killed_run_resumes_from_the_last_checkpoint(whole: Path, tmp_path: Path) -> None:
-    class Killed(Interrupted):
-        def __call__(self, samples: list[Sample]) -> Any:
-            if self.left == 0:
-                raise MemoryError
-            return super().__call__(samples)
-
     with pytest.raises(MemoryError):
-        run(tmp_path, collate=Killed(12), checkpoint_every=7)
+        run(tmp_path, collate=Interrupted(12, MemoryError), checkpoint_every=7)
     assert state_of(tmp_path)["step"] == 7
     assert [row["step"] for row in lines_of(tmp_path)] == [10]
     with (tmp_path / METRICS).open("a") as lines:
         lines.write('{"step": 1')  # cut off
     run(tmp_path, model=new_model(7), resume=True)
-    assert same(state_of(whole), state_of(tmp_path))
-    assert lines_of(whole) == lines_of(tmp_path)
+    assert_same_run(whole, tmp_path)
 
 
 def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) -> None:
@@ -199,27 +194,6 @@ def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) ->
     assert progress.step == 13
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert same(model.state_dict(), state_of(whole)["model"])
-
-
-def test_resuming_in_the_middle_of_an_epoch_of_refer_data(tmp_path: Path) -> None:
-    data = load("refer", small_refcoco(tmp_path / "data").write(), "train")
-    words = Vocabulary.from_expressions(data.expressions())
-    options = {**OPTIONS, "vocabulary_size": len(words)}
-    config = ModelConfig("cmsa", options, words.tokens, SIZE, 20)
-    recipe = replace(RECIPE, steps=5, images_per_step=1)  # epochs of two steps
-
-    def go(name: str, **given: Any) -> None:
-        torch.manual_seed(0)
-        model, folder = config.build(), tmp_path / name
-        given.setdefault("collate", Collate(words, SIZE))
-        run(folder, data, recipe=recipe, model=model, config=config, **given)
-
-    go("whole")
-    with pytest.raises(KeyboardInterrupt):
-        go("broken", collate=Interrupted(3, words))
-    go("broken", resume=True, num_workers=1)
-    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "broken"))
-    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "broken")
 
 
 @pytest.mark.parametrize("at", [1, 4])
@@ -409,11 +383,6 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def files_of(folder: Path) -> tuple[Any, ...]:
-    weights = (load_model(folder / name)[0].state_dict() for name in (WEIGHTS, LAST))
-    return (state_of(folder), lines_of(folder), *weights)
-
-
 def test_validation_keeps_the_best_weights(tmp_path: Path) -> None:
     ious = iter([0.3, 0.7, 0.5, 0.6, 0.7])
     steps: list[dict[str, Tensor]] = []
@@ -432,6 +401,12 @@ def test_validation_keeps_the_best_weights(tmp_path: Path) -> None:
     rows = [row for row in lines_of(tmp_path) if "validation" in row]
     assert [row["step"] for row in rows] == [3, 6, 9, 12, 13]
     assert rows[1]["validation"] == {"overall_iou": 0.7, "mean_iou": 0.25}
+
+
+def test_best_weights_are_written_with_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        run(tmp_path, recipe=VALIDATED, validate=validate, collate=Interrupted(4, MemoryError))
+    assert state_of(tmp_path)["best"][0] == 3
 
 
 class Dropping(nn.Module):
@@ -472,7 +447,7 @@ def test_interrupted_run_with_validation_and_average_resumes(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, collate=Interrupted(at), **given)
     model, _ = run(tmp_path, model=new_model(7), resume=True, **given)
-    assert same(files_of(validated), files_of(tmp_path))
+    assert_same_run(validated, tmp_path)
     assert same(model.state_dict(), load_model(tmp_path)[0].state_dict())
 
 
@@ -494,7 +469,7 @@ def test_run_stopped_during_a_validation_resumes(
     with pytest.raises(error):
         run(tmp_path, validate=stopped, **given)
     run(tmp_path, model=new_model(7), resume=True, validate=validate, **given)
-    assert same(files_of(validated), files_of(tmp_path))
+    assert_same_run(validated, tmp_path)
 
 
 def test_moving_average_is_saved_and_evaluated(whole: Path, tmp_path: Path) -> None:
@@ -506,16 +481,3 @@ def test_moving_average_is_saved_and_evaluated(whole: Path, tmp_path: Path) -> N
     assert same(load_model(tmp_path)[0].state_dict(), average)
     assert same(model.state_dict(), average)
     assert not same(state["model"], average)
-
-
-def recipe_of(name: str, value: Any) -> Recipe:
-    return replace(RECIPE, **{name: value})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("ema_decay", 1.0), ("schedule", "step"), ("end_learning_rate", 1.0), ("validate_every", -1)],
-)
-def test_recipe_out_of_range_is_named(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must .* got '?{value}"):
-        recipe_of(name, value)
