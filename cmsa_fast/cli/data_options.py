@@ -16,8 +16,8 @@ DataForm = Literal["scenes", FolderForm]
 
 FOLDERS_HELP = (
     "refer: the layout of REFER (RefCOCO, RefCOCO+, RefCOCOg, RefCLEF). grefcoco: gRefCOCO, whose expressions "
-    "name any number of objects. anns-masks: the anns/ and masks/ folders of CRIS and VLT. parquet: local copies of "
-    "jxu124/refcoco and its relatives. referit: ReferIt in the Berkeley layout. converted: written by "
+    "name any number of objects. anns-masks: the anns/ and masks/ folders of CRIS and VLT. parquet: local copies "
+    "of jxu124/refcoco and its relatives. referit: ReferIt in the Berkeley layout. converted: written by "
     "`cmsa-fast data convert`."
 )
 FORMS_HELP = (
