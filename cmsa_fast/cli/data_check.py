@@ -148,9 +148,8 @@ def format_check(result: CheckResult) -> str:
             )
         lines.append("")
     text = "\n".join([*lines, _verdict(result)])
-    return text.encode("utf-8", "backslashreplace").decode(
-        "utf-8"
-    )  # lone surrogates cannot be printed
+    # Lone surrogates of damaged expressions cannot be printed.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _table(one: DataSetCheck) -> Iterator[str]:
@@ -162,8 +161,8 @@ def _table(one: DataSetCheck) -> Iterator[str]:
     yield f"  {'split':<{width}}  references  expressions  images  as published"
     for split in one.splits:
         yield (
-            f"  {split.split:<{width}}  {split.references:>10}  {split.expressions:>9}  "
-            f"{split.images:>8}  {_as_published(split)}"
+            f"  {split.split:<{width}}  {split.references:>10}  {split.expressions:>11}  "
+            f"{split.images:>6}  {_as_published(split)}"
         )
 
 

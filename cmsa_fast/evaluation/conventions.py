@@ -293,7 +293,7 @@ All conventions evaluate every expression; CRIS, during training, only an object
 native  The default: outlines are not moved, and pixels are the image's own.
 cmsa    Thickens every outline by up to a pixel of the square. The repository divides by zero for
         U = 0; the IoU of 1 is this library's choice. RMI and text_objseg use these rules, too.
-lavt    Stretches the prediction, without its padding, bilinearly; the truth takes nearest pixels.
+lavt    Stretches the prediction, without its padding, bilinearly; the truth by nearest pixels.
 cris    The repository rounds thresholds to float32, so that most IoUs of exactly 0.7 or 0.9 pass.
         It maps pixel indices to the square and back; this library maps pixel centres."""
 

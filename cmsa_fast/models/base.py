@@ -36,8 +36,8 @@ class ReferringModel(nn.Module, ABC):
 
     A model implements `encode_image`, `encode_text` and `decode`. What the first two return is passed to `decode`
     unchanged, so their types are the model's choice. Training calls `forward`; evaluation and prediction encode
-    each image once and call `segment` for its expressions. `ExplainsWords` is the base class of models that can
-    attribute their prediction to words.
+    each image once and call `encode_text` and `decode` for its expressions. `ExplainsWords` is the base class of
+    models that can attribute their prediction to words.
     """
 
     def no_weight_decay(self) -> Collection[str]:

@@ -40,6 +40,9 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
+_KINDS = {bool: "true or false", int: "an integer", str: "a string"}
+
+
 def model_options(name: str) -> Mapping[str, inspect.Parameter]:
     """The options of a model, which are the parameters of its constructor.
 
@@ -59,7 +62,7 @@ def build_model(name: str, **options: Any) -> ReferringModel:
         options: Arguments of the model's constructor.
 
     Raises:
-        TypeError: An option that is a flag is not a bool.
+        TypeError: An option is not of the type of its default, where that is a bool, an int or a string.
         ValueError: name or an option is unknown, or an option is out of range.
     """
     known = model_options(name)
@@ -69,8 +72,9 @@ def build_model(name: str, **options: Any) -> ReferringModel:
             f"build_model({name!r}) has no option {', '.join(unknown)}; it has {', '.join(known)}."
         )
     for option, value in options.items():
-        if isinstance(known[option].default, bool) and not isinstance(value, bool):
-            raise TypeError(f"{option} must be true or false; got {value!r}.")
+        kind = type(known[option].default)
+        if kind in _KINDS and type(value) is not kind:
+            raise TypeError(f"{option} must be {_KINDS[kind]}; got {value!r}.")
     return _load(MODELS[name].path)(**options)
 
 

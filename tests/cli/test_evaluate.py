@@ -303,7 +303,7 @@ MISTAKES = {
     "no root": (["evaluate", "{}/run", "--data", "parquet"], "--data parquet needs --root"),
     "workers": (["evaluate", "{}/run", "--num-workers", "-1"], "--num-workers must be at least 0"),
     "batch": (["evaluate", "{}/run", "--images-per-batch", "0"], "must be at least 1; got 0"),
-    "crf": (["evaluate", "{}/run", "--crf-processes", "2"], "--crf-processes goes with --crf"),
+    "crf": (["evaluate", "{}/run", "--crf-processes", "2"], "--crf-processes needs --crf"),
     "split": (["evaluate", "{}/run", "--split", "testA"], "split 'testA' has no reference"),
     "device": (["evaluate", "{}/run", "--device", "abacus"], "--device abacus"),
     "out": (["evaluate", "{}/run", "--out", "{}/run/options.json"], "--out must be a folder"),

@@ -107,6 +107,7 @@ def test_a_registered_model_trains_evaluates_and_predicts(
         ({"model_options": ("channels",)}, "--model-options must be NAME=VALUE.* got 'channels'"),
         ({"model_options": ("backend=torch",)}, "none that has an option of its own; got 'backend"),
         ({"model_options": ("bias=maybe",)}, "bias must be true or false; got 'maybe'"),
+        ({"model_options": ("channels=many",)}, "channels must be an integer; got 'many'"),
     ],
 )
 def test_wrong_options_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -181,6 +181,16 @@ def test_unusable_records_are_reported_and_others_checked(tmp_path: Path) -> Non
     assert [split.expressions for split in result.data_sets[0].splits] == [1, 1]
 
 
+def test_repeated_reference_is_reported(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    layout.references.append(layout.references[0])
+    result = inspect_root(layout.write())
+    assert not result.ok
+    assert counts(result) == {"record-unusable": 1}
+    assert "reference 2 repeats ref_id 100 of reference 0" in details(result, "record-unusable")[0]
+    assert result.data_sets[0].splits[0] == SplitCount("train", 1, 2, 1)
+
+
 def test_masks(tmp_path: Path) -> None:
     layout = own(tmp_path)  # image 7: 23 x 37 (height x width)
     layout.add_reference(7, [square(40, 30, 5)], ["beside the image"])
