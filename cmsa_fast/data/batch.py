@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .sample import Sample
 from .transforms import Letterbox
+from .types import Sample
 from .vocabulary import Vocabulary
 
 _logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from cmsa_fast.data.batch import Batch, Collate
-from cmsa_fast.data.sample import Sample
 from cmsa_fast.data.sampler import ImageBatchSampler
 from cmsa_fast.data.transforms import Letterbox
+from cmsa_fast.data.types import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary([*Vocabulary.SPECIAL, "the", "left", "man", "hat", "right"])

@@ -74,11 +74,6 @@ def cross_modal_attention(
     words = {"word_query": word_query, "word_key": word_key, "word_value": word_value}
     _check_tensors(places, words)
     _check_expressions(place_query, word_query, word_mask, image_index)
-    if backend == "triton" and word_query.shape[1] > MAX_TRITON_WORDS:
-        raise ValueError(
-            f'backend="triton" takes up to {MAX_TRITON_WORDS} words; got {word_query.shape[1]}. '
-            'Use backend="torch" instead.'
-        )
     return unchecked_cross_modal_attention(
         place_query,
         place_key,
@@ -106,8 +101,13 @@ def unchecked_cross_modal_attention(
 ) -> Tensor:
     """`cross_modal_attention` without argument checks."""
     features = autocast(place_query, place_key, place_value, word_query, word_key, word_value)
-    if backend == "auto" and word_query.shape[1] > MAX_TRITON_WORDS:
-        backend = "torch"
+    if word_query.shape[1] > MAX_TRITON_WORDS:
+        if backend == "triton":
+            raise ValueError(
+                f'backend="triton" takes up to {MAX_TRITON_WORDS} words; got {word_query.shape[1]}. '
+                'Use backend="torch" instead.'
+            )
+        backend = "torch" if backend == "auto" else backend
     attention = _implementation(choose_backend(backend, features[0]))
     return attention(*features, word_mask, image_index=image_index)
 
