@@ -147,7 +147,7 @@ def train(
         with interrupts_deferred():
             state.validated = state.step
             _write_line(lines, step=state.step, validation=metrics, seconds=elapsed())
-            if state.best is not None and metrics["overall_iou"] <= state.best[1]:
+            if state.best is not None and metrics["overall_iou"] < state.best[1]:
                 return False
             state.best = (state.step, metrics["overall_iou"])
             save_model(folder / WEIGHTS, state.inference_model, model_config)
