@@ -151,7 +151,7 @@ def test_no_annotation_at_all_that_is_marked_so(layout: GrefLayout) -> None:
     assert opened(layout).records[2].names_nothing
 
 
-def test_the_pickle_of_older_releases(layout: GrefLayout, caplog: Any) -> None:
+def test_pickle_of_older_releases(layout: GrefLayout, caplog: Any) -> None:
     root = layout.write()
     file = root / "grefcoco" / "grefs(unc).json"
     older = file.with_suffix(".p")
@@ -216,7 +216,7 @@ def test_records_that_contradict_themselves(
         ({"image_id": 8, "ann_id": [-1], "no_target": True}, "no image 8, which ref_id 101"),
     ],
 )
-def test_a_damaged_reference(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
+def test_damaged_reference(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
     layout.references[1].update(change)
     with pytest.raises(ValueError, match=message):
         opened(layout)
@@ -226,7 +226,7 @@ def test_a_damaged_reference(layout: GrefLayout, change: dict[str, Any], message
     assert "\n" not in errors.messages[0]
 
 
-def test_an_empty_list_without_no_target(layout: GrefLayout) -> None:
+def test_empty_list_without_no_target(layout: GrefLayout) -> None:
     layout.references[1]["ann_id"] = []
     del layout.references[1]["no_target"]
     with pytest.raises(ValueError, match="reference 1 has an empty 'ann_id' and no 'no_target'"):
@@ -241,13 +241,13 @@ def test_an_empty_list_without_no_target(layout: GrefLayout) -> None:
         ({"image_id": 9}, "annotation 1102 is of image 9"),
     ],
 )
-def test_a_damaged_annotation(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
+def test_damaged_annotation(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
     layout.annotations[1].update(change)
     with pytest.raises(ValueError, match=message):
         opened(layout)
 
 
-def test_a_reference_that_is_no_dictionary(layout: GrefLayout) -> None:
+def test_reference_that_is_no_dictionary(layout: GrefLayout) -> None:
     layout.references[1] = "left cup"  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="reference 1 is a value of type str where a dictionary"):
         opened(layout)

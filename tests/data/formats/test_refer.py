@@ -130,13 +130,13 @@ def test_splits_are_matched_as_refer_does(tmp_path: Path, asked: str, found: lis
 
 
 @pytest.mark.parametrize("split", ["testA", "validation", "Train", "", "testAB"])
-def test_a_split_with_nothing_lists_what_there_is(tmp_path: Path, split: str) -> None:
+def test_split_with_nothing_lists_what_there_is(tmp_path: Path, split: str) -> None:
     small_refcoco(tmp_path).write()
     with pytest.raises(ValueError, match=r"train \(3 references\), val \(1 references\)"):
         open_refer(tmp_path, split=split)
 
 
-def test_a_file_without_references(tmp_path: Path) -> None:
+def test_file_without_references(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.references.clear()
     with pytest.raises(ValueError, match="none at all"):
@@ -158,7 +158,7 @@ def test_empty_expressions_are_left_out_and_counted(
     assert "left out 3 expressions without a word" in caplog.text
 
 
-def test_a_split_of_empty_expressions_has_no_item(tmp_path: Path) -> None:
+def test_split_of_empty_expressions_has_no_item(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.add_reference(11, [square(1, 1, 3)], ["", " "], split="blank")
     with pytest.raises(ValueError, match="no usable expression.*empty_expressions=2"):
@@ -199,7 +199,7 @@ def test_parts_shared_by_two_references_count_once(tmp_path: Path) -> None:
     assert data.report.degenerate_parts == 1
 
 
-def test_a_clean_split_reports_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_clean_split_reports_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     layout = small_refcoco(tmp_path)
     layout.split_by = "google"
     with caplog.at_level(logging.WARNING, LOGGER):
@@ -221,7 +221,7 @@ def test_another_number_of_expressions_than_published_is_logged(
     assert "10834" in caplog.text
 
 
-def test_a_missing_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
+def test_missing_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     (layout.image_folder / layout.images[1]["file_name"]).unlink()
     data = open_refer(layout.write())
@@ -230,7 +230,7 @@ def test_a_missing_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
         data[2]
 
 
-def test_a_truncated_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
+def test_truncated_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     file = layout.image_folder / layout.images[1]["file_name"]
     file.write_bytes(file.read_bytes()[:-300])
@@ -239,7 +239,7 @@ def test_a_truncated_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
         data[2]
 
 
-def test_a_image_of_another_size_than_recorded(tmp_path: Path) -> None:
+def test_image_of_another_size_than_recorded(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.images[1].update(height=42)
     data = open_refer(layout.write())
@@ -255,7 +255,7 @@ def test_run_lengths_of_another_size_than_the_image(tmp_path: Path) -> None:
         data[2]
 
 
-def test_a_polygon_in_other_units_names_its_annotation(tmp_path: Path) -> None:
+def test_polygon_in_other_units_names_its_annotation(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.annotations[1]["segmentation"] = [square(10, 10, 1e8)]
     data = open_refer(layout.write())
@@ -288,7 +288,7 @@ def test_masks_lie_over_the_stored_pixels(
     assert not caplog.records
 
 
-def test_a_mask_that_fits_only_the_upright_image(
+def test_mask_that_fits_only_the_upright_image(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = small_refcoco(tmp_path)
@@ -330,7 +330,7 @@ def test_nothing_is_loaded_for_expressions_and_image_ids(tmp_path: Path) -> None
     assert len(data.expressions()) == len(data.image_ids()) == 5
 
 
-def test_a_pickled_data_set_reads_the_same(tmp_path: Path) -> None:
+def test_pickled_data_set_reads_the_same(tmp_path: Path) -> None:
     data = open_refer(small_refcoco(tmp_path).write())
     data[0]
     copy = pickle.loads(pickle.dumps(data))

@@ -96,7 +96,7 @@ def test_sizes_are_width_and_height(layout: ReferitLayout) -> None:
         assert data[i].mask.shape == data[i].image.shape[1:] == data.records[max(i - 1, 0)].size
 
 
-def test_a_image_of_another_size_than_recorded(layout: ReferitLayout) -> None:
+def test_image_of_another_size_than_recorded(layout: ReferitLayout) -> None:
     layout.sizes["7023.jpg"] = [41, 29]
     with pytest.raises(ValueError, match="41 x 29.*29 x 41"):
         opened(layout, "val")[0]
@@ -198,7 +198,7 @@ def test_splits_as_lists_of_images(tmp_path: Path, folders: tuple[str, str]) -> 
         open_split(source, "test")
 
 
-def test_a_json_file_of_the_split_comes_before_its_list(layout: ReferitLayout) -> None:
+def test_json_file_of_the_split_comes_before_its_list(layout: ReferitLayout) -> None:
     (layout.write() / "referit_query_all.json").write_text('{"115_1": ["other"]}')
     (layout.root / "referit_test_imlist.txt").write_text("115")
     assert len(opened(layout)) == 3
@@ -220,7 +220,7 @@ def test_a_json_file_of_the_split_comes_before_its_list(layout: ReferitLayout) -
         ("", ["water"], "has the key ''"),
     ],
 )
-def test_a_damaged_region(layout: ReferitLayout, key: str, expressions: Any, message: str) -> None:
+def test_damaged_region(layout: ReferitLayout, key: str, expressions: Any, message: str) -> None:
     layout.queries["test"] = {"115_2": ["people"], key: expressions, "38_1": ["sky"]}
     with pytest.raises(ValueError, match=message):
         opened(layout)
@@ -233,7 +233,7 @@ def test_a_damaged_region(layout: ReferitLayout, key: str, expressions: Any, mes
 @pytest.mark.parametrize(
     "size", [None, 480, [480], [480, 360, 3], ["480", "360"], [480.0, 360.0], [0, 360], [True, 1]]
 )
-def test_a_damaged_size(layout: ReferitLayout, size: Any) -> None:
+def test_damaged_size(layout: ReferitLayout, size: Any) -> None:
     layout.sizes["38.jpg"] = size
     with pytest.raises(ValueError, match=r"imsize\.json has .*38\.jpg"):
         opened(layout, "train")
@@ -257,7 +257,7 @@ def test_files_damaged_as_a_whole(layout: ReferitLayout, file: str) -> None:
             open_split(source, "test", errors=ErrorCollector(strict=False))
 
 
-def test_a_split_of_no_region(layout: ReferitLayout) -> None:
+def test_split_of_no_region(layout: ReferitLayout) -> None:
     layout.queries["test"] = {}
     with pytest.raises(ValueError, match="split 'test' has no region"):
         opened(layout)

@@ -95,7 +95,7 @@ def test_damaged_benchmark_rows(
 
 
 @pytest.mark.parametrize("value", [None, {"bytes": None, "path": "x.jpg"}])
-def test_a_row_without_a_image(tmp_path: Path, value: Any) -> None:
+def test_row_without_a_image(tmp_path: Path, value: Any) -> None:
     root = write_benchmark(tmp_path)
     file = root / "data" / shard("refcocog_umd_val")
     rows = pq.read_table(file).to_pylist()
@@ -110,7 +110,7 @@ def test_a_row_without_a_image(tmp_path: Path, value: Any) -> None:
         open_split(source(root), "refcocog_umd_val")[0]
 
 
-def test_a_image_of_another_size_than_recorded(tmp_path: Path) -> None:
+def test_image_of_another_size_than_recorded(tmp_path: Path) -> None:
     root = write_benchmark(tmp_path)
     file = root / "data" / shard("refcocog_umd_val")
     rows = pq.read_table(file).to_pylist()
