@@ -114,7 +114,7 @@ def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
     """
     from .compare import format_compare, run_compare
 
-    print(format_compare(run_compare(options)))
+    print(format_compare(options, run_compare(options)))
     return 0
 
 

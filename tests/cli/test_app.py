@@ -121,7 +121,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "no root": (lambda _: ["--data", "refer"], "--data refer needs --root"),
     "missing root": (lambda f: ["--data", "refer", "--root", f"{f}/none"], "none"),
     "empty root": (lambda f: ["--data", "refer", "--root", str(f)], "refcoco"),
-    "root of scenes": (lambda f: ["--root", str(f)], "--root goes with --data refer"),
+    "root of scenes": (lambda f: ["--root", str(f)], "--root cannot be used with --data scenes"),
     "unknown split": (lambda f: [*dataset(f), "--train-split", "x"], "split 'x' has no reference"),
     "unknown name": (lambda f: [*dataset(f), "--name", "refs"], "refs"),
     "no word list": (lambda f: ["--vocabulary", f"{f}/none"], "word list"),
