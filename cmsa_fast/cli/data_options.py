@@ -21,7 +21,7 @@ FOLDERS_HELP = (
     "wrote."
 )
 FORMS_HELP = (
-    "scenes: drawn scenes, made on the fly, nothing to download. The others are a folder named by --root. "
+    "scenes: synthetic scenes, rendered on the fly, nothing to download. The others are a folder named by --root. "
     + FOLDERS_HELP
 )
 
@@ -70,7 +70,7 @@ class DataOptions:
         from ..data.source import Source
 
         if self.data is None or self.data == "scenes":
-            raise ValueError("--data must name a form that is a folder; scenes are drawn.")
+            raise ValueError("--data must name a form that is a folder; scenes are synthetic.")
         if self.root is None:
             raise ValueError(
                 f"--data {self.data} needs --root, the folder with the data set and its images."

@@ -255,11 +255,11 @@ def test_images_in_training_and_evaluation_splits(tmp_path: Path) -> None:
     )
     result = run_data_check(options)
     assert result.ok  # leaks are reported, but are no error
-    shared = {(leak.training, leak.evaluation): leak.images for leak in result.leaks}
+    shared = {(str(leak.training), str(leak.evaluation)): leak.images for leak in result.leaks}
     assert shared == {
-        (("own (unc)", "train"), ("own (unc)", "val")): (7,),
-        (("other (unc)", "train"), ("other (unc)", "other")): (11,),
-        (("other (unc)", "train"), ("own (unc)", "val")): (7, 11),
+        ("own (unc) train", "own (unc) val"): (7,),
+        ("other (unc) train", "other (unc) other"): (11,),
+        ("other (unc) train", "own (unc) val"): (7, 11),
     }
     assert {leak.numbering for leak in result.leaks} == {"COCO"}
     assert json.loads((tmp_path / "ex.json").read_text()) == {"images": {"COCO": [7, 11]}}
@@ -328,7 +328,9 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
         ("mine", "mask-unfit"): 2,  # one of another size, one missing
         ("mine", "mask-empty"): 1,
     }
-    shared = {(leak.training[0], leak.evaluation[0]): leak.images for leak in result.leaks}
+    shared = {
+        (leak.training.data_set, leak.evaluation.data_set): leak.images for leak in result.leaks
+    }
     trained = ("refcoco (unc)", "refcoco (unc), converted", "grefcoco (unc)")
     assert shared == {(one, "mine"): (7,) for one in trained}
 
