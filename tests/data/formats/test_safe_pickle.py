@@ -1,4 +1,4 @@
-"""Reading pickles of Python 2 and 3, and refusing those that want more than plain containers."""
+"""Pickles of Python 2 and 3 are read; those that name functions or classes are refused."""
 
 from __future__ import annotations
 

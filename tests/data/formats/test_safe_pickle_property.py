@@ -1,4 +1,4 @@
-"""Pickles with arbitrary content or damage are read as they are, or refused within little memory."""
+"""Pickles with arbitrary content or damage are read or refused, within little memory."""
 
 from __future__ import annotations
 

@@ -180,14 +180,6 @@ def test_image_folder(tmp_path: Path, folder: str) -> None:
         open_split(source(root, image_folder=tmp_path / "nowhere"), "val")
 
 
-def test_missing_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
-    root = write_refcoco(tmp_path / "refcoco")
-    (root / "images" / "train2014" / layout.coco_name(13)).unlink()
-    data = open_split(source(root), "val")
-    with pytest.raises(FileNotFoundError, match=layout.coco_name(13)):
-        data[0]
-
-
 def test_references_to_one_annotation_share_its_mask(tmp_path: Path) -> None:
     rows = refcoco_rows()
     rows["train"].append({**rows["train"][0], "ref_id": 99})
