@@ -8,7 +8,6 @@ Rounds of both are interleaved, and medians are reported.
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ from torch import Tensor
 
 from cmsa_fast.evaluation.crf import refine
 from cmsa_fast.evaluation.crf_pool import RefinementPool
+
+from .measuring import time_interleaved
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
@@ -34,21 +35,19 @@ def measure(
     pairs: list[tuple[Tensor, Tensor]], processes: int, rounds: int
 ) -> dict[str, list[float]]:
     """Seconds of every round over all images, by `refine` and by the pool, after checking that both agree."""
-    seconds: dict[str, list[float]] = {"refine": [], "pool": []}
     with RefinementPool(processes) as pool:
-        # An evaluation starts the processes only once, so that time is not counted.
+
+        def refine_by_pool() -> list[Tensor]:
+            return [future.result() for future in [pool.submit(*pair) for pair in pairs]]
+
+        # Starts the processes, which an evaluation does only once; that time is not counted.
         for future in [pool.submit(*pairs[0]) for _ in range(2 * processes)]:
             future.result()
-        for _ in range(rounds):
-            start = time.perf_counter()
-            direct = [refine(*pair) for pair in pairs]
-            seconds["refine"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            pooled = [future.result() for future in [pool.submit(*pair) for pair in pairs]]
-            seconds["pool"].append(time.perf_counter() - start)
-            if not all(map(torch.equal, direct, pooled)):
-                raise RuntimeError("The pool's results differ from those of direct calls.")
-    return seconds
+        pooled = refine_by_pool()
+        if not all(map(torch.equal, [refine(*pair) for pair in pairs], pooled)):
+            raise RuntimeError("The pool's results differ from those of direct calls.")
+        runs = {"refine": lambda: [refine(*pair) for pair in pairs], "pool": refine_by_pool}
+        return time_interleaved(runs, rounds)
 
 
 def main() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import tyro
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from ..evaluation.results import ExpressionResult
     from ..evaluation.score import Evaluation
     from ..system.processes import Processes
-
-_logger = logging.getLogger(__name__)
 
 ConventionName = Literal["native", "cmsa", "lavt", "cris"]
 
@@ -52,7 +49,7 @@ class EvaluateOptions(DataOptions):
     """Rules for comparing masks and counting hits; the table below explains them."""
 
     crf: bool = False
-    """Refine every prediction with a dense CRF with the published parameters, in processes beside the model."""
+    """Refine every prediction with a dense CRF with the published parameters, in separate processes."""
 
     crf_processes: Annotated[
         int | None, without_default("INT", "default: one less than CPUs, from 1 to 8")
@@ -71,7 +68,7 @@ class EvaluateOptions(DataOptions):
     """Where to compute: cpu, cuda, cuda:1, ...; auto: CUDA if available."""
 
     num_workers: int = 1
-    """Processes that read images beside the model; 0: none."""
+    """Processes that read images in parallel with the model; 0: none."""
 
     images_per_batch: int = 4
     """Images read at a time; does not change any metric."""
@@ -123,7 +120,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     from ..evaluation.visualization import draw_or_warn, save_extremes
     from ..models.checkpoint import load_model, vocabulary_of
     from ..system.processes import joined_processes, select_device
-    from .evaluation_folder import evaluation_folder
+    from .evaluation_folder import evaluation_folder, write_evaluation, write_partial_results
     from .run_folder import EXAMPLES
     from .scenes import scene_labels
 
@@ -167,7 +164,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 keep=done.append,
             )
         except BaseException:
-            _write_partial_results(folder, done, len(dataset), processes)
+            write_partial_results(folder, done, len(dataset), processes)
             raise
         seconds = time.perf_counter() - started
         messages = sorted({line for part in processes.gather(errors.messages) for line in part})
@@ -176,7 +173,9 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
         )
         if processes.is_first:
             try:
-                _write(options, result, processes.count, torch.get_num_threads(), str(where))
+                write_evaluation(
+                    options, result, processes.count, torch.get_num_threads(), str(where)
+                )
             except OSError as error:
                 overall = ", ".join(f"{name} {v:.4f}" for name, v in evaluation.overall.items())
                 error.add_note(f"Not all could be written to {folder}. All expressions: {overall}.")
@@ -265,7 +264,7 @@ def _check(options: EvaluateOptions) -> None:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must be at least {value}; got {getattr(options, name)}.")
     if options.crf_processes is not None and not options.crf:
-        raise ValueError("--crf-processes goes with --crf.")
+        raise ValueError("--crf-processes needs --crf.")
 
 
 def _collector(options: EvaluateOptions) -> ErrorCollector:
@@ -306,52 +305,3 @@ def _refiner(options: EvaluateOptions, stack: ExitStack, processes: Processes) -
     if count is None and processes.count > 1:
         count = 1  # the processes of torchrun already share the CPUs
     return stack.enter_context(RefinementPool(count))
-
-
-def _write_partial_results(
-    folder: Path, done: list[ExpressionResult], expressions: int, processes: Processes
-) -> None:
-    """Write the results of an evaluation that was stopped, without metrics."""
-    from ..evaluation.results import write_results
-
-    if not done:
-        return
-    process = "" if processes.count == 1 else f"-{processes.rank}"
-    path = folder / f"sentences-so-far{process}.csv"
-    try:
-        write_results(path, done)
-    except OSError as error:
-        _logger.warning("The results so far could not be written: %s", error)
-    else:
-        _logger.warning(
-            "Stopped after %d of %d expressions; their results are in %s",
-            len(done),
-            expressions,
-            path,
-        )
-
-
-def _write(
-    options: EvaluateOptions, result: EvaluateResult, processes: int, threads: int, where: str
-) -> None:
-    from ..evaluation.results import EXPRESSIONS, write_results
-    from ..system.files import write_json
-    from .run_folder import EVALUATION
-
-    evaluation = result.evaluation
-    write_results(result.folder / EXPRESSIONS, evaluation.results)
-    content: dict[str, Any] = {
-        "title": result.title,
-        **evaluation.summary(),
-        "seconds": round(result.seconds, 2),
-        "expressions_per_second": round(evaluation.expressions / result.seconds, 3),
-        "errors": result.errors,
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(options).items()
-        },
-        "processes": processes,
-        "threads": threads,
-        "device": where,
-    }
-    write_json(result.folder / EVALUATION, content)

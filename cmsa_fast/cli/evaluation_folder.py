@@ -1,15 +1,21 @@
-"""The output folder of an evaluation; a folder that is not empty is never used."""
+"""The output folder of an evaluation, and the files in it."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..evaluation.results import ExpressionResult
     from ..system.processes import Processes
+    from .evaluate import EvaluateOptions, EvaluateResult
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -18,8 +24,8 @@ def evaluation_folder(
 ) -> Iterator[Path]:
     """A folder for results, the same for all processes.
 
-    It is created before the evaluation, so that a place that is not writable costs no work and two simultaneous
-    evaluations never use the same folder. At the end of the block it is removed if it is empty.
+    It is created before the evaluation, so that a place that is not writable is reported early and two
+    simultaneous evaluations never use the same folder. At the end of the block it is removed if it is empty.
 
     Args:
         out: The folder that the user named. None: a new one in `parent`.
@@ -51,6 +57,56 @@ def evaluation_folder(
         if created is not None:
             with suppress(OSError):  # it is not empty
                 created.rmdir()
+
+
+def write_evaluation(
+    options: EvaluateOptions, result: EvaluateResult, processes: int, threads: int, device: str
+) -> None:
+    """Write sentences.csv and evaluation.json."""
+    from ..evaluation.results import EXPRESSIONS, write_results
+    from ..system.files import write_json
+    from .run_folder import EVALUATION
+
+    evaluation = result.evaluation
+    write_results(result.folder / EXPRESSIONS, evaluation.results)
+    content: dict[str, Any] = {
+        "title": result.title,
+        **evaluation.summary(),
+        "seconds": round(result.seconds, 2),
+        "expressions_per_second": round(evaluation.expressions / result.seconds, 3),
+        "errors": result.errors,
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+        },
+        "processes": processes,
+        "threads": threads,
+        "device": device,
+    }
+    write_json(result.folder / EVALUATION, content)
+
+
+def write_partial_results(
+    folder: Path, done: list[ExpressionResult], expressions: int, processes: Processes
+) -> None:
+    """Write the results of an evaluation that was stopped, without metrics."""
+    from ..evaluation.results import write_results
+
+    if not done:
+        return
+    process = "" if processes.count == 1 else f"-{processes.rank}"
+    path = folder / f"sentences-so-far{process}.csv"
+    try:
+        write_results(path, done)
+    except OSError as error:
+        _logger.warning("The results so far could not be written: %s", error)
+    else:
+        _logger.warning(
+            "Stopped after %d of %d expressions; their results are in %s",
+            len(done),
+            expressions,
+            path,
+        )
 
 
 def _new_folder(parent: Path, stem: str) -> Path:

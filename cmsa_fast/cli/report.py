@@ -91,8 +91,8 @@ def evaluation_notes(evaluation: Evaluation) -> list[str]:
             percent(evaluation.by_kind[kind]["overall_iou"]) for kind in (WORD_ORDER, NO_WORD_ORDER)
         )
         lines += [
-            f"CMSA ignores word order: overall IoU {order} where the same words in another order name",
-            f"another object, {free} for other relations.",
+            f"Word order: overall IoU {order} where the same words in another order name another object,",
+            f"{free} for other relations.",
         ]
     return lines + _coverage_lines(evaluation.coverage)
 

@@ -26,7 +26,7 @@ _FREE = {
     "strict",
 }
 _PATHS = {"root", "image_dir", "exclude", "vocabulary", "glove", "run_dir"}
-# Names in the run folders of version 0.1.
+# Options of version 0.1 that were renamed or removed since.
 _RENAMED = {
     "pictures": "examples",
     "pictures_per_step": "images_per_step",
@@ -116,4 +116,5 @@ def resumed_options(given: TrainOptions) -> TrainOptions:
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    return {_RENAMED.get(name, name): one for name, one in values.items() if name not in _REMOVED}
+    kept = {name: value for name, value in values.items() if name not in _REMOVED}
+    return {_RENAMED.get(name, name): value for name, value in kept.items()}

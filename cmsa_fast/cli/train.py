@@ -269,6 +269,9 @@ def _validation(
         dataset = validation_scenes(options.validate_expressions, recipe.size)
     else:
         dataset = _Subset(evaluated, options.validate_expressions)
+    errors = ErrorCollector(
+        strict=options.strict
+    )  # one for all validations, to log each error once
 
     def validate(model: Any) -> Mapping[str, float]:
         return evaluate(
@@ -278,7 +281,7 @@ def _validation(
             device=device,
             num_workers=options.num_workers,
             title="validate",
-            errors=ErrorCollector(strict=options.strict),
+            errors=errors,
         ).overall
 
     return validate

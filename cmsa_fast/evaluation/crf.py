@@ -7,15 +7,13 @@ import math
 import sys
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 # PyTorch is imported only where tensors are used, so that the processes of `crf_pool` start without it.
 if TYPE_CHECKING:
     from torch import Tensor
-
-    ArrayLike = TypeVar("ArrayLike", np.ndarray, Tensor)
 
 _CLIP = 1e-6
 # Resizing probabilities in float32 exceeds 1 by a few units in the last place.
@@ -68,8 +66,8 @@ PAPER = CrfParameters()
 
 
 def dense_crf(
-    image: np.ndarray | Tensor, probabilities: ArrayLike, parameters: CrfParameters = PAPER
-) -> ArrayLike:
+    image: np.ndarray, probabilities: np.ndarray, parameters: CrfParameters = PAPER
+) -> np.ndarray:
     """Label probabilities after mean-field inference in a fully connected CRF.
 
     The unary term is -log p, with p clipped to [1e-6, 1 - 1e-6] so that p = 0 and p = 1 stay finite. The
@@ -77,97 +75,22 @@ def dense_crf(
     compatibility and symmetric normalization. Runs on the CPU, on one thread.
 
     Args:
-        image: uint8 `[H, W, 3]`, RGB, array or tensor of any strides.
-        probabilities: Floating-point `[L, H, W]`, array or tensor of any strides: one plane for each of
-            L >= 2 labels, in [0, 1] (1e-5 beyond is taken as rounding). They need not sum to 1.
+        image: uint8 `[H, W, 3]`, RGB, of any strides.
+        probabilities: Floating-point `[L, H, W]`, of any strides: one plane for each of L >= 2 labels, in [0, 1]
+            (1e-5 beyond is taken as rounding). They need not sum to 1.
         parameters: Of the CRF.
 
     Returns:
-        float32 `[L, H, W]`, summing to 1 over the labels: an array, or a tensor on the device of
-        `probabilities`, as `probabilities` is. It has no gradient.
+        float32 `[L, H, W]`, summing to 1 over the labels.
 
     Raises:
         ImportError: pydensecrf is not installed.
-        TypeError: An argument has the wrong type or dtype.
+        TypeError: An argument is not an array of the right dtype.
         ValueError: A shape is wrong, sizes differ, values are NaN or outside [0, 1], or a parameter is out of
             range for an image of this size.
     """
-    result = _mean_field(
-        _as_array("image", image), _as_array("probabilities", probabilities), parameters
-    )
-    if isinstance(probabilities, np.ndarray):
-        return result
-    import torch
-
-    return torch.from_numpy(result).to(probabilities.device)
-
-
-def refine(image: Tensor, probability: Tensor, parameters: CrfParameters = PAPER) -> Tensor:
-    """Foreground probability after `dense_crf` with the labels background and foreground, [1 - p, p].
-
-    Args:
-        image: uint8 `[3, H, W]` tensor, RGB.
-        probability: Floating-point `[H, W]` tensor, of the foreground, in [0, 1].
-        parameters: Of the CRF.
-
-    Returns:
-        float32 `[H, W]`, on the device of `probability`, without gradient.
-
-    Raises:
-        ImportError, TypeError, ValueError: As for `dense_crf`.
-    """
-    import torch
-
-    result = refine_array(*as_arrays(image, probability), parameters)
-    return torch.from_numpy(result).to(probability.device)
-
-
-def as_arrays(image: Tensor, probability: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The arguments of `refine` as arrays; TypeError for anything but tensors."""
-    import torch
-
-    for name, value in (("image", image), ("probability", probability)):
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor, but it is a {type(value).__name__}.")
-    return _as_array("image", image), _as_array("probability", probability)
-
-
-def refine_array(
-    image: np.ndarray, probability: np.ndarray, parameters: CrfParameters
-) -> np.ndarray:
-    """`refine` on arrays: uint8 `[3, H, W]` and floating-point `[H, W]` to float32 `[H, W]`."""
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image must be [3, H, W], but its shape is {list(image.shape)}.")
-    if probability.ndim != 2:
-        raise ValueError(f"probability must be [H, W], but its shape is {list(probability.shape)}.")
-    _check_probabilities("probability", probability)
-    foreground = probability.astype(np.float32)
-    both = np.stack([1 - foreground, foreground])
-    return _mean_field(image.transpose(1, 2, 0), both, parameters)[1]
-
-
-def import_densecrf() -> Any:
-    """The module pydensecrf.densecrf; ImportError with the command that installs it if it is missing."""
-    try:
-        return importlib.import_module("pydensecrf.densecrf")
-    except ImportError as error:
-        how = "pip install 'cmsa_fast[crf]'"
-        if sys.version_info >= (3, 13):
-            how = (
-                "pip install cython setuptools wheel && "
-                "CYTHON_FORCE_REGEN=1 pip install --no-build-isolation pydensecrf2"
-            )
-        raise ImportError(
-            f"The dense CRF needs pydensecrf, which cannot be imported ({error}). Install it with: {how} "
-            "It is compiled on installation, which takes a C++ compiler and Python's headers "
-            "(Debian: apt-get install g++ python3-dev)."
-        ) from error
-
-
-def _mean_field(
-    image: np.ndarray, probabilities: np.ndarray, parameters: CrfParameters
-) -> np.ndarray:
-    _check(image, probabilities, parameters)
+    _check_arrays(image, probabilities)
+    _check_parameters(parameters, *image.shape[:2])
     densecrf = import_densecrf()
     labels, height, width = probabilities.shape
     unary = -np.log(np.clip(probabilities.astype(np.float32), _CLIP, 1 - _CLIP))
@@ -190,61 +113,102 @@ def _mean_field(
     return result.reshape(labels, height, width)
 
 
-def _as_array(name: str, value: Any) -> np.ndarray:
-    """An array or tensor as an array, sharing memory where possible."""
-    if isinstance(value, np.ndarray):
-        return value
+def refine(image: Tensor, probability: Tensor, parameters: CrfParameters = PAPER) -> Tensor:
+    """Foreground probability after `dense_crf` with the labels background and foreground, [1 - p, p].
+
+    Args:
+        image: uint8 `[3, H, W]`, RGB.
+        probability: Floating-point `[H, W]`, of the foreground, in [0, 1].
+        parameters: Of the CRF.
+
+    Returns:
+        float32 `[H, W]`, on the device of `probability`, without gradient.
+
+    Raises:
+        ImportError, TypeError, ValueError: As for `dense_crf`.
+    """
     import torch
 
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} must be an array or a tensor, but it is a {type(value).__name__}.")
-    value = value.detach().cpu()
-    # NumPy has no bfloat16; float32 holds all of its values.
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    result = refine_array(*as_arrays(image, probability), parameters)
+    return torch.from_numpy(result).to(probability.device)
 
 
-def _check(image: np.ndarray, probabilities: np.ndarray, parameters: CrfParameters) -> None:
-    if image.dtype != np.uint8:
-        raise TypeError(f"image must have dtype uint8, but it has {image.dtype}.")
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image must be [H, W, 3], but its shape is {list(image.shape)}.")
-    if probabilities.ndim != 3:
+def as_arrays(image: Tensor, probability: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The tensors of `refine` as arrays uint8 `[3, H, W]` and float32 `[H, W]`; checks types and shapes."""
+    import torch
+
+    for name, value, floating, shape in (
+        ("image", image, False, "[3, H, W]"),
+        ("probability", probability, True, "[H, W]"),
+    ):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, but it is a {type(value).__name__}.")
+        if value.is_floating_point() != floating:
+            kind = "a floating-point dtype" if floating else "dtype uint8"
+            raise TypeError(f"{name} must have {kind}, but it has {value.dtype}.")
+        if value.ndim != len(shape.split()) or (not floating and len(value) != 3):
+            raise ValueError(f"{name} must be {shape}, but its shape is {list(value.shape)}.")
+    return image.detach().cpu().numpy(), probability.detach().cpu().float().numpy()
+
+
+def refine_array(
+    image: np.ndarray, probability: np.ndarray, parameters: CrfParameters
+) -> np.ndarray:
+    """`refine` on the arrays of `as_arrays`: float32 `[H, W]`."""
+    both = np.stack([1 - probability, probability])
+    return dense_crf(image.transpose(1, 2, 0), both, parameters)[1]
+
+
+def import_densecrf() -> Any:
+    """The module pydensecrf.densecrf; ImportError with the command that installs it if it is missing."""
+    try:
+        return importlib.import_module("pydensecrf.densecrf")
+    except ImportError as error:
+        how = "pip install 'cmsa_fast[crf]'"
+        if sys.version_info >= (3, 13):
+            how = (
+                "pip install cython setuptools wheel && "
+                "CYTHON_FORCE_REGEN=1 pip install --no-build-isolation pydensecrf2"
+            )
+        raise ImportError(
+            f"The dense CRF needs pydensecrf, which cannot be imported ({error}). Install it with: {how} "
+            "It is compiled on installation, which needs a C++ compiler and Python's headers "
+            "(Debian: apt-get install g++ python3-dev)."
+        ) from error
+
+
+def _check_arrays(image: np.ndarray, probabilities: np.ndarray) -> None:
+    for name, array, kind, expected in (
+        ("image", image, np.uint8, "dtype uint8"),
+        ("probabilities", probabilities, np.floating, "a floating-point dtype"),
+    ):
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} must be an array, but it is a {type(array).__name__}.")
+        if not np.issubdtype(array.dtype, kind):
+            raise TypeError(f"{name} must have {expected}, but it has {array.dtype}.")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(
-            f"probabilities must be [L, H, W], but their shape is {list(probabilities.shape)}."
+            f"image must be [H, W, 3] with at least one pixel, but its shape is {list(image.shape)}."
         )
-    if len(probabilities) < 2:
+    if probabilities.shape[1:] != image.shape[:2] or len(probabilities) < 2:
         raise ValueError(
-            f"probabilities must have at least 2 labels, but they have {len(probabilities)}."
+            f"probabilities must be [L, {image.shape[0]}, {image.shape[1]}], like the image, with L >= 2, but "
+            f"their shape is {list(probabilities.shape)}."
         )
-    size = image.shape[:2]
-    if probabilities.shape[1:] != size:
-        raise ValueError(
-            f"image and probabilities must have one size, but they have {list(size)} and "
-            f"{list(probabilities.shape[1:])}."
-        )
-    if 0 in size:
-        raise ValueError(f"image must have pixels, but its shape is {list(image.shape)}.")
-    _check_probabilities("probabilities", probabilities)
+    low, high = probabilities.min(), probabilities.max()
+    if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:  # NaN fails the comparison
+        raise ValueError(f"probabilities must be in [0, 1], but they go from {low} to {high}.")
+
+
+def _check_parameters(parameters: CrfParameters, height: int, width: int) -> None:
     for name, extent, limit in (
-        ("gaussian_sxy", max(size), _POSITION_RANGE),
-        ("bilateral_sxy", max(size), _BILATERAL_RANGE),
+        ("gaussian_sxy", max(height, width), _POSITION_RANGE),
+        ("bilateral_sxy", max(height, width), _BILATERAL_RANGE),
         ("bilateral_srgb", 255, _BILATERAL_RANGE),
     ):
         least, value = extent / limit, getattr(parameters, name)
         if value < least:
             raise ValueError(
-                f"{name} must be at least {least:.2g} for an image of {size[1]} x {size[0]} pixels, "
+                f"{name} must be at least {least:.2g} for an image of {width} x {height} pixels, "
                 f"but it is {value}."
             )
-
-
-def _check_probabilities(name: str, values: np.ndarray) -> None:
-    if not np.issubdtype(values.dtype, np.floating):
-        raise TypeError(f"{name} must have a floating-point dtype, but it has {values.dtype}.")
-    if values.size == 0:
-        return
-    low, high = values.min(), values.max()
-    if np.isnan(low):
-        raise ValueError(f"{name} must be in [0, 1], but there are NaN.")
-    if low < -_ROUNDING or high > 1 + _ROUNDING:
-        raise ValueError(f"{name} must be in [0, 1], but the values go from {low} to {high}.")

@@ -1,4 +1,4 @@
-"""A pool of processes that run the dense CRF beside the model."""
+"""A pool of processes that run the dense CRF in parallel with the model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class RefinementPool:
             `result()` raises what `refine` raises, or ChildProcessError if a process was killed.
 
         Raises:
-            TypeError: An argument is not a tensor.
+            TypeError, ValueError: An argument has the wrong type, dtype or shape.
             ChildProcessError: A process was killed before.
             RuntimeError: The pool is closed.
         """

@@ -36,7 +36,7 @@ class Output(NamedTuple):
 
 
 class Refiner(Protocol):
-    """Refines probabilities beside the model (`cmsa_fast.evaluation.crf_pool.RefinementPool`)."""
+    """Refines probabilities in parallel with the model (`cmsa_fast.evaluation.crf_pool.RefinementPool`)."""
 
     def submit(self, image: Tensor, probability: Tensor) -> Future[Tensor]:
         """uint8 `[3, H, W]` and floating-point `[H, W]` in [0, 1] -> float32 `[H, W]`."""

@@ -228,9 +228,9 @@ class GeneralizedMetrics(ExpressionCounts):
 
     The rules are those of the evaluator in henghuiding/ReLA, with three differences. ReLA writes 0 for both
     accuracies if every expression is targeted, and divides by zero if none is or if the cIoU has no pixel.
-    ReLA's network predicts "no target" by a label beside the mask; here the mask alone decides, so a network
-    with such a label must empty its mask before `update` (U is then the true mask alone, while ReLA keeps the
-    pixels of the rejected mask). ReLA takes "no target" from a flag of the record; here the true mask decides,
+    ReLA's network predicts "no target" by a label in addition to the mask; here the mask alone decides, so a
+    network with such a label must empty its mask before `update` (U is then the true mask alone, while ReLA keeps
+    the pixels of the rejected mask). ReLA reads "no target" from a flag of the record; here the true mask decides,
     so an object without a pixel is no target.
     """
 

@@ -153,7 +153,7 @@ def extremes(
 
 
 def draw_or_warn(draw: Callable[[], Path | None]) -> Path | None:
-    """The result of `draw`; if it fails, None and a warning, so that a drawing never costs the metrics."""
+    """The result of `draw`; if it fails, None and a warning, so that the metrics are not lost."""
     try:
         return draw()
     except (OSError, RuntimeError, TypeError, ValueError) as error:

@@ -67,7 +67,7 @@ def test_expressions_are_permuted_and_the_rest_stays(counts: list[int]) -> None:
         assert (sample.ref_id, sample.kind) == (original[index].ref_id, "")
 
 
-def test_the_seed_decides() -> None:
+def test_seed_decides() -> None:
     original = data([1, 2, 3, 4, 2])
     orders = [ShuffledExpressions(original, seed).expressions() for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]

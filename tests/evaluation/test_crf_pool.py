@@ -58,14 +58,14 @@ def test_errors_are_passed_on(pool: RefinementPool) -> None:
     image, guess, _ = ellipse()
     wrong = pool.submit(image, guess * 2)
     right = pool.submit(image, guess)
-    with pytest.raises(ValueError, match=r"^probability must be in \[0, 1\], but the values"):
+    with pytest.raises(ValueError, match=r"^probabilities must be in \[0, 1\]"):
         wrong.result(60)
     assert right.result(60).shape == guess.shape
     with pytest.raises(TypeError, match="^probability must be a tensor, but it is a list"):
         pool.submit(image, guess.tolist())
     # More errors than the pool has room for: each must release its place.
     for _ in range(20):
-        with pytest.raises(ValueError, match="one size"):
+        with pytest.raises(ValueError, match="like the image"):
             pool.submit(image, guess[1:]).result(60)
 
 

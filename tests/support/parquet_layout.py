@@ -19,128 +19,69 @@ from cmsa_fast.data import RecordDataset, Source
 SIZE = (23, 37)
 Rows = list[dict[str, Any]]
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_EXPRESSIONS = pa.list_(
-    pa.struct(
-        [
-            ("raw", pa.string()),
-            ("sent", pa.string()),
-            ("sent_id", pa.int64()),
-            ("tokens", pa.list_(pa.string())),
-        ]
-    )
+_INT, _TEXT, _FLOATS = pa.int64(), pa.string(), pa.list_(pa.float64())
+
+
+def _struct(**fields: pa.DataType) -> pa.DataType:
+    return pa.struct(list(fields.items()))
+
+
+_IMAGE = _struct(bytes=pa.binary(), path=_TEXT)
+_SENTENCES = pa.list_(_struct(raw=_TEXT, sent=_TEXT, sent_id=_INT, tokens=pa.list_(_TEXT)))
+_ANNOTATION = _struct(
+    area=pa.float64(),
+    bbox=_FLOATS,
+    id=_INT,
+    image_id=_INT,
+    iscrowd=_INT,
+    segmentation=pa.list_(_FLOATS),
 )
-_SIZES = [("height", pa.int64()), ("width", pa.int64())]
+_REFERENCE = _struct(
+    ann_id=_INT, file_name=_TEXT, image_id=_INT, ref_id=_INT, sentences=_SENTENCES, split=_TEXT
+)
+_RUN_LENGTHS = _struct(counts=_TEXT, size=pa.list_(pa.int32()))
+_SAMPLE = _struct(
+    id=_INT,
+    image_id=_INT,
+    category=_TEXT,
+    sentences=pa.list_(_TEXT),
+    bbox=_FLOATS,
+    mask=_RUN_LENGTHS,
+)
 
 REFCOCO = pa.schema(
-    [
-        ("sent_ids", pa.list_(pa.int64())),
-        ("file_name", pa.string()),
-        ("ann_id", pa.int64()),
-        ("ref_id", pa.int64()),
-        ("image_id", pa.int64()),
-        ("split", pa.string()),
-        ("sentences", _EXPRESSIONS),
-        ("category_id", pa.int64()),
-        ("raw_anns", pa.string()),
-        ("raw_image_info", pa.string()),
-        ("raw_sentences", pa.string()),
-        ("image_path", pa.string()),
-        ("bbox", pa.list_(pa.float64())),
-        ("captions", pa.list_(pa.string())),
-        ("global_image_id", pa.string()),
-        ("anns_id", pa.string()),
-    ]
+    {
+        "sent_ids": pa.list_(_INT),
+        "file_name": _TEXT,
+        "ann_id": _INT,
+        "ref_id": _INT,
+        "image_id": _INT,
+        "split": _TEXT,
+        "sentences": _SENTENCES,
+        "raw_anns": _TEXT,
+        "raw_image_info": _TEXT,
+        "image_path": _TEXT,
+        "bbox": _FLOATS,
+    }
 )
 BENCHMARK = pa.schema(
-    [
-        ("image", _IMAGE),
-        (
-            "image_info",
-            pa.struct(
-                [
-                    ("coco_url", pa.string()),
-                    ("file_name", pa.string()),
-                    ("id", pa.int64()),
-                    *_SIZES,
-                ]
-            ),
-        ),
-        (
-            "ref_list",
-            pa.list_(
-                pa.struct(
-                    [
-                        (
-                            "ann_info",
-                            pa.struct(
-                                [
-                                    ("area", pa.float64()),
-                                    ("bbox", pa.list_(pa.float64())),
-                                    ("category_id", pa.int64()),
-                                    ("id", pa.int64()),
-                                    ("image_id", pa.int64()),
-                                    ("iscrowd", pa.int64()),
-                                    ("segmentation", pa.list_(pa.list_(pa.float64()))),
-                                ]
-                            ),
-                        ),
-                        (
-                            "ref_info",
-                            pa.struct(
-                                [
-                                    ("ann_id", pa.int64()),
-                                    ("category_id", pa.int64()),
-                                    ("file_name", pa.string()),
-                                    ("image_id", pa.int64()),
-                                    ("ref_id", pa.int64()),
-                                    ("sent_ids", pa.list_(pa.int64())),
-                                    ("sentences", _EXPRESSIONS),
-                                    ("split", pa.string()),
-                                ]
-                            ),
-                        ),
-                    ]
-                )
-            ),
-        ),
-    ]
+    {
+        "image": _IMAGE,
+        "image_info": _struct(coco_url=_TEXT, file_name=_TEXT, id=_INT, height=_INT, width=_INT),
+        "ref_list": pa.list_(_struct(ann_info=_ANNOTATION, ref_info=_REFERENCE)),
+    }
 )
 REANNOTATED = pa.schema(
-    [
-        ("image", _IMAGE),
-        ("image_id", pa.int64()),
-        ("file_name", pa.string()),
-        (
-            "samples",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("id", pa.int64()),
-                        ("image_id", pa.int64()),
-                        ("category", pa.string()),
-                        ("supercategory", pa.string()),
-                        ("label", pa.string()),
-                        ("sentences", pa.list_(pa.string())),
-                        ("bbox", pa.list_(pa.float32())),
-                        (
-                            "mask",
-                            pa.struct([("counts", pa.string()), ("size", pa.list_(pa.int32()))]),
-                        ),
-                    ]
-                )
-            ),
-        ),
-    ]
+    {"image": _IMAGE, "image_id": _INT, "file_name": _TEXT, "samples": pa.list_(_SAMPLE)}
 )
 MIXED = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("image", _IMAGE),
-        ("answer", pa.list_(pa.string())),
-        ("segmentation", pa.list_(pa.float32())),
-        ("file_name", pa.string()),
-    ]
+    {
+        "question_id": _TEXT,
+        "image": _IMAGE,
+        "answer": pa.list_(_TEXT),
+        "segmentation": pa.list_(pa.float32()),
+        "file_name": _TEXT,
+    }
 )
 
 

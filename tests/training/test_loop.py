@@ -205,10 +205,10 @@ def test_steps_without_a_usable_expression_change_no_weights(tmp_path: Path, at:
     assert progress.step == recipe.steps
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", recipe=recipe, collate=Interrupted(at))
-    found, expected = state_of(tmp_path / "failing"), state_of(tmp_path / "broken")
-    assert (found["step"], expected["step"]) == (at + 4, at)
-    assert same(found["model"], expected["model"])
-    assert same(found["optimizer"]["state"], expected["optimizer"]["state"])
+    actual, expected = state_of(tmp_path / "failing"), state_of(tmp_path / "broken")
+    assert (actual["step"], expected["step"]) == (at + 4, at)
+    assert same(actual["model"], expected["model"])
+    assert same(actual["optimizer"]["state"], expected["optimizer"]["state"])
     assert set(errors.messages) == {"unusable"}
     assert errors.count <= 8  # every item is reported once
 
@@ -261,25 +261,12 @@ class Diverging(nn.Module):
 def test_divergence_keeps_the_files(tmp_path: Path, kind: str) -> None:
     model = Diverging(kind, 6)
     with pytest.raises(FloatingPointError, match=f"(?i){kind}.*lower learning_rate"):
-        run(tmp_path, model=model, checkpoint_every=5)
+        run(tmp_path, model=model, checkpoint_every=6)
     state = state_of(tmp_path)
-    assert state["step"] == 5
+    assert state["step"] == 6
     assert bool(model.weight.isfinite())
-    assert bool(state["model"]["weight"].isfinite())
+    assert torch.equal(state["model"]["weight"], model.weight)
     assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, METRICS, WEIGHTS]
-
-
-def test_step_with_nan_loss_changes_no_weights() -> None:
-    model = Diverging("loss", 1)
-    optimizer = torch.optim.AdamW(model.parameters())
-    batch = Collate(VOCABULARY, SIZE)([images()[0]])
-    loss, iou = training_step(model, optimizer, batch, 1.0)
-    assert loss.isfinite()
-    assert 0 <= float(iou) <= 1
-    before = model.weight.detach().clone()
-    with pytest.raises(FloatingPointError, match="loss became nan"):
-        training_step(model, optimizer, batch, 1.0)
-    assert torch.equal(model.weight, before)
 
 
 def test_iou_of_a_step() -> None:
@@ -384,7 +371,7 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_validation_keeps_the_best_weights(tmp_path: Path) -> None:
-    ious = iter([0.3, 0.7, 0.5, 0.6, 0.7])
+    ious = iter([0.7, 0.7, 0.5, 0.6, 0.3])  # of equal ones the later is kept
     steps: list[dict[str, Tensor]] = []
 
     def measured(model: nn.Module) -> dict[str, float]:

@@ -32,8 +32,6 @@ METADATA_KEY = b"cmsa_fast"
 VERSION = 2
 
 
-# `folder` is an index into the metadata's image_folders; null if the bytes of the image are embedded, in
-# the column `image` of row `image_row`. Masks are compressed run lengths; empty `counts`: an empty mask.
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
@@ -41,6 +39,8 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 _SIZE = [pa.field("height", pa.int32()), pa.field("width", pa.int32())]
 _SENTENCE = pa.struct([_required("sent_id", pa.int64()), _required("sent", pa.string())])
 _MASK = pa.struct([_required("counts", pa.binary()), *_SIZE, _required("dropped", pa.int64())])
+# `folder` is an index into the metadata's image_folders; null if the bytes of the image are embedded, in
+# the column `image` of row `image_row`. Masks are compressed run lengths; empty `counts`: an empty mask.
 SCHEMA = pa.schema(
     [
         _required("ref_id", pa.int64()),

@@ -192,7 +192,7 @@ def test_awkward_values(sound: ReferLayout, path: tuple[Any, ...], value: Any) -
     at=st.floats(0, 1, exclude_max=True),
     change=st.integers(0, 255),
 )
-def test_a_file_cut_short_or_with_a_changed_byte(
+def test_file_cut_short_or_with_a_changed_byte(
     sound: ReferLayout, protocol: int, name: str, at: float, change: int
 ) -> None:
     sound.write(protocol)

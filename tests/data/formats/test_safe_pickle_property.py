@@ -1,4 +1,4 @@
-"""Pickles with arbitrary content or damage are read as they are, or refused within little memory."""
+"""Pickles with arbitrary content or damage are read or refused, within little memory."""
 
 from __future__ import annotations
 
@@ -52,9 +52,15 @@ def test_every_byte_of_a_pickle(protocol: int) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [b"\x80\x02]r\xff\xff\xff\x7f.", b"\x80\x02]X\x01\0\0\0ar\0\0\0\x40a.", b"]p99999999999\n."],
+    [
+        b"\x80\x02]r\xff\xff\xff\x7f.",
+        b"\x80\x02]X\x01\0\0\0ar\0\0\0\x40a.",
+        b"]p99999999999\n.",
+        b"\x80\x02c_codecs\nencode\n0]r\xff\xff\xff\x7f.",
+        b"c_codecs\nencode\n0]p99999999999\n.",
+    ],
 )
-def test_a_pickle_that_asks_for_all_memory(damage: bytes) -> None:
+def test_pickle_that_asks_for_all_memory(damage: bytes) -> None:
     with pytest.raises(ValueError, match="it is a damaged pickle: it numbers an object"):
         loads_plain_pickle(damage, "it")
 

@@ -33,7 +33,7 @@ from cmsa_fast.data import ErrorCollector, Sample, open_split, read_records
 from cmsa_fast.data.formats.parquet.files import EncodedImage
 
 
-def test_a_file_of_another_form_in_the_folder(tmp_path: Path) -> None:
+def test_file_of_another_form_in_the_folder(tmp_path: Path) -> None:
     root = write_refcoco(tmp_path / "refcoco")
     layout.write(root / "data" / shard("testB"), [], layout.BENCHMARK)
     with pytest.raises(
@@ -127,7 +127,7 @@ def test_benchmark_all_splits(tmp_path: Path) -> None:
     assert named.published_expressions == {"refcocog_umd_val": 4_896}
 
 
-def test_a_part_of_a_split_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_part_of_a_split_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_benchmark(tmp_path)
     (root / "data" / shard("refcoco_unc_val", 0, 2)).unlink()
     with pytest.raises(
@@ -148,7 +148,7 @@ def test_two_copies_in_one_folder(tmp_path: Path) -> None:
     assert len(open_split(source(root), "val")) == 1
 
 
-def test_a_row_group_is_read_once_for_its_images(
+def test_row_group_is_read_once_for_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = open_split(source(write_benchmark(tmp_path)), "refcoco_unc_val")
