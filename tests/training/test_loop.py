@@ -205,10 +205,10 @@ def test_steps_without_a_usable_expression_change_no_weights(tmp_path: Path, at:
     assert progress.step == recipe.steps
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", recipe=recipe, collate=Interrupted(at))
-    found, expected = state_of(tmp_path / "failing"), state_of(tmp_path / "broken")
-    assert (found["step"], expected["step"]) == (at + 4, at)
-    assert same(found["model"], expected["model"])
-    assert same(found["optimizer"]["state"], expected["optimizer"]["state"])
+    actual, expected = state_of(tmp_path / "failing"), state_of(tmp_path / "broken")
+    assert (actual["step"], expected["step"]) == (at + 4, at)
+    assert same(actual["model"], expected["model"])
+    assert same(actual["optimizer"]["state"], expected["optimizer"]["state"])
     assert set(errors.messages) == {"unusable"}
     assert errors.count <= 8  # every item is reported once
 
