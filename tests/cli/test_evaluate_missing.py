@@ -24,7 +24,7 @@ def test_unusable_image_is_an_error_unless_allowed(
     out = tmp_path / "out"
     assert evaluate_run(run, "--split=train", "--allow-missing", f"--out={out}") == 3
     shown = capsys.readouterr().out
-    assert "in no figure: 1 expressions; 1 with an unusable image or mask." in shown
+    assert "1 expressions are in no figure (1 expressions with an unusable image or mask)." in shown
     assert "1 records or images could not be used" in shown
     content = content_of(out)
     assert content["expressions"] == 4
@@ -49,7 +49,7 @@ def test_damaged_records_are_an_error_unless_allowed(
     assert "--allow-missing leaves out" in capsys.readouterr().err
     assert evaluate_run(run, "--allow-missing") == 3
     shown = capsys.readouterr().out
-    assert "in no figure: 5 expressions; 5 in damaged records (at least)." in shown
+    assert "5 expressions or more are in no figure (5 damaged or repeated records)." in shown
     content = content_of(run / "evaluation-refer-val-native")
     coverage = content["coverage"]
     assert (coverage["measured"], coverage["missing"], coverage["unusable_records"]) == (7, 5, 5)
@@ -66,4 +66,6 @@ def test_expressions_without_a_word_are_an_error_unless_allowed(
     message = "refcoco (unc) val has 1 expressions without a word. --allow-missing"
     assert message in capsys.readouterr().err
     assert evaluate_run(run, "--allow-missing") == 3
-    assert "in no figure: 1 expressions; 1 without a word." in capsys.readouterr().out
+    assert (
+        "1 expressions are in no figure (1 expressions without a word)." in capsys.readouterr().out
+    )
