@@ -1,5 +1,5 @@
-# Every target sets itself up: a virtual environment in .venv with the versions of constraints.txt.
-# Needs Python 3.11 or newer (another one than python3: make PYTHON=python3.12 ...) and a C++ compiler.
+# Every target first creates a virtual environment in .venv with the versions of constraints.txt.
+# Needs Python 3.11 or newer (for another one than python3: make PYTHON=python3.12 ...) and a C++ compiler.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,16 +7,16 @@ READY := .venv/.ready
 
 .PHONY: train test test-all benchmark compile-report lint
 
-train: $(READY)  ## train the demo preset on the embedded scenes, evaluate it, draw pictures
+train: $(READY)  ## train the demo preset on drawn scenes, evaluate it, draw predicted masks
 	$(BIN)/python train.py $(ARGS)
 
-# One thread for each process: threads of several processes wait for one another.
+# One thread per process: the processes already use all CPUs.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -p no:benchmark
 
-test: $(READY)  ## what a change must pass
+test: $(READY)  ## the tests that every change must pass
 	$(TEST) -m "not slow" $(ARGS)
 
-test-all: $(READY)  ## everything
+test-all: $(READY)  ## all tests, slow ones included
 	$(TEST) $(ARGS)
 
 benchmark: $(READY)  ## parity and speed
@@ -30,7 +30,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Compiled here, with a Cython of our choice: its own stops at Python 3.12, and constraints reach no isolated build.
+# Built without isolation, with a current Cython: the pinned one stops at Python 3.12, and pip applies no
+# constraints to isolated builds.
 PIP := $(BIN)/python -m pip install -c constraints.txt
 CRF := $(PIP) cython setuptools wheel && CYTHON_FORCE_REGEN=1 $(PIP) --no-build-isolation pydensecrf2
 
@@ -41,8 +42,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --quiet -e '.[benchmark,dev]'
 	@if ! command -v c++ >/dev/null; then \
-	  echo "There is no C++ compiler: the dense CRF (pydensecrf2) is left out."; \
+	  echo "There is no C++ compiler: the dense CRF (pydensecrf2) is not installed."; \
 	elif ! { $(CRF); } >.venv/pydensecrf2.log 2>&1; then \
-	  echo "pydensecrf2 did not build (see .venv/pydensecrf2.log): the dense CRF is left out."; \
+	  echo "pydensecrf2 did not build (see .venv/pydensecrf2.log): the dense CRF is not installed."; \
 	fi
 	@touch $@

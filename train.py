@@ -1,4 +1,4 @@
-"""Train the model: the same as `cmsa-fast train`. See `python train.py --help`."""
+"""Train a model: the same as `cmsa-fast train`. See `python train.py --help`."""
 
 import sys
 

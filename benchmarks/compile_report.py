@@ -1,10 +1,10 @@
-"""Compile every shipped tile of every Triton kernel for every architecture, without a GPU.
+"""Compile every tile of every Triton kernel for every supported architecture, without a GPU.
 
     python -m benchmarks.compile_report --json benchmarks/results/compile.json
 
-Each launcher runs on tensors without data under a stand-in for the driver, so that what is compiled is what a
-launch on that GPU would compile. For each kernel the report has its shared memory beside the most that a block may
-have there, its registers, and the bytes of them that it spills. The exit status is 1 where one does not fit or
+Each launcher runs on meta tensors with a substitute for Triton's driver, so it compiles exactly what a launch on
+that GPU would compile. The report lists for each kernel its shared memory and the limit of a block, its registers,
+and the bytes of registers that it spills. The exit status is 1 if a kernel exceeds the limit of shared memory or
 spills more than 256 bytes.
 """
 
@@ -25,25 +25,25 @@ from typing import Any, NamedTuple
 
 import torch
 
-# The most shared memory that a block may ask for, in bytes, by compute capability.
+# Limit of a block's shared memory in bytes, by compute capability times ten.
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 ARCHITECTURES = tuple(SHARED_LIMIT)
-MOST_SPILLED = 256
+SPILL_LIMIT = 256
 
 ARITHMETICS = ("bfloat16", "float16", "tf32", "float32")
 WIDTHS = (64, 128, 256, 512)
 _PLACES, _WORDS, _BATCH = 1600, 20, 2
-_MOST_WORDS = 64
+_WORD_LIMIT = 64
 
-# "plain" is an image for each expression, and 20 words. The tiled plan has no images of several expressions.
+# "plain" has 20 words and one image for each expression. The tiled plan does not support image_index.
 VARIANTS = ("plain", "64 words", "image_index")
 _FAMILIES_OF = {
     "64 words": ("separable-fused", "separable-tiled"),
     "image_index": ("separable-fused", "level_tail"),
 }
-_CHANNELS = 2008  # of the released network's widest level
+_CHANNELS = 2008  # the widest level of the released network
 
-# Why registers do not suffice, by the kernels' names.
+# Reasons for spilled registers. Kernels with one of these words in their name have the first.
 _WIDE = "a [rows, width] block of sums in float32 takes half of the registers and more"
 _MANY = "several blocks of [rows, keys] and [rows, words] in float32 are needed at once"
 _WIDE_KERNELS = ("mean", "query", "key_gradient", "value_gradient", "joint", "tail")
@@ -53,11 +53,11 @@ class Case(NamedTuple):
     """One compilation of all kernels of a family.
 
     Attributes:
-        family: one of FAMILIES.
-        architecture: compute capability times ten.
-        arithmetic: one of ARITHMETICS; "tf32" and "float32" are float32 input under the two settings of PyTorch.
-        width: of queries, keys and values.
-        variant: one of VARIANTS.
+        family: One of FAMILIES.
+        architecture: Compute capability times ten.
+        arithmetic: One of ARITHMETICS; "tf32" and "float32" are float32 input under PyTorch's two settings.
+        width: Width of queries, keys and values.
+        variant: One of VARIANTS.
     """
 
     family: str
@@ -67,23 +67,20 @@ class Case(NamedTuple):
     variant: str = VARIANTS[0]
 
 
+def _empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
 def _index(variant: str) -> torch.Tensor | None:
-    if variant != "image_index":
-        return None
-    return torch.empty(_BATCH, dtype=torch.int64, device="meta")
+    return _empty(torch.int64, _BATCH) if variant == "image_index" else None
 
 
 def _separable(plan: str, width: int, dtype: torch.dtype, variant: str) -> None:
     from cmsa_fast.kernels.separable_attention.triton import plans as separable
 
-    words = _MOST_WORDS if variant == "64 words" else _WORDS
-    features = [
-        torch.empty(_BATCH, size, width, dtype=dtype, device="meta")
-        for size in [_PLACES] * 3 + [words] * 3
-    ]
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    weight = torch.empty(_BATCH, words, dtype=exact, device="meta")
-    index = _index(variant)
+    words = _WORD_LIMIT if variant == "64 words" else _WORDS
+    features = [_empty(dtype, _BATCH, size, width) for size in [_PLACES] * 3 + [words] * 3]
+    weight, index = _empty(torch.float32, _BATCH, words), _index(variant)
     with separable.only(plan):
         attended, state = separable.forward(features, weight, index)
         separable.backward(torch.empty_like(attended), features, weight, index, attended, state)
@@ -95,21 +92,15 @@ def _joint(width: int, dtype: torch.dtype, variant: str) -> None:
     from cmsa_fast.kernels.joint_attention.triton.projection import launch_tail_forward
     from cmsa_fast.kernels.joint_attention.triton.projection_backward import launch_tail_backward
 
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
     tokens, keys = _PLACES * _WORDS, _PLACES // 4 * _WORDS // 2
-    query, key, value = (empty(_BATCH, size, width) for size in (tokens, keys, keys))
-    mask = torch.empty(_BATCH, keys, dtype=torch.bool, device="meta")
+    query, key, value = (_empty(dtype, _BATCH, size, width) for size in (tokens, keys, keys))
+    mask = _empty(torch.bool, _BATCH, keys)
     attended, logsumexp = launch_joint_forward(query, key, value, mask, 1.0)
     launch_joint_backward(attended, query, key, value, mask, 1.0, attended, logsumexp)
 
-    words = torch.empty(_BATCH, _WORDS, dtype=torch.bool, device="meta")
-    projected = (
-        attended.unflatten(1, (_PLACES, _WORDS)),
-        empty(_CHANNELS, width),
-        empty(_CHANNELS),
-    )
+    words = _empty(torch.bool, _BATCH, _WORDS)
+    tokens_of_words = attended.unflatten(1, (_PLACES, _WORDS))
+    projected = (tokens_of_words, _empty(dtype, _CHANNELS, width), _empty(dtype, _CHANNELS))
     result = launch_tail_forward(*projected, words, True)
     launch_tail_backward(result, *projected, words, True)
 
@@ -117,16 +108,13 @@ def _joint(width: int, dtype: torch.dtype, variant: str) -> None:
 def _level_tail(width: int, dtype: torch.dtype, variant: str) -> None:
     from cmsa_fast.kernels.separable_attention.triton.projection import launch_level_tail
 
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, dtype=dtype, device="meta")
-
     visual, words, coordinates = 2048, 1000, 8
     launch_level_tail(
-        empty(_BATCH, _PLACES, width),
-        empty(visual + words + coordinates, width),
-        empty(_BATCH, visual, _PLACES).mT,
-        empty(_BATCH, words),
-        empty(coordinates, _PLACES),
+        _empty(dtype, _BATCH, _PLACES, width),
+        _empty(dtype, visual + words + coordinates, width),
+        _empty(dtype, _BATCH, visual, _PLACES).mT,
+        _empty(dtype, _BATCH, words),
+        _empty(dtype, coordinates, _PLACES),
         _index(variant),
     )
 
@@ -140,7 +128,7 @@ FAMILIES: dict[str, Callable[[int, torch.dtype, str], None]] = {
 
 
 class _Driver:
-    """What Triton asks of a driver before it launches."""
+    """The part of Triton's driver interface that a launch uses."""
 
     def __init__(self, architecture: int) -> None:
         from triton.backends.compiler import GPUTarget
@@ -151,7 +139,7 @@ class _Driver:
         return self.target
 
     def get_current_device(self) -> int:
-        # Triton keeps what it compiled by device, whatever its architecture.
+        # Triton caches compiled kernels by device, without regard to the architecture.
         return self.target.arch
 
     def get_current_stream(self, device: int | None = None) -> int:
@@ -160,7 +148,7 @@ class _Driver:
 
 @contextlib.contextmanager
 def _compiling_for(architecture: int) -> Iterator[list[tuple[str, dict[str, Any], Any]]]:
-    """Launches compile for the architecture and run nothing; yields their names, options and results."""
+    """Make launches compile for the architecture without running; yields kernel names, options and results."""
     import triton
 
     compiled: list[tuple[str, dict[str, Any], Any]] = []
@@ -180,17 +168,17 @@ def _compiling_for(architecture: int) -> Iterator[list[tuple[str, dict[str, Any]
 
 
 def _registers(ptx: str, architecture: int) -> tuple[int, int]:
-    """Registers of a thread, and bytes of them spilled (the larger of what is stored and what is loaded back)."""
+    """Registers per thread and spilled bytes (the larger of spill stores and spill loads)."""
     import triton
 
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     target = re.search(rf"\.target (sm_{architecture}\w?)\b", ptx)
     if target is None:
-        raise RuntimeError(f"Triton wrote PTX for another architecture than sm_{architecture}.")
+        raise RuntimeError(f"Triton's PTX is not for sm_{architecture}.")
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "kernel.ptx"
         source.write_text(ptx, encoding="utf-8")
-        # Triton brings an older assembler and a newer one for the newest PTX.
+        # Triton ships two assemblers; only the second reads the newest PTX.
         for assembler in ("ptxas", "ptxas-blackwell"):
             output = Path(scratch) / "kernel.cubin"
             files = (str(source), "-o", str(output))
@@ -203,12 +191,12 @@ def _registers(ptx: str, architecture: int) -> tuple[int, int]:
     used = re.search(r"Used (\d+) registers", done.stderr)
     spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
     if used is None or spilled is None:
-        raise RuntimeError(f"ptxas -v said nothing of registers or spills: {done.stderr}")
+        raise RuntimeError(f"ptxas -v printed no registers or spills: {done.stderr}")
     return int(used[1]), int(spilled[1])
 
 
 def launches(case: Case) -> list[tuple[str, dict[str, Any], Any]]:
-    """Every kernel that a case launches, in order: its name, its options and what was compiled."""
+    """Every kernel that a case launches, in order: name, options and compiled kernel."""
     dtype = torch.float32 if case.arithmetic == "tf32" else getattr(torch, case.arithmetic)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if case.arithmetic == "tf32" else "highest")
@@ -221,7 +209,7 @@ def launches(case: Case) -> list[tuple[str, dict[str, Any], Any]]:
 
 
 def compile_case(case: Case) -> list[dict[str, Any]]:
-    """One row for each kernel of the case."""
+    """One row of the report for each kernel of the case."""
     rows: dict[str, dict[str, Any]] = {}
     for name, options, result in launches(case):
         registers, spilled = _registers(result.asm["ptx"], case.architecture)
@@ -241,8 +229,8 @@ def compile_case(case: Case) -> list[dict[str, Any]]:
         }
         if spilled:
             row["reason"] = _WIDE if any(part in name for part in _WIDE_KERNELS) else _MANY
-        # A kernel launched on places and on words is compiled twice. The row is of the one that spills more, but
-        # for the shared memory, which is the most that any asks for.
+        # A kernel launched on places and on words is compiled twice. The row describes the one that spills more,
+        # with the larger shared memory of the two.
         other = rows.get(name, row)
         worse = row if other["spilled_bytes"] < spilled else other
         shared = max(row["shared_bytes"], other["shared_bytes"])
@@ -250,8 +238,8 @@ def compile_case(case: Case) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def is_fit(row: dict[str, Any]) -> bool:
-    return row["shared_bytes"] <= row["shared_limit"] and row["spilled_bytes"] <= MOST_SPILLED
+def within_limits(row: dict[str, Any]) -> bool:
+    return row["shared_bytes"] <= row["shared_limit"] and row["spilled_bytes"] <= SPILL_LIMIT
 
 
 def format_row(row: dict[str, Any]) -> str:
@@ -262,7 +250,7 @@ def format_row(row: dict[str, Any]) -> str:
         f"{row['shared_bytes']:>7} of {row['shared_limit']} B{row['registers']:>5} registers"
         f"{row['spilled_bytes']:>6} B spilled  {tile}"
     )
-    return text if is_fit(row) else text + "  DOES NOT FIT"
+    return text if within_limits(row) else text + "  EXCEEDS A LIMIT"
 
 
 def _compile_quietly(case: Case) -> list[dict[str, Any]]:
@@ -271,17 +259,17 @@ def _compile_quietly(case: Case) -> list[dict[str, Any]]:
 
 
 def collect(cases: Sequence[Case], processes: int) -> list[dict[str, Any]]:
-    """Rows of all cases, printed as they come; without processes in this one."""
+    """Rows of all cases, printed as they are made; with 0 processes they are compiled in this one."""
     rows = []
     with contextlib.ExitStack() as stack:
-        found_rows: Iterable[list[dict[str, Any]]] = map(_compile_quietly, cases)
+        results: Iterable[list[dict[str, Any]]] = map(_compile_quietly, cases)
         if processes:
             pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(processes))
-            found_rows = pool.imap(_compile_quietly, cases)
-        for found in found_rows:
-            for row in found:
+            results = pool.imap(_compile_quietly, cases)
+        for case_rows in results:
+            for row in case_rows:
                 print(format_row(row), flush=True)
-            rows += found
+            rows += case_rows
     return rows
 
 
@@ -296,7 +284,7 @@ def _case(row: dict[str, Any]) -> Case:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Put the rows in place of those of the same cases; others that are shipped stay, if of the same versions."""
+    """Update the rows of these cases in the file; other shipped cases stay if made by the same versions."""
     kept = []
     if path.is_file():
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -316,9 +304,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def shipped() -> Iterator[Case]:
-    """Every case; float32 has one tile for all widths, so its narrowest and its widest stand for them.
+    """Every case of the report.
 
-    Variants other than "plain" are compiled at the widest, in bfloat16 and float32.
+    In float32 one tile serves all widths, so only the narrowest and the widest are compiled. Variants other than
+    "plain" are compiled at the largest width, in bfloat16 and float32.
     """
     for family, architecture, arithmetic in itertools.product(FAMILIES, ARCHITECTURES, ARITHMETICS):
         widths = WIDTHS if arithmetic in ("bfloat16", "float16") else (WIDTHS[0], WIDTHS[-1])
@@ -333,35 +322,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--json", type=Path, help="also put the rows into this file")
-    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--json", type=Path, help="file whose rows are updated")
+    choices = (FAMILIES, ARCHITECTURES, ARITHMETICS, WIDTHS, VARIANTS)
+    for name, values in zip(Case._fields, map(tuple, choices), strict=True):
+        parser.add_argument(
+            f"--{name}", nargs="+", choices=values, default=values, type=type(values[0])
+        )
     parser.add_argument(
-        "--architecture", nargs="+", type=int, choices=ARCHITECTURES, default=list(ARCHITECTURES)
-    )
-    parser.add_argument("--arithmetic", nargs="+", choices=ARITHMETICS, default=list(ARITHMETICS))
-    parser.add_argument("--width", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))
-    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="0: compile in this process"
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="number of processes; 0 compiles in this one",
     )
     arguments = parser.parse_args()
     if os.environ.pop("TRITON_INTERPRET", None):
-        print("TRITON_INTERPRET is set: ignored, since nothing is run here.", file=sys.stderr)
+        print("TRITON_INTERPRET is ignored: kernels are only compiled.", file=sys.stderr)
     cases = [
         case
         for case in shipped()
-        if case.family in arguments.family
-        and case.architecture in arguments.architecture
-        and case.arithmetic in arguments.arithmetic
-        and case.width in arguments.width
-        and case.variant in arguments.variant
+        if all(getattr(case, name) in getattr(arguments, name) for name in Case._fields)
     ]
     rows = collect(cases, arguments.processes)
     if arguments.json:
         write(arguments.json, rows)
-    unfit = [row for row in rows if not is_fit(row)]
-    print(f"{len(rows)} kernels compiled, {len(unfit)} do not fit.")
-    sys.exit(bool(unfit))
+    exceeding = [row for row in rows if not within_limits(row)]
+    print(f"{len(rows)} kernels compiled, {len(exceeding)} exceed a limit.")
+    sys.exit(bool(exceeding))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Speed of the dense CRF on images of your own: one after the other, and by a pool of processes.
+"""Time of the dense CRF on images of your own, in this process and by a pool of processes.
 
     python -m benchmarks.crf image.jpg ... --processes 2
 
-The time depends on the image (how many different colours lie near one another), so real ones are needed.
-Rounds of both ways are interleaved, and medians are quoted.
+The time depends on the image (on how many different colours are close to one another), so real images are needed.
+Rounds of both are interleaved, and medians are reported.
 """
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmsa_fast.evaluation.crf import RefinementPool, refine
+from cmsa_fast.evaluation.crf import refine
+from cmsa_fast.evaluation.crf_pool import RefinementPool
+
+from .measuring import time_interleaved
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
-    """An image as uint8 `[3, H, W]`, and a blurred ellipse as a guess at a mask, float32 `[H, W]`."""
+    """An image, uint8 [3, H, W], and the probabilities of a blurred ellipse, float32 [H, W]."""
     with Image.open(path) as photo:
         image = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)
     height, width = image.shape[1:]
@@ -32,28 +34,27 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
 def measure(
     pairs: list[tuple[Tensor, Tensor]], processes: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of every round over all images, by `refine` and by the pool."""
-    seconds: dict[str, list[float]] = {"refine": [], "pool": []}
+    """Seconds of every round over all images, by `refine` and by the pool, after checking that both agree."""
     with RefinementPool(processes) as pool:
-        # Starting the processes is paid once in an evaluation, so it is not counted.
+
+        def refine_by_pool() -> list[Tensor]:
+            return [future.result() for future in [pool.submit(*pair) for pair in pairs]]
+
+        # Starts the processes, which an evaluation does only once; that time is not counted.
         for future in [pool.submit(*pairs[0]) for _ in range(2 * processes)]:
             future.result()
-        for _ in range(rounds):
-            start = time.perf_counter()
-            direct = [refine(*pair) for pair in pairs]
-            seconds["refine"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            pooled = [future.result() for future in [pool.submit(*pair) for pair in pairs]]
-            seconds["pool"].append(time.perf_counter() - start)
-            if not all(map(torch.equal, direct, pooled)):
-                raise RuntimeError("The pool's results differ from those of direct calls.")
-    return seconds
+        pooled = refine_by_pool()
+        if not all(map(torch.equal, [refine(*pair) for pair in pairs], pooled)):
+            raise RuntimeError("The pool's results differ from those of direct calls.")
+        runs = {"refine": lambda: [refine(*pair) for pair in pairs], "pool": refine_by_pool}
+        return time_interleaved(runs, rounds)
 
 
 def main() -> None:
-    """Read the arguments, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pictures", nargs="+", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()

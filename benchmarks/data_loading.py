@@ -1,20 +1,17 @@
-"""How long a data set as large as RefCOCO's training split takes to open, in REFER's form and converted.
+"""Time and memory of opening a data set as large as RefCOCO's training split, in REFER's layout and converted.
 
     python -m benchmarks.data_loading --json benchmarks/results/data-loading-cpu.json
 
 Builds a synthetic set in a temporary folder: 42 404 references with 120 624 expressions to some of 50 000
-annotations, whose polygons are wavy outlines of 20 to 60 points. Every reading takes place in a fresh process,
-the two forms in turn; the files are in the system's cache. All files of a form are read from one folder.
+annotations, whose polygons are wavy outlines of 20 to 60 points. Every reading takes place in a new process, the
+two forms in turn, with the files in the system's cache.
 """
 
-import argparse
 import json
 import math
 import os
 import pickle
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,44 +22,26 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cmsa_fast.data.formats.converted.convert import convert
-from cmsa_fast.data.source import Form, Source, open_split
+from cmsa_fast.data.dataset import open_split
+from cmsa_fast.data.formats.convert import convert
+from cmsa_fast.data.source import Form, Source
 
-from .attention import machine, peak_mib
+from .measuring import in_fresh_process, machine, peak_mib, run_command
 
 REFERENCES = 42_404
 EXPRESSIONS = 120_624
 ANNOTATIONS = 50_000
 IMAGES = 16_994
 SIZES = ((480, 640), (640, 480), (427, 640), (640, 427), (375, 500), (500, 375))  # height, width
-WORDS = (
-    "left",
-    "right",
-    "man",
-    "woman",
-    "in",
-    "the",
-    "red",
-    "shirt",
-    "dog",
-    "on",
-    "front",
-    "of",
-    "table",
-)
+WORDS = ("left", "right", "man", "woman", "in", "the", "red", "shirt", "dog", "on", "front", "of")
 FORMS: tuple[Form, ...] = ("refer", "converted")
 MASKS = 2_000
+ROUNDS = 7
 RATIOS = ("open_s", "first_sample_s", "peak_mib", "pickled_mib")
 
 
 def build(root: Path, references: int = REFERENCES, expressions: int = EXPRESSIONS) -> None:
-    """Writes a data set in the layout of REFER; the same numbers give the same files.
-
-    Args:
-        root: The folder to write to.
-        references: Number of references; annotations and photos are as many as in proportion.
-        expressions: Number of expressions, at least one for each reference.
-    """
+    """Write a data set in REFER's layout, deterministically; annotations and photos scale with the references."""
     random = np.random.default_rng(0)
     annotations = references * ANNOTATIONS // REFERENCES
     photos = max(1, references * IMAGES // REFERENCES)
@@ -85,7 +64,9 @@ def build(root: Path, references: int = REFERENCES, expressions: int = EXPRESSIO
         for number in range(annotations)
     ]
     pixels = random.integers(0, 256, (*SIZES[0], 3), np.uint8)
-    Image.fromarray(pixels).save(folder / f"COCO_train2014_{0:012d}.jpg")  # no other is read
+    Image.fromarray(pixels).save(
+        folder / f"COCO_train2014_{0:012d}.jpg"
+    )  # the only one that is read
     counts = [expressions // references + (i < expressions % references) for i in range(references)]
     starts = np.cumsum([0, *counts]).tolist()
     records = [
@@ -109,7 +90,7 @@ def build(root: Path, references: int = REFERENCES, expressions: int = EXPRESSIO
 
 
 def outlines(random: np.random.Generator, height: int, width: int) -> Iterator[list[float]]:
-    """The polygons of an object: one, for every tenth object two."""
+    """The polygons of an object: one, or two for every tenth object."""
     for _ in range(1 + (random.random() < 0.1)):
         points = int(random.integers(20, 61))
         angles = np.sort(random.uniform(0, 2 * math.pi, points))
@@ -122,22 +103,18 @@ def outlines(random: np.random.Generator, height: int, width: int) -> Iterator[l
 
 
 def expression(random: np.random.Generator, sent_id: int) -> dict[str, Any]:
-    """An expression of one to seven words, with the fields that REFER's records have."""
+    """An expression of one to seven words, with the fields of REFER's records."""
     tokens = [WORDS[i] for i in random.integers(0, len(WORDS), int(random.integers(1, 8)))]
     text = " ".join(tokens)
     return {"sent_id": sent_id, "sent": text, "raw": text, "tokens": tokens}
 
 
 def read_once(form: Form, root: Path) -> dict[str, float]:
-    """Opens the split in this process, reads a sample and draws masks.
-
-    Args:
-        form: The form of the files.
-        root: Their folder.
+    """Open the split in this process, read a sample and draw masks.
 
     Returns:
-        Seconds to open the split, seconds until its first sample is there, masks drawn in a second, MiB
-        that opening adds to the peak of the process, MiB of the data set as it is sent to a worker.
+        Seconds to open the split, seconds until the first sample, masks drawn per second, MiB that opening adds to
+        the process's peak memory, and MiB of the pickled data set that a worker receives.
     """
     torch.set_num_threads(1)
     source = Source(form=form, root=root)
@@ -165,22 +142,23 @@ def read_once(form: Form, root: Path) -> dict[str, float]:
 
 
 def read_in_turn(roots: dict[Form, Path], rounds: int) -> dict[Form, list[dict[str, float]]]:
-    """`read_once` in fresh processes, the forms in turn."""
+    """Results of `read_once` in new processes, the forms in turn."""
     readings: dict[Form, list[dict[str, float]]] = {form: [] for form in roots}
     for _ in range(rounds):
         for form, root in roots.items():
-            command = [sys.executable, "-m", "benchmarks.data_loading", "--read", form, str(root)]
-            result = subprocess.run(command, check=True, capture_output=True, text=True)
-            readings[form].append(json.loads(result.stdout))
+            readings[form].append(in_fresh_process(read_once, form, root))
     return readings
 
 
 def collect(
-    rounds: int, references: int = REFERENCES, expressions: int = EXPRESSIONS
+    rounds: int = ROUNDS, references: int = REFERENCES, expressions: int = EXPRESSIONS
 ) -> dict[str, Any]:
-    """All figures: medians over the rounds, their extremes, sizes of the files, ratios."""
+    """Measure medians and ranges over the rounds, sizes of the files, and ratios."""
     with tempfile.TemporaryDirectory() as name:
-        roots: dict[Form, Path] = {form: Path(name) / form for form in FORMS}
+        roots: dict[Form, Path] = {
+            "refer": Path(name) / "refer",
+            "converted": Path(name) / "converted.parquet",
+        }
         build(roots["refer"], references, expressions)
         start = time.perf_counter()
         convert(Source(form="refer", root=roots["refer"]), roots["converted"])
@@ -188,7 +166,7 @@ def collect(
         readings = read_in_turn(roots, rounds)
         files = {
             "refer": sorted((roots["refer"] / "refcoco").iterdir()),
-            "converted": sorted(roots["converted"].iterdir()),
+            "converted": [roots["converted"]],
         }
         bytes_of = {form: sum(file.stat().st_size for file in files[form]) for form in FORMS}
     forms = {form: {"file_mb": bytes_of[form] / 1e6, **spread(readings[form])} for form in FORMS}
@@ -196,7 +174,7 @@ def collect(
     return {
         "machine": machine(),
         "load_average": os.getloadavg()[0],
-        "sizes": {"references": references, "sentences": expressions},
+        "sizes": {"references": references, "expressions": expressions},
         "rounds": rounds,
         "convert_s": seconds,
         "forms": forms,
@@ -207,20 +185,15 @@ def collect(
 
 
 def spread(readings: list[dict[str, float]]) -> dict[str, Any]:
-    """Median and extremes of each figure."""
+    """Median and range of each figure."""
     figures = {}
     for key in readings[0]:
         values = [reading[key] for reading in readings]
-        figures[key] = {
-            "median": statistics.median(values),
-            "min": min(values),
-            "max": max(values),
-        }
+        figures[key] = {"median": statistics.median(values), "min": min(values), "max": max(values)}
     return figures
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """The figures for people."""
     head = f"{'':12}{'files':>10}{'open':>10}{'1st sample':>12}{'masks/s':>9}{'peak':>10}{'to worker':>11}"
     lines = [head]
     for form, row in figures["forms"].items():
@@ -238,23 +211,5 @@ def format_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--rounds", type=int, default=7, help="readings of each form")
-    parser.add_argument("--read", nargs=2, metavar=("FORM", "ROOT"), help="read once and print")
-    arguments = parser.parse_args()
-    if arguments.read:
-        form, root = arguments.read
-        print(json.dumps(read_once(form, Path(root))))
-        return
-    figures = collect(arguments.rounds)
-    print(format_table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run_command(__doc__, collect, format_table, ROUNDS)

@@ -1,43 +1,38 @@
-"""What CMSA's levels and the whole model cost on the CPU, before and after folding the convolution behind a level.
+"""Time and memory of CMSA's levels and of the whole model on the CPU, with and without the folded convolution.
 
     python -m benchmarks.level --json benchmarks/results/level-cpu.json
 
-One 320 px image and an expression of 20 words, float32, the paper's widths, random weights. "Before" builds a
+One 320 px image and an expression of 20 words, float32, the paper's widths, random weights. "Before" computes a
 level's result and then applies the 1x1 convolution of the gated fusion; "after" is `CMSA.project`, as `CMSAModel`
-calls it; "folded" is what `CMSA.fold` and `CMSAModel.fold` return for inference, the folding itself not counted.
-The backbone's forward is the measure of all. "One more expression" is what follows once the image is encoded. All
-cases run in one process, interleaved, and medians are quoted. Peak memory is measured in a fresh process for each
-case.
+calls it; "folded" is `FoldedLevel` or `FoldedCMSAModel`, without the time of folding.
+"One more expression" is the time of an expression whose image is already encoded. All cases run interleaved in one
+process, and medians are reported. Peak memory is measured in a new process for each case.
 """
 
-import argparse
 import functools
-import json
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmsa_fast.models import CMSAModel
-from cmsa_fast.nn import CMSA
+from cmsa_fast.models.cmsa import CMSAModel
+from cmsa_fast.models.folded_cmsa import FoldedCMSAModel
+from cmsa_fast.nn import CMSA, FoldedLevel
 
-from .attention import machine, peak_mib
+from .measuring import added_peak_mib, machine, run_command, summarize, time_interleaved
 
-SIZE, WORDS, VOCABULARY = 320, 20, 12112  # the last of the list the paper's code published
+SIZE, WORDS, VOCABULARY = 320, 20, 12112  # the size of the word list of the paper's code
 PLACES = (SIZE // 8) ** 2
 WORD_CHANNELS, ATTENTION_CHANNELS, FUSED_CHANNELS = 1000, 512, 500
 LEVELS = {"Res3": 512, "Res4": 1024, "Res5": 2048}
 FORMS = ("before", "after", "folded")
 PASSES = ("forward", "forward + backward")
 EXPRESSION = "one more expression"
-GOAL = 0.35  # of the backbone's forward, for the three levels' together as they are for inference
+GOAL = 0.35  # upper limit: forward of the three folded levels as a share of the backbone's
+ROUNDS = 9
 
 NAMES = (
     "backbone forward",
@@ -54,7 +49,7 @@ NAMES = (
 
 
 def build(name: str) -> Callable[[], object]:
-    """A function that does one of NAMES once."""
+    """A function that runs one of NAMES once."""
     part, _, rest = name.partition(" ")
     form, _, passes = rest.partition(" ")
     if part == "backbone":
@@ -62,13 +57,13 @@ def build(name: str) -> Callable[[], object]:
         return lambda: _without_gradient(lambda: model.backbone(images))
     if passes == EXPRESSION:
         model, images, ids = _model()
-        answering = model.fold() if form == "folded" else model
+        answering = FoldedCMSAModel(model) if form == "folded" else model
         features = _without_gradient(lambda: answering.encode_image(images))
         return lambda: _without_gradient(lambda: answering.segment(features, ids))
     if part == "model":
         model, images, ids = _model()
-        whole: Callable[..., Tensor] = _model_before if form == "before" else model
-        run = functools.partial(model.fold() if form == "folded" else whole, images, ids)
+        whole: Callable[..., Tensor] = _forward_before if form == "before" else model
+        run = functools.partial(FoldedCMSAModel(model) if form == "folded" else whole, images, ids)
         leaves: Iterable[Tensor] = (p for p in model.parameters() if p.requires_grad)
         shape = (1, 1, SIZE, SIZE)
     else:
@@ -85,9 +80,9 @@ def build(name: str) -> Callable[[], object]:
 
 
 def prepare_level(form: str, attention: CMSA, convolution: nn.Conv2d) -> Callable[..., Tensor]:
-    """Of visual features and words, a level's features behind the fusion's convolution, [B, 500, H, W]."""
+    """A function of visual features and words that returns a level after the convolution, [B, 500, H, W]."""
     if form == "folded":
-        return attention.fold(convolution.weight, convolution.bias)
+        return FoldedLevel(attention, convolution.weight, convolution.bias)
     if form == "after":
         return functools.partial(
             attention.project, weight=convolution.weight, bias=convolution.bias
@@ -97,7 +92,7 @@ def prepare_level(form: str, attention: CMSA, convolution: nn.Conv2d) -> Callabl
 
 @functools.cache
 def draw(name: str) -> tuple[CMSA, nn.Conv2d, Tensor, Tensor]:
-    """One of LEVELS: CMSA, the convolution behind it, visual features and words."""
+    """For one of LEVELS: CMSA, the convolution that follows it, visual features and words."""
     torch.manual_seed(0)
     attention = CMSA(LEVELS[name], WORD_CHANNELS, ATTENTION_CHANNELS)
     convolution = nn.Conv2d(attention.out_channels, FUSED_CHANNELS, 1)
@@ -118,8 +113,8 @@ def _model() -> tuple[CMSAModel, Tensor, Tensor]:
     return model.eval(), torch.rand(1, 3, SIZE, SIZE), torch.randint(VOCABULARY, (1, WORDS))
 
 
-def _model_before(images: Tensor, ids: Tensor) -> Tensor:
-    """`CMSAModel.forward` with every level's result built."""
+def _forward_before(images: Tensor, ids: Tensor) -> Tensor:
+    """`CMSAModel.forward` with the full result of every level."""
     model = _model()[0]
     features = model.encode_image(images)
     words = model.words(ids)
@@ -136,29 +131,9 @@ def _without_gradient(run: Callable[[], Any]) -> Any:
         return run()
 
 
-def measure(rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round of every case, the rounds interleaved, after one that does not count."""
-    runs = {name: build(name) for name in NAMES}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_index in range(-1, rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if round_index >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def peak_memory(name: str) -> float:
-    """MiB that one run of a case adds to the peak of a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.level", "--peak-of", name]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(result.stdout)
-
-
-def collect(rounds: int = 9) -> dict[str, Any]:
-    """All figures: medians, the three levels' share of the backbone, memory."""
-    seconds = measure(rounds)
+def collect(rounds: int = ROUNDS) -> dict[str, Any]:
+    """Measure times, the levels' share of the backbone, and memory."""
+    seconds = time_interleaved({name: build(name) for name in NAMES}, rounds)
     median = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "machine": machine(),
@@ -173,12 +148,7 @@ def collect(rounds: int = 9) -> dict[str, Any]:
         },
         "rounds": rounds,
         "cases": {
-            name: {
-                "median_s": median[name],
-                "min_s": min(times),
-                "max_s": max(times),
-                "peak_mib": peak_memory(name),
-            }
+            name: {**summarize(times), "peak_mib": added_peak_mib(build, name)}
             for name, times in seconds.items()
         },
         "levels_share_of_backbone": {form: levels_share(median, form) for form in FORMS},
@@ -187,13 +157,12 @@ def collect(rounds: int = 9) -> dict[str, Any]:
 
 
 def levels_share(median: dict[str, float], form: str) -> float:
-    """The three levels' forward together, by the backbone's."""
+    """Forward time of the three levels divided by that of the backbone."""
     levels = sum(median[f"{name} {form} forward"] for name in LEVELS)
     return levels / median["backbone forward"]
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """The figures for people."""
     rows = figures["cases"]
     lines = [f"{'':26}" + "".join(f"{form:>22}" for form in FORMS)]
     for part in (*LEVELS, "model"):
@@ -221,28 +190,5 @@ def format_table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--rounds", type=int, default=9, help="how often each case is measured")
-    parser.add_argument("--peak-of", choices=NAMES, help="print the peak memory of one case")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error(f"--rounds must be at least 1; got {arguments.rounds}.")
-    if arguments.peak_of:
-        run = build(arguments.peak_of)
-        torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own buffers
-        before = peak_mib()
-        run()
-        print(peak_mib() - before)
-        return
-    figures = collect(arguments.rounds)
-    print(format_table(figures))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run_command(__doc__, collect, format_table, ROUNDS)

@@ -1,17 +1,14 @@
-"""What measuring as many expressions as RefCOCO's validation split has costs on the CPU.
+"""Time that metrics and conventions take on the CPU for as many expressions as RefCOCO's validation split has.
 
     python -m benchmarks.metrics --json benchmarks/results/metrics-cpu.json
 
-Masks are 480 x 640 and taken in turn from a few random pairs, so that they need not all be held at once. The
-conventions start from probabilities over a square of 320 pixels; their times are for one expression: the predicted
-mask, the true one and the update. All cases run in one process, interleaved, on one thread, because maps this
-small gain nothing from more. Medians are quoted.
+Masks are 480 x 640 and cycle through a few random pairs. The cases of conventions start from probabilities over a
+square of 320 pixels; their times are for one expression: predicted mask, true mask and update. All cases run
+interleaved in one process on one thread, since maps of this size gain nothing from more. Medians are reported.
 """
 
 import functools
 import itertools
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,13 +17,11 @@ from torch import Tensor
 
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.evaluation.conventions import CONVENTIONS
-from cmsa_fast.evaluation.generalized_metrics import GeneralizedMetrics
-from cmsa_fast.evaluation.metrics import ExpressionCounts, SegmentationMetrics
+from cmsa_fast.evaluation.metrics import ExpressionCounts, GeneralizedMetrics, SegmentationMetrics
 
-from .attention import machine
-from .command import run_command
+from .measuring import machine, run_command, summarize, time_interleaved
 
-EXPRESSIONS = 10834  # of RefCOCO's validation split
+EXPRESSIONS = 10834  # in RefCOCO's validation split
 HEIGHT, WIDTH, SIZE = 480, 640, 320
 PAIRS = 16
 PARTS = 8
@@ -46,7 +41,7 @@ Metrics = TypeVar("Metrics", bound=ExpressionCounts)
 
 @functools.cache
 def draw() -> list[tuple[Tensor, Tensor]]:
-    """Predicted and true masks: discs of random places, a little apart."""
+    """Pairs of predicted and true masks: discs at random positions, the predicted one shifted."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.arange(HEIGHT)[:, None], torch.arange(WIDTH)
 
@@ -62,7 +57,7 @@ def draw() -> list[tuple[Tensor, Tensor]]:
 
 
 def aggregate(arrays: bool) -> SegmentationMetrics:
-    """Metrics of a whole split, from masks."""
+    """Metrics of a whole split, updated with masks (as tensors or as NumPy arrays)."""
     pairs: list[tuple[Any, Any]] = list(draw())
     if arrays:
         pairs = [(prediction.numpy(), truth.numpy()) for prediction, truth in pairs]
@@ -73,7 +68,7 @@ def aggregate(arrays: bool) -> SegmentationMetrics:
 
 
 def add(metrics: Metrics, expressions: int) -> Metrics:
-    """Add expressions of many different counts."""
+    """Add expressions with varying pixel counts."""
     for index in range(expressions):
         true = 7919 * index % 60000
         metrics.add(true * (index % 10) // 10, true, true)
@@ -81,7 +76,7 @@ def add(metrics: Metrics, expressions: int) -> Metrics:
 
 
 def build(name: str) -> Callable[[], object]:
-    """A function that does one of NAMES once."""
+    """A function that runs one of NAMES once."""
     if name.startswith("update"):
         return lambda: aggregate(arrays=name.endswith("arrays"))
     if name == "add":
@@ -111,47 +106,35 @@ def merge(parts: list[SegmentationMetrics]) -> SegmentationMetrics:
 
 
 def collect(rounds: int = ROUNDS) -> dict[str, Any]:
-    """All figures: medians, fastest and slowest of the rounds after one to warm up."""
-    built = {name: build(name) for name in NAMES}
-    seconds: dict[str, list[float]] = {name: [] for name in NAMES}
+    """Measure median, minimum and maximum of every case."""
+    runs = {name: build(name) for name in NAMES}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for index in range(-1, rounds):
-            for name, run in built.items():
-                start = time.perf_counter()
-                run()
-                if index >= 0:
-                    seconds[name].append(time.perf_counter() - start)
+        seconds = time_interleaved(runs, rounds)
         described = machine()
     finally:
         torch.set_num_threads(threads)
     return {
         "machine": described,
-        "sizes": {"sentences": EXPRESSIONS, "height": HEIGHT, "width": WIDTH, "square": SIZE},
+        "sizes": {"expressions": EXPRESSIONS, "height": HEIGHT, "width": WIDTH, "square": SIZE},
         "rounds": rounds,
         "cases": {
-            name: {
-                "sentences": EXPRESSIONS if name in WHOLE_SPLIT else 1,
-                "median_s": statistics.median(times),
-                "min_s": min(times),
-                "max_s": max(times),
-            }
+            name: {"expressions": EXPRESSIONS if name in WHOLE_SPLIT else 1, **summarize(times)}
             for name, times in seconds.items()
         },
     }
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """The figures for people."""
-    lines = [f"{'':24}{'sentences':>10}{'median':>12}{'of one':>12}"]
+    lines = [f"{'':24}{'expressions':>12}{'median':>12}{'each':>12}"]
     for name, row in figures["cases"].items():
-        median, expressions = row["median_s"], row["sentences"]
+        median, expressions = row["median_s"], row["expressions"]
         lines.append(
-            f"{name:24}{expressions:>10}{median * 1e3:>9.2f} ms{median / expressions * 1e6:>9.2f} us"
+            f"{name:24}{expressions:>12}{median * 1e3:>9.2f} ms{median / expressions * 1e6:>9.2f} us"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    run_command(__doc__, collect, format_table)
+    run_command(__doc__, collect, format_table, ROUNDS)

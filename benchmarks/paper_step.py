@@ -1,9 +1,9 @@
-"""How one training step of the full-size model splits among backbone, CMSA and fusion, on the CPU.
+"""Time of one training step of the full-size model on the CPU, by backbone, CMSA and fusion.
 
     python -m benchmarks.paper_step --json benchmarks/results/paper-step-cpu.json
 
-One 320 px image and an expression of 20 words, random weights. Each stage's backward is run on its own, from the
-gradient that the next one gave. The fusion's 1x1 convolutions are CMSA's, into which they are folded.
+One 320 px image and an expression of 20 words, random weights. The backward of each stage is run separately,
+from the gradient of the next stage. The fusion's 1x1 convolutions are folded into CMSA and counted there.
 """
 
 import time
@@ -13,18 +13,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cmsa_fast.models import CMSAModel
+from cmsa_fast.models.cmsa import CMSAModel
 from cmsa_fast.nn import CMSA, segmentation_loss
+from cmsa_fast.training.optimization import build_optimizer
 from cmsa_fast.training.recipe import PRESETS
 
-from .attention import machine, peak_mib
-from .command import run_command
+from .measuring import machine, peak_mib, run_command
 
-_VOCABULARY = 12112  # words of the list the paper's code published
+_VOCABULARY = 12112  # the size of the word list of the paper's code
 
 
 def step(model: CMSAModel, images: Tensor, words: Tensor, masks: Tensor) -> dict[str, list[float]]:
-    """Seconds of forward and backward of each stage."""
+    """Seconds of the forward and of the backward of each stage."""
     seconds: dict[str, list[float]] = {}
     start = time.perf_counter()
     features = model.backbone(images)
@@ -61,15 +61,11 @@ def step(model: CMSAModel, images: Tensor, words: Tensor, masks: Tensor) -> dict
 
 
 def collect() -> dict[str, Any]:
-    """The second of two steps, with the optimiser's update beside it."""
+    """Measure the second of two steps, and the optimizer's update."""
     recipe = PRESETS["paper"]
     torch.manual_seed(0)
     model = CMSAModel(_VOCABULARY).train()
-    optimizer = torch.optim.Adam(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer, _ = build_optimizer(model, recipe)
     images = torch.rand(1, 3, recipe.size, recipe.size)
     words = torch.randint(_VOCABULARY, (1, recipe.max_words))
     masks = torch.zeros(1, recipe.size, recipe.size, dtype=torch.bool)
@@ -87,22 +83,21 @@ def collect() -> dict[str, Any]:
             name: {"forward_s": forward, "backward_s": backward}
             for name, (forward, backward) in stages.items()
         },
-        "optimiser_s": update,
+        "optimizer_s": update,
         "peak_gib": peak_mib() / 1024,
     }
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """The figures for people."""
     stages = figures["stages"]
-    total = sum(sum(stage.values()) for stage in stages.values()) + figures["optimiser_s"]
+    total = sum(sum(stage.values()) for stage in stages.values()) + figures["optimizer_s"]
     lines = [f"{'':12}{'forward':>10}{'backward':>10}{'share':>8}"]
     for name, stage in stages.items():
         forward, backward = stage["forward_s"], stage["backward_s"]
         share = (forward + backward) / total
         lines.append(f"{name:12}{forward:>8.2f} s{backward:>8.2f} s{share:>8.0%}")
-    update = figures["optimiser_s"]
-    lines.append(f"{'optimiser':12}{update:>8.2f} s{'':>10}{update / total:>8.0%}")
+    update = figures["optimizer_s"]
+    lines.append(f"{'optimizer':12}{update:>8.2f} s{'':>10}{update / total:>8.0%}")
     lines.append(f"{total:.1f} s a step, peak memory {figures['peak_gib']:.1f} GiB")
     return "\n".join(lines)
 

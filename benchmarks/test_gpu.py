@@ -1,6 +1,6 @@
-"""Parity, then speed, of every form at the paper's size on a GPU, and at one that fits on a CPU.
+"""Parity, then speed, of every form: on a GPU at the paper's size, on the CPU at a smaller one.
 
-No speed fails a test. `python -m benchmarks.gpu` measures the rest, and what these figures leave out.
+No speed fails a test. `python -m benchmarks.gpu` measures all sizes and dtypes.
 """
 
 import functools
@@ -33,22 +33,22 @@ def exact(
 def measure(
     operation: str, name: str, size: dict[str, int], dtype: str, device: str, benchmark: Any
 ) -> None:
-    """Time a form forward and backward, once it has kept the error budget."""
+    """Check that a form keeps the error budget, then time it forward and backward."""
     case, truth = exact(operation, tuple(size.items()), dtype, device)
     bound = parity.bind(operation, name, size, case)
-    found = parity.compare(bound, case, truth)
-    assert found["kept"], found
+    errors = parity.compare(bound, case, truth)
+    assert errors["kept"], errors
 
     def run() -> None:
         bound.both()
         if device != "cpu":
             torch.cuda.synchronize()
 
-    benchmark.extra_info |= {"size": size, "dtype": dtype, "parity": found}
+    benchmark.extra_info |= {"size": size, "dtype": dtype, "parity": errors}
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize(
     ("operation", "name"),
     [(operation, name) for operation in GPU_SIZES for name in forms.OWN[operation]],
@@ -57,7 +57,7 @@ def test_own_form_on_a_gpu(operation: str, name: str, benchmark: Any) -> None:
     measure(operation, name, GPU_SIZES[operation], "bfloat16", "cuda", benchmark)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("name", ["sdpa efficient", "naive", "chunked"])
 def test_peer_on_a_gpu(name: str, benchmark: Any) -> None:
     measure("joint", name, GPU_SIZES["joint"], "bfloat16", "cuda", benchmark)
@@ -65,5 +65,5 @@ def test_peer_on_a_gpu(name: str, benchmark: Any) -> None:
 
 @pytest.mark.parametrize("name", ["torch", "naive", "chunked"])
 def test_form_on_a_cpu(name: str, benchmark: Any) -> None:
-    """Triton's interpreter is no measure of speed, and compiled peers are measured on a GPU alone."""
+    """The speed of Triton's interpreter is meaningless, and compiled peers are measured only on a GPU."""
     measure("separable", name, CPU_SIZE, "float32", "cpu", benchmark)

@@ -1,4 +1,4 @@
-"""`python -m cmsa_fast` is the command `cmsa-fast`; torchrun starts it so in several processes."""
+"""`python -m cmsa_fast`: the command `cmsa-fast`, in the form that torchrun starts."""
 
 import sys
 

@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
-# Before anything imports Triton: without a GPU the kernels run in its interpreter.
+from cmsa_fast.system.processes import configure_openmp
+
+configure_openmp()  # before torch is loaded
+
+import torch  # noqa: E402
+
+# Before Triton is imported: without a GPU the kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

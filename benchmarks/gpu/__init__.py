@@ -1,5 +1,5 @@
 """Correctness, speed and memory of the kernels on one GPU: `python -m benchmarks.gpu --out DIR`.
 
-The parent process plans, keeps the time and writes the results; it never imports torch. Worker processes do the
-jobs, so that a kernel which hangs, crashes or breaks the GPU's context costs its own figures alone.
+The parent process plans, keeps the deadline and writes the results; it never imports torch. Worker processes run
+the jobs, so a kernel that hangs, crashes or corrupts the CUDA context loses only its own figures.
 """

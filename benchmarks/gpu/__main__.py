@@ -2,23 +2,23 @@
 
     python -m benchmarks.gpu --out DIR
 
-Run it from the checkout: nothing is installed and nothing is fetched. DIR gets gpu.json and plots (*.png).
+Run it from the checkout: it installs and downloads nothing. It writes gpu.json and plots (*.png) to DIR.
 
-It does, in this order, until --minutes are spent:
-  1. correctness of every kernel and dtype against the literal equations, several processes side by side, which
-     also compile what is timed later; then the same at the paper's size
-  2. the ceilings: matrix products by the library in each dtype, and copies
-  3. speed and peak memory, forward, backward and both: the paper's size with all peers first, then our own grid of
-     places, words and batches, then the tails, the joint attention at every width, other dtypes
+Until --minutes are over, it measures in this order:
+  1. correctness of every kernel and dtype against the literal equations, in parallel processes, which also compile
+     what is timed later; then at the paper's size
+  2. the ceilings: the library's matrix products in each dtype, and copies
+  3. speed and peak memory, forward, backward and both: the paper's size with all peers, then this library's forms
+     over a grid of places, words and batches, then the tails, the joint attention at every width, and other dtypes
 
-What fails is written down and the rest goes on; what does not fit the time is written down as skipped. The exit
-status is 1 where a form of our own is incorrect or failed, 2 where the arguments are wrong.
+Failures are recorded and the run goes on; what does not fit the time is recorded as skipped. The exit status is 1
+if one of the library's own forms is incorrect or failed, 2 if the arguments are wrong.
 
-  python -m benchmarks.gpu --out /tmp/gpu                     all of it (8 minutes)
-  python -m benchmarks.gpu --out /tmp/gpu --quick             the paper's size alone
+  python -m benchmarks.gpu --out /tmp/gpu                     everything (8 minutes)
+  python -m benchmarks.gpu --out /tmp/gpu --quick             only the paper's size
   python -m benchmarks.gpu --out /tmp/gpu --only joint tail   only these sections
   python -m benchmarks.gpu --out /tmp/gpu --redraw            draw the plots of an existing gpu.json again
-  python -m benchmarks.gpu --out /tmp/gpu --device cpu --quick    a trial on the CPU, at tiny sizes, in seconds
+  python -m benchmarks.gpu --out /tmp/gpu --device cpu --quick    a trial on the CPU at tiny sizes, in seconds
 """
 
 import argparse
@@ -31,38 +31,38 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import driver, metadata, plan, schema, summary
+from cmsa_fast.system.files import write_json
+
+from . import driver, metadata, plan, summary
 from .driver import Deadline
 from .plan import Job
 
-# For the first answer of the device, which the time does not bound.
-_START_S = 150.0
-# Of the time, at most, for the small cases of correctness and what is compiled beside them.
-_TOGETHER_SHARE = 0.4
+_SCHEMA = 1  # of schema.json
+_FIRST_RESPONSE_S = 150.0  # for the device's description, not counted in --minutes
+_PARALLEL_SHARE = 0.4  # of the time, at most, for the small cases of correctness and compilation
 _WRITE_EVERY_S = 3.0
-_MOST_WORKERS = 14  # each holds a CUDA context
+_WORKER_LIMIT = 14  # each holds a CUDA context
 _NOTES = (
-    "forward is timed without gradients; backward behind a forward that is not timed; each run with a cold L2",
-    "the tokens of the all-pairs peers are made before the clock starts, in their favour; their mean over words, "
-    "without which the result is not the same, is timed",
+    "forward is timed without gradients; backward after a forward that is not timed; each with a cold L2",
+    "the tokens of the all-pairs peers are made before the timing, in their favour; the mean over words is timed",
     "own_flop counts two products forward, five backward, seven both (joint tail 1, 3, 4; level tail 1, 2, 3); "
-    "recomputation beyond that is not counted. floor_flop is that of the cheapest exact form",
+    "further recomputation is not counted. floor_flop is that of the cheapest exact form",
     "tiled and fused are the separable kernels' two plans; in float16 the backward of tiled is that of fused",
-    "times and shares are the CUDA graph's where there is one; ratios between forms are of times with launches",
-    "inexact: timed, but beyond the error budget, and so left out of goals, comparisons and plots; a peer's "
-    "errors are written down too, but it is left out only where they are no numbers",
+    "times and shares are those of the CUDA graph if there is one; ratios between forms include launches",
+    "inexact: timed, but beyond the error budget, and so excluded from goals, comparisons and plots; a peer is "
+    "excluded only if its errors are not finite",
 )
 
 
 class Results:
-    """The result file, written every few seconds, so that whatever ends the run leaves what was measured."""
+    """The result file, written every few seconds, so that an interrupted run keeps what was measured."""
 
     def __init__(self, folder: Path, arguments: dict[str, Any], minutes: float) -> None:
         self.path = folder / "gpu.json"
         self._start = self._written = time.monotonic()
         self._lock = threading.Lock()
         self.content: dict[str, Any] = {
-            "schema": schema.VERSION,
+            "schema": _SCHEMA,
             "metadata": {
                 **metadata.host(arguments),
                 "device": None,
@@ -94,7 +94,7 @@ class Results:
             )
 
     def finish(self, finished: bool) -> None:
-        """Plots, then the file as it stays; `finished` is False where something ended it early."""
+        """Draw the plots and write the file for the last time; `finished` is False if the run was interrupted."""
         with self._lock:
             self.content["metadata"]["finished"] = finished
             self._write()
@@ -106,28 +106,21 @@ class Results:
         self.content["summary"] = summary.summarise(self.content)
         self._written = time.monotonic()
         self.content["metadata"]["seconds"] = time.monotonic() - self._start
-        write(self.content, self.path)
-
-
-def write(content: dict[str, Any], path: Path) -> None:
-    """In one step, so that whoever is ended in between leaves a whole file."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+        write_json(self.path, self.content)
 
 
 def draw(content: dict[str, Any], folder: Path) -> dict[str, str | None]:
-    """The plots' names, each with None or why it was not drawn."""
+    """Draw the plots; returns for each file name None, or why it was not drawn."""
     try:
         from . import plots
     except ImportError as error:
-        reason = f"{error}; draw them where Pillow is: python -m benchmarks.gpu --redraw --out DIR"
+        reason = f"{error}; draw them where matplotlib is installed: python -m benchmarks.gpu --redraw --out DIR"
         return {"*.png": reason}
     return plots.draw_all(content, folder)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All of it; returns what the file holds."""
+    """Run everything; returns the content of the result file."""
     device, only, quick = arguments.device, tuple(arguments.only), arguments.quick
     deadline = Deadline(arguments.minutes * 60)
     results = Results(
@@ -142,17 +135,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             jobs = first + small + ceilings + speed
             driver.do_all(jobs, 1, {"TRITON_INTERPRET": "1"}, deadline, results.add)
         else:
-            driver.do_all(first, 1, {}, Deadline(_START_S), results.add)
-            found = results.content["metadata"]["device"] or {"error": "it does not answer"}
-            if "error" in found:
-                raise SystemExit(f"{device} cannot be used: {found['error']}")
-            # Side by side, what takes longest to compile first.
-            together = plan.warm_ups(speed) + plan.kernels(device, only) + small
+            driver.do_all(first, 1, {}, Deadline(_FIRST_RESPONSE_S), results.add)
+            described = results.content["metadata"]["device"] or {"error": "it does not respond"}
+            if "error" in described:
+                raise SystemExit(f"{device} cannot be used: {described['error']}")
+            # In parallel; what takes longest to compile comes first.
+            parallel = plan.warm_ups(speed) + plan.kernels(device, only) + small
             cores = os.cpu_count() or 1
-            workers = max(1, min(_MOST_WORKERS, cores - 2))
+            workers = max(1, min(_WORKER_LIMIT, cores - 2))
             threads = {"OMP_NUM_THREADS": str(max(1, cores // workers))}
-            share = Deadline(min(deadline.left(), _TOGETHER_SHARE * deadline.seconds))
-            driver.do_all(together, workers, threads, share, results.add)
+            share = Deadline(min(deadline.left(), _PARALLEL_SHARE * deadline.seconds))
+            driver.do_all(parallel, workers, threads, share, results.add)
             full = plan.correctness(device, quick, full=True) if small else []
             driver.do_all(full + ceilings + speed, 1, {}, deadline, results.add)
         finished = True
@@ -167,41 +160,32 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of the results"
-    )
-    parser.add_argument("--quick", action="store_true", help="the most important sizes alone")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=plan.SECTIONS,
-        default=list(plan.SECTIONS),
-        help="these alone (and the ceilings with any speed)",
-    )
-    parser.add_argument("--minutes", type=float, default=8.0, help="stop then (default 8)")
-    parser.add_argument("--device", default="cuda", help="cuda (default), cuda:1 and so on, or cpu")
-    parser.add_argument(
-        "--redraw", action="store_true", help="only draw the plots of DIR/gpu.json again"
-    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add("--quick", action="store_true", help="only the most important sizes")
+    sections, text = list(plan.SECTIONS), "only these sections (speed includes the ceilings)"
+    add("--only", nargs="+", choices=sections, default=sections, help=text)
+    add("--minutes", type=float, default=8.0, help="time limit (default 8)")
+    add("--device", default="cuda", help="cuda (default), cuda:1, ... or cpu")
+    add("--redraw", action="store_true", help="only draw the plots of DIR/gpu.json again")
     arguments = parser.parse_args()
     if not arguments.minutes > 0:
         parser.error(f"--minutes must be above 0; got {arguments.minutes}.")
     if arguments.redraw:
         path = arguments.out / "gpu.json"
         if not path.is_file():
-            parser.error(f"there is no {path} to draw.")
+            parser.error(f"{path} does not exist.")
         content = json.loads(path.read_text(encoding="utf-8"))
         content["plots"] = draw(content, arguments.out)
-        write(content, path)
+        write_json(path, content)
         print(json.dumps(content["plots"], indent=1))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the file is finished
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the file is completed
     content = measure(arguments)
     print(summary.format_tables(content))
-    print(
-        f"{arguments.out / 'gpu.json'}, {content['metadata']['seconds']:.0f} s; plots: {content['plots']}"
-    )
+    seconds = content["metadata"]["seconds"]
+    print(f"{arguments.out / 'gpu.json'}, {seconds:.0f} s; plots: {content['plots']}")
     ours_failed = any(record["status"] == "failed" for record in content["correctness"]) or any(
         record["own"] and record["status"] in ("failed", "inexact") for record in content["speed"]
     )

@@ -1,7 +1,7 @@
-"""How close a form must come to the literal equations, and the inputs to measure it on.
+"""The error budget of a form against the literal equations, and the cases on which it is measured.
 
-error <= 2 max(error of the literal form run wholly in the same dtype, eps), relative to the exact norm, norms over
-the whole tensor; a gradient's error is relative to the largest of the gradients. It is the budget of the tests.
+error <= 2 max(error of the literal form computed in the same dtype, eps), relative to the exact norm, with norms
+over the whole tensor; a gradient's error is relative to the largest gradient. The tests use the same budget.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ Function = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of a form and the gradient that comes back to its result.
+    """Arguments of a form, and the gradient of its result.
 
     A form is called as form(*features, mask, **options); a feature may be None (the tail's bias).
     """
@@ -30,11 +30,10 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, target: torch.dtype | torch.device | str) -> "Case":
-        """On another device, or the features in another dtype."""
-        if isinstance(target, torch.dtype):
-            features = tuple(part if part is None else part.to(target) for part in self.features)
-            return replace(self, features=features, grad=self.grad.to(target))
+        """Copy to another device, or with the features and the gradient in another dtype."""
         features = tuple(part if part is None else part.to(target) for part in self.features)
+        if isinstance(target, torch.dtype):
+            return replace(self, features=features, grad=self.grad.to(target))
         options = {
             name: value.to(target) if isinstance(value, Tensor) else value
             for name, value in self.options.items()
@@ -44,13 +43,13 @@ class Case:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Of one of `plan.PRECISIONS`; "tf32" is float32 with PyTorch's setting "high"."""
+    """The dtype of one of `plan.PRECISIONS`; "tf32" is float32 under PyTorch's setting "high"."""
     return torch.float32 if name == "tf32" else getattr(torch, name)
 
 
 @contextlib.contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
-    """PyTorch's setting for float32 products, as one of `plan.PRECISIONS` asks for it."""
+    """Set PyTorch's precision of float32 products as one of `plan.PRECISIONS` requires."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     try:
@@ -60,17 +59,17 @@ def matmul_precision(name: str) -> Iterator[None]:
 
 
 def spread(name: str) -> float:
-    """For `forms.draw`, when speed is measured.
+    """`spread` for `forms.draw` where speed is measured.
 
-    Under logits of deviation 1 the literal form in float32 errs by less than one rounding, and the torch backend's
-    gradients lie up to 1.7 times beyond what that allows. Steeper ones would be rounded too much by the 16-bit
-    products of the peers.
+    With logits of deviation 1 the error of the literal form in float32 is below one rounding, and the gradients of
+    the torch backend exceed the budget that follows by up to 1.7 times. With steeper logits the 16-bit products of
+    the peers would round too much.
     """
     return 2.0 if name in ("float32", "tf32") else 1.0
 
 
 def rounding(name: str) -> float:
-    """The spacing of numbers at 1 in one of `plan.PRECISIONS`; products in TF32 have 10 bits."""
+    """The spacing of numbers at 1 in one of `plan.PRECISIONS`; TF32 products have a mantissa of 10 bits."""
     return 2.0**-10 if name == "tf32" else torch.finfo(torch_dtype(name)).eps
 
 
@@ -84,18 +83,13 @@ def run(form: Function, case: Case) -> list[Tensor]:
     return [result.detach(), *torch.autograd.grad(result, given, case.grad)]
 
 
-def exact(literal: Function, case: Case) -> list[Tensor]:
-    """The literal form's result and gradients in float64, where the case is."""
-    return run(literal, case.to(torch.float64))
-
-
-def errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
-    """Distance of each output from the exact one by the exact norm; of gradients, by the largest one's."""
+def errors(outputs: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
+    """Distance of each output from the exact one relative to its norm; for gradients, to the largest norm."""
     norms = [float(part.double().norm()) for part in truth]
     norms[1:] = [max(norms[1:], default=0.0)] * len(norms[1:])
     return [
         _relative(float((part.to(true.device).double() - true.double()).norm()), norm)
-        for part, true, norm in zip(found, truth, norms, strict=True)
+        for part, true, norm in zip(outputs, truth, norms, strict=True)
     ]
 
 
@@ -105,15 +99,15 @@ def verdict(
     literal: Sequence[Sequence[float]],
     eps: float,
 ) -> dict[str, dict[str, float | bool | None]]:
-    """For each output the medians over cases (the outer sequences), and whether they keep the budget.
+    """For each output the median errors over cases (the outer sequences), and whether they keep the budget.
 
-    An error that is not finite is written as None, since JSON has no number for it.
+    An error that is not finite is reported as None, since JSON cannot represent it.
     """
     figures: dict[str, dict[str, float | bool | None]] = {}
     for index, output in enumerate(outputs):
         error = _median([row[index] for row in ours])
         of_literal = _median([row[index] for row in literal])
-        # Where the literal form itself breaks down, it allows nothing more than rounding.
+        # If the literal form itself fails, only rounding is allowed.
         allowed = 2 * max(of_literal if math.isfinite(of_literal) else 0.0, eps)
         figures[output] = {
             "error": number(error),
@@ -125,17 +119,17 @@ def verdict(
 
 
 def _median(values: Sequence[float]) -> float:
-    """NaN where one is: a result that is no number never passes."""
+    """The median, or NaN if a value is NaN, so that such a result never passes."""
     return math.nan if any(math.isnan(value) for value in values) else statistics.median(values)
 
 
 def number(value: float) -> float | None:
-    """The value, or None where JSON has no number for it."""
+    """The value, or None if it is not finite."""
     return value if math.isfinite(value) else None
 
 
 def _relative(distance: float, norm: float) -> float:
-    """An exact zero must be met exactly."""
+    """The distance relative to the norm; infinite for a nonzero distance from an exact zero."""
     if norm == 0:
         return 0.0 if distance == 0 else math.inf
     return distance / norm

@@ -1,10 +1,9 @@
-"""What the GPU can do at most, as its libraries do it: matrix products and copies."""
+"""The rates that the GPU's libraries reach: matrix products and copies."""
 
 import functools
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import budget
 from .timing import Clock, Entry, summary
@@ -14,7 +13,7 @@ _COPY_BYTES, _SMALL_COPY_BYTES = 4 * 2**30, 2**22
 
 
 def measure(item: str, device: str, quick: bool) -> dict[str, Any]:
-    """The fields of a record of one of `plan.ceilings`: TFLOP/s of the best size, or TB/s read and written."""
+    """The record of one item of `plan.ceilings`: TFLOP/s at the best size, or TB/s read and written."""
     clock = Clock(device)
     if item == "copy":
         count = _SMALL_COPY_BYTES if device == "cpu" else _COPY_BYTES
@@ -22,12 +21,8 @@ def measure(item: str, device: str, quick: bool) -> dict[str, Any]:
         target = torch.empty_like(source)
         entry = Entry(lambda _: target.copy_(source))
         figures = _time(clock, entry)
-        return {
-            "unit": "TB/s",
-            "value": 2 * count / figures["median_ms"] / 1e9,
-            "bytes": count,
-            **figures,
-        }
+        rate = 2 * count / figures["median_ms"] / 1e9
+        return {"unit": "TB/s", "value": rate, "bytes": count, **figures}
     name = item.removeprefix("matmul ")
     best: dict[str, Any] = {}
     sizes = _SMALL_SIZES if device == "cpu" else _SIZES[: 2 if quick or name == "float32" else 3]
@@ -44,7 +39,7 @@ def measure(item: str, device: str, quick: bool) -> dict[str, Any]:
     return best
 
 
-def _multiply(left: Tensor, right: Tensor, _: None) -> Tensor:
+def _multiply(left: torch.Tensor, right: torch.Tensor, _: None) -> torch.Tensor:
     return left @ right
 
 

@@ -1,4 +1,4 @@
-"""Whether a form keeps the error budget against the literal equations, and repeats itself bit for bit."""
+"""Correctness of a form: its errors against the literal equations, and bitwise identity of two runs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,26 +7,22 @@ import torch
 from torch import Tensor
 
 from . import budget, forms
-from .budget import Case, Function
+from .budget import Case
 from .plan import TRITON
 
 _FULL_SEEDS, _SEEDS = 1, 3
-_SPREAD = (
-    2.0  # logits of deviation 4: rounding is that of the literal form, not of single operations
-)
+# Logits of deviation 4, so that the error comes from the literal form's rounding and not from single operations.
+_SPREAD = 2.0
 _POISON_MIB = (1, 8, 64)
 
 
 def measure(job: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
-    """The errors of one case (its medians over seeds) beside what is allowed: the fields of a record."""
+    """The record of one case: its errors (medians over seeds) and those allowed."""
     operation, device, dtype = job["operation"], job["device"], job["dtype"]
     if device == "cpu" and dtype == "bfloat16" and job["form"] in TRITON:
         return {"status": "skipped", "reason": "Triton's interpreter multiplies bfloat16 wrongly"}
-    if job["form"] == "tiled" and "pictures" in case:
-        return {
-            "status": "skipped",
-            "reason": "the tiled plan is for expressions with an image each",
-        }
+    if job["form"] == "tiled" and "images" in case:
+        return {"status": "skipped", "reason": "the tiled plan does not support image_index"}
     form = forms.get(operation, job["form"])
     ours, literal, repeatable, finite = [], [], True, True
     with budget.matmul_precision(dtype):
@@ -34,17 +30,18 @@ def measure(job: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
             truth = _truth(operation, drawn, full=bool(case.get("full")))
             _poison(device)
             with form.within():
-                found = budget.run(form.call, drawn)
+                outputs = budget.run(form.call, drawn)
                 again = budget.run(form.call, drawn)
-            repeatable &= all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
-            finite &= all(bool(part.isfinite().all()) for part in found)
-            ours.append(budget.errors(found, truth))
+            repeatable &= all(
+                torch.equal(one, two) for one, two in zip(outputs, again, strict=True)
+            )
+            finite &= all(bool(part.isfinite().all()) for part in outputs)
+            ours.append(budget.errors(outputs, truth))
             literal.append(budget.errors(budget.run(forms.LITERAL[operation], drawn), truth))
-    names = forms.FEATURES[operation]
-    outputs = ["result", *(f"gradient of {name}" for name in names)]
-    # The rounding of float32 is the floor under TF32 too: its literal form sets the budget.
+    labels = ["result", *(f"gradient of {name}" for name in forms.FEATURES[operation])]
+    # Under TF32 the least budget is float32's rounding too: the error of its literal form sets the budget.
     eps = torch.finfo(budget.torch_dtype(dtype)).eps
-    figures = budget.verdict(outputs, ours, literal, eps)
+    figures = budget.verdict(labels, ours, literal, eps)
     reasons = [
         f"{name}: error {row['error']}, allowed {row['allowed']}"
         for name, row in figures.items()
@@ -66,7 +63,11 @@ def measure(job: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
 def draw_cases(
     operation: str, case: dict[str, Any], dtype: torch.dtype, device: str
 ) -> Iterator[Case]:
-    """A case for each seed, with padding (but at full size)."""
+    """One case for each seed.
+
+    Options of a case: `spread` of the logits, number of `seeds`, number of `images` that the expressions share,
+    `strided` for inputs that are not contiguous, `full` for the paper's size (one seed, no padded words).
+    """
     full = bool(case.get("full"))
     for seed in range(case.get("seeds", _FULL_SEEDS if full else _SEEDS)):
         drawn = forms.draw(
@@ -77,21 +78,20 @@ def draw_cases(
             seed=seed,
             spread=case.get("spread", 1.0 if full else _SPREAD),
             masked=not full,
-            images=case.get("pictures"),
+            images=case.get("images"),
         )
         yield _strided(drawn) if case.get("strided") else drawn
 
 
 def _truth(operation: str, case: Case, full: bool) -> list[Tensor]:
-    """The literal form in float64 on the CPU; at full size the torch backend in float64, where the case is."""
-    if not full:
-        return budget.exact(forms.LITERAL[operation], case.to("cpu"))
-    backend: Function = forms.OWN[operation]["torch"]
-    return budget.exact(backend, case)
+    """The literal form in float64 on the CPU; at full size the torch backend in float64 on the case's device."""
+    if full:
+        return budget.run(forms.OWN[operation]["torch"], case.to(torch.float64))
+    return budget.run(forms.LITERAL[operation], case.to("cpu").to(torch.float64))
 
 
 def _strided(case: Case) -> Case:
-    """The same numbers, of which neither the last axis nor the rows lie side by side in memory."""
+    """The same numbers in tensors whose last axis has a stride of 2."""
 
     def spread_out(part: Tensor) -> Tensor:
         wide = part.new_full((*part.shape[:-1], 2 * part.shape[-1]), torch.nan)
@@ -103,7 +103,7 @@ def _strided(case: Case) -> Case:
 
 
 def _poison(device: str) -> None:
-    """Leave NaN in the memory that the next allocations get, so that an element never written is seen."""
+    """Fill freed memory with NaN, so that an output element that is never written is detected."""
     if device != "cpu":
         blocks = [
             torch.full((mib * 2**18,), torch.nan, device=device)

@@ -1,4 +1,4 @@
-"""The parent's side of the worker processes: who does what, how long it may take, and what is left undone."""
+"""The parent's side of the worker processes: distribution of jobs, time limits, records of what was not done."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ from .plan import Job
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "benchmarks.gpu.worker")
-_START_S = 120.0  # for a worker to import torch and say its first word
+_START_S = 120.0  # until a new worker's first message; it imports torch
 
 # on_record(job, record)
 OnRecord = Callable[[Job, dict[str, Any]], None]
 
 
 class Deadline:
-    """When all must be done."""
+    """The time by which everything must be done."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -36,25 +36,24 @@ class Deadline:
         return self._end - time.monotonic()
 
     def reason(self) -> str:
-        return f"the time of {self.seconds / 60:.3g} minutes was spent"
+        return f"the limit of {self.seconds / 60:.3g} minutes was reached"
 
 
 class WorkerDied(Exception):
-    """A worker ended, or was ended because it took too long."""
+    """A worker ended, or was killed because it took too long."""
 
 
 class Interrupted(Exception):
-    """The whole run is being ended: no worker may start again."""
+    """The whole run is ending: no worker may be started again."""
 
 
 class WorkerProcess:
-    """One worker, started when first needed."""
+    """One worker process, started when it is first needed."""
 
     def __init__(self, environment: dict[str, str], command: Sequence[str] = COMMAND) -> None:
-        inherited = {
-            name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
-        }
-        self._environment = inherited | environment
+        self._environment = {**os.environ, **environment}
+        if "TRITON_INTERPRET" not in environment:
+            self._environment.pop("TRITON_INTERPRET", None)
         self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -62,25 +61,24 @@ class WorkerProcess:
         self._closed = False
 
     def send(self, job: Job) -> None:
-        """Give a worker its job."""
+        """Send a job, and start the process if it does not run."""
         if self._closed:
             raise Interrupted
-        if self._process is None or self._process.poll() is not None:
+        process = self._process
+        if process is None or process.poll() is not None:
             self.stop()
-            self._start()
-        assert self._process is not None
-        assert self._process.stdin is not None  # `_start` asked for a pipe
+            process = self._start()
         try:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
+            print(json.dumps(job), file=process.stdin, flush=True)
         except OSError as error:
-            raise WorkerDied(f"the worker ended: {self._last_words()}") from error
+            raise WorkerDied(f"the worker ended: {self._last_line()}") from error
 
-    def hear(self, limit_s: float) -> dict[str, Any]:
-        """Its next message.
+    def receive(self, limit_s: float) -> dict[str, Any]:
+        """The next message.
 
         Raises:
-            WorkerDied: it ended, or said nothing for `limit_s` seconds and was ended.
+            WorkerDied: The worker ended, or sent nothing for `limit_s` seconds and was killed.
+            Interrupted: `close` was called.
         """
         try:
             line = self._lines.get(timeout=max(limit_s, 0.01))
@@ -91,36 +89,36 @@ class WorkerProcess:
             raise Interrupted
         if line is None:
             code = self._process.wait() if self._process is not None else None
-            words = self._last_words()
+            reason = f"the worker ended with status {code}: {self._last_line()}"
             self.stop()
-            raise WorkerDied(f"the worker ended with status {code}: {words}")
+            raise WorkerDied(reason)
         message: dict[str, Any] = json.loads(line)
         return message
 
     def close(self) -> None:
-        """End the process for good, from another thread than that which uses it."""
+        """Kill the process for good; may be called from another thread."""
         self._closed = True
         with contextlib.suppress(ProcessLookupError):
             if self._process is not None:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the process, if there is one; `send` starts another."""
+        """Kill the process, if there is one; `send` starts another."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):  # with what its libraries started
-                os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # with its child processes
             self._process.wait()
-            with contextlib.suppress(OSError):  # what was not read any more
+            with contextlib.suppress(OSError):  # unread data
                 self._process.__exit__(None, None, None)
             self._process = None
         if self._log is not None:
             self._log.close()
             self._log = None
 
-    def _start(self) -> None:
-        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (`stop` closes it)
+    def _start(self) -> "subprocess.Popen[str]":
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by `stop`)
         self._lines = queue.Queue()
-        self._process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             self._command,
             cwd=ROOT,
             env=self._environment,
@@ -130,26 +128,26 @@ class WorkerProcess:
             text=True,
             process_group=0,
         )
-        threading.Thread(target=self._read, args=(self._process, self._lines), daemon=True).start()
+        threading.Thread(target=self._read, args=(process, self._lines), daemon=True).start()
+        return process
 
     @staticmethod
     def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> None:
-        assert process.stdout is not None
         with contextlib.suppress(ValueError, OSError):
-            for line in process.stdout:
+            for line in process.stdout or ():
                 lines.put(line)
         lines.put(None)
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         if self._log is None:
-            return "it said nothing"
+            return "no output"
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
-        return lines[-1][:400] if lines else "it said nothing"
+        return lines[-1][:400] if lines else "no output"
 
 
 def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord) -> None:
-    """A job from beginning to end: every record that it owes is given, measured or with the reason why not."""
+    """Run a job to its end; `on_record` gets every record that it owes, measured or with the reason why not."""
     owed = plan.keys(job)
     items: list[str] = list(job["items"])
 
@@ -169,6 +167,9 @@ def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord)
                     extra = {"size": job["size"], "own": item in plan.OWN[job["operation"]]}
                 take({**key, **extra, "status": status, "reason": reason})
 
+    def remaining() -> list[str]:
+        return [item for item in items if any(item == other for other, _ in owed)]
+
     while items:
         if deadline.left() <= 0:
             give_up(items, "skipped", deadline.reason())
@@ -177,7 +178,7 @@ def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord)
         try:
             worker.send({**job, "all_items": job["items"], "items": items})
             while True:
-                message = worker.hear(min(limit, deadline.left()))
+                message = worker.receive(min(limit, deadline.left()))
                 if "record" in message:
                     take(message["record"])
                 elif "step" in message:
@@ -188,22 +189,19 @@ def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord)
             if deadline.left() <= 0:
                 give_up(items, "skipped", f"stopped: {deadline.reason()}")
                 return
-            guilty = [step] if step in items else items
-            give_up(guilty, "failed", f"{death} ({step})")
-            items = [item for item in items if item not in guilty]
-            done = {item for item, _ in owed}
-            items = [item for item in items if item in done]
+            lost = [step] if step in items else items
+            give_up(lost, "failed", f"{death} ({step})")
+            items = remaining()
             continue
         if message["error"]:
             if job["kind"] == "metadata":
                 on_record(job, {"error": message["error"]})
             give_up(items, "failed", message["error"])
         if not message["broken"]:
-            give_up(items, "failed", "the worker gave no figure")
+            give_up(items, "failed", "the worker sent no figure")
             return
-        worker.stop()  # its device no longer answers: another process does the rest
-        left = {item for item, _ in owed}
-        items = [item for item in items if item in left]
+        worker.stop()  # the device no longer responds: another process does the rest
+        items = remaining()
 
 
 def do_all(
@@ -213,7 +211,7 @@ def do_all(
     deadline: Deadline,
     on_record: OnRecord,
 ) -> None:
-    """Jobs by several workers side by side, in order; a worker ends when there is nothing left."""
+    """Run jobs in order by several parallel workers; a worker ends when no job is left."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
@@ -233,7 +231,7 @@ def do_all(
             thread.start()
         for thread in threads:
             while thread.is_alive():
-                thread.join(0.2)  # so that an interrupt is heard
+                thread.join(0.2)  # with a timeout, so that KeyboardInterrupt is raised
     finally:
         for process in processes:
             process.close()

@@ -1,12 +1,13 @@
-"""What is measured: our own forms of the four operations and their peers, as tables of named callables.
+"""The measured forms of the four operations, as tables of callables by name; inputs and operation counts.
 
-To add a form of our own, add its line to the table of its operation in OWN, and its name to `plan.OWN`.
+To add a form of this library, add it to the table of its operation in OWN and its name to `plan.OWN`.
 """
 
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,21 +25,21 @@ from .budget import Case, Function
 
 Leaves = tuple[Tensor | None, ...]
 
-_COORDINATES = 8  # of a place, in the paper
+_COORDINATES = 8  # coordinates of a place in the paper
 
 
 def _only(plan: str) -> contextlib.AbstractContextManager[None]:
-    """The kernels of the separable attention take this plan, forward and backward, whatever the sizes."""
-    from cmsa_fast.kernels.separable_attention.triton import plans as separable
+    """Make the separable kernels use this plan, forward and backward, for all sizes."""
+    from cmsa_fast.kernels.separable_attention.triton import plans
 
-    return separable.only(plan)
+    return plans.only(plan)
 
 
 _separable = functools.partial(cross_modal_attention, backend="triton")
 
 
 def _level(backend: str) -> Function:
-    """`level_tail`, called as the other operations are; it has no mask."""
+    """`level_tail` with the signature of the other operations; it has no mask."""
 
     def form(*parts: Tensor, image_index: Tensor | None = None) -> Tensor:
         return level_tail(*parts[:5], image_index=image_index, backend=backend)
@@ -63,13 +64,12 @@ OWN: dict[str, dict[str, Function]] = {
     },
     "level": {"fused": _level("triton"), "torch": _level("torch")},
 }
-# Within which a form of an operation runs, forward and backward.
+# Contexts in which forms run, forward and backward.
 WITHIN: dict[tuple[str, str], Callable[[], contextlib.AbstractContextManager[None]]] = {
     ("separable", "tiled"): functools.partial(_only, "tiled"),
     ("separable", "fused"): functools.partial(_only, "fused"),
 }
-# These look at values on the host, which ends a capture.
-NOT_CAPTURED = {"torch": "looks at values on the host, so that it cannot be captured"}
+NOT_CAPTURED = {"torch": "reads values on the host, so it cannot be captured"}
 
 LITERAL: dict[str, Function] = {
     "separable": reference.cross_modal_attention,
@@ -78,13 +78,8 @@ LITERAL: dict[str, Function] = {
     "level": _level("reference"),
 }
 FEATURES = {
-    "separable": (
-        "place_query",
-        "place_key",
-        "place_value",
-        "word_query",
-        "word_key",
-        "word_value",
+    "separable": tuple(
+        f"{part}_{name}" for part in ("place", "word") for name in ("query", "key", "value")
     ),
     "joint": ("query", "key", "value"),
     "tail": ("attended", "weight", "bias"),
@@ -94,16 +89,16 @@ FEATURES = {
 
 @dataclass(frozen=True)
 class Form:
-    """A form and how it is fed.
+    """A form with its inputs and its context.
 
     Attributes:
-        name: of one of OWN or `peers.PEERS`.
-        own: whether it is ours.
-        call: call(*leaves, mask, **options).
-        leaves: the tensors it takes, from the features; done before the clock starts.
-        gradients: the features' gradients from those of the leaves, for the comparison alone.
-        all_pairs: whether it works on all pairs of tokens.
-        within: makes the context in which it runs, forward and backward.
+        name: Name in OWN or `peers.PEERS`.
+        own: Whether it is a form of this library.
+        call: The function, called as call(*leaves, mask, **options).
+        leaves: Makes the tensors that it takes from the features; not timed.
+        gradients: Computes the features' gradients from those of the leaves, for the comparison.
+        all_pairs: Whether it computes all pairs of tokens.
+        within: Makes the context in which it runs, forward and backward.
     """
 
     name: str
@@ -116,10 +111,10 @@ class Form:
 
 
 def get(operation: str, name: str) -> Form:
-    """A form by its name.
+    """The form of that name.
 
     Raises:
-        KeyError: no such form.
+        KeyError: There is no such form.
     """
     if name in OWN[operation]:
         call = OWN[operation][name]
@@ -128,7 +123,7 @@ def get(operation: str, name: str) -> Form:
     peer = peers.PEERS[operation][name]
     if operation != "separable":
         return Form(name, False, peer, lambda parts: parts, _unchanged, operation == "joint")
-    return Form(name, False, peer, _tokens, _of_parts, True)
+    return Form(name, False, peer, _tokens, _sum_over_tokens, True)
 
 
 def draw(
@@ -142,9 +137,19 @@ def draw(
     masked: bool = False,
     images: int | None = None,
 ) -> Case:
-    """A case of normal features, exact in `dtype`, whose logits have a deviation of about `spread` squared.
+    """A case of normally distributed features whose logits have a standard deviation of about `spread` squared.
 
-    Drawn on the CPU for small sizes, so that they are the same on every device.
+    Small cases are drawn on the CPU, so that they are the same on every device.
+
+    Args:
+        operation: One of OWN.
+        size: One of `cases`.
+        dtype: The features are exact in this dtype.
+        device: Device of the case.
+        seed: Seed of the random numbers.
+        spread: Square root of the standard deviation of the logits.
+        masked: Whether some words (or keys) are padded.
+        images: Number of images that the expressions share; None for one image each.
     """
     where = device if _elements(operation, size) > 2**22 else "cpu"
     generator = torch.Generator(where).manual_seed(seed)
@@ -157,11 +162,9 @@ def draw(
     mask = None
     if operation == "tail":
         places, words, channels = size["places"], size["words"], size["channels"]
-        features: Leaves = (
-            normal(batch, places, words, width, times=spread),
-            normal(channels, width, times=width**-0.5),
-            normal(channels),
-        )
+        attended = normal(batch, places, words, width, times=spread)
+        weight = normal(channels, width, times=width**-0.5)
+        features: Leaves = (attended, weight, normal(channels))
         mask = _padding(batch, words).to(device) if masked else None
         return Case(features, mask, normal(batch, places, channels), {"relu": True})
     if operation == "level":
@@ -175,9 +178,8 @@ def draw(
             normal(_COORDINATES, places),
         )
         index = _images(images, batch, generator)
-        return Case(features, None, normal(batch, channels, places), {"image_index": index}).to(
-            device
-        )
+        grad = normal(batch, channels, places)
+        return Case(features, None, grad, {"image_index": index}).to(device)
     if operation == "joint":
         times = spread * width**-0.25
         counts = (size["queries"], size["keys"], size["keys"])
@@ -187,7 +189,7 @@ def draw(
         )
         mask = _padding(batch, size["keys"]).to(device) if masked else None
         return Case(features, mask, normal(batch, size["queries"], width), {"scale": 1.0})
-    # A token is a sum of two parts, and a logit one of four products.
+    # A token is a sum of two parts, so a logit is a sum of four products.
     times = spread * (4 * width) ** -0.25
     parts = [(images or batch, size["places"])] * 3 + [(batch, size["words"])] * 3
     features = tuple(
@@ -201,10 +203,10 @@ def draw(
 
 
 def work(operation: str, size: dict[str, int], part: str, all_pairs: bool) -> float:
-    """FLOP of the products: two forward, five backward with the logits made anew, and both.
+    """FLOP of the matrix products: two forward, five backward (with the logits recomputed), or both.
 
-    What a form computes beyond that is not counted. The joint tail has one product forward and three backward,
-    a level's one and two.
+    Further recomputation is not counted. The joint tail has one product forward and three backward, the level tail
+    one and two.
     """
     batch, width = size["batch"], size["width"]
     counts = {"forward": 2, "backward": 5, "forward + backward": 7}
@@ -222,18 +224,18 @@ def work(operation: str, size: dict[str, int], part: str, all_pairs: bool) -> fl
 
 
 def least_bytes(leaves: Leaves, grad: Tensor, part: str) -> float:
-    """Each input read once, each output written once."""
+    """Bytes to read each input once and write each output once."""
     inputs = sum(leaf.nbytes for leaf in leaves if leaf is not None)
-    of_part = {
+    counts = {
         "forward": inputs + grad.nbytes,
         "backward": 2 * inputs + grad.nbytes,
         "forward + backward": 2 * inputs + 2 * grad.nbytes,
     }
-    return float(of_part[part])
+    return float(counts[part])
 
 
 def _images(images: int | None, batch: int, generator: torch.Generator) -> Tensor | None:
-    """Which image each expression belongs to, where they share some."""
+    """The image of each expression; None if each has its own."""
     if images is None:
         return None
     return torch.randint(images, (batch,), generator=generator, device=generator.device)
@@ -245,7 +247,7 @@ def _elements(operation: str, size: dict[str, int]) -> int:
 
 
 def _padding(batch: int, count: int) -> Tensor:
-    """bool [B, count]: entries are padded at the front, between, at the back, not, and so on."""
+    """A mask, bool [B, count]: rows are padded at the front, in the middle, at the back, not at all, and so on."""
     mask = torch.ones(batch, count, dtype=torch.bool)
     if count >= 3:
         mask[0::4, : count // 3] = False
@@ -255,7 +257,7 @@ def _padding(batch: int, count: int) -> Tensor:
 
 
 def _tokens(features: Leaves) -> Leaves:
-    """Query, key and value of all tokens, [B, P*N, d]."""
+    """Query, key and value of all tokens, [B, P*N, d] each."""
     given = [part for part in features if part is not None]
     return tuple(
         (place[:, :, None] + word[:, None]).flatten(1, 2)
@@ -267,10 +269,8 @@ def _unchanged(gradients: Sequence[Tensor], features: Leaves) -> list[Tensor]:
     return list(gradients)
 
 
-def _of_parts(gradients: Sequence[Tensor], features: Leaves) -> list[Tensor]:
-    """The six parts' gradients are sums of the tokens'."""
-    place, word = features[0], features[3]
-    if place is None or word is None:
-        raise RuntimeError("The gradients of the parts need the places' and the words' features.")
+def _sum_over_tokens(gradients: Sequence[Tensor], features: Leaves) -> list[Tensor]:
+    """The gradients of the six parts as sums of the tokens' gradients."""
+    place, word = cast("tuple[Tensor, ...]", features)[0::3]
     pairs = [part.unflatten(1, (place.shape[1], word.shape[1])).float() for part in gradients]
     return [part.sum(2) for part in pairs] + [part.sum(1) for part in pairs]

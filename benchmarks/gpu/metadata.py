@@ -1,9 +1,8 @@
-"""What the figures were measured on and with."""
+"""Description of the machine, the device and the software of a run."""
 
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ _QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,tem
 
 
 def host(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What needs no torch: the command, the commit, the machine."""
+    """Command, commit, machine and packages; does not import torch."""
     return {
         "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
         "arguments": arguments,
@@ -24,13 +23,13 @@ def host(arguments: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
-        "packages": {name: _version(name) for name in ("torch", "triton", "numpy", "pillow")},
+        "packages": {name: _version(name) for name in ("torch", "triton", "numpy", "matplotlib")},
         "nvidia_smi": _nvidia_smi(),
     }
 
 
 def device(name: str) -> dict[str, Any]:
-    """What torch says of the device, from a worker process."""
+    """The device's properties as torch reports them; runs in a worker process."""
     import torch
 
     figures: dict[str, Any] = {
@@ -53,16 +52,13 @@ def device(name: str) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Git's answer about the folder of this file; None where git or the repository is missing."""
+    """Output of a git command in the checkout; None without git or a repository."""
+    return _output(["git", "-C", str(Path(__file__).parents[2]), *arguments])
+
+
+def _output(command: list[str]) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -76,12 +72,7 @@ def _version(package: str) -> str | None:
 
 
 def _nvidia_smi() -> dict[str, str] | None:
-    if shutil.which("nvidia-smi") is None:
+    output = _output(["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"])
+    if not output:
         return None
-    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    values = done.stdout.splitlines()[0].split(", ") if done.stdout else []
-    return dict(zip(_QUERY.split(","), values, strict=False))
+    return dict(zip(_QUERY.split(","), output.splitlines()[0].split(", "), strict=False))

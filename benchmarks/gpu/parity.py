@@ -1,4 +1,4 @@
-"""A form as it is timed, and its error at that size, which is measured before the clock starts."""
+"""A form with its inputs as it is timed, and its error at that size, which is measured before timing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from . import budget, forms
 from .budget import Case
 
 COMPILED = ("naive compiled", "flex")
-_MOST_PAIRS = 2**27  # of tokens, for which the literal form in float64 fits anywhere
+_MOST_PAIRS = 2**27  # pairs of tokens up to which the literal form in float64 fits any GPU
 
 
 @dataclass(frozen=True)
 class Exact:
-    """What a form is compared with.
+    """The outputs and errors with which a form is compared.
 
     Attributes:
-        against: "literal", or "torch backend" where the literal form does not fit; there `correctness` has
-            compared the torch backend with the literal form at smaller sizes.
-        outputs: the result and the gradients.
-        allowed: the error that is allowed for each, 2 max(that of the literal form or the torch backend in the
+        against: "literal", or "torch backend" if the literal form does not fit; `correctness` compares the two at
+            smaller sizes.
+        outputs: The result and the gradients.
+        allowed: The allowed error of each output, 2 max(error of the literal form or the torch backend in the
             case's dtype, eps).
     """
 
@@ -33,7 +33,7 @@ class Exact:
 
 @dataclass(frozen=True)
 class Bound:
-    """A form with its leaves."""
+    """A form with its inputs."""
 
     form: forms.Form
     leaves: tuple[Tensor | None, ...]
@@ -46,7 +46,7 @@ class Bound:
             return self.form.call(*self.leaves, self.mask, **self.options)
 
     def gradients(self, result: Tensor) -> tuple[Tensor, ...]:
-        """Of the leaves."""
+        """The gradients of the leaves."""
         given = [part for part in self.leaves if part is not None]
         with self.form.within():
             return torch.autograd.grad(result, given, self.grad)
@@ -57,13 +57,13 @@ class Bound:
         return [result.detach(), *self.gradients(result)]
 
     def forward(self) -> Tensor:
-        """The result, without keeping anything for a backward."""
+        """The result without gradients."""
         with torch.no_grad():
             return self.result()
 
 
 def exact(operation: str, size: dict[str, int], case: Case, dtype: str) -> Exact:
-    """The outputs in a wider dtype, and what error is allowed."""
+    """The outputs in a wider dtype, and the allowed errors."""
     if _pairs(operation, size) <= _MOST_PAIRS:
         against, form = "literal", forms.LITERAL[operation]
         wide = torch.float64
@@ -77,7 +77,7 @@ def exact(operation: str, size: dict[str, int], case: Case, dtype: str) -> Exact
 
 
 def bind(operation: str, name: str, size: dict[str, int], case: Case) -> Bound:
-    """A form with leaves of its own; what peers need besides is made here, before any clock starts."""
+    """A form with its own leaves; the tokens that peers need are made here, outside the timing."""
     form = forms.get(operation, name)
     leaves = tuple(
         None if part is None else part.detach().requires_grad_(True)
@@ -90,13 +90,13 @@ def bind(operation: str, name: str, size: dict[str, int], case: Case) -> Bound:
 
 
 def compare(bound: Bound, case: Case, truth: Exact, forward_only: bool = False) -> dict[str, Any]:
-    """The errors of the result and the features' gradients, those allowed, and whether they keep to them."""
+    """The errors of the result and of the features' gradients, those allowed, and whether all are within them."""
     if forward_only:
         errors = budget.errors([bound.forward()], truth.outputs[:1])
     else:
         result, *gradients = bound.both()
-        found = [result, *bound.form.gradients(gradients, case.features)]
-        errors = budget.errors(found, truth.outputs)
+        outputs = [result, *bound.form.gradients(gradients, case.features)]
+        errors = budget.errors(outputs, truth.outputs)
     allowed = truth.allowed[: len(errors)]
     return {
         "kept": all(error <= most for error, most in zip(errors, allowed, strict=True)),
@@ -110,6 +110,6 @@ def _pairs(operation: str, size: dict[str, int]) -> int:
     if operation == "joint":
         return size["batch"] * size["queries"] * size["keys"]
     if operation == "level":
-        return 0  # its literal form has no pairs
+        return 0  # the literal form has no pairs
     tokens = size["places"] * size["words"]
     return size["batch"] * tokens * (size["channels"] if operation == "tail" else tokens)

@@ -1,7 +1,7 @@
-"""The peers: attention over all pairs of tokens by libraries, and the tail written plainly.
+"""The peers: attention over all pairs of tokens by libraries, and the tails in plain PyTorch.
 
-Those of the separable form get their tokens [B, P*N, d] ready-made, in their favour; the mean over words is theirs
-to take, since without it the result is not the same.
+The peers of the separable form get their tokens [B, P*N, d] ready-made, in their favour; they must take the mean
+over words themselves, since it is part of the result.
 """
 
 import functools
@@ -22,17 +22,14 @@ def naive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (query @ key.mT).softmax(-1) @ value
 
 
-@functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(naive, dynamic=False)
-
-
-def naive_compiled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return _compiled()(query, key, value)
+def _compiled(form: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The form under `torch.compile`, compiled at its first call."""
+    compiled = functools.cache(lambda: torch.compile(form, dynamic=False))
+    return lambda *parts, **options: compiled()(*parts, **options)
 
 
 def chunked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`naive` over blocks of queries, made again in backward."""
+    """`naive` over blocks of queries, recomputed in the backward."""
     blocks = []
     for block in query.split(_CHUNK, dim=1):
         if torch.is_grad_enabled():
@@ -43,7 +40,7 @@ def chunked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def sdpa_efficient(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """PyTorch's fused attention, pinned to the one backend that takes a width of 512 forward and backward."""
+    """PyTorch's fused attention, restricted to the one backend that supports a width of 512 with gradients."""
     with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]):
         parts = (query[:, None], key[:, None], value[:, None])
         return F.scaled_dot_product_attention(*parts, scale=1.0)[:, 0]
@@ -62,7 +59,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 ATTENTION: dict[str, Callable[..., Tensor]] = {
     "naive": naive,
-    "naive compiled": naive_compiled,
+    "naive compiled": _compiled(naive),
     "chunked": chunked,
     "sdpa efficient": sdpa_efficient,
     "flex": flex,
@@ -70,7 +67,7 @@ ATTENTION: dict[str, Callable[..., Tensor]] = {
 
 
 def _all_pairs(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Attention of tokens [B, P*N, d], then the mean over words."""
+    """Attention over tokens [B, P*N, d], then the mean over words."""
 
     def form(
         query: Tensor, key: Tensor, value: Tensor, mask: None, *, words: int, **_: Any
@@ -96,17 +93,6 @@ def tail(
     return F.linear(attended, weight, bias).relu().mean(2)
 
 
-@functools.cache
-def _compiled_tail() -> Callable[..., Tensor]:
-    return torch.compile(tail, dynamic=False)
-
-
-def tail_compiled(
-    attended: Tensor, weight: Tensor, bias: Tensor, mask: None, *, relu: bool = True
-) -> Tensor:
-    return _compiled_tail()(attended, weight, bias, mask, relu=relu)
-
-
 def level(
     attended: Tensor,
     output_weight: Tensor,
@@ -117,26 +103,17 @@ def level(
     *,
     image_index: None = None,
 ) -> Tensor:
-    """The residual concatenated, [B, P, C], and the sum transposed."""
+    """The residual as a concatenation [B, P, C]; the sum is transposed."""
     batch, places, _ = attended.shape
     words = mean_word[:, None].expand(-1, places, -1)
     residual = torch.cat([unit_visual, words, coordinates.T.expand(batch, -1, -1)], dim=2)
     return (F.linear(attended, output_weight) + residual).mT.contiguous()
 
 
-@functools.cache
-def _compiled_level() -> Callable[..., Tensor]:
-    return torch.compile(level, dynamic=False)
-
-
-def level_compiled(*parts: Tensor, **options: None) -> Tensor:
-    return _compiled_level()(*parts, **options)
-
-
 # operation -> name -> form(*leaves, mask, **options)
 PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "separable": {name: _all_pairs(attend) for name, attend in ATTENTION.items()},
     "joint": {name: _joint(attend) for name, attend in ATTENTION.items()},
-    "tail": {"naive": tail, "naive compiled": tail_compiled},
-    "level": {"naive": level, "naive compiled": level_compiled},
+    "tail": {"naive": tail, "naive compiled": _compiled(tail)},
+    "level": {"naive": level, "naive compiled": _compiled(level)},
 }

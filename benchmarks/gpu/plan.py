@@ -1,9 +1,10 @@
-"""What is done, in order of importance: plain data, so that planning needs no torch.
+"""The jobs in order of importance, as plain data, so that planning does not import torch.
 
-A job is a dictionary that a worker process understands. Its `items` (cases of a correctness job, forms of a speed
-job) are prepared one after another; an item that kills the worker is left out when the job is tried again.
+A job is a dictionary for a worker process. Its `items` (cases of a correctness job, forms of a speed job) are
+prepared one after another; an item that kills the worker is left out when the job is repeated.
 """
 
+import itertools
 from typing import Any
 
 from .cases import (
@@ -24,7 +25,7 @@ Key = dict[str, str]
 PRECISIONS = ("bfloat16", "float16", "tf32", "float32")
 PASSES = ("forward", "backward", "forward + backward")
 SECTIONS = ("correctness", "ceilings", "separable", "joint", "tail", "level")
-# The names in `forms.OWN`, by importance; a test compares the two.
+# The names in `forms.OWN`, most important first; a test compares the two.
 OWN = {
     "separable": ("tiled", "fused", "torch"),
     "joint": ("fused", "torch"),
@@ -39,30 +40,24 @@ TAIL_PEERS = ("naive", "naive compiled")
 WORDS, PLACES, BATCHES = (20, 10, 5, 3), (1600, 400, 6400), (8, 1, 32)
 JOINT_WIDTHS = (512, 256, 128, 64)
 
-CASE_LIMIT_S = 2.0  # of one form's measured rounds
-
-
+CASE_LIMIT_S = 2.0  # for the timed rounds of one form
 HEADLINE = separable_size(1600, 20, 8)
 
 
 def correctness(device: str, quick: bool, full: bool = False) -> list[Job]:
-    """Jobs of small cases, which may run side by side, or those of full size."""
+    """The jobs of small cases, which may run in parallel, or those of the paper's size."""
+    precisions: tuple[str, ...] = PRECISIONS
+    names: tuple[str, ...] = (*TRITON, "torch")
+    cases: dict[str, Any] = CASES
     if full:
-        cases: dict[str, Any] = {
-            "separable": ([{"size": separable_size(1600, 20, 1), "full": True}],),
-            "joint": ([{"size": joint_size(WIDTH, 1), "full": True}],),
-            "tail": ([{"size": tail_size(1), "full": True}],),
-            "level": ([{"size": level_size(2048, 2), "full": True}],),
-        }
-        precisions: tuple[str, ...] = ("bfloat16",) if quick else ("bfloat16", "float32")
-        names: tuple[str, ...] = TRITON
-    else:
-        cases = TINY_CASES if device == "cpu" else CASES
-        precisions, names = PRECISIONS, (*TRITON, "torch")
-        if device == "cpu":
-            precisions = ("float32",) if quick else ("float32", "float16")
-        elif quick:
-            cases = {operation: lists[:1] for operation, lists in cases.items()}
+        sizes = {"separable": separable_size(1600, 20, 1), "joint": joint_size(WIDTH, 1)}
+        sizes |= {"tail": tail_size(1), "level": level_size(2048, 2)}
+        cases = {name: ([{"size": size, "full": True}],) for name, size in sizes.items()}
+        precisions, names = ("bfloat16",) if quick else ("bfloat16", "float32"), TRITON
+    elif device == "cpu":
+        cases, precisions = TINY_CASES, ("float32",) if quick else ("float32", "float16")
+    elif quick:
+        cases = {operation: lists[:1] for operation, lists in CASES.items()}
     return [
         {
             "kind": "correctness",
@@ -78,7 +73,7 @@ def correctness(device: str, quick: bool, full: bool = False) -> list[Job]:
         for operation, lists in cases.items()
         if name in OWN[operation]
         for number, list_ in enumerate(lists)
-        # The other two dtypes share the code of these: the first sizes and the widest are enough of them.
+        # float16 and tf32 use the same code: for them the first and the widest sizes are enough.
         if dtype in ("bfloat16", "float32") or number in (0, len(lists) - 1)
     ]
 
@@ -93,117 +88,101 @@ def ceilings(device: str, quick: bool) -> list[Job]:
 def _speed(
     operation: str,
     size: dict[str, int],
-    device: str,
-    names: tuple[str, ...],
+    peers: tuple[str, ...] = (),
     dtype: str = "bfloat16",
     target_s: float = 0.2,
 ) -> Job:
-    return {
-        "kind": "speed",
-        "operation": operation,
-        "size": size,
-        "dtype": dtype,
-        "device": device,
-        "items": list(names),
-        "target_s": target_s,
-        "case_limit_s": CASE_LIMIT_S,
-    }
+    """A job without its device: all own forms of the operation, and some peers."""
+    job = {"kind": "speed", "operation": operation, "size": size, "dtype": dtype}
+    items = [*OWN[operation], *peers]
+    return {**job, "items": items, "target_s": target_s, "case_limit_s": CASE_LIMIT_S}
 
 
 def speed(device: str, quick: bool, only: tuple[str, ...] = SECTIONS) -> list[Job]:
-    """The headline sizes with all peers first, then our own grid, then the rest."""
-    if device == "cpu":
-        places, words, width = (16, 3, 8) if quick else (400, 10, WIDTH)
-        joint = {"queries": 48, "keys": 24, "batch": 1, "width": 8}
-        tail = {"places": 16, "words": 3, "batch": 1, "width": 8, "channels": 8}
-        size, own = separable_size(places, words, 1, width), OWN["separable"]
-        jobs = [
-            _speed("separable", size, device, own + PEERS, "float32"),
-            _speed("separable", size | {"places": 2 * places}, device, own, "float32"),
-            _speed("separable", size | {"words": 2 * words}, device, own, "float32"),
-            _speed("joint", joint, device, OWN["joint"] + PEERS, "float32"),
-            _speed("tail", tail, device, OWN["tail"] + TAIL_PEERS, "float32"),
-            _speed("level", level_size(3, 1, 5, 8, 4), device, OWN["level"] + TAIL_PEERS, "float32"),
-        ]  # fmt: skip
-        return [job for job in jobs if job["operation"] in only]
-    without_flex = tuple(name for name in PEERS if name != "flex")
-    jobs = [
-        # FlexAttention's backward has tiles of 16 x 16 at this width: one image is enough of it.
-        _speed("separable", HEADLINE, device, OWN["separable"] + without_flex, target_s=0.6),
-        _speed("joint", joint_size(WIDTH, 8), device, OWN["joint"] + PEERS, target_s=0.6),
-        _speed("joint", joint_size(WIDTH, 1), device, OWN["joint"] + PEERS, target_s=0.6),
-        _speed(
-            "separable", separable_size(1600, 20, 1), device, OWN["separable"] + PEERS, target_s=0.6
-        ),
+    """The headline sizes with all peers, then the grid of the library's own forms, then the rest."""
+    jobs = _cpu_speed(quick) if device == "cpu" else _headlines()
+    if device != "cpu" and not quick:
+        jobs += _grid([job["size"] for job in jobs])
+    return [{**job, "device": device} for job in jobs if job["operation"] in only]
+
+
+def _cpu_speed(quick: bool) -> list[Job]:
+    size = separable_size(16, 3, 1, 8) if quick else separable_size(400, 10, 1)
+    larger = [{**size, axis: 2 * size[axis]} for axis in ("places", "words")]
+    return [
+        _speed("separable", size, PEERS, "float32"),
+        *(_speed("separable", other, (), "float32") for other in larger),
+        _speed("joint", joint_size(8, 1, 48, 24), PEERS, "float32"),
+        _speed("tail", tail_size(1, 16, 3, 8, 8), TAIL_PEERS, "float32"),
+        _speed("level", level_size(3, 1, 5, 8, 4), TAIL_PEERS, "float32"),
     ]
-    if not quick:
-        done = [job["size"] for job in jobs]
-        few = [separable_size(400, words, 8) for words in (5, 20)]
-        jobs += [
-            _speed("separable", size, device, OWN["separable"] + (FEW_PEERS if size in few else ()))
-            for batch in BATCHES
-            for places in PLACES
-            for words in WORDS
-            if (size := separable_size(places, words, batch)) not in done
-        ]
-        jobs += [
-            _speed("level", level_size(visual, 8), device, OWN["level"] + TAIL_PEERS)
-            for visual in (512, 1024, 2048)
-        ]
-        jobs += [
-            _speed("tail", tail_size(batch), device, OWN["tail"] + TAIL_PEERS) for batch in (8, 1)
-        ]
-        jobs += [
-            _speed(
-                "joint",
-                joint_size(width, batch),
-                device,
-                (*OWN["joint"], "sdpa efficient", "naive"),
-            )
+
+
+def _headlines() -> list[Job]:
+    # FlexAttention's backward uses tiles of 16 x 16 at this width, so it is measured with one image only.
+    without_flex = tuple(name for name in PEERS if name != "flex")
+    return [
+        _speed("separable", HEADLINE, without_flex, target_s=0.6),
+        _speed("joint", joint_size(WIDTH, 8), PEERS, target_s=0.6),
+        _speed("joint", joint_size(WIDTH, 1), PEERS, target_s=0.6),
+        _speed("separable", separable_size(1600, 20, 1), PEERS, target_s=0.6),
+    ]
+
+
+def _grid(done: list[dict[str, int]]) -> list[Job]:
+    few = [separable_size(400, words, 8) for words in (5, 20)]
+    grid = itertools.product(BATCHES, PLACES, WORDS)
+    sizes = [separable_size(places, words, batch) for batch, places, words in grid]
+    by_dtype = (("separable", HEADLINE), ("joint", joint_size(WIDTH, 1)))
+    return [
+        *(
+            _speed("separable", size, FEW_PEERS if size in few else ())
+            for size in sizes
+            if size not in done
+        ),
+        *(_speed("level", level_size(visual, 8), TAIL_PEERS) for visual in (512, 1024, 2048)),
+        *(_speed("tail", tail_size(batch), TAIL_PEERS) for batch in (8, 1)),
+        *(
+            _speed("joint", joint_size(width, batch), ("sdpa efficient", "naive"))
             for width in JOINT_WIDTHS[1:]
             for batch in (8, 1)
-        ]
-        jobs += [
-            _speed(operation, size, device, OWN[operation], dtype)
+        ),
+        *(
+            _speed(operation, size, (), dtype)
             for dtype in ("float16", "float32", "tf32")
-            for operation, size in (("separable", HEADLINE), ("joint", joint_size(WIDTH, 1)))
-        ]
-    return [job for job in jobs if job["operation"] in only]
+            for operation, size in by_dtype
+        ),
+    ]
 
 
 def kernels(device: str, only: tuple[str, ...] = SECTIONS) -> list[Job]:
-    """Which kernels run; none on a CPU."""
+    """Jobs that list the kernels that run; none on a CPU."""
     if device == "cpu":
         return []
     sizes = {"separable": separable_size(1600, 20, 1), "joint": joint_size(WIDTH, 1)}
-    return [
-        {
-            **_speed(operation, size, device, ("sdpa efficient", *OWN[operation][:-1])),
-            "kind": "kernels",
-        }
-        for operation, size in sizes.items()
-        if operation in only
-    ]
+    jobs = [_speed(operation, size) for operation, size in sizes.items() if operation in only]
+    for job in jobs:
+        items = ["sdpa efficient", *OWN[job["operation"]][:-1]]
+        job |= {"kind": "kernels", "device": device, "items": items}
+    return jobs
 
 
 def warm_ups(jobs: list[Job]) -> list[Job]:
-    """What compiles, once for all that compiles alike, so that it can be done side by side before the clock."""
+    """Jobs that compile what `jobs` need, once for all that compile to the same code, to run before the timing."""
     seen, warm = set(), []
     for job in jobs:
         size = job["size"]
-        # The kernels have tiles for up to 16 words and beyond; Triton compiles anew for a batch of one.
-        alike = (
-            size["batch"] == 1,
-            size.get("words", 0) > 16,
-            size["width"],
-            size.get("visual"),
-            job["dtype"],
-        )
+        # The kernels have one tile up to 16 words and another beyond; Triton specialises on a batch of one.
+        alike = (size["batch"] == 1, size.get("words", 0) > 16, size["width"], size.get("visual"))
         for name in job["items"]:
             compiled_whole = name in ("naive compiled", "flex")
             if name not in TRITON and not compiled_whole:
                 continue
-            key = (job["operation"], name, *(size.values() if compiled_whole else alike))
+            key = (
+                job["operation"],
+                name,
+                *(size.values() if compiled_whole else (*alike, job["dtype"])),
+            )
             if key in seen:
                 continue
             seen.add(key)
@@ -212,7 +191,7 @@ def warm_ups(jobs: list[Job]) -> list[Job]:
 
 
 def keys(job: Job) -> list[tuple[str, Key]]:
-    """(item, key) of every record that a job owes; a key has the fields that tell a record from the others."""
+    """(item, key) of every record that a job owes; a key has the fields that identify a record."""
     if job["kind"] == "correctness":
         shared = {name: job[name] for name in ("operation", "form", "dtype")}
         return [(item, {**shared, "case": item}) for item in job["items"]]
@@ -223,9 +202,6 @@ def keys(job: Job) -> list[tuple[str, Key]]:
         shared["size_name"] = size_name(job["size"])
         if job["kind"] == "kernels":
             return [(item, {**shared, "form": item}) for item in job["items"]]
-        return [
-            (item, {**shared, "form": item, "pass": part})
-            for item in job["items"]
-            for part in PASSES
-        ]
+        products = itertools.product(job["items"], PASSES)
+        return [(item, {**shared, "form": item, "pass": part}) for item, part in products]
     return []

@@ -1,44 +1,63 @@
-"""The plots of a result file: time and memory over places, words and width, and a roofline."""
+"""Plots of a result file: time and memory over places, words and width, and a roofline."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import charts, plan, summary
-from .charts import Chart, Series
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import plan, summary
 from .plan import PASSES
 from .summary import Record, Results
 
-_COLOURS = {
-    "fused": (214, 39, 40),
-    "torch": (31, 119, 180),
-    "tiled": (255, 127, 14),
-    "sdpa efficient": (44, 140, 60),
-    "naive": (120, 120, 120),
-    "naive compiled": (60, 60, 60),
-    "chunked": (148, 103, 189),
-    "flex": (23, 170, 190),
+# A form has the same colour and marker in every plot.
+_STYLES = {
+    "fused": ("tab:red", "o"),
+    "torch": ("tab:blue", "s"),
+    "tiled": ("tab:orange", "D"),
+    "sdpa efficient": ("tab:green", "^"),
+    "naive": ("tab:gray", "X"),
+    "naive compiled": ("black", "o"),
+    "chunked": ("tab:purple", "s"),
+    "flex": ("tab:cyan", "D"),
 }
-_OTHER = (140, 86, 75)
-_ORDER = tuple(_COLOURS)  # a form has the same marker in every plot
-_TITLES = {"separable": "separable", "joint": "joint"}
+_OTHER = ("tab:brown", "^")
+_QUANTITIES = {"median_ms": ("time", "ms"), "peak_mib": ("peak memory", "MiB")}
+
+Panel = Callable[[Axes], None]
 
 
 def draw_all(results: Results, folder: Path) -> dict[str, str | None]:
-    """Write the plots; each name with None, or why it was not drawn."""
-    drawn: dict[str, str | None] = {}
-    made: dict[str, Callable[[Results], list[Chart]]] = {
-        "time.png": lambda found: _over_sizes(found, "median_ms"),
-        "memory.png": lambda found: _over_sizes(found, "peak_mib"),
-        "joint.png": _over_width,
-        "roofline.png": _roofline,
+    """Write the plots to a folder; returns for each file name None, or why it was not drawn."""
+    panels = {
+        "time.png": _over_sizes(results, "median_ms"),
+        "memory.png": _over_sizes(results, "peak_mib"),
+        "joint.png": [
+            *_over(results, "joint", "width", "median_ms", PASSES[:2]),
+            *_over(results, "joint", "width", "peak_mib", PASSES[:2]),
+        ],
+        "roofline.png": [*_roofline(results, "separable"), *_roofline(results, "joint")],
     }
-    for name, make in made.items():
-        panels = [chart for chart in make(results) if any(one.points for one in chart.series)]
-        if panels:
-            charts.draw(panels, min(2, len(panels)), _note(results)).save(folder / name)
-        drawn[name] = None if panels else "nothing was measured that it shows"
-    return drawn
+    for name, drawn in panels.items():
+        if drawn:
+            _save(drawn, _note(results), folder / name)
+    return {name: None if drawn else "no figures for it" for name, drawn in panels.items()}
+
+
+def _save(panels: list[Panel], note: str, path: Path) -> None:
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.4 * columns, 4.8 * rows), layout="constrained")
+    for panel, axes in zip(
+        panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False
+    ):
+        axes.set(xscale="log", yscale="log")
+        panel(axes)
+        axes.grid(color="0.9")
+        axes.legend(fontsize="small")
+    figure.supxlabel(note, fontsize="small", color="gray")
+    figure.savefig(path)
 
 
 def _note(results: Results) -> str:
@@ -50,143 +69,113 @@ def _note(results: Results) -> str:
 
 
 def _reference(results: Results, operation: str) -> Record | None:
-    """The measured record whose size and dtype the others of a plot share: the headline's, or the first."""
-    found = summary.measured(results, operation=operation)
+    """The record whose size and dtype the other records of a plot must have: the headline's, or the first one."""
+    records = summary.measured(results, operation=operation)
     headline = plan.size_name(plan.HEADLINE)
-    return next((one for one in found if one["size_name"] == headline), found[0] if found else None)
+    return next((one for one in records if one["size_name"] == headline), next(iter(records), None))
 
 
-def _over_sizes(results: Results, figure: str) -> list[Chart]:
-    reference = _reference(results, "separable")
+def _over_sizes(results: Results, figure: str) -> list[Panel]:
+    passes = (PASSES[0], PASSES[2])
+    return [
+        panel
+        for axis in ("places", "words")
+        for panel in _over(results, "separable", axis, figure, passes)
+    ]
+
+
+def _over(
+    results: Results, operation: str, axis: str, figure: str, passes: tuple[str, ...]
+) -> list[Panel]:
+    """A panel for each pass: a figure of every form over one axis of the size."""
+    reference = _reference(results, operation)
     if reference is None:
         return []
+    dtype = reference["dtype"]
+    fixed = {name: value for name, value in reference["size"].items() if name != axis}
+    quantity, unit = _QUANTITIES[figure]
+
+    def panel(part: str, records: list[Record]) -> Panel:
+        def draw(axes: Axes) -> None:
+            for form in dict.fromkeys(record["form"] for record in records):
+                _draw_form(
+                    axes, form, [one for one in records if one["form"] == form], axis, figure
+                )
+            ticks = sorted({record["size"][axis] for record in records})
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.set_xticks([], minor=True)
+            title = f"{operation}, {part}: {quantity} at {summary.short(fixed)}, {dtype}"
+            axes.set(title=title, xlabel=axis, ylabel=unit)
+
+        return draw
+
     panels = []
-    for axis in ("places", "words"):
-        fixed = {name: value for name, value in reference["size"].items() if name != axis}
-        for part in (PASSES[0], PASSES[2]):
-            found = [
-                record
-                for record in summary.measured(
-                    results, operation="separable", dtype=reference["dtype"], **{"pass": part}
-                )
-                if all(record["size"][name] == value for name, value in fixed.items())
-                and record[figure] is not None
-            ]
-            quantity = "time" if figure == "median_ms" else "peak memory"
-            panels.append(
-                Chart(
-                    f"{_TITLES['separable']}, {part}: {quantity} at {summary.short(fixed)}, {reference['dtype']}",
-                    axis,
-                    "ms" if figure == "median_ms" else "MiB",
-                    _by_form(found, axis, figure),
-                    sorted({record["size"][axis] for record in found}),
-                )
+    for part in passes:
+        records = [
+            record
+            for record in summary.measured(
+                results, operation=operation, dtype=dtype, **{"pass": part}
             )
-    return panels
-
-
-def _over_width(results: Results) -> list[Chart]:
-    reference = _reference(results, "joint")
-    if reference is None:
-        return []
-    fixed = {name: value for name, value in reference["size"].items() if name != "width"}
-    panels = []
-    for figure, label in (("median_ms", "ms"), ("peak_mib", "MiB")):
-        for part in PASSES[:2]:
-            found = [
-                record
-                for record in summary.measured(
-                    results, operation="joint", dtype=reference["dtype"], **{"pass": part}
-                )
-                if all(record["size"][name] == value for name, value in fixed.items())
-                and record[figure] is not None
-            ]
-            quantity = "time" if figure == "median_ms" else "peak memory"
-            panels.append(
-                Chart(
-                    f"{_TITLES['joint']}, {part}: {quantity} at {summary.short(fixed)}, {reference['dtype']}",
-                    "width",
-                    label,
-                    _by_form(found, "width", figure),
-                    sorted({record["size"]["width"] for record in found}),
-                )
-            )
-    return panels
-
-
-def _by_form(records: Sequence[Record], axis: str, figure: str) -> list[Series]:
-    series: list[Series] = []
-    for form in dict.fromkeys(record["form"] for record in records):
-        points: list[tuple[float, ...]] = []
-        for record in sorted(records, key=lambda one: one["size"][axis]):
-            if record["form"] != form or record[figure] <= 0:
-                continue
-            point: tuple[float, ...] = (record["size"][axis], record[figure])
-            if figure == "median_ms":
-                point += (record["low_ms"], record["high_ms"])
-            points.append(point)
-        number = _ORDER.index(form) if form in _ORDER else len(_ORDER)
-        if points:
-            series.append(Series(form, points, _COLOURS.get(form, _OTHER), number))
-        replays: list[tuple[float, ...]] = [
-            (record["size"][axis], record["graph"]["median_ms"])
-            for record in records
-            if record["form"] == form and figure == "median_ms" and "median_ms" in record["graph"]
+            if all(record["size"][name] == value for name, value in fixed.items())
+            and (record[figure] or 0) > 0
         ]
-        if replays:
-            red, green, blue = ((channel + 255) // 2 for channel in _COLOURS.get(form, _OTHER))
-            label = f"{form}, replayed as a CUDA graph"
-            series.append(Series(label, replays, (red, green, blue), number))
-    return series
+        if records:
+            panels.append(panel(part, sorted(records, key=lambda one: one["size"][axis])))
+    return panels
 
 
-def _roofline(results: Results) -> list[Chart]:
-    """Rate over arithmetic intensity, by the algorithm's own work and the fewest bytes."""
+def _draw_form(axes: Axes, form: str, records: list[Record], axis: str, figure: str) -> None:
+    colour, marker = _STYLES.get(form, _OTHER)
+    style: dict[str, Any] = {"color": colour, "marker": marker}
+    sizes = [record["size"][axis] for record in records]
+    values = [record[figure] for record in records]
+    if figure != "median_ms":
+        axes.plot(sizes, values, label=form, **style)
+        return
+    below = [record["median_ms"] - record["low_ms"] for record in records]
+    above = [record["high_ms"] - record["median_ms"] for record in records]
+    axes.errorbar(sizes, values, yerr=[below, above], label=form, **style)
+    replays = [record for record in records if "median_ms" in record["graph"]]
+    if replays:
+        axes.plot(
+            [record["size"][axis] for record in replays],
+            [record["graph"]["median_ms"] for record in replays],
+            label=f"{form}, CUDA graph",
+            linestyle="dashed",
+            alpha=0.5,
+            **style,
+        )
+
+
+def _roofline(results: Results, operation: str) -> list[Panel]:
+    """Rate over arithmetic intensity, from the algorithm's own operations and the least number of bytes."""
+    reference = _reference(results, operation)
+    if reference is None:
+        return []
+    dtype = reference["dtype"]
+    records = summary.measured(results, operation=operation, dtype=dtype)
     ceilings: dict[str, Any] = {one["name"]: one.get("value") for one in results["ceilings"]}
-    panels = []
-    for operation in ("separable", "joint"):
-        reference = _reference(results, operation)
-        if reference is None:
-            continue
-        dtype = reference["dtype"]
-        found = summary.measured(results, operation=operation, dtype=dtype)
-        series = [
-            Series(
-                form,
-                [
-                    (one["own_flop"] / one["least_bytes"], one["tflop_per_s"])
-                    for one in found
-                    if one["form"] == form
-                ],
-                _COLOURS.get(form, _OTHER),
-                _ORDER.index(form) if form in _ORDER else len(_ORDER),
-                line=False,
-            )
-            for form in dict.fromkeys(one["form"] for one in found)
-        ]
-        matmul, copy = ceilings.get(f"matmul {dtype}"), ceilings.get("copy")
-        bounds = []
+    matmul, copy = ceilings.get(f"matmul {dtype}"), ceilings.get("copy")
+
+    def draw(axes: Axes) -> None:
+        intensities = [one["own_flop"] / one["least_bytes"] for one in records]
+        for form in dict.fromkeys(record["form"] for record in records):
+            colour, marker = _STYLES.get(form, _OTHER)
+            points = [
+                (intensity, one["tflop_per_s"])
+                for intensity, one in zip(intensities, records, strict=True)
+                if one["form"] == form
+            ]
+            axes.scatter(*zip(*points, strict=True), label=form, color=colour, marker=marker)
         if matmul and copy:
             ridge = matmul / copy
-            bounds = [
-                Series(
-                    f"copy, {copy:.2f} TB/s",
-                    [(ridge / 1e6, matmul / 1e6), (ridge, matmul)],
-                    (150, 150, 150),
-                ),
-                Series(
-                    f"matmul, {matmul:.3g} TFLOP/s",
-                    [(ridge, matmul), (ridge * 1e9, matmul)],
-                    (90, 90, 90),
-                ),
-            ]
-        panels.append(
-            Chart(
-                f"{_TITLES[operation]}, all sizes and passes, {dtype}",
-                "FLOP per byte",
-                "TFLOP/s",
-                series,
-                bounds=bounds,
+            low, high = min(*intensities, ridge / 2), max(*intensities, ridge * 2)
+            axes.plot(
+                [low, ridge], [low * copy, matmul], color="0.6", label=f"copy, {copy:.2f} TB/s"
             )
-        )
-    return panels
+            label = f"matmul, {matmul:.3g} TFLOP/s"
+            axes.plot([ridge, high], [matmul, matmul], color="0.3", label=label)
+        title = f"{operation}, all sizes and passes, {dtype}"
+        axes.set(title=title, xlabel="FLOP per byte", ylabel="TFLOP/s")
+
+    return [draw]

@@ -1,8 +1,8 @@
-"""Speed and memory of the forms of an operation at one size, each compared with the exact one first."""
+"""Speed and memory of an operation's forms at one size, each compared with the exact result before it is timed."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -19,20 +19,12 @@ _PREPARE_LIMIT_S = 75.0
 
 
 @dataclass
-class _Prepared:
-    """A form at a size: what is timed, and what is known before it is. Dictionaries are by pass."""
+class _Pass:
+    """A pass of a form: its record so far, and what is timed."""
 
-    form: forms.Form
-    parity: dict[str, Any]
-    prepare_s: float
-    bytes_: dict[str, float]
-    entries: dict[str, Entry] = field(default_factory=dict)
-    graphs: dict[str, Entry] = field(default_factory=dict)
-    graph_notes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    peaks: dict[str, float | None] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)  # why it is not measured
-    failures: dict[str, str] = field(default_factory=dict)
-    estimates: dict[str, float] = field(default_factory=dict)
+    record: dict[str, Any]
+    entry: Entry | None = None
+    replay: Entry | None = None  # of its CUDA graph
 
 
 def measure(
@@ -41,17 +33,17 @@ def measure(
     """Emit a record for each form and pass.
 
     Args:
-        job: of `plan.speed`.
-        items: the forms to do.
-        step: step(item, limit in seconds) says what is being done.
-        emit: takes each record.
-        alive: whether the device still answers after an error; where not, the rest is left for another process.
+        job: A job of `plan.speed`.
+        items: The forms to measure.
+        step: Called as step(item, limit in seconds) before each item.
+        emit: Called with each record.
+        alive: Whether the device still responds after an error; if not, the rest is left for another process.
     """
     device, operation = job["device"], job["operation"]
     with budget.matmul_precision(job["dtype"]):
         step("inputs", _PREPARE_LIMIT_S)
         if device != "cpu" and any(item in parity.COMPILED for item in items):
-            # So that one size's compilation does not count against another's. Never between preparing and timing.
+            # So that the limit of recompilations applies to each size. Never between preparing and timing.
             torch._dynamo.reset()
         case = _draw(job)
         truth = parity.exact(operation, job["size"], case, job["dtype"])
@@ -65,7 +57,7 @@ def measure(
                     prepared.append(_prepare(job, item, case, truth, clock))
                     continue
                 status = "skipped"
-            except Exception as error:  # a form that fails is part of the figures
+            except Exception as error:  # a form that fails is recorded
                 status, reason = "failed", timing.describe(error)
             for part in PASSES:
                 emit(_identity(job, item, part) | {"status": status, "reason": reason})
@@ -73,20 +65,17 @@ def measure(
                 return
             _free(device)
         for part in PASSES:
-            entries = [
-                entry
-                for one in prepared
-                for group in (one.entries, one.graphs)
-                if (entry := group.get(part)) is not None
-            ]
+            passes = [one[part] for one in prepared]
+            pairs = [(one.entry, one.replay) for one in passes]
+            entries = [entry for pair in pairs for entry in pair if entry is not None]
             step("rounds", 20 + len(entries) * 2 * job["case_limit_s"])
             clock.interleave(entries)
-            for one in prepared:
-                emit(_record(job, one, part))
+            for one in passes:
+                emit(_complete(one))
 
 
 def warm_up(job: dict[str, Any], items: list[str], step: Step) -> None:
-    """Run forms once each way, so that what they compile is kept on disk."""
+    """Run forms once forward and backward, so that their compiled code is in the cache on disk."""
     for item in items:
         step(item, _PREPARE_LIMIT_S)
         if item in parity.COMPILED:
@@ -98,7 +87,7 @@ def warm_up(job: dict[str, Any], items: list[str], step: Step) -> None:
 
 
 def kernel_names(job: dict[str, Any], item: str) -> dict[str, Any]:
-    """The kernels that a form runs forward and backward: the fields of a record."""
+    """The record of the kernels that a form runs forward and backward."""
     bound = _bind(job, item)
     with budget.matmul_precision(job["dtype"]):
         bound.both()
@@ -106,11 +95,11 @@ def kernel_names(job: dict[str, Any], item: str) -> dict[str, Any]:
 
 
 def _why_not(item: str, device: str) -> str | None:
-    """Why a form is not measured on a device, if so."""
+    """Why a form is not measured on a device; None if it is."""
     if device == "cpu" and item in parity.COMPILED:
-        return "compiled peers are measured on a GPU alone"
+        return "compiled peers are measured only on a GPU"
     if device == "cpu" and item in TRITON:
-        return "Triton's interpreter is no measure of speed"
+        return "the speed of Triton's interpreter is meaningless"
     return None
 
 
@@ -126,42 +115,44 @@ def _draw(job: dict[str, Any]) -> budget.Case:
 
 def _prepare(
     job: dict[str, Any], item: str, case: budget.Case, truth: Exact, clock: Clock
-) -> _Prepared:
-    """Compare a form with the exact one, which compiles and warms it, then make its entries."""
+) -> dict[str, _Pass]:
+    """Compare a form with the exact one, which also compiles it and warms it up, then make its passes."""
     device = job["device"]
     bound = parity.bind(job["operation"], item, job["size"], case)
     start = time.perf_counter()
     broken = None
     try:
         errors = parity.compare(bound, case, truth)
-    except Exception as error:  # some have no backward at some sizes, or not the memory for it
+    except Exception as error:  # at some sizes a form has no backward, or not enough memory
         broken = timing.describe(error)
     if broken is not None:
         _free(device)
         errors = parity.compare(bound, case, truth, forward_only=True)
     bound.forward()
-    made = _Prepared(bound.form, errors, time.perf_counter() - start, {})
+    shared = {"parity": errors, "prepare_s": time.perf_counter() - start, "peak_mib": None}
+    passes: dict[str, _Pass] = {}
     for part, entry in _entries(bound).items():
+        passes[part] = one = _Pass(_identity(job, item, part))
         if broken is not None and part != PASSES[0]:
-            made.failures[part] = broken
+            one.record |= {"status": "failed", "reason": broken}
             continue
-        made.bytes_[part] = forms.least_bytes(bound.leaves, case.grad, part)
-        made.estimates[part] = clock.plan(entry, job["target_s"], job["case_limit_s"])
+        estimate = clock.plan(entry, job["target_s"], job["case_limit_s"])
+        least_bytes = forms.least_bytes(bound.leaves, case.grad, part)
+        one.record |= {**shared, "least_bytes": least_bytes, "estimate_ms": estimate}
         if not entry.rounds:
-            made.peaks[part] = None
-            made.notes[part] = (
-                f"one run takes {made.estimates[part]:.0f} ms: "
-                f"past the cap of {job['case_limit_s']:g} s"
+            reason = (
+                f"one run takes {estimate:.0f} ms, more than the limit of {job['case_limit_s']:g} s"
             )
+            one.record |= {"status": "skipped", "reason": reason}
             continue
-        made.peaks[part] = timing.peak_mib(entry, device)
-        made.entries[part] = entry
-        _add_graph(job, made, part, entry, clock)
-    return made
+        one.record["peak_mib"] = timing.peak_mib(entry, device)
+        one.entry = entry
+        _add_graph(job, bound.form, part, one, clock)
+    return passes
 
 
 def _entries(bound: Bound) -> dict[str, Entry]:
-    """Forward without gradients, backward alone behind a forward that is not timed, and both."""
+    """Forward without gradients, backward alone after a forward that is not timed, and both."""
     return {
         PASSES[0]: Entry(lambda _: [bound.forward()]),
         PASSES[1]: Entry(bound.gradients, bound.result),
@@ -169,31 +160,30 @@ def _entries(bound: Bound) -> dict[str, Entry]:
     }
 
 
-def _add_graph(job: dict[str, Any], made: _Prepared, part: str, entry: Entry, clock: Clock) -> None:
-    """A CUDA graph of a form of our own, or why there is none."""
+def _add_graph(job: dict[str, Any], form: forms.Form, part: str, one: _Pass, clock: Clock) -> None:
+    """Add a CUDA graph of one of the library's forms, or the reason why there is none."""
     reason = None
     if job["device"] == "cpu":
-        reason = "there are no CUDA graphs on a CPU"
-    elif not made.form.own:
-        reason = "graphs are captured of our own forms alone"
-    elif made.form.name in forms.NOT_CAPTURED:
-        reason = forms.NOT_CAPTURED[made.form.name]
+        reason = "a CPU has no CUDA graphs"
+    elif not form.own:
+        reason = "only the library's own forms are captured"
+    elif form.name in forms.NOT_CAPTURED:
+        reason = forms.NOT_CAPTURED[form.name]
     elif part == PASSES[1]:
-        reason = "a backward is captured with its forward alone"
-    if reason is None:
-        try:
-            run = cast("Callable[[None], Sequence[torch.Tensor]]", entry.run)
-            graph, same = timing.capture(lambda: run(None))
-        except Exception as error:  # a form that cannot be captured is part of the figures
-            reason = timing.describe(error)
-        else:
-            replay = Entry(lambda _: graph.replay())
-            clock.plan(replay, job["target_s"], job["case_limit_s"])
-            replay.rounds = max(replay.rounds, 1)
-            made.graphs[part] = replay
-            made.graph_notes[part] = {"same_bits": same}
-            return
-    made.graph_notes[part] = {"reason": reason}
+        reason = "a backward is captured only together with its forward"
+    one.record["graph"] = {"reason": reason}
+    if reason is not None or one.entry is None:
+        return
+    try:
+        run = cast("Callable[[None], Sequence[torch.Tensor]]", one.entry.run)
+        graph, same = timing.capture(lambda: run(None))
+    except Exception as error:  # a form that cannot be captured is recorded
+        one.record["graph"] = {"reason": timing.describe(error)}
+        return
+    one.replay = Entry(lambda _: graph.replay())
+    clock.plan(one.replay, job["target_s"], job["case_limit_s"])
+    one.replay.rounds = max(one.replay.rounds, 1)
+    one.record["graph"] = {"same_bits": same}
 
 
 def _identity(job: dict[str, Any], item: str, part: str) -> dict[str, Any]:
@@ -209,30 +199,21 @@ def _identity(job: dict[str, Any], item: str, part: str) -> dict[str, Any]:
     }
 
 
-def _record(job: dict[str, Any], one: _Prepared, part: str) -> dict[str, Any]:
-    if part in one.failures:
-        identity = _identity(job, one.form.name, part)
-        return identity | {"status": "failed", "reason": one.failures[part]}
-    record = _identity(job, one.form.name, part) | {
-        "parity": one.parity,
-        "prepare_s": one.prepare_s,
-        "least_bytes": one.bytes_[part],
-        "peak_mib": one.peaks[part],
-        "estimate_ms": one.estimates[part],
-    }
-    if part in one.notes:
-        return record | {"status": "skipped", "reason": one.notes[part]}
-    if one.entries[part].failure:
-        return record | {"status": "failed", "reason": one.entries[part].failure}
-    graph = dict(one.graph_notes[part])
-    if part in one.graphs:
-        replay = one.graphs[part]
-        graph |= {"reason": replay.failure} if replay.failure else timing.summary(replay.samples)
-    record |= timing.summary(one.entries[part].samples) | {"graph": graph, "reason": None}
-    if "median_ms" in graph:
-        record["launch_overhead_ms"] = record["median_ms"] - graph["median_ms"]
-    if not one.parity["kept"] and (one.form.own or None in one.parity["errors"]):
-        reason = f"errors {one.parity['errors']} beyond those allowed, {one.parity['allowed']}"
+def _complete(one: _Pass) -> dict[str, Any]:
+    """The record of a pass after its rounds."""
+    if one.entry is None:
+        return one.record
+    if one.entry.failure:
+        return one.record | {"status": "failed", "reason": one.entry.failure}
+    record = one.record | timing.summary(one.entry.samples) | {"reason": None}
+    if one.replay is not None and one.replay.failure:
+        record["graph"] = record["graph"] | {"reason": one.replay.failure}
+    elif one.replay is not None:
+        record["graph"] = record["graph"] | timing.summary(one.replay.samples)
+        record["launch_overhead_ms"] = record["median_ms"] - record["graph"]["median_ms"]
+    errors, allowed = record["parity"]["errors"], record["parity"]["allowed"]
+    if not record["parity"]["kept"] and (record["own"] or None in errors):
+        reason = f"errors {errors} exceed those allowed, {allowed}"
         return record | {"status": "inexact", "reason": reason}
     return record | {"status": "measured"}
 

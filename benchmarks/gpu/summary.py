@@ -1,5 +1,6 @@
-"""Shares of the ceilings, goals, and every comparison with a peer, losses beside wins."""
+"""Shares of the ceilings, goals, all comparisons with the peers, and the tables that are printed."""
 
+from collections import Counter
 from typing import Any
 
 from . import plan
@@ -8,7 +9,7 @@ from .plan import PASSES
 Record = dict[str, Any]
 Results = dict[str, Any]
 
-# form, pass, share of the floor's rate that is asked for
+# form, pass, least share of the matmul rate that the floor's operations must reach
 _SHARES = (
     ("tiled", PASSES[0], 0.5),
     ("tiled", PASSES[2], 0.4),
@@ -21,7 +22,7 @@ _DTYPE = "bfloat16"
 
 
 def measured(results: Results, **wanted: Any) -> list[Record]:
-    """Speed records with a time that can be trusted, and with these fields."""
+    """Speed records with status "measured" and these fields."""
     return [
         record
         for record in results["speed"]
@@ -30,19 +31,14 @@ def measured(results: Results, **wanted: Any) -> list[Record]:
     ]
 
 
-def milliseconds(record: Record) -> float:
-    """A record's time: the graph's where there is one, so that launches do not count."""
-    time: float = record["graph"].get("median_ms", record["median_ms"])
-    return time
-
-
 def add_shares(results: Results) -> None:
-    """Give every speed record with a time its rates and its shares of the measured ceilings."""
+    """Add to every timed record its rates and its shares of the measured ceilings."""
     ceilings = {record["name"]: record.get("value") for record in results["ceilings"]}
     for record in results["speed"]:
         if "median_ms" not in record:
             continue
-        seconds = milliseconds(record) / 1e3
+        # The time of the CUDA graph excludes launches.
+        seconds = record["graph"].get("median_ms", record["median_ms"]) / 1e3
         rate = record["own_flop"] / seconds / 1e12
         matmul, copy = ceilings.get(f"matmul {record['dtype']}"), ceilings.get("copy")
         record["tflop_per_s"] = rate
@@ -54,91 +50,67 @@ def add_shares(results: Results) -> None:
 
 
 def summarise(results: Results) -> dict[str, Any]:
-    """Counts, goals and comparisons; the shares must have been added."""
+    """Counts, goals and comparisons; `add_shares` must have been called."""
     counts = {
-        section: _count(results[section])
+        section: dict(Counter(record["status"] for record in results[section]))
         for section in ("correctness", "ceilings", "speed", "kernels")
     }
     return {"counts": counts, "goals": _goals(results), "comparisons": _comparisons(results)}
 
 
-def _count(records: list[Record]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record["status"]] = counts.get(record["status"], 0) + 1
-    return counts
-
-
 def _goals(results: Results) -> list[dict[str, Any]]:
-    headline = plan.size_name(plan.HEADLINE)
+    def at_size(operation: str, size: dict[str, int], part: str) -> list[Record]:
+        wanted = {"dtype": _DTYPE, "size_name": plan.size_name(size), "pass": part}
+        return measured(results, operation=operation, **wanted)
+
     goals = []
     for form, part, wanted in _SHARES:
-        found = measured(
-            results,
-            operation="separable",
-            form=form,
-            dtype=_DTYPE,
-            size_name=headline,
-            **{"pass": part},
-        )
-        share = found[0]["floor_share_of_matmul"] if found else None
-        goals.append(_goal(f"{form}, {part}: share of the matmul rate at the floor", wanted, share))
+        shares = {
+            one["form"]: one["floor_share_of_matmul"]
+            for one in at_size("separable", plan.HEADLINE, part)
+        }
+        name = f"{form}, {part}: share of the matmul rate at the floor"
+        goals.append(_goal(name, wanted, shares.get(form)))
     for part in (PASSES[0], PASSES[2]):
-        of_size = measured(
-            results, operation="separable", dtype=_DTYPE, size_name=headline, **{"pass": part}
-        )
-        goals.append(
-            _goal(
-                f"separable, {part}: times the best all-pairs peer",
-                _TIMES_ALL_PAIRS,
-                _best_ratio(of_size),
-            )
-        )
+        ratio = _best_ratio(at_size("separable", plan.HEADLINE, part))
+        name = f"separable, {part}: times the best all-pairs peer"
+        goals.append(_goal(name, _TIMES_ALL_PAIRS, ratio))
     for batch in (8, 1):
-        size = plan.size_name(plan.joint_size(plan.WIDTH, batch))
         for part, wanted in _TIMES_SDPA:
-            of_size = measured(
-                results, operation="joint", dtype=_DTYPE, size_name=size, **{"pass": part}
-            )
-            names = ("fused", "sdpa efficient")
-            pair = {record["form"]: _alike(record) for record in of_size if record["form"] in names}
-            ratio = pair[names[1]] / pair[names[0]] if len(pair) == 2 else None
-            goals.append(
-                _goal(f"joint, {part}, batch {batch}: times SDPA efficient", wanted, ratio)
-            )
+            records = at_size("joint", plan.joint_size(plan.WIDTH, batch), part)
+            times = {one["form"]: one["median_ms"] for one in records}
+            ratio = None
+            if {"sdpa efficient", "fused"} <= times.keys():
+                ratio = times["sdpa efficient"] / times["fused"]
+            name = f"joint, {part}, batch {batch}: times SDPA efficient"
+            goals.append(_goal(name, wanted, ratio))
     return goals
 
 
-def _goal(name: str, wanted: float, found: float | None) -> dict[str, Any]:
-    return {
-        "goal": name,
-        "at_least": wanted,
-        "measured": found,
-        "met": None if found is None else found >= wanted,
-    }
-
-
-def _alike(record: Record) -> float:
-    """For a ratio with a peer, which has no graph: the time with launches."""
-    time: float = record["median_ms"]
-    return time
+def _goal(name: str, at_least: float, value: float | None) -> dict[str, Any]:
+    met = None if value is None else value >= at_least
+    return {"goal": name, "at_least": at_least, "measured": value, "met": met}
 
 
 def _best_ratio(records: list[Record]) -> float | None:
-    own = [_alike(record) for record in records if record["own"]]
-    peers = [_alike(record) for record in records if not record["own"]]
+    """Time of the fastest peer divided by that of the fastest own form."""
+    own = [record["median_ms"] for record in records if record["own"]]
+    peers = [record["median_ms"] for record in records if not record["own"]]
     return min(peers) / min(own) if own and peers else None
 
 
 def _comparisons(results: Results) -> list[dict[str, Any]]:
-    """Each form of our own with every other form at its size: how many times faster, and how much leaner."""
+    """Ratios of time and of peak memory between each own form and every other form at the same size.
+
+    Times include launches, since peers have no CUDA graph.
+    """
     rows = []
     for own in measured(results, own=True):
         same = {name: own[name] for name in ("operation", "size_name", "dtype", "pass")}
         for other in measured(results, **same):
             if other["form"] == own["form"] or (other["own"] and own["form"] > other["form"]):
                 continue
-            times = _alike(other) / _alike(own)
+            times = other["median_ms"] / own["median_ms"]
             memory = None
             if own["peak_mib"] and other["peak_mib"] is not None:
                 memory = other["peak_mib"] / own["peak_mib"]
@@ -156,7 +128,7 @@ def _comparisons(results: Results) -> list[dict[str, Any]]:
 
 
 def format_tables(results: Results) -> str:
-    """Everything for people, the most important last: what failed, and the goals."""
+    """All figures as text; failures and goals come last."""
     lines = []
     for record in results["ceilings"]:
         value = f"{record['value']:.1f} {record['unit']}" if "value" in record else record["reason"]
@@ -178,25 +150,25 @@ def format_tables(results: Results) -> str:
         )
     for record in results["kernels"]:
         name = f"kernels of {record['operation']} {record['form']}"
-        said = ", ".join(row["kernel"] for row in record.get("kernels", [])) or record["reason"]
-        lines.append(f"{name}: {said}")
+        kernels = ", ".join(row["kernel"] for row in record.get("kernels", []))
+        lines.append(f"{name}: {kernels or record['reason']}")
     lines += _format_comparisons(results)
     for section, counts in results["summary"]["counts"].items():
-        said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        lines.append(f"{section}: {said or 'not done'}")
+        text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        lines.append(f"{section}: {text or 'not done'}")
     for record in results["correctness"]:
         if record["status"] != "passed":
             name = f"{record['operation']} {record['form']} {record['dtype']} [{record['case']}]"
             lines.append(f"{record['status'].upper()} {name}: {record['reason']}")
     for goal in results["summary"]["goals"]:
         met = {True: "met", False: "NOT MET", None: "not measured"}[goal["met"]]
-        found = "" if goal["measured"] is None else f"{goal['measured']:.3g}, "
-        lines.append(f"goal {goal['goal']} >= {goal['at_least']:g}: {found}{met}")
+        value = "" if goal["measured"] is None else f"{goal['measured']:.3g}, "
+        lines.append(f"goal {goal['goal']} >= {goal['at_least']:g}: {value}{met}")
     return "\n".join(lines)
 
 
 def _format_comparisons(results: Results) -> list[str]:
-    """A line for each size and pair of forms: how many times faster than the peer ours is, by pass."""
+    """A line for each size and pair of forms: how many times faster than the peer the own form is, by pass."""
     groups: dict[str, list[str]] = {}
     names = {record["size_name"]: short(record["size"]) for record in results["speed"]}
     for row in results["summary"]["comparisons"]:
@@ -209,15 +181,7 @@ def _format_comparisons(results: Results) -> list[str]:
 
 
 def short(size: dict[str, int]) -> str:
-    """A size as in the papers: P places, N words, B batch, d width, Tq queries, Tk keys, C channels."""
-    letters = {
-        "places": "P",
-        "words": "N",
-        "batch": "B",
-        "queries": "Tq",
-        "keys": "Tk",
-        "channels": "C",
-        "visual": "Cv",
-        "language": "Cl",
-    }
+    """A size in the paper's letters: P places, N words, B batch, d width, Tq queries, Tk keys, C channels."""
+    letters = {"places": "P", "words": "N", "batch": "B", "queries": "Tq", "keys": "Tk"}
+    letters |= {"channels": "C", "visual": "Cv", "language": "Cl"}
     return " ".join(f"{letters.get(name, 'd')} {value}" for name, value in size.items())

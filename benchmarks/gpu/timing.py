@@ -1,28 +1,28 @@
-"""Clocks: CUDA events on a GPU, the wall clock on a CPU; interleaved rounds; CUDA graphs; peak memory."""
+"""Timing by CUDA events or the wall clock, interleaved rounds, CUDA graphs, and peak memory."""
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MOST_ROUNDS, FEWEST_ROUNDS = 30, 3
-_FLUSH_BYTES = 256 * 2**20  # several times the L2 of any GPU
+_FLUSH_BYTES = 256 * 2**20  # several times the L2 cache of any GPU
 
 
 @dataclass
 class Entry:
-    """Something to time.
+    """A function to time.
 
     Attributes:
-        run: does it once.
-        before: what is done before each run and not timed (a backward's forward); its result goes to `run`.
-        rounds: how often it is measured.
-        samples: milliseconds.
-        failure: what went wrong in the rounds, after which it is left out of them.
+        run: Runs it once.
+        before: Runs before each `run`, not timed (the forward of a backward); its result is passed to `run`.
+        rounds: Number of timed runs.
+        samples: Their milliseconds.
+        failure: The error that ended the rounds of this entry early.
     """
 
     run: Callable[[Any], object]
@@ -33,7 +33,7 @@ class Entry:
 
 
 class Clock:
-    """Times runs on a device, each with a cold L2."""
+    """Times runs on a device, each with a cold L2 cache."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device != "cpu"
@@ -57,10 +57,10 @@ class Clock:
         return self._events[0].elapsed_time(self._events[1])
 
     def plan(self, entry: Entry, target_s: float, limit_s: float) -> float:
-        """Set the rounds of a warm entry from one run of it, and give that run's milliseconds.
+        """Set the number of rounds of a warm entry from one run; returns that run's milliseconds.
 
-        About `target_s` is spent, what is not timed counted in, and never more than `limit_s`; an entry for
-        which even one round would take longer gets none.
+        The rounds take about `target_s`, including what is not timed, and never more than `limit_s`; if a single
+        round would take longer, there is none.
         """
         start = time.perf_counter()
         milliseconds = self.once(entry)
@@ -70,43 +70,31 @@ class Clock:
         return milliseconds
 
     def interleave(self, entries: Sequence[Entry]) -> None:
-        """All rounds of all entries in turn, so that a clock that drifts moves all of them alike."""
+        """Time all entries in turn, round by round, so that a drift of the clock rate affects all alike."""
         for number in range(max((entry.rounds for entry in entries), default=0)):
             for entry in entries:
                 if number >= entry.rounds or entry.failure:
                     continue
                 try:
                     entry.samples.append(self.once(entry))
-                except Exception as error:  # memory that others left in pieces, say
+                except Exception as error:  # out of memory, for example
                     entry.failure = describe(error)
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line of reasonable length."""
+    """An error in one line of limited length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)[:400]}"
 
 
 def summary(samples: Sequence[float]) -> dict[str, float]:
-    """The median with the 20 and 80 percentiles, in milliseconds."""
-    ordered = sorted(samples)
-
-    def percentile(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low = int(place)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-    return {
-        "median_ms": statistics.median(ordered),
-        "low_ms": percentile(0.2),
-        "high_ms": percentile(0.8),
-        "rounds": len(ordered),
-    }
+    """The median and the 20th and 80th percentiles, in milliseconds."""
+    low, median, high = np.percentile(samples, [20, 50, 80]).tolist()
+    return {"median_ms": median, "low_ms": low, "high_ms": high, "rounds": len(samples)}
 
 
 def peak_mib(entry: Entry, device: str) -> float | None:
-    """MiB that one run adds to what is allocated before it; None on a CPU."""
+    """MiB that one run allocates at its peak beyond what was allocated before; None on a CPU."""
     if device == "cpu":
         return None
     given = entry.before()
@@ -121,7 +109,7 @@ def peak_mib(entry: Entry, device: str) -> float | None:
 
 
 def capture(run: Callable[[], Sequence[Tensor]]) -> tuple[torch.cuda.CUDAGraph, bool]:
-    """A CUDA graph of a run, and whether its replay gives the same bits as the run itself."""
+    """A CUDA graph of a run, and whether its replay is bitwise identical to the run."""
     expected = [part.clone() for part in run()]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -130,17 +118,17 @@ def capture(run: Callable[[], Sequence[Tensor]]) -> tuple[torch.cuda.CUDAGraph, 
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = run()
-    for part in found:
+        outputs = run()
+    for part in outputs:
         part.zero_()
     graph.replay()
     torch.cuda.synchronize()
-    same = all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+    same = all(torch.equal(one, two) for one, two in zip(outputs, expected, strict=True))
     return graph, same
 
 
 def kernel_names(run: Callable[[], object]) -> list[dict[str, Any]]:
-    """The kernels of one run by the time they took, longest first."""
+    """The kernels of one run with their times, longest first."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -152,5 +140,5 @@ def kernel_names(run: Callable[[], object]) -> list[dict[str, Any]]:
         if row.self_device_time_total > 0
     ]
     if not rows:
-        raise RuntimeError("the profiler saw no kernel.")
+        raise RuntimeError("the profiler recorded no kernel.")
     return sorted(rows, key=lambda row: -row["ms"])[:12]

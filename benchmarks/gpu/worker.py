@@ -1,7 +1,7 @@
-"""A process that does jobs: one line of JSON each on its input, lines of JSON on its output.
+"""A process that runs jobs: each a line of JSON on its input, answered by lines of JSON on its output.
 
-What it says: {"step": item, "limit_s": ...} before each thing that may take long or kill it, {"record": ...} for
-each figure, and {"done": true} at the end of a job, with "broken" where the device no longer answers.
+Messages: {"step": item, "limit_s": ...} before each step that may take long or crash, {"record": ...} for each
+figure, and {"done": true} at the end of a job, with "error" and, if the device no longer responds, "broken".
 """
 
 import json
@@ -11,20 +11,20 @@ from typing import Any
 
 
 class Worker:
-    """Does jobs and says how they go."""
+    """Runs jobs and reports their progress."""
 
     def __init__(self, output: int) -> None:
-        self._output = open(output, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 (to the end)
+        self._output = open(output, "w", buffering=1, encoding="utf-8")  # noqa: SIM115 (open until exit)
         self.broken: str | None = None
 
-    def say(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         self._output.write(json.dumps(message, allow_nan=False) + "\n")
 
     def step(self, item: str, limit_s: float) -> None:
-        self.say(step=item, limit_s=limit_s)
+        self.send(step=item, limit_s=limit_s)
 
     def alive(self, device: str) -> bool:
-        """Whether the device still answers: after an illegal address, say, it never does again."""
+        """Whether the device still responds: after an illegal address, for example, it never does again."""
         if device == "cpu" or self.broken:
             return not self.broken
         import torch
@@ -32,7 +32,7 @@ class Worker:
         try:
             torch.cuda.synchronize()
             torch.zeros(1, device=device).item()
-        except Exception as error:  # whatever it says, this process is done
+        except Exception as error:  # whatever the error, this process cannot go on
             self.broken = f"{type(error).__name__}: {error}".splitlines()[0][:400]
         return self.broken is None
 
@@ -47,13 +47,13 @@ class Worker:
 
             torch.cuda.set_device(device if ":" in device else f"{device}:0")
         if job["kind"] == "metadata":
-            self.say(record=metadata.device(device))
+            self.send(record=metadata.device(device))
         elif job["kind"] == "speed":
             speed.measure(
                 job,
                 items,
                 self.step,
-                lambda record: self.say(record=record),
+                lambda record: self.send(record=record),
                 lambda: self.alive(device),
             )
         elif job["kind"] == "warm":
@@ -70,16 +70,16 @@ class Worker:
                     else:
                         case = job["cases"][job["all_items"].index(item)]
                         record = {"case": item, **correctness.measure(job, case)}
-                except Exception as error:  # a failure is reported and the rest goes on
+                except Exception as error:  # recorded; the other items go on
                     key = {"ceilings": "name", "kernels": "form"}.get(job["kind"], "case")
                     record = {key: item, "status": "failed", "reason": describe(error)}
-                self.say(record=record)
+                self.send(record=record)
                 if record["status"] == "failed" and not self.alive(device):
                     return
 
 
 def main() -> None:
-    # Only messages go to the parent: what libraries print goes to the log.
+    # Only messages go to the parent; output of libraries goes to the log.
     output = os.dup(1)
     os.dup2(2, 1)
     worker = Worker(output)
@@ -88,7 +88,7 @@ def main() -> None:
         error: str | None = None
         try:
             worker.do(job, job["items"])
-        except Exception as problem:  # the job's inputs or the clock: nothing of it can be measured
+        except Exception as problem:  # in the job's inputs or the clock: nothing can be measured
             from .timing import describe
 
             error = describe(problem)
@@ -99,7 +99,7 @@ def main() -> None:
 
             gc.collect()
             torch.cuda.empty_cache()
-        worker.say(done=True, error=error, broken=worker.broken)
+        worker.send(done=True, error=error, broken=worker.broken)
         if worker.broken:
             return
 

@@ -1,4 +1,4 @@
-"""The command line: one file a command, with its options, its run and its text."""
+"""The command line: one file per command, with its options, its run and its report."""
 
 from .app import main
 

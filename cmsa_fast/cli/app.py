@@ -1,4 +1,4 @@
-"""The command line: the only place that reads argv and prints."""
+"""The command `cmsa-fast`: parses the arguments, runs a command, prints its result or its error."""
 
 import logging
 import sys
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ..system.processes import configure_openmp
 from .compare import CompareOptions
 from .data_check import DataCheckOptions
 from .data_convert import ConvertOptions
@@ -21,12 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; `cmsa-fast --help` lists them.
 
     Args:
-        arguments: as on the command line. None: those the process was started with.
+        arguments: Command-line arguments. None: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 failed, 130 stopped by Ctrl-C. A usage error exits with 2.
+        The exit status: 0 success, 1 failure, 3 evaluation with expressions left out (`evaluate --allow-missing`),
+        130 interrupted by Ctrl-C. A usage error exits with 2.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    configure_openmp()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if given[:1] == ["data"]:
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(f"cmsa-fast: the device has too little memory: {error}", file=sys.stderr)
+        print(f"cmsa-fast: the device is out of memory: {error}", file=sys.stderr)
         return 1
 
 
@@ -67,10 +70,10 @@ def _run(
 
 
 def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
-    """Train a referring segmentation model, evaluate it, and draw what it finds.
+    """Train a referring segmentation model, evaluate it, and draw predicted masks.
 
-    Without options this trains the demo preset on the embedded drawn scenes: the paper's architecture, narrow,
-    in some minutes on two CPU cores. Look into the run folder for images/, metrics.jsonl and evaluation.json.
+    Without options this trains the demo preset, a narrow CMSA model, on drawn scenes, which takes minutes on two
+    CPU cores. The run folder then holds model.safetensors, evaluation.json, metrics.jsonl and examples/.
 
     The full-size model on RefCOCO:
     python train.py --preset paper --data refer --root DATA --evaluate-split val
@@ -83,10 +86,12 @@ def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
 
 
 def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
-    """Measure a trained model on every expression of a split.
+    """Evaluate a trained model on every expression of a split.
 
-    Prints a table; writes evaluation.json, sentences.csv (a row for each expression) and images of the best and
-    the worst. Without --data it takes the data and the split that the run named.
+    Prints a table; writes evaluation.json, sentences.csv (one row per expression) and images of the best and the
+    worst expressions. Without --data it uses the data and the split that the run names.
+
+    The exit status is 3 if expressions of the split were left out (--allow-missing).
 
     cmsa-fast evaluate RUN
 
@@ -94,23 +99,22 @@ def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
 
     torchrun --nproc-per-node 4 -m cmsa_fast evaluate RUN
     """
-    from .evaluate import run_evaluate
-    from .report import format_evaluation
+    from .evaluate import format_evaluation, run_evaluate
 
     result = run_evaluate(options)
     if result.is_first:
         print(format_evaluation(result))
-    return 0
+    return result.status
 
 
 def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
-    """Compare two evaluations of the same expressions: which expressions differ, and how sure the difference is.
+    """Compare two evaluations of the same expressions: which expressions differ, and is the change significant?
 
     cmsa-fast compare RUN/evaluation-refer-val-native OTHER/evaluation-refer-val-native
     """
     from .compare import format_compare, run_compare
 
-    print(format_compare(run_compare(options)))
+    print(format_compare(options, run_compare(options)))
     return 0
 
 
@@ -134,13 +138,13 @@ def _data_check(options: Annotated[DataCheckOptions, _UNNAMED]) -> int:
 
 
 def _data_download(options: Annotated[DownloadOptions, _UNNAMED]) -> int:
-    """Fetch records or images of a data set into the layout of REFER, from several mirrors, resumably.
+    """Download the annotations or images of a data set into the layout of REFER.
 
     cmsa-fast data download refcoco --root DATA
     """
-    from .data_download import format_download, run_download
+    from .data_download import run_download
 
-    print(format_download(run_download(options)))
+    print(run_download(options))
     return 0
 
 

@@ -12,70 +12,50 @@ from .data_options import without_default
 
 if TYPE_CHECKING:
     from ..evaluation.comparison import Comparison
-    from ..evaluation.results import ExpressionResult
-
-_NAMES = {"overall_iou": "overall IoU", "mean_iou": "mean IoU"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """What to compare, and how sure to be."""
+    """What to compare, and at which confidence."""
 
     first: tyro.conf.Positional[Path]
     """An evaluation: its folder, or its sentences.csv."""
 
     second: tyro.conf.Positional[Path]
-    """Another one of the same expressions."""
+    """Another evaluation of the same expressions."""
 
     resamples: int = 10_000
-    """How often the images are drawn anew for the intervals."""
+    """Number of bootstrap samples for the intervals."""
 
     confidence: float = 0.95
-    """Of the intervals."""
+    """Confidence of the intervals."""
 
     seed: int = 0
-    """Of the draws."""
+    """Seed of the bootstrap."""
 
     expressions: int = 10
     """How many of the expressions that differ most to list."""
 
     out: Annotated[Path | None, without_default("FILE", "default: none")] = None
-    """A JSON file for all of it, with every expression that differs; it must not exist."""
+    """JSON file for everything, with every expression that differs; must not exist."""
 
 
-@dataclass(frozen=True)
-class CompareResult:
-    """What a comparison came to.
-
-    Attributes:
-        first: the name of the first evaluation.
-        second: the name of the second.
-        comparison: measures, intervals and expressions.
-        listed: how many expressions to list.
-    """
-
-    first: str
-    second: str
-    comparison: Comparison
-    listed: int
-
-
-def run_compare(options: CompareOptions) -> CompareResult:
+def run_compare(options: CompareOptions) -> Comparison:
     """Compare two evaluations as `cmsa-fast compare` does.
 
     Raises:
-        FileNotFoundError: an evaluation, or the folder of --out, is not there.
-        FileExistsError: --out is there already.
-        ValueError: a file is damaged, the expressions are not the same, or an option is out of range.
+        FileNotFoundError: An evaluation, or the folder of --out, does not exist.
+        FileExistsError: --out exists.
+        ValueError: A file is damaged, the expressions are not the same, or an option is out of range.
     """
     from ..evaluation.comparison import compare
     from ..evaluation.results import EXPRESSIONS, read_results
-    from .run_folder import write_json
+    from ..system.files import write_json
 
     if options.expressions < 0:
         raise ValueError(f"--expressions must be at least 0; got {options.expressions}.")
     if options.out is not None and options.out.exists():
-        raise FileExistsError(f"--out {options.out} is there already and is not overwritten.")
+        raise FileExistsError(f"--out {options.out} exists and is not overwritten.")
     if options.out is not None and not options.out.parent.is_dir():
         raise FileNotFoundError(f"--out {options.out}: there is no folder {options.out.parent}.")
     paths = [
@@ -95,11 +75,11 @@ def run_compare(options: CompareOptions) -> CompareResult:
             {
                 "first": str(paths[0]),
                 "second": str(paths[1]),
-                "sentences": comparison.expressions,
-                "pictures": comparison.images,
-                "confidence": comparison.confidence,
-                "resamples": comparison.resamples,
-                "seed": comparison.seed,
+                "expressions": comparison.expressions,
+                "images": comparison.images,
+                "confidence": options.confidence,
+                "resamples": options.resamples,
+                "seed": options.seed,
                 "measures": {
                     name: {**asdict(measure), "difference": measure.difference}
                     for name, measure in comparison.measures.items()
@@ -111,7 +91,7 @@ def run_compare(options: CompareOptions) -> CompareResult:
                         "image_id": one.image_id,
                         "ref_id": one.ref_id,
                         "sent_id": one.sent_id,
-                        "sentence": one.expression,
+                        "expression": one.expression,
                         "first_iou": one.iou,
                         "second_iou": two.iou,
                     }
@@ -119,54 +99,50 @@ def run_compare(options: CompareOptions) -> CompareResult:
                 ],
             },
         )
-    return CompareResult(str(options.first), str(options.second), comparison, options.expressions)
+    return comparison
 
 
-def format_compare(result: CompareResult) -> str:
-    """A table for people: each measure with its interval, and the expressions that differ most."""
-    comparison = result.comparison
-    interval = f"{100 * comparison.confidence:g} % interval"
+def format_compare(options: CompareOptions, comparison: Comparison) -> str:
+    """The report: each metric with its interval in percent, and the expressions that differ most."""
+    from ..evaluation.score import percent
+    from .report import metric_title
+
+    one, two = comparison.pairs[0]
     lines = [
-        f"first:  {result.first}",
-        f"second: {result.second}",
+        f"first:  {options.first}",
+        f"second: {options.second}",
         f"{comparison.expressions} expressions about {comparison.images} images",
-        *_conventions(comparison),
-        "",
-        f"{'':<14}{'first':>9}{'second':>9}{'change':>10}   {interval}",
     ]
-    for name, measure in comparison.measures.items():
-        title = _NAMES.get(name, name.replace("precision", "prec"))
-        # Draws of a single image are all alike, and say nothing of how sure a difference is.
-        sure = "" if measure.low <= 0 <= measure.high or comparison.images == 1 else "  *"
+    if one.convention != two.convention:
         lines.append(
-            f"{title:<14}{measure.first:>9.4f}{measure.second:>9.4f}{measure.difference:>+10.4f}   "
-            f"{measure.low:+.4f} to {measure.high:+.4f}{sure}"
+            f"evaluated under different conventions, {one.convention} and {two.convention}, which explain a part "
+            "of the change"
+        )
+    interval = f"{100 * options.confidence:g} % interval"
+    lines += ["", f"{'percent':<14}{'first':>9}{'second':>9}{'change':>10}   {interval}"]
+    for name, measure in comparison.measures.items():
+        # With a single image all bootstrap samples are the same, so the interval has no meaning.
+        significant = not measure.low <= 0 <= measure.high and comparison.images > 1
+        first, second = percent(measure.first), percent(measure.second)
+        change, low, high = (
+            f"{100 * value:+.2f}" for value in (measure.difference, measure.low, measure.high)
+        )
+        lines.append(
+            f"{metric_title(name):<14}{first:>9}{second:>9}{change:>10}   {low} to {high}"
+            f"{'  *' if significant else ''}"
         )
     equal = comparison.expressions - comparison.better - comparison.worse
     lines += [
         "",
-        f"Paired bootstrap, {comparison.resamples} draws of whole images; * marks an interval without 0.",
+        f"Paired bootstrap over images, {options.resamples} samples; * marks an interval without 0.",
         f"The second is better in {comparison.better} expressions, worse in {comparison.worse}, equal in {equal}.",
     ]
-    changed = comparison.changed(result.listed)
+    changed = comparison.changed(options.expressions)
     if changed:
-        lines += ["", "  first  second   image_id   sent_id  expression"]
-        lines += [_line(one, two) for one, two in changed]
+        lines += ["", "   first  second   image_id   sent_id  expression"]
+        lines += [
+            f"  {percent(one.iou):>6}  {percent(two.iou):>6}  {one.image_id:>9} {one.sent_id:>9}  "
+            f"{' '.join(one.expression.split())}"
+            for one, two in changed
+        ]
     return "\n".join(lines)
-
-
-def _conventions(comparison: Comparison) -> list[str]:
-    first, second = comparison.pairs[0]
-    if first.convention == second.convention:
-        return []
-    return [
-        f"measured under different conventions, {first.convention} and {second.convention}: part of the "
-        "change is theirs"
-    ]
-
-
-def _line(one: ExpressionResult, two: ExpressionResult) -> str:
-    return (
-        f"  {one.iou:.3f}   {two.iou:.3f}  {one.image_id:>9} {one.sent_id:>9}  "
-        f"{' '.join(one.expression.split())}"
-    )

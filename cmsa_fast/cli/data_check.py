@@ -1,4 +1,4 @@
-"""`cmsa-fast data check`: what lies under a root folder, and whether it is whole."""
+"""`cmsa-fast data check`: reports what a root folder contains and what is missing or damaged."""
 
 from __future__ import annotations
 
@@ -25,45 +25,47 @@ _HEADINGS: Mapping[Severity, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataCheckOptions:
-    """What to look at, and where to write what was found; `cmsa-fast data check --help` shows it."""
+    """What to check and where to write the results; see `cmsa-fast data check --help`."""
 
     root: Annotated[Path, tyro.conf.Positional]
     """Folder with the data sets and the images."""
 
     image_dir: Annotated[Path | None, without_default("PATH", "default: the usual places")] = None
-    """Folder of the images, where it is not under the root in one of the usual places."""
+    """Folder of the images, if it is none of the usual ones under the root."""
 
     read_images: bool = False
-    """Decode every image, which finds those that are cut short; otherwise the start of each file is read."""
+    """Decode every image, to find truncated files; otherwise only the start of each file is read."""
 
-    num_workers: Annotated[int | None, without_default("INT", "default: by the processors")] = None
-    """Processes that look at images and draw masks beside the main one; 0: none."""
+    num_workers: Annotated[
+        int | None, without_default("INT", "default: number of CPUs, at most 8")
+    ] = None
+    """Worker processes that check images and masks; 0 uses the main process."""
 
     json: Annotated[Path | None, without_default("FILE", "default: none")] = None
-    """File for everything that was found, for programs."""
+    """Write all findings to this JSON file."""
 
     write_exclusions: Annotated[Path | None, without_default("FILE", "default: none")] = None
-    """JSON file for the numbers of the images to leave out when training on all data sets of the root
-    together: those of a training split that any evaluation split has too."""
+    """Write a JSON file for `train --exclude`: the images of training splits that are also in an evaluation
+    split of any data set under the root."""
 
 
 def run_data_check(options: DataCheckOptions) -> CheckResult:
-    """Looks at a root and writes the files asked for.
+    """Checks a root folder and writes the requested files.
 
     Args:
-        options: What to look at.
+        options: What to check.
 
     Returns:
-        What was found; its `ok` is False where something is missing or damaged.
+        The result; `ok` is False if anything is missing or damaged.
 
     Raises:
-        FileNotFoundError: The root, or the folder of a file to write, is missing.
+        FileNotFoundError: The root, or the folder of a file to write, does not exist.
         ValueError: `num_workers` is negative.
     """
     from ..data.check.inspection import inspect_root
     from ..data.check.leakage import exclusions
-    from ..data.loader import available_processors
-    from .run_folder import write_json
+    from ..system.files import write_json
+    from ..system.processes import available_processors
 
     workers = options.num_workers
     if workers is None:
@@ -82,16 +84,16 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
     if options.json is not None:
         write_json(options.json, check_as_dict(result))
     if options.write_exclusions is not None:
-        write_json(options.write_exclusions, {"pictures": exclusions(result.leaks)})
+        write_json(options.write_exclusions, {"images": exclusions(result.leaks)})
     return result
 
 
 def check_as_dict(result: CheckResult) -> dict[str, Any]:
-    """Everything that was found, in what JSON knows."""
+    """The result as a dictionary for JSON."""
     return {
         "root": str(result.root),
         "ok": result.ok,
-        "pictures": result.images,
+        "images": result.images,
         "decoded": result.decoded,
         "data_sets": [
             {
@@ -117,7 +119,7 @@ def check_as_dict(result: CheckResult) -> dict[str, Any]:
                 "training": {"data_set": leak.training[0], "split": leak.training[1]},
                 "evaluation": {"data_set": leak.evaluation[0], "split": leak.evaluation[1]},
                 "numbering": leak.numbering,
-                "pictures": list(leak.images),
+                "images": list(leak.images),
             }
             for leak in result.leaks
         ],
@@ -125,7 +127,7 @@ def check_as_dict(result: CheckResult) -> dict[str, Any]:
 
 
 def format_check(result: CheckResult) -> str:
-    """A report for people: short where all is well, with some examples of each problem."""
+    """Formats the result as a report with some examples of each error and warning."""
     lines: list[str] = []
     for one in result.data_sets:
         lines += [*_table(one), ""]
@@ -137,16 +139,17 @@ def format_check(result: CheckResult) -> str:
                 lines += _finding(finding)
             lines.append("")
     if result.leaks:
-        lines.append("Images both learnt from and evaluated on")
+        lines.append("Images in both a training and an evaluation split")
         lines += [_leak(leak) for leak in result.leaks]
         if not all(leak.is_within for leak in result.leaks):
             lines.append(
-                "  Pairs of different data sets matter where one trains on several together: "
-                "--write-exclusions FILE writes the numbers to leave out."
+                "  Pairs of different data sets matter when training on several together: "
+                "--write-exclusions FILE writes the images to exclude."
             )
         lines.append("")
     text = "\n".join([*lines, _verdict(result)])
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # what no terminal can show
+    # Lone surrogates of damaged expressions cannot be printed.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _table(one: DataSetCheck) -> Iterator[str]:
@@ -158,8 +161,8 @@ def _table(one: DataSetCheck) -> Iterator[str]:
     yield f"  {'split':<{width}}  references  expressions  images  as published"
     for split in one.splits:
         yield (
-            f"  {split.split:<{width}}  {split.references:>10}  {split.expressions:>9}  "
-            f"{split.images:>8}  {_as_published(split)}"
+            f"  {split.split:<{width}}  {split.references:>10}  {split.expressions:>11}  "
+            f"{split.images:>6}  {_as_published(split)}"
         )
 
 
@@ -169,10 +172,10 @@ def _as_published(split: SplitCount) -> str:
         (split.expressions, split.published_expressions),
         (split.images, split.published_images),
     )
-    known = [(found, published) for found, published in pairs if published is not None]
+    known = [pair for pair in pairs if pair[1] is not None]
     if not known:
         return "unknown"
-    return "yes" if all(found == published for found, published in known) else "no"
+    return "yes" if all(actual == published for actual, published in known) else "no"
 
 
 def _finding(finding: Finding) -> Iterator[str]:
@@ -185,7 +188,7 @@ def _finding(finding: Finding) -> Iterator[str]:
     for detail in finding.details[:_EXAMPLES]:
         yield f"    {detail}"
     if len(finding.details) > _EXAMPLES:
-        yield f"    and {len(finding.details) - _EXAMPLES} more (--json FILE writes all)"
+        yield f"    and {len(finding.details) - _EXAMPLES} more (--json FILE writes all of them)"
 
 
 def _leak(leak: Leak) -> str:
@@ -202,12 +205,12 @@ def _verdict(result: CheckResult) -> str:
         severity: sum(finding.severity == severity for finding in result.findings)
         for severity in _HEADINGS
     }
-    depth = "decoded" if result.decoded else "sizes read, not decoded"
-    looked = f"{result.images} images looked at ({depth})"
+    depth = "decoded" if result.decoded else "only their sizes"
+    checked = f"{result.images} images checked ({depth})"
     if not result.ok:
-        return f"Not whole: {_kinds(counts['error'], 'error')}. {looked}."
+        return f"Incomplete or damaged: {_kinds(counts['error'], 'error')}. {checked}."
     warnings = _kinds(counts["warning"], "warning") if counts["warning"] else "no warning"
-    return f"Nothing is missing or damaged; {warnings}. {looked}."
+    return f"Nothing is missing or damaged; {warnings}. {checked}."
 
 
 def _kinds(count: int, what: str) -> str:

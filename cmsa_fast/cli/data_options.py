@@ -1,4 +1,4 @@
-"""Options that say which data a command works on."""
+"""Options that name a data set, shared by the commands."""
 
 from __future__ import annotations
 
@@ -15,71 +15,67 @@ FolderForm = Literal["refer", "grefcoco", "anns-masks", "parquet", "referit", "c
 DataForm = Literal["scenes", FolderForm]
 
 FOLDERS_HELP = (
-    "refer: the layout of REFER (RefCOCO and its relatives). grefcoco: gRefCOCO, several objects or none. "
-    "anns-masks: anns/ and masks/ as CRIS and VLT write them. parquet: Hugging Face's jxu124/refcoco and "
-    "relatives, as local files. referit: ReferIt in the Berkeley form. converted: what `cmsa-fast data convert` "
-    "wrote."
+    "refer: the layout of REFER (RefCOCO, RefCOCO+, RefCOCOg, RefCLEF). grefcoco: gRefCOCO, whose expressions "
+    "name any number of objects. anns-masks: the anns/ and masks/ folders of CRIS and VLT. parquet: local copies "
+    "of jxu124/refcoco and its relatives. referit: ReferIt in the Berkeley layout. converted: written by "
+    "`cmsa-fast data convert`."
 )
 FORMS_HELP = (
-    "scenes: drawn scenes, made on the fly, nothing to download. The others are a folder named by --root. "
+    "scenes: scenes drawn on the fly, nothing to download. The other formats are read from the folder --root. "
     + FOLDERS_HELP
 )
 
 
 def without_default(metavar: str, hint: str) -> object:
-    """What --help says of an option whose None is not a value to type."""
+    """Metavar and default in --help of an option whose default is not a value that users type."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"({hint})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Where expressions, images and masks come from."""
+    """Where expressions, images and masks are read from."""
 
     data: Annotated[
         DataForm | None,
         tyro.conf.arg(
             metavar="FORM",
             help=FORMS_HELP,
-            help_behavior_hint="(default: the data and the evaluation split of the run)",
+            help_behavior_hint="(default: data and evaluation split of the run)",
         ),
     ] = None
 
     root: Annotated[Path | None, without_default("PATH", "needed unless --data scenes")] = None
-    """Folder of the data; of --data refer it holds refcoco/refs(unc).p, refcoco/instances.json and images/."""
+    """Folder of the data; for --data refer with refcoco/refs(unc).p, refcoco/instances.json and images/."""
 
-    name: Annotated[str, without_default("NAME", "default: the usual one, refcoco of REFER")] = ""
-    """Data set under --root, such as refcoco, refcoco+, refcocog or refclef."""
+    name: Annotated[
+        str, without_default("NAME", "default: the usual one of the format, refcoco for refer")
+    ] = ""
+    """Name of the data set under --root: refcoco, refcoco+, refcocog, refclef, ..."""
 
-    split_by: Annotated[str, without_default("WHO", "default: the usual one, unc or umd")] = ""
-    """Who split it: unc, google, umd or berkeley; the part of refs(...).p in brackets."""
+    split_by: Annotated[str, without_default("NAME", "default: the usual one, unc or umd")] = ""
+    """Origin of the splits: unc, google, umd or berkeley, as in the file name refs(unc).p."""
 
     text: Annotated[
         Literal["sent", "raw"] | None, without_default("{sent,raw}", "default: sent, or the run's")
     ] = None
-    """Which writing of the expressions: sent is cleaned and in lower case, raw as it was typed."""
+    """Form of the expressions: sent, cleaned and in lower case, or raw, as they were typed."""
 
     image_dir: Annotated[Path | None, without_default("PATH", "default: the usual places")] = None
-    """Folder of the images, where it is not under --root in one of the usual places."""
-
-    mixed_splits: bool = False
-    """Read a copy known to mix the splits of several data sets (lmms-lab's parquet files) all the same."""
-
-    strict: bool = False
-    """Stop at the first record or image that cannot be used; otherwise they are left out, counted and told."""
+    """Folder of the images, if it is not in one of the usual places under --root."""
 
     def source(self) -> Source:
         """The data set that the options name.
 
         Raises:
-            ValueError: --data scenes, which is no folder, or --root is missing.
+            ValueError: --data is scenes, which are not read from a folder, or --root is missing.
         """
         from ..data.source import Source
 
         if self.data is None or self.data == "scenes":
-            raise ValueError("--data must name a form that is a folder; scenes are drawn.")
+            raise ValueError("--data must be a format that is read from a folder; got scenes.")
         if self.root is None:
             raise ValueError(
-                f"--data {self.data} needs --root, the folder with the data set and its images."
+                f"--data {self.data} needs --root, the folder of the data set and its images."
             )
         return Source(
             form=self.data,
@@ -88,15 +84,13 @@ class DataOptions:
             split_by=self.split_by,
             text=self.text or "sent",
             image_folder=self.image_dir,
-            allow_mixed_splits=self.mixed_splits,
         )
 
     def check_data(self) -> None:
-        """Refuse options that contradict each other (ValueError)."""
+        """Raise a ValueError if --data and --root do not fit together."""
         if self.data != "scenes":
             self.source()
         elif self.root is not None:
             raise ValueError(
-                "--root goes with --data refer and the other forms that are folders; --data scenes draws "
-                "its images itself."
+                "--root cannot be used with --data scenes, which draws its images; name another format."
             )

@@ -1,14 +1,12 @@
-"""`cmsa-fast evaluate`: how well a trained model finds what expressions name."""
+"""`cmsa-fast evaluate`: metrics of a trained model on a split."""
 
 from __future__ import annotations
 
-import logging
-import platform
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import tyro
 
@@ -16,20 +14,23 @@ from .data_options import DataOptions, without_default
 
 if TYPE_CHECKING:
     from ..data.errors import ErrorCollector
-    from ..data.sample import ReferringDataset
-    from ..evaluation.evaluate import Evaluation
+    from ..data.types import ReferringDataset
     from ..evaluation.inference import Refiner
     from ..evaluation.results import ExpressionResult
+    from ..evaluation.score import Evaluation
     from ..system.processes import Processes
 
-_logger = logging.getLogger(__name__)
-
 ConventionName = Literal["native", "cmsa", "lavt", "cris"]
+
+INCOMPLETE = 3
+"""Exit status of an evaluation that leaves expressions of the split out (--allow-missing)."""
+
+_ADVICE = "--allow-missing leaves out what cannot be used, and reports it."
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(DataOptions):
-    """What to evaluate, on what, and by whose rules."""
+    """What to evaluate, on which data, and by which rules."""
 
     run: tyro.conf.Positional[Path]
     """Folder of a training run, or a model.safetensors."""
@@ -37,50 +38,54 @@ class EvaluateOptions(DataOptions):
     split: Annotated[str, without_default("SPLIT", "default: the run's, else val")] = ""
     """Split to evaluate on, such as val, testA, testB or test."""
 
+    allow_missing: bool = False
+    """Leave out records, images and masks that cannot be used, and expressions without a word; their number is in
+    the report and in evaluation.json, and the exit status is 3. Without this option they are an error."""
+
     scenes: int = 500
-    """Unseen scenes of --data scenes to evaluate on, two expressions each."""
+    """Number of unseen scenes of --data scenes to evaluate on, two expressions each."""
 
     convention: ConventionName = "native"
-    """Whose rules: at which size masks are compared and what counts as found; the table below says all of it."""
+    """Rules for comparing masks and counting hits; the table below explains them."""
 
     crf: bool = False
-    """Sharpen every prediction by a DenseCRF with the published parameters, in processes beside the model."""
+    """Refine every prediction with a dense CRF with the published parameters, in separate processes."""
 
     crf_processes: Annotated[
         int | None, without_default("INT", "default: one less than CPUs, from 1 to 8")
     ] = None
     """Processes of --crf, for each process of torchrun."""
 
-    out: Annotated[Path | None, without_default("PATH", "default: a fresh folder in the run's")] = (
+    out: Annotated[Path | None, without_default("PATH", "default: a new folder in the run's")] = (
         None
     )
-    """Folder for evaluation.json, sentences.csv and images/; must be empty or not there."""
+    """Folder for evaluation.json, sentences.csv and examples/; must be empty or not exist."""
 
     examples: int = 6
-    """How many of the best and as many of the worst expressions to draw."""
+    """How many of the best and of the worst expressions to draw."""
 
     device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:1, ...; auto: CUDA where there is one."""
+    """Where to compute: cpu, cuda, cuda:1, ...; auto: CUDA if available."""
 
     num_workers: int = 1
-    """Processes that read images beside the model; 0: none."""
+    """Processes that read images in parallel with the model; 0: none."""
 
     images_per_batch: int = 4
-    """Images read at a time; without influence on any figure."""
+    """Images read at a time; does not change any metric."""
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What an evaluation came to.
+    """Result of an evaluation.
 
     Attributes:
-        evaluation: the metrics, and every expression.
-        title: what it was evaluated on.
-        folder: with evaluation.json, sentences.csv and images/.
-        overview: the sheet of the best and the worst; None where none were asked for.
-        seconds: of the evaluation, without loading and drawing.
-        problems: one line for each record or image that could not be used.
-        is_first: whether this is the process that prints; others have written nothing.
+        evaluation: Metrics, and the result of every expression.
+        title: What the model was evaluated on.
+        folder: Folder with evaluation.json, sentences.csv and examples/.
+        overview: Image of the best and the worst expressions; None if none were drawn.
+        seconds: Duration without loading and drawing.
+        errors: One line for each record or image that could not be used.
+        is_first: Whether this process prints; the others have written nothing.
     """
 
     evaluation: Evaluation
@@ -91,31 +96,36 @@ class EvaluateResult:
     errors: list[str]
     is_first: bool
 
+    @property
+    def status(self) -> int:
+        """Exit status: 0, or `INCOMPLETE` if expressions of the split are in no metric."""
+        return INCOMPLETE if self.evaluation.coverage.missing else 0
+
 
 def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     """Evaluate a model as `cmsa-fast evaluate` does; under torchrun, together with the other processes.
 
     Raises:
-        FileNotFoundError: the run, the data or a file of theirs is not there.
-        FileExistsError: --out already holds something.
-        OSError: the results cannot be written; a note holds the figures of all expressions.
+        FileNotFoundError: The run, the data or one of their files does not exist.
+        FileExistsError: --out is not empty.
+        OSError: The results cannot be written; a note contains the metrics of all expressions.
         ImportError: --crf or the form of the data needs a package that is not installed.
-        ValueError: an option is out of range or data are damaged.
+        ValueError: An option is out of range, or data are damaged.
     """
     import torch
 
     from ..data.batch import Collate
-    from ..data.errors import ErrorCollector
     from ..evaluation.conventions import CONVENTIONS
     from ..evaluation.evaluate import evaluate
-    from ..evaluation.examples import drawn_or_warned, save_extremes
+    from ..evaluation.visualization import draw_or_warn, save_extremes
     from ..models.checkpoint import load_model, vocabulary_of
-    from ..system.processes import joined_processes
-    from .evaluation_folder import evaluation_folder
+    from ..system.processes import joined_processes, select_device
+    from .evaluation_folder import evaluation_folder, write_evaluation, write_partial_results
     from .run_folder import EXAMPLES
-    from .train import chosen_device, scene_labels
+    from .scenes import scene_labels
 
-    options = _with_the_runs_data(options)
+    _check_run(options.run)
+    options = _with_run_data(options)
     _check(options)
     convention = CONVENTIONS[options.convention]
     with ExitStack() as stack:
@@ -130,9 +140,9 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 processes,
             )
         )
-        where = chosen_device(options.device)
+        where = select_device(options.device)
         model.to(where)
-        errors = ErrorCollector(strict=options.strict)
+        errors = _collector(options)
         dataset, title = _dataset(options, config.size, errors)
         collate = Collate(vocabulary_of(config), config.size, config.max_words)
         refiner = _refiner(options, stack, processes)
@@ -154,20 +164,23 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 keep=done.append,
             )
         except BaseException:
-            _keep_so_far(folder, done, len(dataset), processes)
+            write_partial_results(folder, done, len(dataset), processes)
             raise
         seconds = time.perf_counter() - started
         messages = sorted({line for part in processes.gather(errors.messages) for line in part})
-        overview = None
+        result = EvaluateResult(
+            evaluation, title, folder, None, seconds, messages, processes.is_first
+        )
         if processes.is_first:
-            result = EvaluateResult(evaluation, title, folder, None, seconds, messages, True)
             try:
-                _write(options, result, processes.count, torch.get_num_threads(), str(where))
+                write_evaluation(
+                    options, result, processes.count, torch.get_num_threads(), str(where)
+                )
             except OSError as error:
-                figures = ", ".join(f"{name} {v:.4f}" for name, v in evaluation.overall.items())
-                error.add_note(f"Not all could be written to {folder}. All expressions: {figures}.")
+                overall = ", ".join(f"{name} {v:.4f}" for name, v in evaluation.overall.items())
+                error.add_note(f"Not all could be written to {folder}. All expressions: {overall}.")
                 raise
-            overview = drawn_or_warned(
+            overview = draw_or_warn(
                 lambda: save_extremes(
                     evaluation.results,
                     options.examples,
@@ -181,36 +194,46 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                     refiner=refiner,
                 )
             )
-    return EvaluateResult(
-        evaluation, title, folder, overview, seconds, messages, processes.is_first
-    )
+            result = replace(result, overview=overview)
+    return result
 
 
-def _keep_so_far(
-    folder: Path, done: list[ExpressionResult], expressions: int, processes: Processes
-) -> None:
-    """Write what an evaluation that is stopped has measured; it makes no figures."""
-    from ..evaluation.results import write_results
+def format_evaluation(result: EvaluateResult) -> str:
+    """The report: all expressions, each kind, expressions by length and objects by size."""
+    from .report import error_lines, evaluation_notes, kind_rows, metric_table
 
-    if not done:
-        return
-    process = "" if processes.count == 1 else f"-{processes.rank}"
-    path = folder / f"expressions-so-far{process}.csv"
-    try:
-        write_results(path, done)
-    except OSError as error:
-        _logger.warning("What was measured so far could not be kept: %s", error)
-    else:
-        _logger.warning(
-            "Stopped after %d of %d expressions; their results are in %s",
-            len(done),
-            expressions,
-            path,
-        )
+    evaluation = result.evaluation
+    rows = [("all expressions", evaluation.expressions, evaluation.overall), *kind_rows(evaluation)]
+    for groups in (evaluation.by_length, evaluation.by_size):
+        rows += [(name, int(group["expressions"]), group) for name, group in groups.items()]
+    rate = evaluation.expressions / result.seconds
+    lines = [
+        f"{result.title}, convention {evaluation.convention}",
+        "",
+        *metric_table(rows),
+        "",
+        "Percent. overall IoU: sum of intersections / sum of unions; mean IoU: mean over expressions; prec@X:",
+        "share of expressions that reach X. Sizes are shares of the image that the object covers.",
+        *evaluation_notes(evaluation),
+        f"{evaluation.expressions} expressions in {result.seconds:.1f} s ({rate:.1f} per second); everything is "
+        f"in {result.folder}",
+        *error_lines(result.errors),
+    ]
+    if result.overview is not None:
+        lines.append(f"Look at {result.overview}")
+    return "\n".join(lines)
 
 
-def _with_the_runs_data(options: EvaluateOptions) -> EvaluateOptions:
-    """The options with the run's own data where none were named."""
+def _check_run(run: Path) -> None:
+    from ..models.checkpoint import WEIGHTS
+
+    weights = run / WEIGHTS if run.is_dir() else run
+    if not weights.is_file():
+        raise FileNotFoundError(f"There is no run {run}: {weights} does not exist.")
+
+
+def _with_run_data(options: EvaluateOptions) -> EvaluateOptions:
+    """The options with the run's own data if none were given."""
     from .run_folder import OPTIONS, read_options
 
     if options.data is not None:
@@ -218,7 +241,7 @@ def _with_the_runs_data(options: EvaluateOptions) -> EvaluateOptions:
     folder = options.run if options.run.is_dir() else options.run.parent
     if not (folder / OPTIONS).is_file():
         raise ValueError(
-            f"{options.run} does not say what data it was trained on; name them by --data and --root."
+            f"{folder} has no {OPTIONS} with the data of the run; name them by --data and --root."
         )
     started = read_options(folder)
     return replace(
@@ -229,7 +252,6 @@ def _with_the_runs_data(options: EvaluateOptions) -> EvaluateOptions:
         split_by=options.split_by or started.split_by,
         text=options.text or started.text,
         image_dir=options.image_dir or started.image_dir,
-        mixed_splits=options.mixed_splits or started.mixed_splits,
         split=options.split or started.evaluate_split,
     )
 
@@ -242,61 +264,44 @@ def _check(options: EvaluateOptions) -> None:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} must be at least {value}; got {getattr(options, name)}.")
     if options.crf_processes is not None and not options.crf:
-        raise ValueError("--crf-processes goes with --crf.")
+        raise ValueError("--crf-processes needs --crf.")
+
+
+def _collector(options: EvaluateOptions) -> ErrorCollector:
+    from ..data.errors import ErrorCollector
+
+    class Strict(ErrorCollector):
+        """Raises the first error, with advice."""
+
+        def add(self, error: Exception) -> NoReturn:
+            error.add_note(_ADVICE)
+            raise error
+
+    return ErrorCollector(strict=False) if options.allow_missing else Strict(strict=False)
 
 
 def _dataset(
     options: EvaluateOptions, size: int, errors: ErrorCollector
 ) -> tuple[ReferringDataset, str]:
     if options.data == "scenes":
-        from .train import unseen_scenes
+        from .scenes import evaluation_scenes
 
-        return unseen_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
-    from ..data.source import open_split
+        return evaluation_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
+    from ..data.dataset import open_split
 
     dataset = open_split(options.source(), options.split, errors=errors)
+    empty = dataset.report.empty_expressions
+    if empty and not options.allow_missing:
+        raise ValueError(f"{dataset.title} has {empty} expressions without a word. {_ADVICE}")
     return dataset, dataset.title
 
 
 def _refiner(options: EvaluateOptions, stack: ExitStack, processes: Processes) -> Refiner | None:
     if not options.crf:
         return None
-    from ..evaluation.crf import RefinementPool
+    from ..evaluation.crf_pool import RefinementPool
 
     count = options.crf_processes
     if count is None and processes.count > 1:
         count = 1  # the processes of torchrun already share the CPUs
     return stack.enter_context(RefinementPool(count))
-
-
-def _write(
-    options: EvaluateOptions, result: EvaluateResult, processes: int, threads: int, where: str
-) -> None:
-    import torch
-
-    from .. import __version__
-    from ..evaluation.results import EXPRESSIONS, write_results
-    from .run_folder import EVALUATION, write_json
-
-    evaluation = result.evaluation
-    write_results(result.folder / EXPRESSIONS, evaluation.results)
-    content: dict[str, Any] = {
-        "title": result.title,
-        **evaluation.summary(),
-        "seconds": round(result.seconds, 2),
-        "expressions_per_second": round(evaluation.expressions / result.seconds, 3),
-        "problems": result.errors,
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(options).items()
-        },
-        "processes": processes,
-        "threads": threads,
-        "device": where,
-        "versions": {
-            "cmsa_fast": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    write_json(result.folder / EVALUATION, content)

@@ -1,15 +1,21 @@
-"""The folder that an evaluation writes to: never one with something in it."""
+"""The output folder of an evaluation, and the files in it."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..evaluation.results import ExpressionResult
     from ..system.processes import Processes
+    from .evaluate import EvaluateOptions, EvaluateResult
+
+_logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -18,19 +24,19 @@ def evaluation_folder(
 ) -> Iterator[Path]:
     """A folder for results, the same for all processes.
 
-    It is made before the work begins, so that a place where nothing can be made costs no evaluation, and two
-    evaluations at a time never choose the same. It is removed at the end of the block where nothing was put in.
+    It is created before the evaluation, so that a place that is not writable is reported early and two
+    simultaneous evaluations never use the same folder. At the end of the block it is removed if it is empty.
 
     Args:
-        out: the folder that the user named. None: a fresh one in `parent`.
-        parent: an existing folder.
-        stem: of the fresh folder's name.
-        processes: who shares the work; the first one makes the folder.
+        out: The folder that the user named. None: a new one in `parent`.
+        parent: An existing folder.
+        stem: Start of the new folder's name.
+        processes: The processes that share the work; the first one creates the folder.
 
     Raises:
         NotADirectoryError: `out` is a file.
-        FileExistsError: `out` holds something.
-        OSError: the folder cannot be made.
+        FileExistsError: `out` is not empty.
+        OSError: The folder cannot be created.
     """
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out must be a folder; {out} is a file.")
@@ -38,22 +44,72 @@ def evaluation_folder(
         raise FileExistsError(
             f"--out {out} is not empty, and an evaluation never overwrites another; choose a new folder."
         )
-    made = None
+    created = None
     if processes.is_first:
         if out is None:
-            made = _fresh(parent, stem)
+            created = _new_folder(parent, stem)
         elif not out.is_dir():
             out.mkdir(parents=True)
-            made = out
+            created = out
     try:
-        yield processes.gather(made or out)[0]
+        yield processes.gather(created or out)[0]
     finally:
-        if made is not None:
+        if created is not None:
             with suppress(OSError):  # it is not empty
-                made.rmdir()
+                created.rmdir()
 
 
-def _fresh(parent: Path, stem: str) -> Path:
+def write_evaluation(
+    options: EvaluateOptions, result: EvaluateResult, processes: int, threads: int, device: str
+) -> None:
+    """Write sentences.csv and evaluation.json."""
+    from ..evaluation.results import EXPRESSIONS, write_results
+    from ..system.files import write_json
+    from .run_folder import EVALUATION
+
+    evaluation = result.evaluation
+    write_results(result.folder / EXPRESSIONS, evaluation.results)
+    content: dict[str, Any] = {
+        "title": result.title,
+        **evaluation.summary(),
+        "seconds": round(result.seconds, 2),
+        "expressions_per_second": round(evaluation.expressions / result.seconds, 3),
+        "errors": result.errors,
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+        },
+        "processes": processes,
+        "threads": threads,
+        "device": device,
+    }
+    write_json(result.folder / EVALUATION, content)
+
+
+def write_partial_results(
+    folder: Path, done: list[ExpressionResult], expressions: int, processes: Processes
+) -> None:
+    """Write the results of an evaluation that was stopped, without metrics."""
+    from ..evaluation.results import write_results
+
+    if not done:
+        return
+    process = "" if processes.count == 1 else f"-{processes.rank}"
+    path = folder / f"sentences-so-far{process}.csv"
+    try:
+        write_results(path, done)
+    except OSError as error:
+        _logger.warning("The results so far could not be written: %s", error)
+    else:
+        _logger.warning(
+            "Stopped after %d of %d expressions; their results are in %s",
+            len(done),
+            expressions,
+            path,
+        )
+
+
+def _new_folder(parent: Path, stem: str) -> Path:
     for count in itertools.count(1):
         folder = parent / (stem if count == 1 else f"{stem}-{count}")
         with suppress(FileExistsError):

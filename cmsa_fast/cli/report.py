@@ -1,124 +1,126 @@
-"""What commands found, as text."""
+"""Tables and lines that the reports of `train`, `evaluate` and `compare` share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .train import NO_WORD_ORDER, WORD_ORDER, Result
+from ..evaluation.score import Coverage, Evaluation, percent
+from .scenes import NO_WORD_ORDER, WORD_ORDER
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Evaluation
-    from .evaluate import EvaluateResult
+    from .train import Result
 
 _NAMES = {
     "overall_iou": "overall IoU",
     "mean_iou": "mean IoU",
     **{f"precision@0.{tenth}": f"prec@0.{tenth}" for tenth in range(5, 10)},
 }
-_GENERALIZED = ("gIoU", "cIoU", "N_acc", "T_acc", "precision@0.7", "precision@0.8", "precision@0.9")
-_SHOWN_PROBLEMS = 10
+_GENERALIZED = {
+    "gIoU": "gIoU",
+    "cIoU": "cIoU",
+    "N_acc": "N-acc",
+    "T_acc": "T-acc",
+    **{f"precision@0.{tenth}": f"prec@0.{tenth}" for tenth in (7, 8, 9)},
+}
+_SHOWN_ERRORS = 10
 
 Row = tuple[str, int, Mapping[str, float]]
 
 
-def format_result(result: Result) -> str:
-    """A table for people: every expression, each kind, and the expressions shuffled among the images.
+def metric_title(name: str) -> str:
+    """The title of a metric in tables."""
+    return _NAMES.get(name) or _GENERALIZED[name]
 
-    For scenes it also says what word order costs, which CMSA does not see.
-    """
+
+def format_result(result: Result) -> str:
+    """The report of a training: all expressions, each kind, and the control with shuffled expressions."""
     evaluation = result.evaluation
-    rows: list[Row] = [("all expressions", evaluation.expressions, evaluation.overall)]
-    rows += _kinds(evaluation)
+    rows = [("all expressions", evaluation.expressions, evaluation.overall), *kind_rows(evaluation)]
     if result.shuffled is not None:
         shuffled = result.shuffled
         rows.append(("expressions shuffled", shuffled.expressions, shuffled.overall))
-    lines = _table(rows)
     minutes, seconds = divmod(round(result.progress.seconds), 60)
-    lines += [
-        "",
-        "IoU at the images' own size. overall IoU: sum of intersections / sum of unions;",
-        "mean IoU: mean over expressions; prec@X: share of expressions with IoU >= X.",
-        *_generalized(evaluation),
-        *_word_order(evaluation),
-        f"{result.progress.step} steps in {minutes} min {seconds} s; everything is in {result.folder}",
-        *_problems(result.errors, evaluation.unusable),
-    ]
-    if result.overview is not None:
-        lines.append(f"Look at {result.overview}")
-    return "\n".join(lines)
-
-
-def format_evaluation(result: EvaluateResult) -> str:
-    """A table for people: every expression, each kind, expressions by length and objects by size."""
-    evaluation = result.evaluation
-    rows: list[Row] = [("all expressions", evaluation.expressions, evaluation.overall)]
-    rows += _kinds(evaluation)
-    for groups in (evaluation.by_length, evaluation.by_size):
-        rows += [(name, int(group["sentences"]), group) for name, group in groups.items()]
-    rate = evaluation.expressions / result.seconds
+    steps = f"{result.progress.step} steps"
+    if result.progress.best_step is not None:
+        steps += f" (evaluated: step {result.progress.best_step}, the best validation)"
     lines = [
-        f"{result.title}, convention {evaluation.convention}",
+        *metric_table(rows),
         "",
-        *_table(rows),
-        "",
-        "overall IoU: sum of intersections / sum of unions; mean IoU: mean over expressions; prec@X: share of",
-        "expressions that reach X. Sizes are shares of the image that the object covers.",
-        *_generalized(evaluation),
-        *_word_order(evaluation),
-        f"{evaluation.expressions} expressions in {result.seconds:.1f} s ({rate:.1f} a second); everything is in "
-        f"{result.folder}",
-        *_problems(result.errors, evaluation.unusable),
+        "Percent, at the images' own size. overall IoU: sum of intersections / sum of unions;",
+        "mean IoU: mean over expressions; prec@X: share of expressions with IoU >= X.",
+        *evaluation_notes(evaluation),
+        f"{steps} in {minutes} min {seconds} s; everything is in {result.folder}",
+        *error_lines(result.errors),
     ]
     if result.overview is not None:
         lines.append(f"Look at {result.overview}")
     return "\n".join(lines)
 
 
-def _kinds(evaluation: Evaluation) -> list[Row]:
+def kind_rows(evaluation: Evaluation) -> list[Row]:
+    """One row for each kind of expression."""
     return [
         (kind, evaluation.counts[kind], metrics) for kind, metrics in evaluation.by_kind.items()
     ]
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def metric_table(rows: Sequence[Row]) -> list[str]:
+    """The lines of a table: name, number of expressions, and metrics in percent."""
     width = max(len(name) for name, _, _ in rows)
     header = " " * width + f"  {'count':>6}" + "".join(f"  {name:>11}" for name in _NAMES.values())
     lines = [header]
     for name, count, metrics in rows:
-        numbers = "".join(f"  {metrics[key]:>11.3f}" for key in _NAMES)
+        numbers = "".join(f"  {percent(metrics[key]):>11}" for key in _NAMES)
         lines.append(f"{name:<{width}}  {count:>6}{numbers}")
     return lines
 
 
-def _generalized(evaluation: Evaluation) -> list[str]:
-    if evaluation.generalized is None:
-        return []
-    found = evaluation.generalized
-    numbers = ", ".join(
-        f"{name} {found[name]:.3f}" for name in _GENERALIZED if found[name] is not None
-    )
-    return [f"Some expressions name nothing in their image. As for gRefCOCO: {numbers}."]
+def evaluation_notes(evaluation: Evaluation) -> list[str]:
+    """What the table does not show: gRefCOCO's metrics, the effect of word order, what was not evaluated."""
+    lines = []
+    if (generalized := evaluation.generalized) is not None:
+        numbers = ", ".join(
+            f"{title} {percent(value)}"
+            for name, title in _GENERALIZED.items()
+            if (value := generalized[name]) is not None
+        )
+        lines.append(f"Some expressions name nothing in their image. As for gRefCOCO: {numbers}.")
+    if WORD_ORDER in evaluation.by_kind and NO_WORD_ORDER in evaluation.by_kind:
+        order, free = (
+            percent(evaluation.by_kind[kind]["overall_iou"]) for kind in (WORD_ORDER, NO_WORD_ORDER)
+        )
+        lines += [
+            f"Word order: overall IoU {order} where the same words in another order name another object,",
+            f"{free} for other relations.",
+        ]
+    return lines + _coverage_lines(evaluation.coverage)
 
 
-def _word_order(evaluation: Evaluation) -> list[str]:
-    if WORD_ORDER not in evaluation.by_kind or NO_WORD_ORDER not in evaluation.by_kind:
-        return []
-    decides, free = (evaluation.by_kind[kind] for kind in (WORD_ORDER, NO_WORD_ORDER))
-    return [
-        "What word order costs a model that sees a bag of words: overall IoU "
-        f"{decides['overall_iou']:.3f} where the",
-        f"same words in another order name another object, {free['overall_iou']:.3f} at other relations.",
-    ]
-
-
-def _problems(errors: Sequence[str], unusable: int) -> list[str]:
+def error_lines(errors: Sequence[str]) -> list[str]:
+    """The first records and images that could not be used, and how many there are."""
     if not errors:
         return []
     lines = [f"{len(errors)} records or images could not be used and were left out:"]
-    if unusable:
-        lines.insert(0, f"Expressions of the split that are in no figure: {unusable}.")
-    lines += [f"  {line}" for line in errors[:_SHOWN_PROBLEMS]]
-    if len(errors) > _SHOWN_PROBLEMS:
-        lines.append(f"  ... and {len(errors) - _SHOWN_PROBLEMS} more, all in evaluation.json")
+    lines += [f"  {line}" for line in errors[:_SHOWN_ERRORS]]
+    if len(errors) > _SHOWN_ERRORS:
+        lines.append(f"  ... and {len(errors) - _SHOWN_ERRORS} more, all in evaluation.json")
+    return lines
+
+
+def _coverage_lines(coverage: Coverage) -> list[str]:
+    lines = []
+    if coverage.missing:
+        parts = {
+            "in damaged records (at least)": coverage.unusable_records,
+            "without a word": coverage.without_words,
+            "with an unusable image or mask": coverage.unreadable,
+        }
+        listing = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+        lines.append(f"NOT EVALUATED, in no figure: {coverage.missing} expressions; {listing}.")
+    if coverage.published not in (None, coverage.measured):
+        lines.append(
+            f"{coverage.measured} of the split's {coverage.published} published expressions were evaluated: "
+            "do not compare with published figures."
+        )
     return lines

@@ -1,13 +1,12 @@
-"""The folder of a run: made once, never overwritten, resumed with the options it was started with."""
+"""Run folders: a new one for each run, and options.json, from which a run is resumed."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..models.checkpoint import write_atomically
+from ..system.files import write_json
 from ..training.recipe import Recipe
 from .train_options import TrainOptions
 
@@ -15,7 +14,7 @@ OPTIONS = "options.json"
 EVALUATION = "evaluation.json"
 EXAMPLES = "examples"
 
-# What may change when a run goes on: it has no influence on the weights.
+# Options that may differ when a run is resumed: they do not affect the weights.
 _FREE = {
     "run_dir",
     "resume",
@@ -27,14 +26,21 @@ _FREE = {
     "strict",
 }
 _PATHS = {"root", "image_dir", "exclude", "vocabulary", "glove", "run_dir"}
+# Options of version 0.1 that were renamed or removed since.
+_RENAMED = {
+    "pictures": "examples",
+    "pictures_per_step": "images_per_step",
+    "sentences_per_picture": "expressions_per_image",
+}
+_REMOVED = ("mixed_splits",)
 
 
 def choose_folder(options: TrainOptions, parent: Path = Path("runs")) -> Path:
-    """Where a new run is to go; nothing is made yet.
+    """The folder for a new run; it is not created yet.
 
     Raises:
-        FileExistsError: --run-dir names a folder that is not empty.
-        NotADirectoryError: it names a file.
+        FileExistsError: --run-dir is a folder that is not empty.
+        NotADirectoryError: --run-dir is a file.
     """
     if options.run_dir is None:
         stem = f"{datetime.now():%Y%m%d-%H%M%S}-{options.preset}-{options.data}"
@@ -45,52 +51,57 @@ def choose_folder(options: TrainOptions, parent: Path = Path("runs")) -> Path:
         raise NotADirectoryError(f"--run-dir must be a folder; {folder} is a file.")
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(
-            f"--run-dir {folder} is not empty, and a run never overwrites another. Choose a new folder, or "
-            "go on with the run in it by --resume."
+            f"--run-dir {folder} is not empty, and a run never overwrites another one. Choose a new folder, or "
+            "continue the run in it with --resume."
         )
     return folder
 
 
 def write_options(folder: Path, options: TrainOptions) -> None:
-    """Keep the options as given, and the recipe they come to, in options.json."""
-    content = {"options": _plain(asdict(options)), "recipe": asdict(options.recipe())}
-    write_json(folder / OPTIONS, content)
+    """Write options.json: the options as given, and the recipe that results from them."""
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(options).items()
+    }
+    write_json(folder / OPTIONS, {"options": given, "recipe": asdict(options.recipe())})
 
 
 def read_options(folder: Path) -> TrainOptions:
-    """The options a run was started with; what a preset left open then is filled in.
+    """Read the options a run was started with, including those that the preset decided.
 
     Raises:
-        FileNotFoundError: the folder holds no run.
-        ValueError: its options are unreadable.
+        FileNotFoundError: The folder is not a run folder.
+        ValueError: options.json is damaged.
     """
     path = folder / OPTIONS
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no run: no {OPTIONS}.")
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no {OPTIONS}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        stored, recipe = content["options"], asdict(Recipe(**content["recipe"]))
+        stored, recipe = _renamed(content["options"]), _renamed(content["recipe"])
         paths = {name: Path(stored[name]) for name in _PATHS if stored.get(name) is not None}
-        # The recipe as it was then: a preset may have changed since.
-        return TrainOptions(**{**stored, **paths, **recipe})
+        stored["model_options"] = tuple(stored.get("model_options", ()))
+        # All of the recipe, because the preset may have changed since.
+        return TrainOptions(**{**stored, **paths, **asdict(Recipe(**recipe))})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def resumed_options(given: TrainOptions) -> TrainOptions:
-    """The options a run was started with, for --resume.
+    """The options for --resume: those the run was started with, and the given ones that may differ.
 
-    An option given at its default cannot be told from one not given, and gives way to the run's.
+    An option that equals its default counts as not given.
 
     Raises:
-        FileNotFoundError: --run-dir holds no run.
-        ValueError: --run-dir is missing, its options are unreadable, or an option was given that differs from
-            them and would change the result.
+        FileNotFoundError: --run-dir is not a run folder.
+        ValueError: --run-dir is missing, options.json is damaged, or a given option would change the result.
     """
     if given.run_dir is None:
-        raise ValueError("--resume needs --run-dir, the folder of the run that is to go on.")
+        raise ValueError("--resume needs --run-dir, the folder of the run to continue.")
     if not (given.run_dir / OPTIONS).is_file():
-        raise FileNotFoundError(f"--run-dir {given.run_dir} holds no run to resume: no {OPTIONS}.")
+        raise FileNotFoundError(
+            f"--run-dir {given.run_dir} holds no run to resume: it has no {OPTIONS}."
+        )
     started = read_options(given.run_dir)
     for field in fields(TrainOptions):
         now, then = getattr(given, field.name), getattr(started, field.name)
@@ -104,11 +115,6 @@ def resumed_options(given: TrainOptions) -> TrainOptions:
     return replace(started, **free)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file as a whole or not at all."""
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in values.items() if name not in _REMOVED}
+    return {_RENAMED.get(name, name): value for name, value in kept.items()}

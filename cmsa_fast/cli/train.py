@@ -1,59 +1,49 @@
-"""The main job: data, model, training, evaluation and images, in that order."""
+"""`cmsa-fast train`: opens the data, builds the model, trains it, evaluates it and draws examples."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from ..data.batch import Collate
-from ..data.check.leakage import read_exclusions
+from ..data.dataset import ShuffledExpressions, open_split
 from ..data.errors import ErrorCollector
-from ..data.sample import ReferringDataset
+from ..data.exclusions import read_exclusions
 from ..data.scenes.dataset import MOST_EXPRESSIONS, WORDS, ScenesDataset
-from ..data.shuffled import ShuffledExpressions
-from ..data.source import open_split
+from ..data.types import ReferringDataset, Sample
 from ..data.vocabulary import Vocabulary, tokenize
 from ..evaluation.evaluate import Evaluation, evaluate
-from ..evaluation.examples import drawn_or_warned, examples_of
-from ..evaluation.visualization import save_examples
+from ..evaluation.visualization import draw_or_warn, predict_examples, save_examples
 from ..models import build_model
+from ..models.base import ReferringModel
 from ..models.checkpoint import ModelConfig
+from ..models.registry import model_options
 from ..nn import WordEmbedding
-from ..training.loop import Progress, train
+from ..system.files import write_json
+from ..system.processes import select_device
+from ..training.loop import Progress, Validate, train
 from ..training.recipe import Recipe
-from .run_folder import (
-    EVALUATION,
-    EXAMPLES,
-    choose_folder,
-    resumed_options,
-    write_json,
-    write_options,
-)
+from .run_folder import EVALUATION, EXAMPLES, choose_folder, resumed_options, write_options
+from .scenes import evaluation_scenes, scene_labels, validation_scenes
 from .train_options import TrainOptions
 
 _logger = logging.getLogger(__name__)
 
-# Unseen scenes are the same for every seed of a training, so that runs can be compared.
-_EVALUATION_SEED = 0
-_EVALUATION_EXPRESSIONS = 2
-WORD_ORDER = "relation, word order decides"
-NO_WORD_ORDER = "relation, any word order"
-
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """Result of a run.
 
     Attributes:
-        folder: of the run.
-        progress: steps and seconds of training.
-        evaluation: on the evaluation split.
-        shuffled: the same with the expressions shuffled among the images; None where there is one image only.
-        overview: the sheet of example images; None where none were asked for.
-        problems: one line for each record or image that could not be used.
+        folder: The run folder.
+        progress: Steps and seconds of training.
+        evaluation: Metrics on the evaluation split.
+        shuffled: Control: metrics with the expressions shuffled among the images; None if there is one image only.
+        overview: Sheet of example images; None if none were drawn.
+        errors: One line for each record or image that could not be used.
     """
 
     folder: Path
@@ -67,13 +57,13 @@ class Result:
 def run_training(options: TrainOptions) -> Result:
     """Train, evaluate and draw, as `cmsa-fast train` does.
 
-    Data and model are built, and with them most mistakes found, before anything is written.
+    Data and model are built before anything is written, so that most mistakes leave no run folder behind.
 
     Raises:
-        FileExistsError: the run folder already holds something.
-        FileNotFoundError: data, weights or a checkpoint are not there.
-        ValueError: an option is out of range or data are damaged.
-        FloatingPointError: training diverged.
+        FileExistsError: The run folder is not empty.
+        FileNotFoundError: Data, weights or a checkpoint are missing.
+        ValueError: An option is out of range, or data are damaged.
+        FloatingPointError: Training diverged.
     """
     if options.resume:
         options = resumed_options(options)
@@ -81,19 +71,19 @@ def run_training(options: TrainOptions) -> Result:
     else:
         folder = choose_folder(options)
     _check(options)
-    device = chosen_device(options.device)
+    device = select_device(options.device)
     recipe = options.recipe()
 
     torch.manual_seed(options.seed)
     errors = ErrorCollector(strict=options.strict)
-    training, validation = _datasets(options, recipe, errors)
+    training, evaluated = _datasets(options, recipe, errors)
     vocabulary = _vocabulary(options, training)
     model, config = _model(options, recipe, vocabulary)
     model.to(device)
     collate = Collate(vocabulary, recipe.size, recipe.max_words)
     if options.data != "scenes":
         _log_words("training", training.expressions(), vocabulary, recipe.max_words)
-        _log_words("evaluation", validation.expressions(), vocabulary, recipe.max_words)
+        _log_words("evaluation", evaluated.expressions(), vocabulary, recipe.max_words)
     _logger.info(
         "%d training expressions, %d words, %.2f M parameters, on %s; run folder %s",
         len(training),
@@ -117,10 +107,11 @@ def run_training(options: TrainOptions) -> Result:
         device=device,
         num_workers=options.num_workers,
         checkpoint_every=options.checkpoint_every,
+        validate=_validation(options, recipe, evaluated, collate, device),
         resume=options.resume,
         errors=errors,
     )
-    return _evaluate(options, folder, progress, model, validation, collate, device, errors)
+    return _evaluate(options, folder, progress, model, evaluated, collate, device, errors)
 
 
 def _check(options: TrainOptions) -> None:
@@ -131,6 +122,7 @@ def _check(options: TrainOptions) -> None:
         "num_workers": 0,
         "examples": 0,
         "checkpoint_every": 1,
+        "validate_expressions": 1,
         "evaluate_scenes": 2,
     }.items():
         if getattr(options, name) < least:
@@ -139,7 +131,7 @@ def _check(options: TrainOptions) -> None:
     if options.seed >= 2**63:
         raise ValueError(f"--seed must be below 2**63; got {options.seed}.")
     if options.data == "scenes" and options.exclude is not None:
-        raise ValueError("--exclude goes with --data refer and the other forms that are folders.")
+        raise ValueError("--exclude cannot be used with --data scenes.")
     if options.data == "scenes" and recipe.expressions_per_image > MOST_EXPRESSIONS:
         raise ValueError(
             f"--expressions-per-image must be at most {MOST_EXPRESSIONS} with --data scenes; "
@@ -153,50 +145,24 @@ def _check(options: TrainOptions) -> None:
         )
 
 
-def chosen_device(name: str) -> torch.device:
-    """The device that --device names.
-
-    Raises:
-        ValueError: it cannot be used here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {error}") from error
-    return device
-
-
 def _datasets(
     options: TrainOptions, recipe: Recipe, errors: ErrorCollector
 ) -> tuple[ReferringDataset, ReferringDataset]:
+    """The training and the evaluation split."""
     if options.data == "scenes":
         training = ScenesDataset(
-            recipe.steps * recipe.images_per_step,  # no scene is seen twice
+            recipe.steps * recipe.images_per_step,  # every scene is seen once
             seed=options.seed,
             split="train",
             size=recipe.size,
             expressions_per_scene=recipe.expressions_per_image,
         )
-        return training, unseen_scenes(options.evaluate_scenes, recipe.size)
+        return training, evaluation_scenes(options.evaluate_scenes, recipe.size)
     source = options.source()
     exclude = None if options.exclude is None else read_exclusions(options.exclude)
     return (
         open_split(source, options.train_split, for_training=True, exclude=exclude, errors=errors),
         open_split(source, options.evaluate_split, errors=errors),
-    )
-
-
-def unseen_scenes(count: int, size: int) -> ScenesDataset:
-    """The scenes that every run on scenes is evaluated on, whatever its seed."""
-    return ScenesDataset(
-        count,
-        seed=_EVALUATION_SEED,
-        split="val",
-        size=size,
-        expressions_per_scene=_EVALUATION_EXPRESSIONS,
     )
 
 
@@ -209,7 +175,7 @@ def _vocabulary(options: TrainOptions, training: ReferringDataset) -> Vocabulary
 
 
 def _log_words(split: str, expressions: list[str], vocabulary: Vocabulary, most: int) -> None:
-    """Say beforehand what the model will not read; counts made by workers stay in the workers."""
+    """Warn about words that the model does not see: cut off, or not in the vocabulary."""
     known = set(vocabulary.tokens)
     tokenized = [tokenize(expression) for expression in expressions]
     cut = sum(len(tokens) > most for tokens in tokenized)
@@ -228,45 +194,114 @@ def _log_words(split: str, expressions: list[str], vocabulary: Vocabulary, most:
 
 def _model(
     options: TrainOptions, recipe: Recipe, vocabulary: Vocabulary
-) -> tuple[nn.Module, ModelConfig]:
-    table = None
+) -> tuple[ReferringModel, ModelConfig]:
+    """Build the model; of the common options it gets those that its constructor has."""
+    embedding = None
     if options.glove is not None:
-        table = WordEmbedding.from_glove(options.glove, vocabulary.tokens)
-    model_options = {
+        embedding = WordEmbedding.from_glove(options.glove, vocabulary.tokens)
+    common: dict[str, Any] = {
         "vocabulary_size": len(vocabulary),
         "backbone": recipe.backbone,
-        "word_channels": recipe.word_channels if table is None else table.embedding_dim,
+        "word_channels": recipe.word_channels if embedding is None else embedding.embedding_dim,
         "attention_channels": recipe.attention_channels,
         "fused_channels": recipe.fused_channels,
         "backend": options.backend,
     }
-    # A run that goes on takes its backbone from the checkpoint.
-    fresh = recipe.backbone_weights != "none" and not options.resume
-    weights = recipe.backbone_weights if fresh else None
-    model = build_model(options.model, **model_options, backbone_weights=weights)
-    if table is not None:
-        model.words = table
-    config = ModelConfig(
-        options.model, model_options, vocabulary.tokens, recipe.size, recipe.max_words
-    )
+    if options.freeze_backbone:
+        common["freeze_backbone"] = True
+    known = model_options(options.model)
+    for name in (*common, "backbone_weights"):
+        given = getattr(options, name, None) not in (None, "auto")
+        if given and name not in known and not options.resume:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{option} cannot be used: --model {options.model} has no such option."
+            )
+    chosen = {name: value for name, value in common.items() if name in known}
+    chosen.update(options.further_model_options(reserved={*common, "backbone_weights"}))
+    weights = {}
+    # A resumed run takes the backbone from its checkpoint.
+    if "backbone_weights" in known and recipe.backbone_weights != "none" and not options.resume:
+        weights["backbone_weights"] = recipe.backbone_weights
+    model = build_model(options.model, **chosen, **weights)
+    if embedding is not None:
+        if not isinstance(getattr(model, "words", None), WordEmbedding):
+            raise ValueError(
+                f"--glove needs a word embedding, and --model {options.model} has none."
+            )
+        model.words = embedding
+    config = ModelConfig(options.model, chosen, vocabulary.tokens, recipe.size, recipe.max_words)
     return model, config
+
+
+class _Subset:
+    """Up to `most` items of a data set, evenly spaced."""
+
+    def __init__(self, dataset: ReferringDataset, most: int) -> None:
+        self.dataset = dataset
+        self.indices = _evenly(len(dataset), most)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[self.indices[index]]
+
+    def expressions(self) -> list[str]:
+        expressions = self.dataset.expressions()
+        return [expressions[index] for index in self.indices]
+
+    def image_ids(self) -> list[int]:
+        image_ids = self.dataset.image_ids()
+        return [image_ids[index] for index in self.indices]
+
+
+def _validation(
+    options: TrainOptions,
+    recipe: Recipe,
+    evaluated: ReferringDataset,
+    collate: Collate,
+    device: torch.device,
+) -> Validate:
+    """Evaluation of the model on a few expressions, during training."""
+    dataset: ReferringDataset
+    if options.data == "scenes":
+        dataset = validation_scenes(options.validate_expressions, recipe.size)
+    else:
+        dataset = _Subset(evaluated, options.validate_expressions)
+    errors = ErrorCollector(
+        strict=options.strict
+    )  # one for all validations, to log each error once
+
+    def validate(model: Any) -> Mapping[str, float]:
+        return evaluate(
+            model,
+            dataset,
+            collate,
+            device=device,
+            num_workers=options.num_workers,
+            title="validate",
+            errors=errors,
+        ).overall
+
+    return validate
 
 
 def _evaluate(
     options: TrainOptions,
     folder: Path,
     progress: Progress,
-    model: nn.Module,
-    validation: ReferringDataset,
+    model: ReferringModel,
+    dataset: ReferringDataset,
     collate: Collate,
     device: torch.device,
     errors: ErrorCollector,
 ) -> Result:
     evaluation = evaluate(
         model,
-        validation,
+        dataset,
         collate,
-        labels=scene_labels(validation),
+        labels=scene_labels(dataset),
         device=device,
         num_workers=options.num_workers,
         errors=errors,
@@ -278,16 +313,17 @@ def _evaluate(
             **evaluation.summary(),
             "shuffled": None if shuffled is None else shuffled.overall,
             "steps": progress.step,
+            "best_step": progress.best_step,
             "training_seconds": round(progress.seconds, 1),
-            "problems": errors.messages,
+            "errors": errors.messages,
         }
         write_json(folder / EVALUATION, content)
 
-    write()  # what is found does not wait for the second half
-    if len(set(validation.image_ids())) > 1:
+    write()  # before the control, which may be interrupted
+    if len(set(dataset.image_ids())) > 1:
         shuffled = evaluate(
             model,
-            ShuffledExpressions(validation),
+            ShuffledExpressions(dataset),
             collate,
             device=device,
             num_workers=options.num_workers,
@@ -297,28 +333,18 @@ def _evaluate(
         write()
     overview = None
     if options.examples:
-        chosen = _spread([result.index for result in evaluation.results], options.examples)
-        overview = drawn_or_warned(
+        results = evaluation.results
+        chosen = [results[i].index for i in _evenly(len(results), options.examples)]
+        overview = draw_or_warn(
             lambda: save_examples(
-                examples_of(model, [validation[i] for i in chosen], collate, device),
+                predict_examples(model, [dataset[i] for i in chosen], collate, device),
                 folder / EXAMPLES,
             )
         )
     return Result(folder, progress, evaluation, shuffled, overview, errors.messages)
 
 
-def scene_labels(dataset: ReferringDataset) -> list[list[str]] | None:
-    """Kinds of the scenes' expressions; relations also by whether a bag of words says which object is meant."""
-    if not isinstance(dataset, ScenesDataset):
-        return None
-    labels = [[kind] for kind in dataset.kinds()]
-    for index, kinds in enumerate(labels):
-        if kinds == ["relation"]:
-            kinds.append(WORD_ORDER if dataset.order_sensitive(index) else NO_WORD_ORDER)
-    return labels
-
-
-def _spread(places: Sequence[int], most: int) -> list[int]:
-    """Up to `most` of them, evenly apart."""
-    most = min(len(places), most)
-    return [places[(index * len(places)) // most] for index in range(most)]
+def _evenly(length: int, most: int) -> list[int]:
+    """Up to `most` indices below `length`, evenly spaced."""
+    most = min(length, most)
+    return [(index * length) // most for index in range(most)]

@@ -1,132 +1,162 @@
 """Options of `cmsa-fast train`."""
 
+import json
+from collections.abc import Container
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
-from ..training.recipe import PRESETS, PresetName, Recipe
+from ..models.registry import MODELS
+from ..training.recipe import PRESETS, PresetName, Recipe, Schedule
 from .data_options import FORMS_HELP, DataForm, DataOptions, without_default
 
-ModelName = Literal["cmsa", "cmsa-released"]
+if TYPE_CHECKING:
+    ModelName = str
+else:
+    ModelName = Literal[tuple(MODELS)]
 Backbone = Literal["narrow", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 
-def _of_preset(name: str) -> Any:
-    """What --help says of an option that the preset decides: its value in each."""
-    if name == "backbone":
-        metavar = "{" + ",".join(get_args(Backbone)) + "}"
-    else:
-        metavar = Recipe.__annotations__[name].__name__.upper()
+def _of_preset(name: str, choices: Any = None) -> Any:
+    """Metavar and default of an option that the preset decides: --help shows its value in each preset."""
+    kind = choices or Recipe.__annotations__[name]
+    metavar = (
+        "{" + ",".join(get_args(kind)) + "}" if get_origin(kind) else str(kind.__name__).upper()
+    )
     values = ", ".join(f"{preset} {getattr(recipe, name)}" for preset, recipe in PRESETS.items())
     return without_default(metavar, f"default: {values}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(DataOptions):
-    """What to train on, for how long, and where to; `cmsa-fast train --help` shows all of it."""
+    """Options of `cmsa-fast train`; `recipe()` combines them with the preset."""
 
     preset: Annotated[
         PresetName,
         tyro.conf.arg(
-            help="demo: the paper's architecture, narrow, at 128 px. paper: the full-size model (DeepLab-101, "
-            "320 px, 1000 word channels, 512 attention channels, 500 fused channels, Adam, Eq. 7)."
+            help="Sizes, optimiser and schedule. demo: a narrow CMSA model at 128 px, trained in minutes on a "
+            "CPU. paper: the model of the paper (ResNet-101, 320 px) with its optimiser; see docs/deviations.md."
         ),
     ] = "demo"
 
     model: Annotated[
         ModelName,
         tyro.conf.arg(
-            help="cmsa: the paper's network, Eq. 1-6. cmsa-released: the network of the code published with it "
-            "(rectified projections, pooled keys, squeezed levels, gates per channel)."
+            help="Network to train. "
+            + " ".join(f"{name}: {entry.summary}." for name, entry in MODELS.items())
         ),
     ] = "cmsa"
 
+    model_options: Annotated[tuple[str, ...], without_default("NAME=VALUE", "default: none")] = ()
+    """One or more further options of the model, values as JSON: narrow_widths=[16,16,32,32,64]."""
+
     data: Annotated[DataForm, tyro.conf.arg(help=FORMS_HELP)] = "scenes"
 
+    strict: bool = False
+    """Stop at the first record or image that cannot be used; otherwise it is left out and reported."""
+
     train_split: str = "train"
-    """Split to learn from, unless --data scenes."""
+    """Split to train on; unused with --data scenes."""
 
     evaluate_split: str = "val"
-    """Split to evaluate on at the end, unless --data scenes."""
+    """Split to validate and evaluate on; unused with --data scenes."""
 
     evaluate_scenes: int = 500
-    """Unseen scenes of --data scenes to evaluate on at the end, two expressions each."""
+    """Scenes to evaluate on at the end with --data scenes; each has two expressions."""
+
+    validate_expressions: int = 200
+    """Expressions of a validation (see --validate-every), spread over the evaluation split."""
 
     exclude: Annotated[Path | None, without_default("FILE", "default: none")] = None
-    """Images to leave out of the training split, as `cmsa-fast data check --write-exclusions` lists them."""
+    """List of images to leave out of the training split, from `cmsa-fast data check --write-exclusions`."""
 
     vocabulary: Annotated[
         Path | None, without_default("PATH", "default: the words of the training expressions")
     ] = None
-    """A published word list, one word a line."""
+    """Vocabulary file with one word per line."""
 
-    glove: Annotated[Path | None, without_default("PATH", "default: none, a random start")] = None
-    """A GloVe text file whose vectors the word table starts from; its width replaces --word-channels."""
+    glove: Annotated[
+        Path | None, without_default("PATH", "default: none, random initialisation")
+    ] = None
+    """GloVe text file to initialise the word embedding from; its width replaces --word-channels."""
 
     run_dir: Annotated[
-        Path | None, without_default("PATH", "default: a fresh folder under runs/")
+        Path | None, without_default("PATH", "default: a new folder under runs/")
     ] = None
-    """Folder for everything the run writes; must be empty or not there, but for --resume."""
+    """Folder for all output of the run; must be empty or not exist, except with --resume."""
 
     resume: bool = False
     """Continue the run in --run-dir from its last checkpoint, with the options it was started with."""
 
     seed: int = 0
-    """Of the weights, the scenes and the order; the same seed gives the same result on the same machine."""
+    """Seed of weights, scenes and order; the same seed gives the same result on the same machine."""
 
     num_workers: int = 1
-    """Processes that read or draw images beside the training; 0: none."""
+    """Worker processes that read or draw images; 0: the training process reads them."""
 
     device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:1, ...; auto: CUDA where there is one."""
+    """Device to train on: cpu, cuda, cuda:1, ...; auto: CUDA if available."""
 
     backend: str = "auto"
-    """Of the attention: auto, torch (the exact factorisation) or reference (the literal form, small sizes)."""
+    """Attention backend: auto, torch (exact factorisation), triton, or reference (all pairs, small sizes)."""
 
     checkpoint_every: int = 200
-    """Steps between checkpoints; one is always written at the end, and on Ctrl-C."""
+    """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
 
     examples: int = 12
-    """How many evaluated expressions to draw."""
+    """Number of evaluated expressions to draw."""
+
+    freeze_backbone: bool = False
+    """Do not train the backbone, as in the published code; the paper does not say."""
 
     size: Annotated[int | None, _of_preset("size")] = None
     """Side of the square input in pixels."""
     steps: Annotated[int | None, _of_preset("steps")] = None
-    """Optimiser steps; the learning rate falls to 0 over them."""
+    """Optimiser steps; the learning-rate schedule spans them."""
     images_per_step: Annotated[int | None, _of_preset("images_per_step")] = None
     """Images in a batch."""
     expressions_per_image: Annotated[int | None, _of_preset("expressions_per_image")] = None
-    """Expressions drawn for each image of a batch."""
+    """Expressions sampled for each image of a batch."""
     learning_rate: Annotated[float | None, _of_preset("learning_rate")] = None
-    """Adam's learning rate after the warm-up."""
+    """Learning rate of AdamW after the warm-up."""
+    end_learning_rate: Annotated[float | None, _of_preset("end_learning_rate")] = None
+    """Learning rate at the end of the schedule (the published code: 1e-05)."""
     warmup_steps: Annotated[int | None, _of_preset("warmup_steps")] = None
-    """Steps over which the learning rate rises from 0."""
-    weight_decay: Annotated[float | None, _of_preset("weight_decay")] = None
-    """Adam's weight decay."""
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Annotated[Schedule | None, _of_preset("schedule")] = None
+    """How the learning rate falls: poly, (1 - progress) ** power, or cosine."""
     power: Annotated[float | None, _of_preset("power")] = None
-    """Power of the polynomial decay of the learning rate."""
+    """Power of --schedule poly."""
+    weight_decay: Annotated[float | None, _of_preset("weight_decay")] = None
+    """Decoupled weight decay (AdamW) of the convolutions of backbone and mask head, with cmsa-released also of
+    the Res5 squeeze. Word embedding, attention, fusion, biases and normalisation have none."""
+    ema_decay: Annotated[float | None, _of_preset("ema_decay")] = None
+    """Decay of a moving average of the weights, updated every step, which is evaluated and saved; 0: none."""
+    validate_every: Annotated[int | None, _of_preset("validate_every")] = None
+    """Steps between validations; model.safetensors keeps the weights with the best overall IoU, and
+    last.safetensors the last ones. 0: no validation, the last weights are kept."""
     dice_weight: Annotated[float | None, _of_preset("dice_weight")] = None
     """Weight of the Dice loss added to the cross-entropy of Eq. 7."""
     max_words: Annotated[int | None, _of_preset("max_words")] = None
-    """Words kept of an expression."""
-    backbone: Annotated[Backbone | None, _of_preset("backbone")] = None
-    """Network that sees the image."""
+    """Maximum number of words of an expression; further words are cut off."""
+    backbone: Annotated[Backbone | None, _of_preset("backbone", Backbone)] = None
+    """Network that encodes the image."""
     backbone_weights: Annotated[str | None, _of_preset("backbone_weights")] = None
-    """One of imagenet, voc-labels (its COCO training has seen RefCOCO's test images), none, or a file."""
+    """imagenet, voc-labels (its COCO training includes RefCOCO's test images), none, or a file."""
     word_channels: Annotated[int | None, _of_preset("word_channels")] = None
-    """Width of the word table."""
+    """Width of the word embedding."""
     attention_channels: Annotated[int | None, _of_preset("attention_channels")] = None
-    """Width of query, key and value; with --model cmsa-released at Res5, less at Res4 and Res3."""
+    """Width of query, key and value; with cmsa-released at Res5, less at Res4 and Res3."""
     fused_channels: Annotated[int | None, _of_preset("fused_channels")] = None
     """Channels of the gated fusion."""
 
     def recipe(self) -> Recipe:
-        """The preset's recipe with the options that were given in place of its values.
+        """The recipe of the preset, with the given options in place of its values.
 
         Raises:
-            ValueError: a value is out of range.
+            ValueError: A value is out of range.
         """
         given: dict[str, Any] = {
             field.name: value
@@ -134,3 +164,26 @@ class TrainOptions(DataOptions):
             if (value := getattr(self, field.name)) is not None
         }
         return replace(PRESETS[self.preset], **given)
+
+    def further_model_options(self, reserved: Container[str]) -> dict[str, Any]:
+        """Parse --model-options; a value that is not JSON is a string.
+
+        Args:
+            reserved: Names that have an option of their own.
+
+        Raises:
+            ValueError: An entry is not NAME=VALUE, or its name is reserved or repeated.
+        """
+        values: dict[str, Any] = {}
+        for entry in self.model_options:
+            name, equals, value = entry.partition("=")
+            if not equals or name in reserved or name in values:
+                raise ValueError(
+                    "--model-options must be NAME=VALUE, each name once and none that has an option of its own; "
+                    f"got {entry!r}."
+                )
+            try:
+                values[name] = json.loads(value)
+            except json.JSONDecodeError:
+                values[name] = value
+        return values

@@ -1,33 +1,26 @@
-"""Referring data sets, words and batches: everything that knows files.
+"""Data sets of referring expressions, vocabularies and batches.
 
-A data set on disk is a `Source`; `open_split` opens a split of it with one item per expression, whatever
-the form of its files. An item is a `Sample`: image, mask, expression and numbers. `Collate` makes a
+`load` opens a split of a data set on disk in one line; `open_split` does so for a `Source` and can collect
+records that cannot be used. An item is a `Sample`: image, mask, expression and numbers. `Collate` makes a
 `Batch` of samples.
 
-    source = Source(form="refer", root=Path("data"), name="refcoco+")
-    problems = ErrorCollector(strict=False)
-    dataset = open_split(source, "train", for_training=True, problems=problems)
+    dataset = load("refer", "data", "train", name="refcoco+")
     vocabulary = Vocabulary.from_expressions(dataset.expressions())
     batch = Collate(vocabulary, size=320)([dataset[0], dataset[1]])
 
-What cannot be used is left out and told in `problems.messages`; without `problems`, or with
-`ErrorCollector(strict=True)`, the first such record is an error. Behind every data set is a list of
-`Record`: expressions that name the same objects in one image. `RecordDataset` makes a data set of
-records of one's own, `ScenesDataset` draws scenes and needs no files.
+A data set is built from `Record`s: expressions that refer to the same objects of one image.
+`RecordDataset` makes a data set of any records, `ScenesDataset` draws scenes and needs no files.
 """
 
-from .batch import Batch, Collate, ImageBatchSampler
-from .dataset import DatasetReport, RecordDataset
+from .batch import Batch, Collate
+from .dataset import DatasetReport, RecordDataset, ShuffledExpressions, load, open_split
 from .errors import ErrorCollector
-from .flip import horizontal_flip, swap_left_right
-from .formats.refer import ReferDataset
 from .images import read_image
-from .sample import ReferringDataset, Sample
+from .sampler import ImageBatchSampler
 from .scenes.dataset import ScenesDataset
-from .shuffled import ShuffledExpressions
-from .source import Source, open_split, read_records
+from .source import Source, read_records
 from .transforms import Letterbox
-from .types import Record
+from .types import Record, ReferringDataset, Sample
 from .vocabulary import Vocabulary, tokenize
 
 __all__ = [
@@ -39,17 +32,15 @@ __all__ = [
     "Letterbox",
     "Record",
     "RecordDataset",
-    "ReferDataset",
     "ReferringDataset",
     "Sample",
     "ScenesDataset",
     "ShuffledExpressions",
     "Source",
     "Vocabulary",
-    "horizontal_flip",
+    "load",
     "open_split",
     "read_image",
     "read_records",
-    "swap_left_right",
     "tokenize",
 ]

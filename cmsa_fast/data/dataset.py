@@ -1,17 +1,23 @@
-"""Records as a data set with one item per expression."""
+"""Data sets with one item per expression: `open_split`, `load`, and the shuffled control."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from .errors import ErrorCollector
+from .exclusions import excluded_images
 from .images import ImageCache
-from .sample import Sample
-from .types import Record
+from .source import Form, Source, read_records
+from .types import ColumnarRecords, Record, RecordColumns, ReferringDataset, Sample
 from .vocabulary import tokenize
 
 _logger = logging.getLogger(__name__)
@@ -20,23 +26,23 @@ _WORD_CHARACTER = re.compile("[0-9A-Za-z]")
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What was found in a split, and what was left out of it.
+    """What a split contains and what was left out of it.
 
     Attributes:
-        references: Records of the split.
-        recorded_expressions: Expressions the files have for the split, before any is left out.
-        expressions: Items of the data set.
-        images: Distinct images of the items.
-        expressions_naming_nothing: Items whose expression names nothing in its image, by intent.
-        empty_expressions: Expressions without a word (see `tokenize`), blank or ".", left out.
-        degenerate_parts: Polygons that enclose nothing, left out of their mask.
-        objects_without_mask: References whose masks have no part left.
-        expressions_without_mask: Their expressions: left out where one learns from the split, kept with
-            an empty mask in every other.
-        unusable_records: Records left out because they are damaged (none where that is an error).
-        excluded_expressions: Expressions left out because their image is to be excluded.
-        excluded_images: Their distinct images.
-        published_expressions: The published number of expressions of this split, None where unknown.
+        references: Number of usable records of the split.
+        recorded_expressions: Number of expressions in these records.
+        expressions: Number of items of the data set.
+        images: Number of distinct images of the items.
+        expressions_naming_nothing: Items whose expression refers to nothing in its image.
+        empty_expressions: Expressions without a word (see `tokenize`), which are left out.
+        degenerate_parts: Polygons that enclose no area, which are left out of their mask.
+        objects_without_mask: References all of whose masks are empty.
+        expressions_without_mask: Their expressions: left out for training, otherwise kept with an empty
+            mask.
+        unusable_records: Damaged records that were left out when the split was opened.
+        excluded_expressions: Expressions left out because their image is excluded.
+        excluded_images: Number of their distinct images.
+        published_expressions: Number of expressions of the published split, None if unknown.
     """
 
     references: int
@@ -57,28 +63,24 @@ class DatasetReport:
 class RecordDataset:
     """One item per expression, in the order of the records.
 
-    Masks lie over the pixels as the image file stores them, whose EXIF orientation is therefore
-    ignored; only where the stored size does not fit the mask and the upright one does, the upright
-    image is taken and the log says so.
-
-    What is left out (expressions without a word, polygons that enclose nothing, and where one learns
-    from the split objects with no mask at all) is counted in `report` and logged once. Expressions are
-    never de-duplicated.
+    Masks apply to the pixels as stored in the image file, so its EXIF orientation is ignored. Only if
+    the stored size does not fit the mask and the upright size does, the upright image is used and a
+    warning is logged. Expressions are never de-duplicated.
 
     Args:
         records: The records.
-        title: What they are, for messages: "refcoco (unc) val".
-        for_training: Leave expressions out whose objects have lost their masks.
+        title: Name of the data set for messages, such as "refcoco (unc) val".
+        for_training: Leave out expressions whose objects have no mask left.
         excluded: The `image_id` of images whose expressions are left out.
-        published_expressions: How many expressions the published split has, where that is known.
-        unusable_records: How many records the reader had to leave out.
+        published_expressions: Number of expressions of the published split, if known.
+        unusable_records: Number of records that the reader left out.
 
     Attributes:
-        records: The records, as given.
-        report: What was found and what was left out.
+        records: The records as given.
+        report: Counts of what the data set contains and of what was left out.
 
     Raises:
-        ValueError: No record has a usable expression.
+        ValueError: No expression is usable.
     """
 
     report: DatasetReport
@@ -95,115 +97,103 @@ class RecordDataset:
     ) -> None:
         self.title = title
         self.records = records
-        self._items: list[tuple[int, int, str]] = []  # place of the record, sent_id, expression
-        self.report = self._collect(
-            for_training, frozenset(excluded), published_expressions, unusable_records
+        columns = (
+            records.columns()
+            if isinstance(records, ColumnarRecords)
+            else RecordColumns.from_records(records)
+        )
+        row = np.repeat(np.arange(len(records)), columns.lengths)  # [expressions]
+        has_word = np.array([_has_word(one) for one in columns.expressions], bool)
+        is_excluded = np.isin(columns.image_ids, list(excluded))
+        lost = columns.has_lost_mask & ~is_excluded
+        kept = has_word & ~is_excluded[row]
+        without_mask = int((kept & lost[row]).sum())
+        if for_training:
+            kept &= ~lost[row]
+        self._rows = row[kept]
+        self._sent_ids = columns.sent_ids[kept]
+        self._image_ids = columns.image_ids[self._rows]
+        self._expressions = [columns.expressions[i] for i in np.flatnonzero(kept)]
+        self.report = DatasetReport(
+            references=len(records),
+            recorded_expressions=len(row),
+            expressions=len(self._rows),
+            images=len(np.unique(self._image_ids)),
+            expressions_naming_nothing=int(columns.names_nothing[self._rows].sum()),
+            empty_expressions=int((~has_word & ~is_excluded[row]).sum()),
+            degenerate_parts=int(columns.degenerate_parts[~is_excluded].sum()),
+            objects_without_mask=int(lost.sum()),
+            expressions_without_mask=without_mask,
+            unusable_records=unusable_records,
+            excluded_expressions=int(is_excluded[row].sum()),
+            excluded_images=len(np.unique(columns.image_ids[is_excluded])),
+            published_expressions=published_expressions,
         )
         self._log(for_training)
-        if not self._items:
+        if not len(self):
             raise ValueError(f"{title} has no usable expression: {self.report}")
         self._images = ImageCache()
         self._turned: set[str] = set()
 
     def __len__(self) -> int:
         """Number of expressions."""
-        return len(self._items)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
         """Reads one expression with its image and mask.
 
         Args:
-            index: 0 to `len(self) - 1`; from the end where negative.
+            index: 0 to `len(self) - 1`, or negative to count from the end.
 
         Returns:
-            The sample. Its image may be shared with samples of the same image.
+            The sample. Its image may be shared with other samples of the same image.
 
         Raises:
             IndexError: There is no such item.
             FileNotFoundError: The image is missing.
             ValueError: The image is damaged, or the mask does not fit it.
         """
-        place, sent_id, expression = self._items[index]
-        record = self.records[place]
+        record = self.records[int(self._rows[index])]
         image = self._read_image(record)
-        mask = record.mask(image.shape[1], image.shape[2])
         return Sample(
             image,
-            mask,
-            expression,
+            record.mask(image.shape[1], image.shape[2]),
+            self._expressions[index],
             record.image_id,
             record.ref_id,
-            sent_id,
+            int(self._sent_ids[index]),
             names_nothing=record.names_nothing,
         )
 
     def expressions(self) -> list[str]:
-        """The expression of every item, in order, without loading an image."""
-        return [expression for _, _, expression in self._items]
+        """The expression of every item in order, without loading an image."""
+        return list(self._expressions)
 
     def image_ids(self) -> list[int]:
-        """The image number of every item, in order, without loading an image."""
-        return [self.records[place].image_id for place, _, _ in self._items]
+        """The image number of every item in order, without loading an image."""
+        ids: list[int] = self._image_ids.tolist()
+        return ids
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.title}): {len(self)} expressions"
 
-    def _collect(
-        self,
-        for_training: bool,
-        excluded: frozenset[int],
-        published: int | None,
-        unusable_records: int,
-    ) -> DatasetReport:
-        empty_expressions = objects_without_mask = expressions_without_mask = (
-            excluded_expressions
-        ) = 0
-        recorded = naming_nothing = 0
-        excluded_images: set[int] = set()
-        parts: dict[int, int] = {}  # by object: two references may share one
-        for place, record in enumerate(self.records):
-            recorded += len(record.expressions)
-            if record.image_id in excluded:
-                excluded_expressions += len(record.expressions)
-                excluded_images.add(record.image_id)
-                continue
-            full = [(place, *entry) for entry in record.expressions if _has_word(entry[1])]
-            empty_expressions += len(record.expressions) - len(full)
-            parts |= {id(one): one.dropped for one in record.objects}
-            if record.has_lost_mask:
-                objects_without_mask += 1
-                expressions_without_mask += len(full)
-                if for_training:
-                    continue
-            naming_nothing += len(full) * record.names_nothing
-            self._items += full
-        return DatasetReport(
-            references=len(self.records),
-            recorded_expressions=recorded,
-            expressions=len(self._items),
-            images=len(set(self.image_ids())),
-            expressions_naming_nothing=naming_nothing,
-            empty_expressions=empty_expressions,
-            degenerate_parts=sum(parts.values()),
-            objects_without_mask=objects_without_mask,
-            expressions_without_mask=expressions_without_mask,
-            unusable_records=unusable_records,
-            excluded_expressions=excluded_expressions,
-            excluded_images=len(excluded_images),
-            published_expressions=published,
-        )
-
     def _log(self, for_training: bool) -> None:
         report, title = self.report, self.title
         _logger.info("%s: %d expressions, %d images", title, report.expressions, report.images)
-        if report.empty_expressions:
-            _logger.warning(
-                "%s: left out %d expressions without a word", title, report.empty_expressions
+        if report.excluded_images:
+            _logger.info(
+                "%s: left out %d expressions about %d excluded images",
+                title,
+                report.excluded_expressions,
+                report.excluded_images,
             )
-        if report.degenerate_parts:
-            _logger.warning(
-                "%s: left out %d polygons that enclose nothing", title, report.degenerate_parts
-            )
+        for count, what in (
+            (report.empty_expressions, "expressions without a word"),
+            (report.degenerate_parts, "polygons that enclose nothing"),
+            (report.unusable_records, "damaged records"),
+        ):
+            if count:
+                _logger.warning("%s: left out %d %s", title, count, what)
         if report.objects_without_mask:
             _logger.warning(
                 "%s: %d objects have no mask; their %d expressions are %s",
@@ -212,15 +202,6 @@ class RecordDataset:
                 report.expressions_without_mask,
                 "left out" if for_training else "kept with an empty mask",
             )
-        if report.excluded_images:
-            _logger.info(
-                "%s: left out %d expressions about %d images that are to be excluded",
-                title,
-                report.excluded_expressions,
-                report.excluded_images,
-            )
-        if report.unusable_records:
-            _logger.warning("%s: left out %d damaged records", title, report.unusable_records)
         if report.published_expressions not in (None, report.recorded_expressions):
             _logger.warning(
                 "%s: the files have %d expressions, the published split has %d; results on this copy "
@@ -236,22 +217,128 @@ class RecordDataset:
         if size is None or stored.shape[1:] == size:
             return stored
         upright = self._images.read(record.image, apply_orientation=True)
+        name = record.image.name
         if upright.shape[1:] == size:
-            if record.image.name not in self._turned:
-                self._turned.add(record.image.name)
-                _logger.warning(
-                    "%s is turned upright: only so does its mask fit it", record.image.name
-                )
+            if name not in self._turned:
+                self._turned.add(name)
+                _logger.warning("%s is turned upright, because only so its mask fits", name)
             return upright
         raise ValueError(
-            f"{record.image.name} is {stored.shape[1]} x {stored.shape[2]} (height x width), but "
+            f"{name} is {stored.shape[1]} x {stored.shape[2]} (height x width), but "
             f"the mask of ref_id {record.ref_id} in {record.where} is for {size[0]} x {size[1]}"
         )
 
 
+class ShuffledExpressions:
+    """Control: pairs each image with another image's expression, to measure how much the model uses language.
+
+    Images and masks stay in place and the expressions are permuted among them. Every expression moves
+    to another image, unless one image has more than half of all expressions: then as few as possible
+    stay, and a warning gives their number. `Sample.kind` is left empty.
+
+    Args:
+        dataset: A data set with at least two images.
+        seed: Seed of the permutation.
+
+    Raises:
+        ValueError: There is only one image.
+    """
+
+    def __init__(self, dataset: ReferringDataset, seed: int = 0) -> None:
+        images = np.asarray(dataset.image_ids())
+        names, counts = np.unique(images, return_counts=True)
+        if len(names) < 2:
+            raise ValueError("dataset must have at least two images to shuffle expressions among.")
+        self.dataset = dataset
+        self._expressions = dataset.expressions()
+        # Sort expressions by image, images in random order, and rotate by the largest group: if no image
+        # has more than half of the expressions, none keeps one of its own.
+        order = np.random.default_rng(seed).permutation(len(names))
+        rank = np.empty(len(names), dtype=int)
+        rank[order] = np.arange(len(names))
+        by_image = np.argsort(rank[np.searchsorted(names, images)], kind="stable")
+        self._source = np.empty(len(images), dtype=int)
+        self._source[by_image] = np.roll(by_image, counts.max())
+        kept = int((images[self._source] == images).sum())
+        if kept:
+            _logger.warning(
+                "%d of %d expressions stay with their image when shuffled: it has more than half of them.",
+                kept,
+                len(images),
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        expression = self._expressions[self._source[index]]
+        return replace(self.dataset[index], expression=expression, kind="")
+
+    def expressions(self) -> list[str]:
+        return [self._expressions[source] for source in self._source]
+
+    def image_ids(self) -> list[int]:
+        return self.dataset.image_ids()
+
+
+def open_split(
+    source: Source,
+    split: str,
+    *,
+    for_training: bool = False,
+    exclude: Mapping[str, Collection[int]] | None = None,
+    errors: ErrorCollector | None = None,
+) -> RecordDataset:
+    """Opens a split as a data set with one item per expression.
+
+    Args:
+        source: The data set.
+        split: Name of the split in this form.
+        for_training: Leave out expressions whose objects have no mask left.
+        exclude: Numbers of images to leave out, by numbering, as
+            `cmsa_fast.data.exclusions.read_exclusions` returns them.
+        errors: Collects the records that cannot be used. None: the first one is raised.
+
+    Returns:
+        The data set; its `report` counts what was left out.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: As `read_records`.
+    """
+    errors = errors or ErrorCollector(strict=True)
+    before = errors.count
+    reading = read_records(source, split, errors)
+    return RecordDataset(
+        reading.records,
+        title=f"{reading.title} {split}",
+        for_training=for_training,
+        excluded=excluded_images(source, reading, exclude) if exclude else (),
+        published_expressions=reading.published_expressions.get(split),
+        unusable_records=errors.count - before,
+    )
+
+
+def load(form: Form, root: str | os.PathLike[str], split: str, **options: Any) -> RecordDataset:
+    """Opens a split in one line: `load("refer", "data", "val", name="refcoco+")`.
+
+    Args:
+        form: Layout of the files, as in `Source`.
+        root: Folder (or file) that holds the data set.
+        split: Name of the split in this form.
+        **options: Further fields of `Source`: `name`, `split_by`, `text`, `image_folder`.
+
+    Returns:
+        The data set. The first record that cannot be used is an error; `open_split` can collect them.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: As `read_records`.
+    """
+    return open_split(Source(form=form, root=Path(root), **options), split)
+
+
 def _has_word(expression: str) -> bool:
     if _WORD_CHARACTER.search(expression):
-        return True  # as `tokenize` would find, at a tenth of the time
+        return True  # as `tokenize` would find, in a tenth of the time
     try:
         return bool(tokenize(expression))
     except ValueError:

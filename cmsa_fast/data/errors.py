@@ -1,8 +1,9 @@
-"""Records and images that cannot be used: raised at once, or counted and told in the end."""
+"""Collecting records that cannot be used, and formatting sizes for messages."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from types import TracebackType
 
 _logger = logging.getLogger(__name__)
@@ -11,38 +12,37 @@ _SHOWN = 20
 
 
 class ErrorCollector:
-    """Where readers leave what they cannot use.
+    """Collects unusable records and images; raises on the first in strict mode.
 
-    As a context manager it takes care of one record: with `strict` what goes wrong inside is raised,
-    otherwise it becomes one line in `messages`, the block ends, and the caller goes on with the next.
+    As a context manager it handles one record: errors inside the block are raised if `strict`,
+    otherwise they are added to `messages` and the block ends.
 
         for record in content:
-            with problems:
+            with errors:
                 usable.append(read(record))
 
     Attributes:
-        strict: Whether the first problem is raised.
-        messages: One line for each problem so far, naming file and record.
+        strict: Whether the first error is raised.
+        messages: One line for each error so far, naming file and record.
     """
 
     def __init__(self, *, strict: bool) -> None:
-        """Start without a problem."""
         self.strict = strict
         self.messages: list[str] = []
 
     @property
     def count(self) -> int:
-        """Number of problems so far."""
+        """Number of errors so far."""
         return len(self.messages)
 
     def add(self, error: Exception) -> None:
-        """Keep a problem.
+        """Collects an error.
 
         Args:
-            error: What went wrong; its notes are kept too.
+            error: The error; its notes are kept.
 
         Raises:
-            Exception: `error` itself, where `strict`.
+            Exception: `error` itself, if `strict`.
         """
         if self.strict:
             raise error
@@ -50,7 +50,7 @@ class ErrorCollector:
         if self.count <= _SHOWN:
             _logger.warning("%s", self.messages[-1])
         if self.count == _SHOWN:
-            _logger.warning("Further problems are only counted; all are told in the end.")
+            _logger.warning("Further errors are collected without being logged.")
 
     def __enter__(self) -> ErrorCollector:
         return self
@@ -68,6 +68,23 @@ class ErrorCollector:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, with the notes that say where it happened."""
+    """The message of an error with its notes, on one line."""
     parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
     return " ".join(" ".join(parts).split())
+
+
+def readable_size(size: int | None) -> str:
+    """A number of bytes as `54.0 MB`, in powers of 1000."""
+    if size is None:
+        return "size not published"
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def by(sides: Iterable[int] | None) -> str:
+    """Height and width as `480 x 640`; empty for None."""
+    return " x ".join(str(side) for side in sides or ())

@@ -1,4 +1,4 @@
-"""Reading image files as uint8 RGB tensors, and a cache of the last ones read."""
+"""Reads image files as uint8 RGB tensors; `ImageCache` keeps the last ones."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ from torch import Tensor
 
 from .types import ImageSource
 
-# Left out on purpose: formats that start another program (EPS) or that no data set uses.
+# Without formats that start another program (EPS) or that no data set uses.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-# Formats whose 32-bit integer mode holds 16-bit grey; elsewhere that mode has no agreed white.
+# Formats whose 32-bit integer mode holds 16-bit grey; elsewhere that mode has no defined white.
 _GREY16_AS_INTEGER = ("PNG", "PPM")
 _SHOWN_FOLDERS = 3
-_ON_SIDE = (5, 6, 7, 8)  # the EXIF orientations that exchange height and width
+_ON_SIDE = (5, 6, 7, 8)  # the EXIF orientations that swap height and width
 
 
 def read_image(
     source: str | os.PathLike[str] | IO[bytes], *, apply_orientation: bool = True
 ) -> Tensor:
-    """Reads an image as 8-bit RGB, whatever the file holds.
+    """Reads an image of any mode as 8-bit RGB.
 
-    Grey and palette images get three channels; 16-bit grey is divided by 257 and rounded, so that
-    65535 is white; CMYK is converted without its colour profile; what is transparent lies over
-    white. Of several frames the first is read.
+    Grey and palette images get three channels; 16-bit grey is divided by 257 and rounded, so that 65535
+    is white; CMYK is converted without its colour profile; transparent pixels are composed over white.
+    Of several frames the first is read.
 
     Args:
-        source: A path, or a file opened for reading bytes. JPEG, PNG, WebP, BMP, GIF, TIFF, PPM and
-            JPEG 2000 are known.
-        apply_orientation: Turn the image upright as its EXIF orientation says. COCO's polygons
-            and most masks refer to the pixels as stored: give False for these. (TIFF files are
-            always turned upright; Pillow does so on its own.)
+        source: A path, or a file opened for reading bytes: JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or
+            JPEG 2000.
+        apply_orientation: Turn the image upright as its EXIF orientation states. COCO's polygons and most
+            masks refer to the pixels as stored and need False. (Pillow always turns TIFF files upright.)
 
     Returns:
         uint8 `[3, H, W]`, RGB, contiguous.
@@ -48,9 +47,8 @@ def read_image(
     Raises:
         TypeError: `source` is neither a path nor a file of bytes.
         FileNotFoundError: There is no such file.
-        ValueError: The file is no image of a known format, is truncated, has pixels whose range
-            is not defined (floating point, 32-bit integers), or has more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS`.
+        ValueError: The file is no image of a known format, is truncated, has pixels of undefined range
+            (floating point, 32-bit integers), or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _as_file(source) as (file, name), _opened(file, name) as image:
         image.load()
@@ -63,21 +61,21 @@ def read_image(
 def read_image_size(
     source: str | os.PathLike[str] | IO[bytes], *, apply_orientation: bool = True
 ) -> tuple[int, int]:
-    """Reads an image's size, as a rule from the start of its file without decoding the pixels.
+    """Reads the size of an image, for most formats without decoding the pixels.
 
     Args:
         source: A path, or a file opened for reading bytes.
-        apply_orientation: As for `read_image`. (PNG is then decoded: its orientation may come last.)
+        apply_orientation: As for `read_image`. (PNG is then decoded, as its orientation may come last.)
 
     Returns:
-        Height and width in pixels of what `read_image` gives.
+        Height and width in pixels of the tensor that `read_image` returns.
 
     Raises:
-        TypeError, FileNotFoundError, ValueError: As `read_image`, as far as what is read tells.
+        TypeError, FileNotFoundError, ValueError: As `read_image`, as far as the part that is read shows.
     """
     with _as_file(source) as (file, name), _opened(file, name) as image:
         if image.format == "TIFF":
-            image.load()  # only then has Pillow turned it upright
+            image.load()  # turns it upright
         width, height = image.size
         if apply_orientation and image.getexif().get(ExifTags.Base.Orientation) in _ON_SIDE:
             width, height = height, width
@@ -86,7 +84,7 @@ def read_image_size(
 
 @contextmanager
 def _as_file(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[IO[bytes], str]]:
-    """The opened file and what it is called; a path is opened, and closed in the end."""
+    """Yields the file and its name; a path is opened and closed."""
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
         try:
@@ -104,7 +102,7 @@ def _as_file(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[IO[by
 
 @contextmanager
 def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
-    """The image, its pixels not yet decoded; what damage raises inside becomes ValueError."""
+    """Opens an image without decoding it; errors from damaged files become ValueError."""
     try:
         with Image.open(file, formats=_FORMATS) as image:
             _refuse_bomb(image.size, name)
@@ -115,8 +113,8 @@ def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
         raise ValueError(str(error)) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # the disk's fault; EINVAL is a damaged offset inside the image
-        # Pillow's decoders meet damage with many kinds of exception.
+            raise  # an error of the disk; EINVAL is a damaged offset inside the image
+        # Pillow's decoders raise many kinds of exception for damaged files.
         raise ValueError(
             f"{name} cannot be read as an image: it is truncated, damaged, or none of "
             f"{', '.join(_FORMATS)} ({error})"
@@ -124,7 +122,7 @@ def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
 
 
 class _RefusedImage(Exception):
-    """A sound file whose pixels are not taken."""
+    """The file is intact, but its pixels are not supported."""
 
 
 def _refuse_bomb(size: tuple[int, int], name: str) -> None:
@@ -163,10 +161,10 @@ def _grey16_to_rgb8(image: Image.Image) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image in one of some folders, looked for when it is read.
+    """An image file, searched for in folders when it is read.
 
     Attributes:
-        folders: Where to look, in order.
+        folders: The folders, in order of search.
         file_name: A name, or a relative path whose last part is the name.
     """
 
@@ -175,7 +173,7 @@ class ImageFile:
 
     @property
     def name(self) -> str:
-        """The file, where it is found, else its name."""
+        """The path of the file if it is found, else its name."""
         return str(self._find() or self.file_name)
 
     def locate(self) -> Path:
@@ -184,9 +182,8 @@ class ImageFile:
         Raises:
             FileNotFoundError: No folder has it.
         """
-        found = self._find()
-        if found is not None:
-            return found
+        if (path := self._find()) is not None:
+            return path
         shown = [str(folder) for folder in self.folders[:_SHOWN_FOLDERS]]
         if len(self.folders) > _SHOWN_FOLDERS:
             shown.append(f"{len(self.folders) - _SHOWN_FOLDERS} more folders")
@@ -205,15 +202,17 @@ class ImageFile:
 
 
 def image_file(folders: Sequence[Path], file_name: str) -> ImageFile:
-    """An image that a data set's files name.
+    """An image that the files of a data set name.
 
     Args:
-        folders: Where to look for it, in order.
-        file_name: A name, or a relative path whose last part is the name.
+        folders: The folders to search, in order.
+        file_name: A name, or a relative path whose last part is the name. Backslashes, which files
+            written on Windows have, separate folders as well.
 
     Raises:
         ValueError: The name leads out of the folders.
     """
+    file_name = file_name.replace("\\", "/")
     relative = PurePath(file_name)
     if relative.is_absolute() or ".." in relative.parts or not relative.name:
         raise ValueError(
@@ -233,33 +232,33 @@ def _is_file(path: Path) -> bool:
 
 
 class ImageCache:
-    """The last few images read, so that the expressions of one image decode it once.
+    """Keeps the last images read, so that the expressions of one image decode it once.
 
-    Safe to share between threads. A copy sent to another process starts empty.
+    It can be shared between threads. A copy in another process starts empty.
 
     Args:
-        capacity: How many images to keep.
+        capacity: Number of images to keep.
     """
 
     def __init__(self, capacity: int = 4) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self.capacity = capacity
-        # Replaced as a whole and never changed: a thread that reads it while another writes sees
-        # either the old entries or the new ones, and no lock has to survive pickling or a fork.
+        # Replaced as a whole: another thread sees either the old entries or the new ones, and there is no
+        # lock that would have to survive pickling or a fork.
         self._entries: tuple[tuple[tuple[str | ImageSource, bool], Tensor], ...] = ()
 
     def read(
         self, source: str | os.PathLike[str] | ImageSource, *, apply_orientation: bool = True
     ) -> Tensor:
-        """`read_image`, or the very tensor that the last reading of this image returned.
+        """Reads an image, or returns the tensor of an earlier call.
 
         Args:
             source: A file, or the image of a record.
             apply_orientation: As for `read_image`.
 
         Returns:
-            uint8 `[3, H, W]`, RGB. To be read, not written: others may hold it too.
+            uint8 `[3, H, W]`, RGB, possibly shared with other callers: do not write to it.
 
         Raises:
             FileNotFoundError, ValueError: As `read_image`.

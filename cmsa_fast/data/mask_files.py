@@ -1,7 +1,7 @@
-"""Masks that lie in files of their own: PNG (CRIS, VLT) and MATLAB (ReferIt).
+"""Masks in files of their own: PNG (CRIS, VLT) and MATLAB (ReferIt).
 
-A file is looked for and read when its mask is drawn, so that a data set of tens of thousands of
-masks opens at once.
+A file is searched for and read when its mask is decoded, so that a data set of tens of thousands of masks
+opens quickly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .readable import by
+from .errors import by
 
 MATLAB_VARIABLE = "segimg_t"
 
@@ -29,11 +29,11 @@ _COLOUR_CHANNELS = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}
 
 @dataclass(frozen=True, slots=True)
 class MaskFile(ABC):
-    """A mask in a file of one of some folders (`cmsa_fast.data.types.ObjectMask`).
+    """A mask file, searched for in folders (`cmsa_fast.data.types.ObjectMask`).
 
     Attributes:
-        folders: Where to look, in order.
-        file_name: The file's name.
+        folders: The folders, in order of search.
+        file_name: Name of the file.
     """
 
     folders: tuple[Path, ...]
@@ -41,33 +41,33 @@ class MaskFile(ABC):
 
     @property
     def is_empty(self) -> bool:
-        """False: what the file holds is not known before it is drawn."""
+        """False, because the content is unknown until it is decoded."""
         return False
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """None: what the file holds is not known before it is drawn."""
+        """None, because the content is unknown until it is decoded."""
         return None
 
     @property
     def dropped(self) -> int:
-        """0: a file of pixels has no parts."""
+        """0, because pixels have no parts."""
         return 0
 
     def decode(self, height: int, width: int) -> Tensor:
         """Reads the mask.
 
         Args:
-            height: The image's height in pixels.
-            width: The image's width in pixels.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
 
         Returns:
             bool `[height, width]`.
 
         Raises:
             FileNotFoundError: No folder has the file.
-            ValueError: The file is damaged, or is for another size; the message names it.
-            ImportError: A MATLAB file is to be read and scipy is not installed.
+            ValueError: The file is damaged or has another size; the message names it.
+            ImportError: The file is a MATLAB file and scipy is not installed.
         """
         path = self.locate()
         try:
@@ -77,8 +77,8 @@ class MaskFile(ABC):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-                raise  # the disk's fault; EINVAL is a damaged offset inside the file
-            # Decoders meet damage with many kinds of exception.
+                raise  # an error of the disk; EINVAL is a damaged offset inside the file
+            # Decoders raise many kinds of exception for damaged files.
             detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
             raise ValueError(
                 f"{path} cannot be read as a mask: it is truncated, damaged, or of another "
@@ -101,19 +101,19 @@ class MaskFile(ABC):
 
     @abstractmethod
     def _read(self, file: IO[bytes], path: Path, height: int, width: int) -> NDArray[np.bool_]:
-        """The pixels of the object."""
+        """Decodes the pixels of the object."""
 
 
 @dataclass(frozen=True, slots=True)
 class PngMask(MaskFile):
     """A mask as PNG; every pixel that is not black belongs to the object.
 
-    Where the polygons of an object overlap, the scripts of CRIS and VLT write 254 for 255.
+    The scripts of CRIS and VLT write 254 instead of 255 where polygons of an object overlap.
     """
 
     def _read(self, file: IO[bytes], path: Path, height: int, width: int) -> NDArray[np.bool_]:
         with Image.open(file, formats=["PNG"]) as image:
-            # Before the pixels are decoded, so that a file that lies costs nothing.
+            # Before the pixels are decoded, so that a false size costs no memory.
             _check_size(image.size[::-1], height, width, path)
             if image.mode in _GREY_MODES:
                 return np.asarray(image) != 0
@@ -125,7 +125,7 @@ class PngMask(MaskFile):
 
 @dataclass(frozen=True, slots=True)
 class MatlabMask(MaskFile):
-    """A mask as MATLAB file, up to version 7; the object is where `segimg_t` is 0."""
+    """A mask as MATLAB file up to version 7; `segimg_t` is 0 inside the object."""
 
     def _read(self, file: IO[bytes], path: Path, height: int, width: int) -> NDArray[np.bool_]:
         values = import_loadmat()(file, variable_names=[MATLAB_VARIABLE]).get(MATLAB_VARIABLE)
@@ -139,7 +139,7 @@ class MatlabMask(MaskFile):
 
 
 def import_loadmat() -> Any:
-    """`scipy.io.loadmat`; ImportError that says how to install scipy where it is absent."""
+    """`scipy.io.loadmat`; ImportError that says how to install scipy if it is missing."""
     try:
         return import_module("scipy.io").loadmat
     except ImportError as error:
@@ -150,7 +150,7 @@ def import_loadmat() -> Any:
 
 
 class _RefusedMask(ValueError):
-    """A sound file whose mask is not taken."""
+    """The file is intact, but it is not a mask that fits."""
 
 
 def _check_size(size: tuple[int, ...], height: int, width: int, path: Path) -> None:

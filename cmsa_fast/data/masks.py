@@ -1,7 +1,7 @@
-"""The ways COCO-style files write a mask, and the pixels they stand for.
+"""Parses and decodes the masks of COCO-style files: polygons and run lengths.
 
-pycocotools fills and unites the parts: its rule for which pixels a polygon covers is the one the
-published numbers rest on, and other rasterisers differ on small objects.
+pycocotools rasterises and merges the parts: published results depend on its rule for the pixels that a
+polygon covers, and other rasterisers differ on small objects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from .readable import by
+from .errors import by
 
 _LONGEST_RUN_CODE = 7  # characters of 5 bits that a 32-bit run length can take
 _MOST_PIXELS = 2**31 - 1  # pycocotools counts in 32 bits and does not check
@@ -26,13 +26,13 @@ _MOST_PIXELS = 2**31 - 1  # pycocotools counts in 32 bits and does not check
 
 @dataclass(frozen=True, eq=False)
 class MaskSource:
-    """A mask as it was written, checked and not yet drawn.
+    """A checked mask that is not decoded.
 
     Attributes:
-        polygons: float64 `[2 * points]` each, x and y in turn, in pixels.
+        polygons: float64 `[2 * points]` each, x and y alternating, in pixels.
         runs: Compressed run lengths, each with `size` (height, width) and `counts` (bytes).
-        dropped: Number of polygon parts left out because they enclose nothing: fewer than three
-            points, an odd number of coordinates, or a coordinate that is not finite.
+        dropped: Number of polygons left out because they enclose no area: fewer than three points, an
+            odd number of coordinates, or a coordinate that is not finite.
     """
 
     polygons: tuple[NDArray[np.float64], ...] = ()
@@ -46,18 +46,18 @@ class MaskSource:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width where the mask itself says them (run lengths), else None."""
+        """Height and width if the mask itself states them (run lengths), else None."""
         return self.runs[0]["size"] if self.runs else None
 
     def decode(self, height: int, width: int) -> Tensor:
-        """Draws the union of all parts; parts that overlap count once.
+        """Decodes the union of all parts; parts may overlap.
 
         Args:
-            height: The image's height in pixels.
-            width: The image's width in pixels.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
 
         Returns:
-            bool `[height, width]`; all False where no valid part is left.
+            bool `[height, width]`.
 
         Raises:
             ValueError: The run lengths are for another size, or a polygon reaches more than one
@@ -73,32 +73,31 @@ class MaskSource:
         parts = list(self.runs)
         if self.polygons:
             parts += coco_mask.frPyObjects(list(self.polygons), height, width)
-        # pycocotools' own decode() relies on a numpy protocol that is going away, and warns.
+        # decode() of pycocotools relies on a deprecated numpy protocol, and warns.
         runs = _run_lengths(coco_mask.merge(parts)["counts"])
-        inside = np.arange(runs.size) % 2 == 1  # runs lie outside and inside in turn
+        inside = np.arange(runs.size) % 2 == 1  # runs alternate between outside and inside
         columns = np.repeat(inside, runs).reshape(width, height)
         return torch.from_numpy(np.ascontiguousarray(columns.T))
 
     def _check_reach(self, height: int, width: int) -> None:
-        # Drawing takes memory by the length of the outline, wherever it lies.
+        # Rasterising takes memory in proportion to the outline, inside the image or not.
         for polygon in self.polygons:
             for axis, extent in ((0, width), (1, height)):
                 low, high = polygon[axis::2].min(), polygon[axis::2].max()
                 if low < -extent or high > 2 * extent:
                     raise ValueError(
-                        f"a polygon of the mask spans {'xy'[axis]} = {low:g} to {high:g} in a "
+                        f"a polygon of the mask spans {'xy'[axis]} = {low:g} to {high:g} in an "
                         f"image of {height} x {width} (height x width)"
                     )
 
 
 def parse_segmentation(segmentation: object) -> MaskSource:
-    """Reads a `segmentation` entry in any of the forms in use, without drawing it.
+    """Parses a `segmentation` entry in any of the forms in use, without decoding it.
 
     Args:
         segmentation: One of: a list of polygons; one flat polygon `[x1, y1, x2, y2, ...]`; run
             lengths `{"size": [height, width], "counts": ...}`, compressed (text or bytes) or as
-            plain numbers; a list of such run lengths (as in RefCLEF). A numpy array may
-            stand for a sequence.
+            plain numbers; a list of such run lengths (as in RefCLEF). Sequences may be numpy arrays.
 
     Returns:
         The parts, with degenerate polygons dropped and counted.
@@ -130,7 +129,7 @@ def parse_segmentation(segmentation: object) -> MaskSource:
 
 
 def _parse_polygon(part: object) -> NDArray[np.float64] | None:
-    """The coordinates, or None where they enclose nothing."""
+    """The coordinates, or None if they enclose no area."""
     if not _is_sequence(part):
         raise ValueError(
             f"a part of a segmentation must be a list of coordinates, not {type(part).__name__}"
@@ -142,10 +141,10 @@ def _parse_polygon(part: object) -> NDArray[np.float64] | None:
 
 
 def _parse_runs(rle: Mapping[Any, Any]) -> Mapping[str, Any]:
-    """Run lengths as pycocotools' compressed form, known to cover their size exactly.
+    """Run lengths in the compressed form of pycocotools, checked to cover their size exactly.
 
-    pycocotools does not check: runs that fall short leave pixels as the memory happened to be, and
-    text that ends in the middle of a number is read past its end.
+    pycocotools does not check: runs that fall short leave uninitialised pixels, and text that ends in the
+    middle of a number is read past its end.
     """
     missing = [key for key in ("size", "counts") if key not in rle]
     if missing:
@@ -187,11 +186,11 @@ def _parse_runs(rle: Mapping[Any, Any]) -> Mapping[str, Any]:
 
 
 def _run_lengths(counts: bytes) -> NDArray[np.int64]:
-    """The numbers inside COCO's compressed run lengths.
+    """Decodes the numbers of COCO's compressed run lengths (`rleFrString` in pycocotools).
 
-    Each number is written in characters of 5 bits, lowest first, offset by 48, with bit 5 set on
-    all but its last character and the sign in bit 4 of the last. From the fourth number on, what is
-    written is the difference to the number two places before (`rleFrString` in pycocotools).
+    Each number is written in characters of 5 bits, lowest first, offset by 48, with bit 5 set on all but
+    its last character and the sign in bit 4 of the last. From the fourth number on, the difference to the
+    number two places before is written.
     """
     codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     is_last = codes & 32 == 0
@@ -211,7 +210,7 @@ def _run_lengths(counts: bytes) -> NDArray[np.int64]:
 
 
 def _numbers(values: Sequence[Any], kinds: str, rule: str) -> NDArray[Any]:
-    """A flat array of one of numpy's `kinds` of number, or ValueError that quotes the `rule`."""
+    """A flat array of numbers of numpy's `kinds`; ValueError that quotes the `rule` otherwise."""
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -232,5 +231,5 @@ def _is_positive(side: object) -> bool:
 def _short(value: object) -> str:
     try:
         return reprlib.repr(value)
-    except ValueError:  # a number too long to be written out
+    except ValueError:  # an integer too long to be formatted
         return f"a value of type {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Images and masks into the network's square and back."""
+"""Letterbox: resizes images and masks to the square network input, and predictions back."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How an image sits in a square: scaled to fit, centred, padded with zeros.
+    """An image scaled to fit a square, centred and padded with zeros.
 
-    The longer side becomes `size`, the other one is scaled alike, rounded to the nearest pixel and never
-    below 1. `image`, `mask` and `restore` use the same box, so its edges fall on the image's edges
-    exactly.
+    The longer side is scaled to `size`; the other side keeps the aspect ratio, rounded to the nearest pixel and
+    at least 1. `image`, `mask` and `restore` use the same box, whose edges are the edges of the image.
 
-    Attributes:
-        height: The image's height in pixels.
-        width: The image's width in pixels.
-        size: The square's side in pixels.
+    Args:
+        height: Height of the image in pixels, at least 1.
+        width: Width of the image in pixels, at least 1.
+        size: Side of the square in pixels, at least 1.
+
+    Raises:
+        TypeError: An argument is not an int.
+        ValueError: An argument is below 1.
     """
 
     height: int
@@ -28,7 +31,6 @@ class Letterbox:
     size: int
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are no positive whole numbers (TypeError, ValueError)."""
         for name in ("height", "width", "size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
@@ -38,26 +40,26 @@ class Letterbox:
 
     @property
     def scaled_height(self) -> int:
-        """Height of the scaled image in the square, 1 to `size` pixels."""
+        """Height of the scaled image, 1 to `size` pixels."""
         return self._scaled(self.height)
 
     @property
     def scaled_width(self) -> int:
-        """Width of the scaled image in the square, 1 to `size` pixels."""
+        """Width of the scaled image, 1 to `size` pixels."""
         return self._scaled(self.width)
 
     @property
     def top(self) -> int:
-        """Rows of padding above the image; below it there are as many, or one more."""
+        """Rows of padding above the image; below it are as many or one more."""
         return (self.size - self.scaled_height) // 2
 
     @property
     def left(self) -> int:
-        """Columns of padding left of the image; right of it there are as many, or one more."""
+        """Columns of padding left of the image; right of it are as many or one more."""
         return (self.size - self.scaled_width) // 2
 
     def image(self, image: Tensor) -> Tensor:
-        """Put the image into the square (bilinear; with antialias where it shrinks).
+        """Resizes and pads the image (bilinear, with antialiasing when it shrinks).
 
         Args:
             image: uint8 `[3, height, width]`.
@@ -66,21 +68,20 @@ class Letterbox:
             float32 `[3, size, size]` in [0, 1]; the padding is 0.
 
         Raises:
-            TypeError: `image` is no uint8 tensor.
+            TypeError: `image` is not a uint8 tensor.
             ValueError: `image` has another shape.
         """
         _check("image", image, torch.uint8, (3, self.height, self.width))
         scaled = _resize(image[None].float(), self.scaled_height, self.scaled_width)[0]
-        # Rounding in the filter's weights can bring white just above 1.
+        # Rounding of the filter weights can produce values just above 1.
         return self._pad((scaled / 255).clamp_(0, 1))
 
     def mask(self, mask: Tensor) -> Tensor:
-        """Put a mask into the square.
+        """Resizes and pads a mask.
 
-        A pixel of the square is True where at least half of what lies under it is: the mask is resized
-        as the image is (bilinear with antialias) and cut at 0.5. The published code takes every
-        non-zero value instead, which thickens every object. The
-        price of the fair rule: an object thinner than half a pixel of the square can vanish.
+        The mask is resized like the image (bilinear with antialiasing) and thresholded at 0.5. The published
+        code sets every non-zero value instead, which dilates every object. With the threshold at 0.5, an
+        object thinner than half a pixel of the square can become empty.
 
         Args:
             mask: bool `[height, width]`.
@@ -89,7 +90,7 @@ class Letterbox:
             bool `[size, size]`; the padding is False.
 
         Raises:
-            TypeError: `mask` is no bool tensor.
+            TypeError: `mask` is not a bool tensor.
             ValueError: `mask` has another shape.
         """
         _check("mask", mask, torch.bool, (self.height, self.width))
@@ -97,18 +98,17 @@ class Letterbox:
         return self._pad(scaled >= 0.5)
 
     def restore(self, logits: Tensor) -> Tensor:
-        """Bring maps over the square back to the image: cut the padding off, resize (bilinear).
+        """Removes the padding of maps over the square and resizes them to the image (bilinear).
 
         Args:
-            logits: floating point `[..., size, size]`.
+            logits: Floating point `[..., size, size]`.
 
         Returns:
-            `[..., height, width]` in the same dtype (16-bit types are resized in float32).
-            Differentiable.
+            `[..., height, width]` in the same dtype (16-bit types are resized in float32). Differentiable.
 
         Raises:
-            TypeError: `logits` is no floating-point tensor.
-            ValueError: `logits` is not over this square.
+            TypeError: `logits` is not a floating-point tensor.
+            ValueError: `logits` has another shape.
         """
         if not isinstance(logits, Tensor) or not logits.is_floating_point():
             raise TypeError(
@@ -126,7 +126,7 @@ class Letterbox:
 
     def _scaled(self, side: int) -> int:
         longer = max(self.height, self.width)
-        # Whole numbers throughout: a product of floats can fall on the wrong side of a half.
+        # Integer arithmetic: a product of floats can be rounded to the wrong side of a half.
         return max(1, (2 * side * self.size + longer) // (2 * longer))
 
     def _inside(self, square: Tensor) -> Tensor:
@@ -142,9 +142,9 @@ class Letterbox:
 
 def _resize(values: Tensor, height: int, width: int) -> Tensor:
     if width == 1 and height > 1:
-        # On the CPU PyTorch 2.15 resizes wrongly to a single column: every row comes out as the first.
+        # PyTorch 2.15 resizes wrongly to a single column on the CPU: every row equals the first.
         return _resize(values.mT, width, height).mT
-    # Antialias changes nothing where the map grows; where it shrinks, plain bilinear skips pixels.
+    # Without antialiasing, bilinear interpolation skips pixels when a map shrinks.
     return functional.interpolate(values, (height, width), mode="bilinear", antialias=True)
 
 

@@ -1,4 +1,4 @@
-"""Expressions to words, words to numbers."""
+"""Splits expressions into words and maps words to ids."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 _SEPARATORS = re.compile(r"(\W+)")
 _WORD_CHARACTER = re.compile(r"\w")
-# Inside a token they would split its line of a word list.
+# A line break inside a token would split its line in a word list.
 _LINE_BREAKS = str.maketrans("\r\n", "  ")
 
 
 def tokenize(expression: str) -> list[str]:
-    """Split an expression into lower-case words and punctuation.
+    """Splits an expression into lower-case words and punctuation.
 
-    The rule of the published CMSA code: split at runs of characters that are neither letters, digits
-    nor underscores, keep those runs (punctuation is a word), drop blanks, drop a final ".". A run of
-    several marks stays one token (`"),"`).
+    The rule is that of the published CMSA code: split at runs of characters other than letters, digits and
+    underscores, keep these runs (punctuation is a word), remove whitespace, remove a final ".". A run of
+    several marks is one token (`"),"`).
 
-    In one point the published code differs: it keeps the blanks around a punctuation mark, yet strips
-    them from the lines of its word lists, so that a mark with a blank beside it is never found and
-    becomes `<unk>`. Here the blanks go from both. Only expressions with punctuation are concerned: none
-    in RefCOCO and RefCOCO+, one in twelve in RefCOCOg.
+    The published code keeps the whitespace around a punctuation mark, but strips it from the lines of its word
+    lists, so that a mark next to a space is never found and becomes `<unk>`. Here it is stripped from both.
+    This concerns only expressions with punctuation: none in RefCOCO and RefCOCO+, one in twelve in RefCOCOg.
 
-    The expression is first brought to Unicode's composed form (NFC); otherwise an accent written as a
-    character of its own would split its word.
+    The expression is normalised to Unicode NFC first; otherwise a combining accent would split its word.
 
     Args:
-        expression: The expression as written.
+        expression: Expression as written.
 
     Returns:
-        At least one token, none of them blank.
+        At least one token.
 
     Raises:
-        TypeError: `expression` is no string.
-        ValueError: Nothing is left of the expression: it is empty, blank or ".".
+        TypeError: `expression` is not a string.
+        ValueError: The expression has no word: it is empty, blank or ".".
     """
     if not isinstance(expression, str):
         raise TypeError(f"expression must be a str, but it is a {type(expression).__name__}.")
@@ -54,18 +52,27 @@ def tokenize(expression: str) -> list[str]:
 
 
 class Vocabulary:
-    """An ordered word list: a word's place in it is its number.
+    """An ordered word list; the id of a word is its position.
+
+    Entries without a letter or digit may be blank or repeated, because the published G-Ref list has five blank
+    lines and "." twice (it was written without the whitespace around its punctuation). A blank entry has an id
+    that is never used; of repeated entries the last one is used, as in the published code.
+
+    Args:
+        tokens: The four special tokens, then the words.
+
+    Raises:
+        TypeError: `tokens` is a string, or an entry is not a string.
+        ValueError: The special tokens are missing, or an entry with a letter or digit is repeated, or an entry
+            starts or ends with whitespace.
 
     Attributes:
-        PAD: The token that fills expressions up; number `PAD_ID`.
-        GO: Start of an expression; in the published lists, never produced by `encode`.
-        EOS: End of an expression; in the published lists, never produced by `encode`.
-        UNKNOWN: The token for every word not in the list; number `UNKNOWN_ID`.
-        SPECIAL: These four, which open every list in this order.
+        PAD: Padding token, with the id `PAD_ID`.
+        GO: Start of an expression; part of the published lists, never produced by `encode`.
+        EOS: End of an expression; part of the published lists, never produced by `encode`.
+        UNKNOWN: Token for all words that are not in the list, with the id `UNKNOWN_ID`.
+        SPECIAL: These four tokens, the first entries of every list.
         tokens: The list.
-        truncated_expressions: How many expressions `encode` has cut to `max_words` so far.
-        unknown_words: How many words `encode` has replaced by `<unk>` so far. Both counts are this
-            object's own: a copy in a data-loading worker process counts for itself.
     """
 
     PAD = "<pad>"
@@ -77,23 +84,8 @@ class Vocabulary:
     UNKNOWN_ID = SPECIAL.index(UNKNOWN)
 
     def __init__(self, tokens: Iterable[str]) -> None:
-        """Take a word list as it is.
-
-        Entries without a letter or digit may be blank or repeat, because the published G-Ref list has
-        five blank lines and "." twice (the blanks around its punctuation were lost when it was
-        written). A blank entry keeps its number and is never used; of a repeated one the last counts,
-        as in the published code. Such entries are logged.
-
-        Args:
-            tokens: The four special tokens, then the words.
-
-        Raises:
-            TypeError: `tokens` is one string, or an entry is no string.
-            ValueError: The special tokens are missing, or an entry with a letter or digit repeats or
-                has blanks around it.
-        """
         if isinstance(tokens, str):
-            raise TypeError("tokens must be a sequence of strings, but it is one str.")
+            raise TypeError("tokens must be a sequence of strings, but it is a str.")
         self.tokens: tuple[str, ...] = tuple(tokens)
         for index, token in enumerate(self.tokens):
             if not isinstance(token, str):
@@ -102,7 +94,7 @@ class Vocabulary:
                 )
             if token != token.strip():
                 raise ValueError(
-                    f"tokens must have no blanks around them, but entry {index} is {token!r}."
+                    f"tokens must not start or end with whitespace, but entry {index} is {token!r}."
                 )
         if self.tokens[: len(self.SPECIAL)] != self.SPECIAL:
             raise ValueError(
@@ -111,8 +103,7 @@ class Vocabulary:
             )
         self._ids = {token: index for index, token in enumerate(self.tokens) if token}
         self._check_repetition()
-        self.truncated_expressions = 0
-        self.unknown_words = 0
+        self._warned: set[str] = set()
 
     def _check_repetition(self) -> None:
         repeated = [token for token, count in Counter(self.tokens).items() if count > 1 and token]
@@ -121,69 +112,68 @@ class Vocabulary:
             raise ValueError(f"tokens must differ, but these repeat: {words[:10]}.")
         blank = self.tokens.count("")
         if repeated or blank:
-            logger.info(
-                "The word list has %d blank entries, which are never used, and repeats the "
-                "punctuation %s, of which the last entry counts.",
+            _logger.info(
+                "The word list has %d blank entries, which are never used, and repeated punctuation %s, of which "
+                "the last entry is used.",
                 blank,
                 repeated,
             )
 
     @classmethod
     def from_expressions(cls, expressions: Iterable[str]) -> Vocabulary:
-        """Build the list of all words in some expressions.
+        """Builds the list of all words in some expressions.
 
         Args:
-            expressions: Expressions as written; each must have a word.
+            expressions: Expressions as written.
 
         Returns:
-            The special tokens, then the words by falling count, equal counts by alphabet (code
-            points).
+            The special tokens, then the words by decreasing count, equal counts by code points.
 
         Raises:
-            TypeError: `expressions` is one string, or an item is no string.
+            TypeError: `expressions` is a string, or an item is not a string.
             ValueError: There are no expressions, or one has no word.
         """
         if isinstance(expressions, str):
-            raise TypeError("expressions must be a sequence of strings, but it is one str.")
+            raise TypeError("expressions must be a sequence of strings, but it is a str.")
         counts = Counter(token for expression in expressions for token in tokenize(expression))
         if not counts:
-            raise ValueError("expressions must have at least one expression, but there is none.")
+            raise ValueError("expressions must have at least one expression, but it is empty.")
         return cls([*cls.SPECIAL, *sorted(counts, key=lambda token: (-counts[token], token))])
 
     @classmethod
     def from_file(cls, path: str | Path) -> Vocabulary:
-        """Read a list with one token a line, such as the published ones.
+        """Reads a list with one token per line, such as the published ones.
 
         Args:
-            path: A UTF-8 text file; the line number, counted from 0, is the word's number. Blanks
-                around a token are cut off.
+            path: UTF-8 text file; the line number, counted from 0, is the id of the word. Whitespace around a
+                token is removed.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The file is not UTF-8, or its tokens are not a word list (see `Vocabulary`).
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is not UTF-8, or its lines are not a valid word list.
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"path must name a word list, but there is no file {path}.")
+            raise FileNotFoundError(f"path must be a word list, but there is no file {path}.")
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"The word list {path} must be UTF-8 text: {error}.") from error
-        # str.splitlines would also split at characters that may stand in a token.
+        # str.splitlines would also split at characters that tokens may contain.
         lines = text.removesuffix("\n").split("\n")
         try:
             return cls(line.strip() for line in lines)
         except ValueError as error:
-            raise ValueError(f"The file {path} is no word list: {error}") from error
+            raise ValueError(f"The file {path} is not a word list: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the list, one token a line, so that `from_file` reads it back.
+        """Writes the list for `from_file`, one token per line.
 
         Args:
-            path: The file to write; an existing one is replaced.
+            path: File to write; an existing one is replaced.
 
         Raises:
-            ValueError: A token has a character that UTF-8 cannot write; the file stays as it was.
+            ValueError: A token cannot be encoded as UTF-8; the file is not changed.
         """
         text = "".join(f"{token}\n" for token in self.tokens)
         try:
@@ -193,55 +183,48 @@ class Vocabulary:
         Path(path).write_bytes(data)
 
     def __len__(self) -> int:
-        """Number of entries, the special ones included: the size of the embedding table."""
+        """Number of entries including the special ones: the size of the embedding table."""
         return len(self.tokens)
 
     def encode(self, expression: str, max_words: int = 20) -> list[int]:
-        """The numbers of an expression's words.
+        """Maps an expression to word ids.
 
-        Of a longer expression the first `max_words` words are kept, as in the published code (which
-        has 20). That and unknown words are counted, and logged the first time each happens.
+        The first `max_words` words are kept, as in the published code (20 words). The first truncated
+        expression and the first unknown word are logged.
 
         Args:
-            expression: The expression as written.
-            max_words: Most words to keep, at least 1.
+            expression: Expression as written.
+            max_words: Largest number of words, at least 1.
 
         Returns:
-            1 to `max_words` numbers in `[0, len(self))`, without padding.
+            1 to `max_words` ids in `[0, len(self))`, without padding.
 
         Raises:
-            TypeError: `expression` is no string.
+            TypeError: `expression` is not a string.
             ValueError: `expression` has no word, or `max_words` is below 1.
         """
         if max_words < 1:
             raise ValueError(f"max_words must be at least 1, but it is {max_words}.")
         tokens = tokenize(expression)
         if len(tokens) > max_words:
-            self._note_truncation(expression, len(tokens), max_words)
+            self._warn_once(
+                "An expression of %d words was truncated to %d: %r.",
+                len(tokens),
+                max_words,
+                expression,
+            )
         ids = []
         for token in tokens[:max_words]:
             index = self._ids.get(token)
             if index is None:
-                self._note_unknown(token)
+                self._warn_once(
+                    "The word %r is not in the word list; it is replaced by <unk>.", token
+                )
                 index = self.UNKNOWN_ID
             ids.append(index)
         return ids
 
-    def _note_truncation(self, expression: str, words: int, max_words: int) -> None:
-        if self.truncated_expressions == 0:
-            logger.warning(
-                "An expression of %d words was cut to its first %d: %r. Further ones are only counted.",
-                words,
-                max_words,
-                expression,
-            )
-        self.truncated_expressions += 1
-
-    def _note_unknown(self, token: str) -> None:
-        if self.unknown_words == 0:
-            logger.warning(
-                "The word %r is not in the word list and became %s. Further ones are only counted.",
-                token,
-                self.UNKNOWN,
-            )
-        self.unknown_words += 1
+    def _warn_once(self, message: str, *arguments: object) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            _logger.warning(f"{message} Further cases are not logged.", *arguments)

@@ -1,10 +1,9 @@
-"""Two evaluations of the same expressions: which expressions differ, and how sure the difference is."""
+"""Comparison of two evaluations of the same expressions, with confidence intervals of the differences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +11,23 @@ from numpy.typing import NDArray
 from .conventions import CONVENTIONS
 from .results import ExpressionResult
 
-_CHUNK = 2_000_000  # numbers drawn at a time
+_CHUNK = 2_000_000  # random numbers drawn at a time
+_TENTHS = (5, 6, 7, 8, 9)
 
 _Key = tuple[int, int, int, str]
+_Pair = tuple[ExpressionResult, ExpressionResult]
+_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One measure in two evaluations.
+    """One metric in two evaluations.
 
     Attributes:
-        first: in the first.
-        second: in the second.
-        low: lower end of the interval of `second - first`.
-        high: its upper end.
+        first: Its value in the first evaluation.
+        second: Its value in the second evaluation.
+        low: Lower end of the confidence interval of `second - first`.
+        high: Upper end of the interval.
     """
 
     first: float
@@ -44,15 +46,13 @@ class Comparison:
     """Two evaluations of the same expressions.
 
     Attributes:
-        expressions: how many.
-        images: distinct images they are about.
-        measures: overall_iou, mean_iou and precision@0.5 to precision@0.9.
-        better: expressions whose IoU is higher in the second.
-        worse: expressions whose IoU is lower in the second.
-        pairs: the results of every expression in both, in the order of the first.
-        confidence: of the intervals.
-        resamples: drawn for them.
-        seed: of the draws.
+        expressions: Number of expressions.
+        images: Number of distinct images.
+        measures: `overall_iou`, `mean_iou` and `precision@0.5` to `precision@0.9`; where expressions name nothing
+            also `gIoU`, `cIoU`, `N_acc` and `T_acc`.
+        better: Expressions whose IoU is higher in the second evaluation.
+        worse: Expressions whose IoU is lower in the second evaluation.
+        pairs: Both results of every expression, in the order of the first evaluation.
     """
 
     expressions: int
@@ -60,12 +60,9 @@ class Comparison:
     measures: dict[str, Difference]
     better: int
     worse: int
-    pairs: list[tuple[ExpressionResult, ExpressionResult]]
-    confidence: float
-    resamples: int
-    seed: int
+    pairs: list[_Pair]
 
-    def changed(self, most: int) -> list[tuple[ExpressionResult, ExpressionResult]]:
+    def changed(self, most: int) -> list[_Pair]:
         """Up to `most` expressions whose IoU differs, the largest change first."""
         differing = [pair for pair in self.pairs if pair[0].iou != pair[1].iou]
         differing.sort(key=lambda pair: (-abs(pair[1].iou - pair[0].iou), pair[0].index))
@@ -82,21 +79,20 @@ def compare(
 ) -> Comparison:
     """Compare two evaluations expression by expression, with a paired bootstrap over images.
 
-    The expressions of one image are not independent of one another, so whole images are drawn with
-    replacement, the same ones for both evaluations, and each measure's difference is computed anew; the
-    interval is between the percentiles of these differences (Efron and Tibshirani, An Introduction to the
-    Bootstrap, 1993, chapter 13).
+    Expressions of one image are not independent, so whole images are drawn with replacement, the same ones for
+    both evaluations, and the difference of each metric is computed for each sample; the interval is between the
+    percentiles of these differences (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
 
     Args:
-        first: an evaluation.
-        second: another one of the same expressions, in any order.
-        resamples: how often to draw.
-        confidence: of the intervals, above 0 and below 1.
-        seed: of the draws.
+        first: An evaluation.
+        second: Another evaluation of the same expressions, in any order.
+        resamples: Number of bootstrap samples.
+        confidence: Of the intervals, above 0 and below 1.
+        seed: Of the bootstrap.
 
     Raises:
-        ValueError: an argument is out of range, the expressions differ, an expression comes twice, or the
-            true masks differ in size, as they do between conventions that compare at different sizes.
+        ValueError: An argument is out of range, the expressions are not the same, an expression occurs twice, or
+            the true masks differ in size, as they do between conventions that compare at different sizes.
     """
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1; got {resamples}.")
@@ -105,43 +101,40 @@ def compare(
     if seed < 0:
         raise ValueError(f"seed must be at least 0; got {seed}.")
     pairs = _paired(first, second)
-    groups, images = _groups(pairs)
-    counts = _sums(pairs, groups, images)
+    sums = _sums_by_image(pairs)
     empty = [float(CONVENTIONS[one.convention].empty_union_iou) for one in pairs[0]]
-    whole = _measures(counts.sum(0, keepdims=True), empty)
-    drawn = _measures(_resampled(counts, resamples, seed), empty)
+    generalized = any(one.names_nothing for one, _ in pairs)
+    whole = _measures(sums.sum(0, keepdims=True), empty, generalized)
+    drawn = _measures(_resampled(sums, resamples, seed), empty, generalized)
     measures = {}
-    for name, (one, two) in whole.items():
-        differences = drawn[name][1] - drawn[name][0]
-        low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-        measures[name] = Difference(float(one[0]), float(two[0]), float(low), float(high))
+    for name, (values,) in whole.items():
+        differences = drawn[name][:, 1] - drawn[name][:, 0]
+        if np.isnan(values).any() or np.isnan(differences).all():
+            continue  # no expression of the kind that the metric is about
+        low, high = np.nanquantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
+        measures[name] = Difference(*map(float, (*values, low, high)))
     changes = np.array([two.iou - one.iou for one, two in pairs])
     return Comparison(
         expressions=len(pairs),
-        images=images,
+        images=len(sums),
         measures=measures,
         better=int((changes > 0).sum()),
         worse=int((changes < 0).sum()),
         pairs=pairs,
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
     )
 
 
-def _paired(
-    first: Sequence[ExpressionResult], second: Sequence[ExpressionResult]
-) -> list[tuple[ExpressionResult, ExpressionResult]]:
-    of_first, of_second = _by_key(first, "first"), _by_key(second, "second")
-    lacking = [("second", key) for key in of_first if key not in of_second]
-    lacking += [("first", key) for key in of_second if key not in of_first]
+def _paired(first: Sequence[ExpressionResult], second: Sequence[ExpressionResult]) -> list[_Pair]:
+    firsts, seconds = _by_key(first, "first"), _by_key(second, "second")
+    lacking = [("second", key) for key in firsts if key not in seconds]
+    lacking += [("first", key) for key in seconds if key not in firsts]
     if lacking:
         where, (image_id, ref_id, sent_id, expression) = lacking[0]
         raise ValueError(
-            f"Both evaluations must have the same expressions, but {len(lacking)} are in one alone; the {where} "
+            f"Both evaluations must have the same expressions, but {len(lacking)} are only in one; the {where} "
             f"lacks sent_id {sent_id} ({expression!r}, ref_id {ref_id}, image_id {image_id})."
         )
-    pairs = [(result, of_second[key]) for key, result in of_first.items()]
+    pairs = [(result, seconds[key]) for key, result in firsts.items()]
     for one, two in pairs:
         if one.true != two.true:
             raise ValueError(
@@ -153,68 +146,72 @@ def _paired(
 
 
 def _by_key(results: Sequence[ExpressionResult], which: str) -> dict[_Key, ExpressionResult]:
-    found: dict[_Key, ExpressionResult] = {}
+    keyed: dict[_Key, ExpressionResult] = {}
     for result in results:
         key = (result.image_id, result.ref_id, result.sent_id, result.expression)
-        if key in found:
+        if key in keyed:
             raise ValueError(
                 f"The {which} evaluation has sent_id {result.sent_id} ({result.expression!r}) twice."
             )
-        found[key] = result
-    return found
+        keyed[key] = result
+    return keyed
 
 
-def _groups(
-    pairs: Sequence[tuple[ExpressionResult, ExpressionResult]],
-) -> tuple[NDArray[np.int64], int]:
-    """The image of each expression, counted from 0, and their number."""
-    _, groups = np.unique([one.image_id for one, _ in pairs], return_inverse=True)
-    return groups, int(groups.max()) + 1
-
-
-# What is added up for each evaluation: expressions, I, U, IoU, and whether the IoU reaches 0.5 ... 0.9.
-_TENTHS = (5, 6, 7, 8, 9)
-_COLUMNS = 4 + len(_TENTHS)
-
-
-def _sums(
-    pairs: Sequence[tuple[ExpressionResult, ExpressionResult]],
-    groups: NDArray[np.int64],
-    images: int,
-) -> NDArray[np.float64]:
-    """[images, 2, columns]."""
-    values = np.array([[_values(one), _values(two)] for one, two in pairs], dtype=np.float64)
-    sums = np.zeros((images, 2, _COLUMNS))
-    np.add.at(sums, groups, values)
+def _sums_by_image(pairs: Sequence[_Pair]) -> _Array:
+    """The summands of each metric, see `_summands`: [images, 2, summands]."""
+    _, images = np.unique([one.image_id for one, _ in pairs], return_inverse=True)
+    values = np.array([[_summands(one), _summands(two)] for one, two in pairs], dtype=np.float64)
+    sums = np.zeros((images.max() + 1, *values.shape[1:]))
+    np.add.at(sums, images, values)
     return sums
 
 
-def _values(result: ExpressionResult) -> list[float]:
+def _summands(result: ExpressionResult) -> list[float]:
+    """What is summed over expressions; `_measures` reads it."""
     strict = CONVENTIONS[result.convention].precision_strict
     if result.union:
-        # I / U against t/10 in whole numbers.
+        # I / U against t/10 in integers.
         margins = (10 * result.intersection - tenths * result.union for tenths in _TENTHS)
         passed = [margin > 0 if strict else margin >= 0 for margin in margins]
     else:
         passed = [result.iou == 1] * len(_TENTHS)
-    return [1, result.intersection, result.union, result.iou, *passed]
+    no_target, denied = result.true == 0, result.predicted == 0
+    generalized_iou = result.intersection / result.union if result.union else 1
+    return [
+        *(1, result.intersection, result.union, result.iou, *passed),
+        *(generalized_iou, no_target, no_target and denied, not (no_target or denied)),
+    ]
 
 
-def _measures(
-    sums: NDArray[np.float64], empty: Sequence[float]
-) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Each measure of both evaluations, from [draws, 2, columns]; `empty` is what no pixel at all counts as."""
-    count, intersection, union, iou = (sums[..., column] for column in range(4))
-    nothing = np.broadcast_to(empty, union.shape).copy()
-    overall = np.divide(intersection, union, out=nothing, where=union > 0)
-    found = {"overall_iou": overall, "mean_iou": iou / count}
-    for place, tenths in enumerate(_TENTHS):
-        found[f"precision@0.{tenths}"] = sums[..., 4 + place] / count
-    return {name: (values[:, 0], values[:, 1]) for name, values in found.items()}
+def _measures(sums: _Array, empty: Sequence[float], generalized: bool) -> dict[str, _Array]:
+    """Metrics [samples, 2] from sums [samples, 2, summands]; `empty` is the overall IoU of empty masks.
+
+    NaN where a sample has no expression of the kind that a metric is about.
+    """
+    count, intersection, union, iou, *passed = np.moveaxis(sums[..., :-4], -1, 0)
+    measures = {"overall_iou": _ratio(intersection, union, empty), "mean_iou": iou / count}
+    measures |= {
+        f"precision@0.{tenths}": hits / count for tenths, hits in zip(_TENTHS, passed, strict=True)
+    }
+    if generalized:
+        generalized_iou, no_target, denied, localized = np.moveaxis(sums[..., -4:], -1, 0)
+        measures |= {
+            "gIoU": generalized_iou / count,
+            "cIoU": _ratio(intersection, union, 1.0),
+            "N_acc": _ratio(denied, no_target, np.nan),
+            "T_acc": _ratio(localized, count - no_target, np.nan),
+        }
+    return measures
 
 
-def _resampled(sums: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """[resamples, 2, columns]."""
+def _ratio(numerator: _Array, denominator: _Array, otherwise: float | Sequence[float]) -> _Array:
+    """The quotient; `otherwise` where the denominator is 0."""
+    values = np.broadcast_to(np.asarray(otherwise, dtype=np.float64), denominator.shape).copy()
+    return np.divide(numerator, denominator, out=values, where=denominator > 0)
+
+
+def _resampled(sums: _Array, resamples: int, seed: int) -> _Array:
+    """Sums over the images of each bootstrap sample: [resamples, 2, summands]."""
     images = len(sums)
     random = np.random.default_rng(seed)
     even = np.full(images, 1 / images)
@@ -224,4 +221,4 @@ def _resampled(sums: NDArray[np.float64], resamples: int, seed: int) -> NDArray[
         random.multinomial(images, even, size=min(step, resamples - start)) @ flat
         for start in range(0, resamples, step)
     ]
-    return np.concatenate(totals).reshape(resamples, 2, _COLUMNS)
+    return np.concatenate(totals).reshape(resamples, *sums.shape[1:])

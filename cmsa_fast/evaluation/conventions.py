@@ -1,4 +1,4 @@
-"""How published evaluations compare a predicted mask with the true one, by name."""
+"""Conventions: how published evaluations compare a predicted mask with the true one."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from .metrics import SegmentationMetrics
 
 _LAVT_SIDE = 480
 
-Cut = Callable[[Tensor], Tensor]
+Threshold = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Convention:
-    """From a network's probabilities and a true mask to what is counted, as one evaluation does it.
+    """The rules of one evaluation, from a network's probabilities and a true mask to pixel counts.
 
-    Every convention takes every expression of a split. (CRIS validates on the first expression of each object
-    while it trains and on all in its test; LAVT on a random one while it trains and on all in its test.)
-    The true mask is the union of an object's parts. (LAVT's reader drops pixels where parts overlap.)
+    Every convention evaluates every expression of a split. (During training, CRIS validates on the first
+    expression of each object and LAVT on a random one; both test on all.) The true mask is the union of an
+    object's parts. (LAVT's reader drops pixels where parts overlap.)
 
     Attributes:
         name: Its key in `CONVENTIONS`.
         where: At which size masks are compared, and how the prediction gets there; for the table.
         threshold: Probability at which a pixel is predicted.
-        strict_threshold: A pixel is predicted above the threshold alone, not at it.
-        precision_strict: Precision counts expressions whose IoU is above its threshold, not those at it.
+        strict_threshold: A pixel is predicted only above the threshold, not at it.
+        precision_strict: Precision counts only expressions whose IoU is above its threshold, not at it.
         empty_union_iou: IoU of two empty masks, 1 or 0.
-        union_offset: What is added to the union in an expression's IoU, in pixels.
-        refine_at: Where a DenseCRF runs: at the image's own size, or over the network's square with its
+        union_offset: Pixels added to the union in an expression's IoU.
+        refine_at: Where a dense CRF runs: at the image's own size, or over the network's square with its
             padding.
-        headline: The measure its papers call the IoU.
-        source: The repository whose rules these are.
+        headline: The metric its papers call the IoU.
+        source: The repository with these rules.
     """
 
     name: str
@@ -49,46 +49,44 @@ class Convention:
     precision_strict: bool
     empty_union_iou: Literal[0, 1]
     union_offset: float
-    refine_at: Literal["picture", "square"]
+    refine_at: Literal["image", "square"]
     headline: Literal["overall_iou", "mean_iou"]
     source: str
-    _from_square: Callable[[Tensor, Letterbox, Cut], Tensor] = field(repr=False)
+    _from_square: Callable[[Tensor, Letterbox, Threshold], Tensor] = field(repr=False)
     _side: int | None = field(default=None, repr=False)
 
     def prediction(self, probability: Tensor, letterbox: Letterbox) -> Tensor:
         """The predicted mask from probabilities over the network's square.
 
         Args:
-            probability: floating point `[S, S]` in [0, 1].
-            letterbox: How the image sits in the square, whose side is S.
+            probability: Floating-point `[S, S]` in [0, 1].
+            letterbox: How the image lies in the square, whose side is S.
 
         Returns:
             bool at the convention's size, `[H, W]` of the image or `[480, 480]`, on the same device.
 
         Raises:
-            TypeError: `probability` is no floating-point tensor.
+            TypeError: `probability` is not a floating-point tensor.
             ValueError: It has another shape, or values outside [0, 1].
         """
-        size = letterbox.size
-        return self._from_square(_checked(probability, (size, size)), letterbox, self._cut)
+        values = _checked(probability, (letterbox.size, letterbox.size))
+        return self._from_square(values, letterbox, self._above_threshold)
 
     def prediction_at_own_size(self, probability: Tensor) -> Tensor:
-        """The predicted mask from probabilities at the image's own size, for instance after a DenseCRF.
-
-        They are cut at the threshold; for lavt they are first stretched to 480x480.
+        """The predicted mask from probabilities at the image's own size, for instance after a dense CRF.
 
         Args:
-            probability: floating point `[H, W]` in [0, 1].
+            probability: Floating-point `[H, W]` in [0, 1]; for lavt it is first stretched to 480x480.
 
         Returns:
             bool at the convention's size, `[H, W]` or `[480, 480]`, on the same device.
 
         Raises:
-            TypeError: `probability` is no floating-point tensor.
+            TypeError: `probability` is not a floating-point tensor.
             ValueError: It has another shape, or values outside [0, 1].
         """
         values = _checked(probability, None)
-        return self._cut(values if self._side is None else _stretch(values, self._side))
+        return self._above_threshold(values if self._side is None else _stretch(values, self._side))
 
     def truth(self, mask: Tensor) -> Tensor:
         """The true mask that a prediction is compared with.
@@ -98,16 +96,13 @@ class Convention:
 
         Returns:
             bool at the convention's size: `mask` itself, or for lavt `[480, 480]`, the nearest pixels as
-            Pillow takes them (of a mask 640 wide it takes other ones than exact arithmetic, through
-            rounding).
+            Pillow selects them (for a mask 640 wide they differ from exact arithmetic by rounding).
 
         Raises:
-            TypeError: `mask` is no bool tensor.
+            TypeError: `mask` is not a bool tensor.
             ValueError: It is not `[H, W]` or has no pixel.
         """
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a bool tensor, but it is {_describe(mask)}.")
-        _check_plane("mask", mask)
+        _check("mask", mask, "bool", isinstance(mask, Tensor) and mask.dtype == torch.bool)
         if self._side is None:
             return mask
         image = Image.fromarray(mask.to("cpu", torch.uint8).numpy())
@@ -115,38 +110,38 @@ class Convention:
         return torch.from_numpy(np.array(stretched)).bool().to(mask.device)
 
     def metrics(self) -> SegmentationMetrics:
-        """Metrics that have seen no expression yet, with the convention's rules."""
+        """Empty metrics with the convention's rules."""
         return SegmentationMetrics(
             empty_union_iou=self.empty_union_iou,
             strict=self.precision_strict,
             union_offset=self.union_offset,
         )
 
-    def _cut(self, probability: Tensor) -> Tensor:
+    def _above_threshold(self, probability: Tensor) -> Tensor:
         if self.strict_threshold:
             return probability > self.threshold
         return probability >= self.threshold
 
 
-def _native(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
-    return cut(letterbox.restore(probability))
+def _native(probability: Tensor, letterbox: Letterbox, threshold: Threshold) -> Tensor:
+    return threshold(letterbox.restore(probability))
 
 
-def _cmsa(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
-    """Cut, enlarge the square with its padding so that it covers the image, keep what is not zero.
+def _cmsa(probability: Tensor, letterbox: Letterbox, threshold: Threshold) -> Tensor:
+    """Apply the threshold, enlarge the square with its padding to cover the image, keep non-zero pixels.
 
-    A pixel enlarged bilinearly is not zero where one of the neighbours it is mixed from is not. That is found
-    in whole numbers, because a weight that should be zero seldom is in floating point.
-    Beyond the square lie zeros and nothing is smoothed where the square is larger than the image, as in
-    scikit-image before 0.15; since then it mirrors there, which changes a few pixels at the border.
+    A bilinearly enlarged pixel is non-zero if any neighbour with a non-zero weight is. This is computed in
+    integers, because a weight that should be zero seldom is in floating point.
+    The square is padded with zeros, and is not smoothed where it is larger than the image, as in scikit-image
+    before 0.15; later versions mirror at the border, which changes a few pixels there.
     """
-    mask, side = cut(probability), max(letterbox.height, letterbox.width)
+    mask, side = threshold(probability), max(letterbox.height, letterbox.width)
     mask = _any_neighbour(mask, letterbox.height, side)
     return _any_neighbour(mask.mT, letterbox.width, side).mT
 
 
 def _any_neighbour(mask: Tensor, length: int, enlarged: int) -> Tensor:
-    """The middle `length` of the `enlarged` rows that are made of a mask's rows."""
+    """The middle `length` of `enlarged` rows interpolated from the mask's rows: True where a source row is."""
     size = mask.shape[0]
     places = torch.arange(length, device=mask.device) + (enlarged - length) // 2
     # A row's centre among the mask's rows, in units of 1 / (2 * enlarged) of a row.
@@ -156,10 +151,10 @@ def _any_neighbour(mask: Tensor, length: int, enlarged: int) -> Tensor:
     return mask[below.clamp(0, size - 1)] | mask[above.clamp(0, size - 1)]
 
 
-def _lavt(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
+def _lavt(probability: Tensor, letterbox: Letterbox, threshold: Threshold) -> Tensor:
     rows = slice(letterbox.top, letterbox.top + letterbox.scaled_height)
     columns = slice(letterbox.left, letterbox.left + letterbox.scaled_width)
-    return cut(_stretch(probability[rows, columns], _LAVT_SIDE))
+    return threshold(_stretch(probability[rows, columns], _LAVT_SIDE))
 
 
 def _stretch(values: Tensor, side: int) -> Tensor:
@@ -168,12 +163,11 @@ def _stretch(values: Tensor, side: int) -> Tensor:
     )[0, 0]
 
 
-def _cris(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
-    """Warp the square bicubically onto the image; beyond the square lie zeros.
+def _cris(probability: Tensor, letterbox: Letterbox, threshold: Threshold) -> Tensor:
+    """Warp the square bicubically onto the image, with zeros beyond the square.
 
-    The image's edges fall on those of its place in the square, as they did when the network was given it.
-    CRIS maps pixel indices, to the square and back, where the letterbox maps pixel centres; and OpenCV goes
-    in steps of 1/32 pixel.
+    The image's edges fall on the edges of its place in the square, as in the network's input. CRIS maps pixel
+    indices instead of pixel centres, to the square and back, and OpenCV uses steps of 1/32 pixel.
     """
     size = letterbox.size
     height, width = letterbox.scaled_height, letterbox.scaled_width
@@ -189,38 +183,30 @@ def _cris(probability: Tensor, letterbox: Letterbox, cut: Cut) -> Tensor:
     warped = functional.grid_sample(
         probability[None, None], grid, mode="bicubic", padding_mode="zeros", align_corners=False
     )
-    return cut(warped[0, 0])
+    return threshold(warped[0, 0])
 
 
 def _checked(probability: Tensor, shape: tuple[int, int] | None) -> Tensor:
-    if not isinstance(probability, Tensor) or not probability.is_floating_point():
-        raise TypeError(
-            f"probability must be a floating-point tensor, but it is {_describe(probability)}."
-        )
-    _check_plane("probability", probability)
+    floating = isinstance(probability, Tensor) and probability.is_floating_point()
+    _check("probability", probability, "floating-point", floating)
     if shape is not None and probability.shape != shape:
-        raise ValueError(f"probability must be {list(shape)}, but it is {_describe(probability)}.")
-    low, high = (float(value) for value in probability.detach().aminmax())
-    # A resize can leave [0, 1] by rounding; logits are further off. A NaN fails the comparison.
+        raise ValueError(f"probability must be {list(shape)}; got {list(probability.shape)}.")
+    values = probability.detach()
+    low, high = (float(value) for value in values.aminmax())
+    # A resize can leave [0, 1] by rounding; logits are further off. NaN fails the comparison.
     if not -1e-3 <= low <= high <= 1 + 1e-3:
         raise ValueError(
-            f"probability must be in [0, 1], but it goes from {low} to {high}; logits need a sigmoid first."
+            f"probability must be in [0, 1], but it is from {low} to {high}; logits need a sigmoid first."
         )
-    values = probability.detach()
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
-def _check_plane(name: str, value: Tensor) -> None:
+def _check(name: str, value: Tensor, kind: str, has_kind: bool) -> None:
+    if not has_kind:
+        given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a {kind} tensor; got {given}.")
     if value.ndim != 2 or 0 in value.shape:
-        raise ValueError(
-            f"{name} must be [H, W] with at least one pixel, but it is {_describe(value)}."
-        )
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor {list(value.shape)}"
-    return f"a {type(value).__name__}"
+        raise ValueError(f"{name} must be [H, W] with at least one pixel; got {list(value.shape)}.")
 
 
 _NATIVE = Convention(
@@ -231,7 +217,7 @@ _NATIVE = Convention(
     precision_strict=False,
     empty_union_iou=1,
     union_offset=0.0,
-    refine_at="picture",
+    refine_at="image",
     headline="overall_iou",
     source="this library",
     _from_square=_native,
@@ -259,7 +245,7 @@ _LAVT = Convention(
     precision_strict=False,
     empty_union_iou=0,
     union_offset=0.0,
-    refine_at="picture",
+    refine_at="image",
     headline="overall_iou",
     source="yz93/LAVT-RIS",
     _from_square=_lavt,
@@ -274,7 +260,7 @@ _CRIS = Convention(
     precision_strict=True,
     empty_union_iou=0,
     union_offset=1e-6,
-    refine_at="picture",
+    refine_at="image",
     headline="mean_iou",
     source="DerrickWang005/CRIS.pytorch",
     _from_square=_cris,
@@ -287,22 +273,23 @@ CONVENTIONS: dict[str, Convention] = {
 
 _NOTES = """\
 I and U are the pixels in the intersection and the union of an expression's predicted and true mask.
+"cut" means compared with the threshold in the column "pixel".
   overall_iou  sum of I / sum of U over all expressions
   mean_iou     mean over all expressions of the IoU in the table
   precision@t  share of the expressions that pass, for t = 0.5, 0.6, 0.7, 0.8, 0.9
-All measures are computed under every convention; the headline is what its papers call the IoU.
-All conventions take every expression; validation while CRIS trains takes an object's first alone.
+All metrics are computed under every convention; the headline is what its papers call the IoU.
+All conventions evaluate every expression; CRIS, during training, only an object's first one.
 
-native  is the default: outlines stay where they are, and pixels are the image's own.
-cmsa    thickens every outline by up to a pixel of the square. Where U = 0 the repository divides by
-        zero; the IoU of 1 is chosen here. RMI and text_objseg are evaluated so, too.
-lavt    stretches the prediction, without its padding, bilinearly; the truth takes nearest pixels.
+native  The default: outlines are not moved, and pixels are the image's own.
+cmsa    Thickens every outline by up to a pixel of the square. The repository divides by zero for
+        U = 0; the IoU of 1 is this library's choice. RMI and text_objseg use these rules, too.
+lavt    Stretches the prediction, without its padding, bilinearly; the truth by nearest pixels.
 cris    The repository rounds thresholds to float32, so that most IoUs of exactly 0.7 or 0.9 pass.
-        It warps pixel indices, to the square and back; here pixel centres go both ways."""
+        It maps pixel indices to the square and back; this library maps pixel centres."""
 
 
 def conventions_table() -> str:
-    """What each convention does, with the formulas, as plain text of at most 100 columns."""
+    """The rules of each convention, with the formulas, as plain text of at most 100 columns."""
     rows = [("", "masks compared at", "pixel", "IoU", "passes", "U = 0", "CRF on", "headline")]
     for one in CONVENTIONS.values():
         rows.append(

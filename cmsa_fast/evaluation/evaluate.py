@@ -1,74 +1,40 @@
-"""How well a model finds what expressions name, at the images' own size or as others measure it."""
+"""Evaluation of a model on a data set."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from ..data.batch import Collate, ImageBatchSampler
+from ..data.batch import Collate
 from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
-from ..data.sample import ReferringDataset, Sample
+from ..data.sampler import ImageBatchSampler
+from ..data.types import ReferringDataset, Sample
 from ..data.vocabulary import tokenize
 from ..models import for_inference
+from ..models.base import ReferringModel
 from ..system.processes import ALONE, Processes
 from .conventions import Convention
-from .generalized_metrics import GeneralizedMetrics
 from .inference import (
     EXPRESSIONS_AT_ONCE,
     NATIVE,
     Refiner,
     group_by_image,
-    predict_probabilities,
     predicted_mask,
+    segment_batch,
 )
-from .metrics import SegmentationMetrics
-from .results import LENGTH_GROUPS, SIZE_GROUPS, ExpressionResult, length_group, size_group
+from .results import ExpressionResult
+from .score import Evaluation, score
 
 _PENDING = 64  # expressions whose images are kept while a refiner works
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics over all expressions, and over groups of them.
-
-    Attributes:
-        expressions: how many were evaluated.
-        overall: see `SegmentationMetrics.compute`.
-        by_kind: the same for each label that was given.
-        counts: expressions of each label.
-        by_length: the same for expressions of some numbers of words.
-        by_size: the same for objects of some sizes.
-        generalized: see `GeneralizedMetrics.compute`; None where every expression names something.
-        convention: the name of the convention they were measured under.
-        unusable: expressions left out because their image or mask cannot be used.
-        results: every expression, in the data set's order.
-    """
-
-    expressions: int
-    overall: dict[str, float]
-    by_kind: dict[str, dict[str, float]]
-    counts: dict[str, int]
-    by_length: dict[str, dict[str, float]] = field(default_factory=dict)
-    by_size: dict[str, dict[str, float]] = field(default_factory=dict)
-    generalized: dict[str, float | None] | None = None
-    convention: str = NATIVE.name
-    unusable: int = 0
-    results: list[ExpressionResult] = field(default_factory=list, repr=False)
-
-    def summary(self) -> dict[str, object]:
-        """All but the single expressions, as JSON takes it."""
-        return {name: value for name, value in vars(self).items() if name != "results"}
-
-
 def evaluate(
-    model: nn.Module,
+    model: ReferringModel,
     dataset: ReferringDataset,
     collate: Collate,
     *,
@@ -83,31 +49,29 @@ def evaluate(
     processes: Processes = ALONE,
     keep: Callable[[ExpressionResult], object] = lambda result: None,
 ) -> Evaluation:
-    """Measure a model on every expression of a data set, each exactly once.
+    """Evaluate a model on every expression of a data set, each exactly once.
 
-    The figures are the same, to the bit, for any batch size and any number of processes: the model sees one
-    image at a time, and what is added up are whole numbers.
+    The metrics are bitwise identical for any batch size and any number of processes: the model gets one image
+    at a time, and the sums are of integers.
 
     Args:
-        model: see `cmsa_fast.models.ReferringModel`.
-        dataset: any split.
-        collate: with the model's vocabulary and size.
-        convention: how predictions become masks and masks figures.
-        refiner: sharpens probabilities before they are cut.
-        labels: for every expression the kinds it is also counted under. None: its own kind, where it has one.
-        device: where the model is.
-        images_per_batch: images read at a time.
-        num_workers: processes that read images.
-        title: of the progress bar.
-        problems: takes expressions whose image or mask cannot be used. None: the first one is an error.
-        processes: who shares the work; every one gets the whole result.
-        keep: called with each result of this process as soon as it is there.
-
-    Returns:
-        The metrics; the model is left in the mode it was in.
+        model: On `device`; it is left in the mode it was in.
+        dataset: Any split.
+        collate: With the model's vocabulary and size.
+        convention: How predictions become masks, and masks metrics.
+        refiner: Refines probabilities before the threshold.
+        labels: For every expression the labels it is also counted under. None: its kind, if it has one.
+        device: The model's device.
+        images_per_batch: Images read at a time.
+        num_workers: Processes that read images.
+        title: Title of the progress bar.
+        errors: Collects expressions whose image or mask cannot be used. None: the first one is raised.
+        processes: The processes that share the work; each returns the whole result.
+        keep: Called with each result of this process as soon as it is computed.
 
     Raises:
-        ValueError: labels does not have one entry for every expression, an item is damaged, or none is usable.
+        ValueError: `labels` does not have one entry for every expression, an item is damaged, or none is
+            usable.
     """
     if labels is not None and len(labels) != len(dataset):
         raise ValueError(
@@ -117,48 +81,52 @@ def evaluate(
     before = errors.count
     image_ids = dataset.image_ids()
     sampler = ImageBatchSampler(image_ids, images_per_batch, EXPRESSIONS_AT_ONCE, shuffle=False)
-    mine = list(sampler)[processes.rank :: processes.count]
-    groups = group_by_image(
-        image_ids
-    )  # of all expressions: one that is left out must not move the others
-    loader = BatchLoader(dataset, mine, collate, num_workers=num_workers, errors=errors)
+    batches = list(sampler)[processes.rank :: processes.count]
+    # Over all expressions, so that an unusable one does not change the groups of the others.
+    groups = group_by_image(image_ids)
+    loader = BatchLoader(dataset, batches, collate, num_workers=num_workers, errors=errors)
     was_training = model.training
     model.eval()
     bar = tqdm(
-        total=sum(len(indices) for indices in mine),
+        total=sum(map(len, batches)),
         desc=title,
-        unit="sentence",
+        unit="expression",
         dynamic_ncols=True,
+        leave=None,  # removed at the end if it is shown below the bar of a training
         disable=not processes.is_first,
     )
     try:
         with bar:
-            found = []
-            for result in _measured(
-                for_inference(model), loader, mine, groups, device, convention, refiner, bar.update
+            own = []
+            for result in _measure(
+                for_inference(model),
+                loader,
+                batches,
+                groups,
+                device,
+                convention,
+                refiner,
+                bar.update,
             ):
-                found.append(result)
+                own.append(result)
                 keep(result)
     finally:
         model.train(was_training)
-    lost = sum(processes.gather(errors.count - before))
-    results = sorted(
-        (result for part in processes.gather(found) for result in part),
-        key=lambda result: result.index,
-    )
-    if len({result.index for result in results}) != len(results) or len(results) + lost != len(
-        dataset
-    ):
+    unusable = sum(processes.gather(errors.count - before))
+    results = [result for part in processes.gather(own) for result in part]
+    results.sort(key=lambda result: result.index)
+    distinct = {result.index for result in results}
+    if len(distinct) != len(results) or len(results) + unusable != len(dataset):
         raise RuntimeError(
-            f"{len(results)} results and {lost} unusable expressions do not make {len(dataset)} expressions."
+            f"{len(results)} results and {unusable} unusable expressions do not make {len(dataset)} expressions."
         )
     if not results:
         raise ValueError(f"None of the {len(dataset)} expressions can be evaluated.")
-    return _evaluation(results, labels, convention, lost)
+    return score(results, dataset, convention, labels)
 
 
-def _measured(
-    model: Any,
+def _measure(
+    model: ReferringModel,
     loader: BatchLoader,
     batches: list[list[int]],
     groups: list[int],
@@ -167,27 +135,25 @@ def _measured(
     refiner: Refiner | None,
     advance: Callable[[int], object],
 ) -> Iterator[ExpressionResult]:
-    """The result of each expression; where a refiner works beside the model, as soon as it is done."""
+    """The result of each expression; with a refiner, some expressions after the model has computed it."""
     pending: deque[Callable[[], ExpressionResult]] = deque()
-    for asked, (indices, batch) in zip(batches, loader.with_indices(), strict=True):
-        advance(len(asked))
+    for requested, (indices, batch) in zip(batches, loader.with_indices(), strict=True):
+        advance(len(requested))
         if batch is None:
             continue
-        probabilities = predict_probabilities(
-            model, batch, device, [groups[index] for index in indices]
-        )
-        for index, probability, letterbox, sample in zip(
-            indices, probabilities, batch.letterboxes, batch.samples, strict=True
+        outputs = segment_batch(model, batch, device, [groups[index] for index in indices])
+        for index, output, letterbox, sample in zip(
+            indices, outputs, batch.letterboxes, batch.samples, strict=True
         ):
-            mask = predicted_mask(probability, letterbox, sample, convention, refiner)
-            pending.append(_later(index, sample, mask, convention))
+            mask = predicted_mask(output.probability, letterbox, sample, convention, refiner)
+            pending.append(_deferred(index, sample, mask, convention))
         while pending and (refiner is None or len(pending) > _PENDING):
             yield pending.popleft()()
     while pending:
         yield pending.popleft()()
 
 
-def _later(
+def _deferred(
     index: int, sample: Sample, mask: Callable[[], Tensor], convention: Convention
 ) -> Callable[[], ExpressionResult]:
     return lambda: _result(index, sample, mask(), convention)
@@ -217,58 +183,3 @@ def _result(
         iou=metrics.ious[0],
         convention=convention.name,
     )
-
-
-def _evaluation(
-    results: list[ExpressionResult],
-    labels: Sequence[Sequence[str]] | None,
-    convention: Convention,
-    lost: int,
-) -> Evaluation:
-    kinds: dict[str, list[ExpressionResult]] = {}
-    for result in results:
-        own = [result.kind] * bool(result.kind)
-        for kind in own if labels is None else labels[result.index]:
-            kinds.setdefault(kind, []).append(result)
-    generalized = None
-    if any(result.names_nothing for result in results):
-        measures = GeneralizedMetrics()
-        for result in results:
-            measures.add(result.intersection, result.predicted, result.true)
-        generalized = measures.compute()
-    return Evaluation(
-        expressions=len(results),
-        overall=figures(results, convention),
-        by_kind={kind: figures(kinds[kind], convention) for kind in sorted(kinds)},
-        counts={kind: len(kinds[kind]) for kind in sorted(kinds)},
-        by_length=_grouped(results, length_group, LENGTH_GROUPS, convention),
-        by_size=_grouped(results, size_group, SIZE_GROUPS, convention),
-        generalized=generalized,
-        convention=convention.name,
-        unusable=lost,
-        results=results,
-    )
-
-
-def figures(results: Iterable[ExpressionResult], convention: Convention) -> dict[str, float]:
-    """The measures of some expressions, see `SegmentationMetrics.compute`."""
-    metrics: SegmentationMetrics = convention.metrics()
-    for result in results:
-        metrics.add(result.intersection, result.predicted, result.true)
-    return metrics.compute()
-
-
-def _grouped(
-    results: Iterable[ExpressionResult],
-    group_of: Callable[[ExpressionResult], str],
-    order: Sequence[str],
-    convention: Convention,
-) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[ExpressionResult]] = {}
-    for result in results:
-        groups.setdefault(group_of(result), []).append(result)
-    return {
-        name: {"sentences": len(groups[name]), **figures(groups[name], convention)}
-        for name in order
-        if name in groups
-    }

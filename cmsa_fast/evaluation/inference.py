@@ -1,83 +1,125 @@
-"""From a model and a batch to probabilities and masks, each image encoded once."""
+"""From a model to probabilities, word attention and masks; every image is encoded once."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..data.sample import Sample
 from ..data.transforms import Letterbox
+from ..data.types import Sample
+from ..models.base import ExplainsWords, ReferringModel
 from .conventions import CONVENTIONS, Convention
 
 NATIVE = CONVENTIONS["native"]
-EXPRESSIONS_AT_ONCE = 16  # of one image; part of what is computed, so no option
+EXPRESSIONS_AT_ONCE = (
+    16  # of one image; not an option, because the last bits of the results depend on it
+)
+
+
+class Output(NamedTuple):
+    """What a model computes for one expression, on the CPU.
+
+    Attributes:
+        probability: float32 or float64 `[S, S]` in [0, 1], over the network's square.
+        word_attention: float `[levels, N]`, the attention each of the N words receives; rows sum to 1. None
+            if it was not asked for or the model does not provide it.
+    """
+
+    probability: Tensor
+    word_attention: Tensor | None
 
 
 class Refiner(Protocol):
-    """Sharpens probabilities beside the model (`cmsa_fast.evaluation.crf.RefinementPool`)."""
+    """Refines probabilities in parallel with the model (`cmsa_fast.evaluation.crf_pool.RefinementPool`)."""
 
     def submit(self, image: Tensor, probability: Tensor) -> Future[Tensor]:
-        """uint8 [3, H, W] and floating point [H, W] in [0, 1] -> float32 [H, W]."""
+        """uint8 `[3, H, W]` and floating-point `[H, W]` in [0, 1] -> float32 `[H, W]`."""
         ...
 
 
 @torch.no_grad()
-def predict_probabilities(
-    model: Any,
+def segment_expressions(
+    model: ReferringModel, features: Any, words: Tensor, word_mask: Tensor, *, explain: bool = False
+) -> list[Output]:
+    """Run a model on B expressions about one image.
+
+    Args:
+        model: In eval mode.
+        features: Of one image, from the model's `encode_image`.
+        words: int64 `[B, N]`, word ids, on the model's device.
+        word_mask: bool `[B, N]`, True where a word is real.
+        explain: Also return the word attention if the model provides it.
+    """
+    image_index = torch.zeros(len(words), dtype=torch.int64, device=words.device)
+    text = model.encode_text(words, word_mask)
+    attention = None
+    if explain and isinstance(model, ExplainsWords):
+        logits, attention = model.explain(features, text, image_index)
+    else:
+        logits = model.decode(features, text, image_index)
+    wide = logits[:, 0].double() if logits.dtype == torch.float64 else logits[:, 0].float()
+    probabilities = wide.sigmoid().cpu()
+    if attention is None:
+        return [Output(probability, None) for probability in probabilities]
+    rows = zip(probabilities, attention.cpu(), word_mask.cpu(), strict=True)
+    return [Output(probability, received[:, real]) for probability, received, real in rows]
+
+
+@torch.no_grad()
+def segment_batch(
+    model: ReferringModel,
     batch: Batch,
     device: torch.device | str,
     groups: Sequence[int] | None = None,
-) -> list[Tensor]:
-    """The probability of every pixel of the square, for each expression of a batch.
+    *,
+    explain: bool = False,
+) -> list[Output]:
+    """Run a model on the expressions of a batch.
 
-    Each image is encoded once and goes through the model with its own expressions alone, so that what else is in
-    the batch has no influence on the result, not even on its last bit.
+    Each image is encoded once and passes the model only with its own expressions, so that the result does not
+    depend, even in its last bit, on the other images of the batch.
 
     Args:
-        model: see `cmsa_fast.models.ReferringModel`.
-        batch: on any device.
-        device: where the model is.
-        turns: for each expression a number; those of one image and one number go through the model together.
-            None: `SENTENCES_AT_ONCE` of an image at a time.
+        model: In eval mode.
+        batch: On the CPU.
+        device: The model's device.
+        groups: For each expression a number: those with the same image and number pass the model together.
+            None: see `group_by_image`.
+        explain: Also return the word attention if the model provides it.
 
     Returns:
-        float32 or float64 [S, S] on the CPU, in [0, 1], for each expression.
+        One output for each expression of the batch, in its order.
     """
     moved = batch.to(device)
     images = batch.image_index.tolist()
     if groups is None:
         groups = group_by_image(images)
     rows: dict[int, dict[int, list[int]]] = {}
-    for row, (image, turn) in enumerate(zip(images, groups, strict=True)):
-        rows.setdefault(image, {}).setdefault(turn, []).append(row)
-    found: list[Tensor | None] = [None] * len(batch.samples)
-    for image, expressions in rows.items():
+    for row, (image, group) in enumerate(zip(images, groups, strict=True)):
+        rows.setdefault(image, {}).setdefault(group, []).append(row)
+    outputs: dict[int, Output] = {}
+    for image, members in rows.items():
         features = model.encode_image(moved.images[image : image + 1])
-        for chosen in expressions.values():
-            word_mask = moved.word_mask[chosen]
-            first = int(word_mask.any(0).int().argmax())  # words are padded at the front
-            logits = model.segment(
-                features,
-                moved.words[chosen, first:],
-                word_mask[:, first:],
-                torch.zeros(len(chosen), dtype=torch.int64, device=word_mask.device),
-            )
-            probabilities = (
-                logits[:, 0].double() if logits.dtype == torch.float64 else logits[:, 0].float()
-            )
-            for row, probability in zip(chosen, probabilities.sigmoid().cpu(), strict=True):
-                found[row] = probability
-    return [probability for probability in found if probability is not None]
+        for chosen in members.values():
+            first = int(batch.word_mask[chosen].any(0).int().argmax())  # padding comes first
+            words, word_mask = moved.words[chosen, first:], moved.word_mask[chosen, first:]
+            result = segment_expressions(model, features, words, word_mask, explain=explain)
+            outputs.update(zip(chosen, result, strict=True))
+    return [outputs[row] for row in range(len(images))]
 
 
 def group_by_image(images: Sequence[int]) -> list[int]:
-    """For each expression, given its image's number: with which of its image's expressions it goes, from 0."""
+    """Number the expressions of each image and divide by `EXPRESSIONS_AT_ONCE`: the group of each expression.
+
+    Args:
+        images: The image of each expression.
+    """
     seen: Counter[int] = Counter()
     groups = []
     for image in images:
@@ -86,50 +128,29 @@ def group_by_image(images: Sequence[int]) -> list[int]:
     return groups
 
 
-def predict_batch(
-    model: Any,
-    batch: Batch,
-    device: torch.device | str,
-    convention: Convention = NATIVE,
-    refiner: Refiner | None = None,
-) -> list[Tensor]:
-    """Predicted masks at the size where the convention compares them, by default the images' own.
-
-    Returns:
-        bool [H, W] for each expression.
-    """
-    pending = [
-        predicted_mask(probability, letterbox, sample, convention, refiner)
-        for probability, letterbox, sample in zip(
-            predict_probabilities(model, batch, device),
-            batch.letterboxes,
-            batch.samples,
-            strict=True,
-        )
-    ]
-    return [mask() for mask in pending]
-
-
 def predicted_mask(
     probability: Tensor,
     letterbox: Letterbox,
     sample: Sample,
-    convention: Convention,
-    refiner: Refiner | None,
+    convention: Convention = NATIVE,
+    refiner: Refiner | None = None,
 ) -> Callable[[], Tensor]:
-    """A function that gives the predicted mask, and waits for the refiner where there is one.
+    """A function that returns the predicted mask; with a refiner it waits for the result.
 
     Args:
-        probability: floating point [S, S] in [0, 1].
-        letterbox: how the image sits in the square.
-        sample: the expression with its image.
-        convention: says where the refiner works and how probabilities become a mask.
-        refiner: None: the probabilities as they are.
+        probability: Floating-point `[S, S]` in [0, 1].
+        letterbox: How the image lies in the square.
+        sample: The expression with its image.
+        convention: How probabilities become a mask, and at which size the refiner runs.
+        refiner: None: the probabilities are used as they are.
+
+    Returns:
+        A function without arguments; its result is bool `[H, W]` at the convention's size.
     """
     if refiner is None:
         mask = convention.prediction(probability, letterbox)
         return lambda: mask
-    if convention.refine_at == "picture":
+    if convention.refine_at == "image":
         own = letterbox.restore(probability).clamp(0, 1)
         refined = refiner.submit(sample.image, own)
         return lambda: convention.prediction_at_own_size(refined.result())

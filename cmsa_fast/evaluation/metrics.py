@@ -1,4 +1,4 @@
-"""How good predicted masks are: overall IoU, mean IoU and precision at thresholds."""
+"""Metrics of referring segmentation: overall IoU, mean IoU and precision, and those of gRefCOCO."""
 
 from __future__ import annotations
 
@@ -11,36 +11,35 @@ import torch
 from torch import Tensor
 
 _TENTHS = (5, 6, 7, 8, 9)
+_GENERALIZED_TENTHS = (7, 8, 9)
 
 Mask: TypeAlias = Tensor | np.ndarray
 
 
 class ExpressionCounts:
-    """The pixels of every expression, from which measures are computed.
+    """Pixel counts of every expression, the base class of the metrics.
 
-    Counts are whole numbers, so that neither the order nor the grouping of updates and merges has an
-    influence on what is computed from them.
+    Counts are integers, so the metrics do not depend on the order or grouping of updates and merges.
 
     Attributes:
-        intersections: Pixels in both masks of an expression, in the order of the updates.
-        predicted: Pixels of its predicted mask, likewise.
-        true: Pixels of its true mask, likewise.
+        intersections: Pixels in both masks, one entry per expression in the order of the updates.
+        predicted: Pixels of the predicted masks, likewise.
+        true: Pixels of the true masks, likewise.
     """
 
     def __init__(self) -> None:
-        """Start with no expression."""
         self.intersections: list[int] = []
         self.predicted: list[int] = []
         self.true: list[int] = []
 
     @property
     def count(self) -> int:
-        """Number of expressions seen."""
+        """Number of expressions."""
         return len(self.intersections)
 
     @property
     def unions(self) -> list[int]:
-        """Pixels in at least one mask of an expression, in the order of the updates."""
+        """Pixels in at least one of the two masks, one entry per expression."""
         counts = zip(self.intersections, self.predicted, self.true, strict=True)
         return [predicted + true - intersection for intersection, predicted, true in counts]
 
@@ -48,12 +47,12 @@ class ExpressionCounts:
         """Add one expression.
 
         Args:
-            prediction: bool `[H, W]`, tensor or array, True where the object is predicted.
-            truth: bool `[H, W]`, tensor or array, True where it is.
+            prediction: Predicted mask, bool `[H, W]`, tensor or array.
+            truth: True mask, bool `[H, W]`, tensor or array.
 
         Raises:
-            TypeError: An argument is neither tensor nor array, or not bool.
-            ValueError: An argument is not two-dimensional, or the shapes differ.
+            TypeError: A mask is neither tensor nor array, or not bool.
+            ValueError: A mask is not two-dimensional, or the shapes differ.
         """
         _check_mask("prediction", prediction)
         _check_mask("truth", truth)
@@ -62,10 +61,7 @@ class ExpressionCounts:
                 f"prediction and truth must have one shape, but they have {list(prediction.shape)} "
                 f"and {list(truth.shape)}."
             )
-        for count, of in zip(
-            _count(prediction, truth), (self.intersections, self.predicted, self.true), strict=True
-        ):
-            of.append(count)
+        self._append(*_count(prediction, truth))
 
     def add(self, intersection: int, predicted: int, true: int) -> None:
         """Add one expression whose pixels are already counted.
@@ -76,34 +72,28 @@ class ExpressionCounts:
             true: Pixels of the true mask.
 
         Raises:
-            TypeError: An argument is no whole number.
+            TypeError: An argument is not an integer.
             ValueError: An argument is negative, or the intersection is larger than a mask.
         """
-        counts = [
-            _as_count(name, value)
-            for name, value in (
-                ("intersection", intersection),
-                ("predicted", predicted),
-                ("true", true),
-            )
-        ]
-        if counts[0] > min(counts[1:]):
+        intersection = _as_count("intersection", intersection)
+        predicted = _as_count("predicted", predicted)
+        true = _as_count("true", true)
+        if intersection > min(predicted, true):
             raise ValueError(
-                f"intersection must be at most predicted and true, but it is {counts[0]} with "
-                f"{counts[1]} and {counts[2]}."
+                f"intersection must be at most predicted and true, but it is {intersection} with "
+                f"{predicted} and {true}."
             )
-        for count, of in zip(counts, (self.intersections, self.predicted, self.true), strict=True):
-            of.append(count)
+        self._append(intersection, predicted, true)
 
     def merge(self, other: Self) -> None:
-        """Add the expressions another object has seen, for instance in another process.
+        """Add the expressions of another object, for instance from another process.
 
         Args:
-            other: Left as it is.
+            other: Metrics of the same class and rules; not changed.
 
         Raises:
             TypeError: `other` is of another class.
-            ValueError: `other` follows other rules.
+            ValueError: `other` has other rules.
         """
         if type(other) is not type(self):
             raise TypeError(
@@ -111,49 +101,46 @@ class ExpressionCounts:
             )
         if other._rules() != self._rules():
             raise ValueError(
-                f"other must follow the same rules, {self._rules()}, but it follows {other._rules()}."
+                f"other must have the same rules, {self._rules()}, but it has {other._rules()}."
             )
         self.intersections += other.intersections
         self.predicted += other.predicted
         self.true += other.true
 
+    def _append(self, intersection: int, predicted: int, true: int) -> None:
+        self.intersections.append(intersection)
+        self.predicted.append(predicted)
+        self.true.append(true)
+
     def _rules(self) -> dict[str, Any]:
         return {}
 
-    def _need_a_expression(self) -> None:
+    def _require_an_expression(self) -> None:
         if self.count == 0:
-            raise ValueError("compute needs at least one expression, but none was ever added.")
+            raise ValueError("compute needs at least one expression, but none was added.")
 
 
 class SegmentationMetrics(ExpressionCounts):
-    """The measures of the referring segmentation papers, over expressions.
+    """Overall IoU, mean IoU and precision at IoU thresholds.
 
     With I and U the pixels in the intersection and the union of an expression's predicted and true mask:
 
-    - `overall_iou`: sum of I over sum of U, all expressions together. The headline number of CMSA and most
-      papers up to 2021 ("oIoU", "cumulative IoU"); large objects weigh more.
+    - `overall_iou`: sum of I / sum of U over all expressions ("oIoU", "cumulative IoU"; the headline
+      number of CMSA and most papers up to 2021). Large objects weigh more.
     - `mean_iou`: mean over expressions of I / U ("mIoU"; "gIoU" in some later papers).
     - `precision@0.5` ... `precision@0.9`: share of expressions with I / U at or above the threshold.
 
-    All are fractions in [0, 1]. Where both masks are empty (U = 0) the prediction is right: the IoU counts as
-    1, and nothing is added to the sums of the overall IoU. If there were only such pairs, the overall IoU
-    is 1. Published evaluations decide these cases otherwise; the arguments follow them, and
-    `cmsa_fast.evaluation.conventions` knows which belong together.
+    All are fractions in [0, 1]. If both masks are empty (U = 0), the prediction is correct: the IoU is 1
+    and the sums of the overall IoU do not change. If all masks are empty, the overall IoU is 1. Published
+    evaluations decide these cases differently; `cmsa_fast.evaluation.conventions` has their rules.
 
-    Give masks at the image's own size to compare with papers that do; sizes may differ from expression to
-    expression. Sums are whole numbers and thresholds are compared in whole numbers, so that the order of
-    updates and merges has no influence on any result.
+    Masks may differ in size between expressions. Thresholds are compared in integers.
 
     Args:
-        empty_union_iou: 1 or 0, the IoU of two empty masks, and the overall IoU of nothing else.
-        strict: Precision counts expressions above the threshold alone, not those at it.
-        union_offset: What is added to U in an expression's IoU, in pixels, at least 0 and below 0.1: CRIS divides
-            by U + 1e-6. The overall IoU goes without it. An IoU that would be at a threshold falls below it.
-
-    Attributes:
-        intersections: I of every expression, in pixels, in the order of the updates.
-        predicted: Pixels of the predicted mask, likewise.
-        true: Pixels of the true mask, likewise.
+        empty_union_iou: IoU of two empty masks, 1 or 0; also the overall IoU if all masks are empty.
+        strict: Precision counts only expressions above the threshold, not those at it.
+        union_offset: Pixels added to U in an expression's IoU (CRIS: 1e-6), at least 0 and below 0.1. The
+            overall IoU does not use it. An IoU that equals a threshold without it does not pass.
 
     Raises:
         ValueError: An argument has another value.
@@ -162,11 +149,10 @@ class SegmentationMetrics(ExpressionCounts):
     def __init__(
         self, *, empty_union_iou: int = 1, strict: bool = False, union_offset: float = 0.0
     ) -> None:
-        """Start with no expression."""
         super().__init__()
         if empty_union_iou not in (0, 1):
             raise ValueError(f"empty_union_iou must be 0 or 1, but it is {empty_union_iou!r}.")
-        # Below 0.1 the offset decides only which side a tie falls on; see _precision.
+        # Below 0.1 the offset only decides ties; see _precision.
         if not 0 <= union_offset < 0.1:
             raise ValueError(
                 f"union_offset must be at least 0 and below 0.1, but it is {union_offset!r}."
@@ -178,36 +164,35 @@ class SegmentationMetrics(ExpressionCounts):
     @property
     def ious(self) -> list[float]:
         """IoU of every expression, in the order of the updates."""
-        offset, empty = self._union_offset, float(self._empty_union_iou)
-        pairs = zip(self.intersections, self.unions, strict=True)
-        if not offset:
-            # A sum with 0.0 would round counts beyond 2 ** 53.
-            return [intersection / union if union else empty for intersection, union in pairs]
+        # Without an offset no addition, which would round counts above 2 ** 53.
+        offset = self._union_offset or 0
+        empty = float(self._empty_union_iou)
         return [
-            intersection / (union + offset) if union else empty for intersection, union in pairs
+            intersection / (union + offset) if union else empty
+            for intersection, union in zip(self.intersections, self.unions, strict=True)
         ]
 
     def compute(self) -> dict[str, float]:
-        """All measures of the expressions seen so far.
+        """Metrics of all expressions added so far.
 
         Returns:
             `overall_iou`, `mean_iou`, and `precision@0.5` to `precision@0.9` in steps of 0.1; fractions.
 
         Raises:
-            ValueError: No expression has been seen.
+            ValueError: No expression was added.
         """
-        self._need_a_expression()
+        self._require_an_expression()
         union = sum(self.unions)
         empty = float(self._empty_union_iou)
         return {
             "overall_iou": sum(self.intersections) / union if union else empty,
-            # Rounded once, after the exact sum: a running sum would depend on the order.
+            # fsum rounds once: a running sum would depend on the order.
             "mean_iou": math.fsum(self.ious) / self.count,
             **{f"precision@0.{tenths}": self._precision(tenths) for tenths in _TENTHS},
         }
 
     def _precision(self, tenths: int) -> float:
-        # I / (U + offset) > t / 10 without a division: 10 I - t U is whole and t * offset below 1.
+        # I / (U + offset) > t / 10 without a division: 10 I - t U is an integer and t * offset is below 1.
         margin = 1 if self._strict or self._union_offset else 0
         passed = sum(
             10 * intersection >= tenths * union + margin if union else self._empty_union_iou
@@ -221,6 +206,80 @@ class SegmentationMetrics(ExpressionCounts):
             "strict": self._strict,
             "union_offset": self._union_offset,
         }
+
+
+class GeneralizedMetrics(ExpressionCounts):
+    """gIoU, cIoU, N-acc and T-acc of generalized referring segmentation (Liu et al., GRES, CVPR 2023; gRefCOCO).
+
+    An expression with an empty true mask has "no target"; the others are "targeted". An empty predicted mask
+    means that the model predicts no target. With I and U as in `SegmentationMetrics`:
+
+    - `gIoU`: mean over all expressions of the IoU. A targeted expression has I / U; one without target has
+      1 if nothing is predicted, otherwise 0.
+    - `cIoU`: sum of I / sum of U over all expressions. A mask predicted for an expression without target
+      adds its pixels to the sum of U. If U is 0 everywhere, the cIoU is 1.
+    - `N_acc`: share of the expressions without target for which nothing is predicted.
+    - `T_acc`: share of the targeted expressions for which something is predicted.
+    - `precision@0.7`, `precision@0.8`, `precision@0.9`: share of the targeted expressions with I / U at or
+      above the threshold.
+
+    All are fractions in [0, 1]. N_acc is None without an expression that has no target; T_acc and the
+    precisions are None without a targeted one.
+
+    The rules are those of the evaluator in henghuiding/ReLA, with three differences. ReLA writes 0 for both
+    accuracies if every expression is targeted, and divides by zero if none is or if the cIoU has no pixel.
+    ReLA's network predicts "no target" by a label in addition to the mask; here the mask alone decides, so a
+    network with such a label must empty its mask before `update` (U is then the true mask alone, while ReLA keeps
+    the pixels of the rejected mask). ReLA reads "no target" from a flag of the record; here the true mask decides,
+    so an object without a pixel is no target.
+    """
+
+    @property
+    def ious(self) -> list[float]:
+        """IoU of every expression as gIoU uses it, in the order of the updates."""
+        pairs = zip(self.intersections, self.unions, strict=True)
+        return [intersection / union if union else 1.0 for intersection, union in pairs]
+
+    @property
+    def no_target_count(self) -> int:
+        """Number of expressions without target."""
+        return self.true.count(0)
+
+    @property
+    def targeted_count(self) -> int:
+        """Number of targeted expressions."""
+        return self.count - self.no_target_count
+
+    def compute(self) -> dict[str, float | None]:
+        """Metrics of all expressions added so far.
+
+        Returns:
+            `gIoU`, `cIoU`, `N_acc`, `T_acc`, `precision@0.7`, `precision@0.8` and `precision@0.9`: fractions,
+            or None if there was no expression of that kind.
+
+        Raises:
+            ValueError: No expression was added.
+        """
+        self._require_an_expression()
+        pairs = list(zip(self.predicted, self.true, strict=True))
+        union = sum(self.unions)
+        return {
+            "gIoU": math.fsum(self.ious) / self.count,
+            "cIoU": sum(self.intersections) / union if union else 1.0,
+            "N_acc": _share([predicted == 0 for predicted, true in pairs if not true]),
+            "T_acc": _share([predicted > 0 for predicted, true in pairs if true]),
+            **{f"precision@0.{tenths}": self._precision(tenths) for tenths in _GENERALIZED_TENTHS},
+        }
+
+    def _precision(self, tenths: int) -> float | None:
+        counts = zip(self.intersections, self.unions, self.true, strict=True)
+        return _share(
+            [10 * intersection >= tenths * union for intersection, union, true in counts if true]
+        )
+
+
+def _share(passed: list[bool]) -> float | None:
+    return sum(passed) / len(passed) if passed else None
 
 
 def _check_mask(name: str, value: Mask) -> None:
@@ -237,33 +296,29 @@ def _check_mask(name: str, value: Mask) -> None:
 def _count(prediction: Mask, truth: Mask) -> list[int]:
     """Pixels in both masks, in the first and in the second."""
     devices = [mask.device for mask in (prediction, truth) if isinstance(mask, Tensor)]
-    elsewhere = [device for device in devices if device.type != "cpu"]
-    if not elsewhere:
+    accelerators = [device for device in devices if device.type != "cpu"]
+    if not accelerators:
         # NumPy counts several times faster than PyTorch on a CPU.
         predicted, true = (
             mask.numpy() if isinstance(mask, Tensor) else mask for mask in (prediction, truth)
         )
         return [int(np.count_nonzero(mask)) for mask in (predicted & true, predicted, true)]
     first, second = (
-        # A copy, because PyTorch takes neither mirrored nor (without a warning) read-only arrays.
+        # A copy: PyTorch accepts neither negative strides nor (without a warning) read-only arrays.
         torch.as_tensor(
-            np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask, device=elsewhere[0]
+            np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask,
+            device=accelerators[0],
         )
         for mask in (prediction, truth)
     )
-    # One transfer, because each waits for the device.
+    # Stacked into one transfer, because each one synchronizes.
     return torch.stack([mask.count_nonzero() for mask in (first & second, first, second)]).tolist()
 
 
 def _as_count(name: str, value: int) -> int:
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be a whole number, but it is a {type(value).__name__}."
-        ) from None
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, but it is a {type(value).__name__}.")
+    count = operator.index(value)
     if count < 0:
         raise ValueError(f"{name} must be at least 0 pixels, but it is {count}.")
     return count

@@ -1,4 +1,4 @@
-"""What an evaluation found, expression by expression: one row each, in a file that others can read."""
+"""The result of every evaluated expression, and the CSV file that holds them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..models.checkpoint import write_atomically
+from ..system.files import write_atomically
 from .conventions import CONVENTIONS
 
 EXPRESSIONS = "sentences.csv"
@@ -19,22 +19,22 @@ class ExpressionResult:
     """One evaluated expression.
 
     Attributes:
-        index: its place in the data set.
-        image_id: the data set's number for the image.
-        ref_id: the data set's number for what is referred to.
-        sent_id: the data set's number for the expression.
-        expression: as it was written.
-        words: how many words it has.
-        kind: the kind of expression, where the data set knows it.
-        names_nothing: whether it is about something that the image does not have.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        intersection: I, pixels in both masks, at the size where the convention compares them.
-        predicted: pixels of the predicted mask, there.
-        true: pixels of the true mask, there.
-        share: of the image that the true mask covers, at the image's own size.
-        iou: as the convention counts it.
-        convention: the name of the rules it was measured under, one of `CONVENTIONS`.
+        index: Index in the data set.
+        image_id: The data set's number for the image.
+        ref_id: The data set's number for the referred object.
+        sent_id: The data set's number for the expression.
+        expression: The expression as written.
+        words: Number of words.
+        kind: The kind of expression if the data set has kinds, otherwise empty.
+        names_nothing: Whether the expression refers to nothing in the image (no target).
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        intersection: Pixels in both masks, at the size where the convention compares them.
+        predicted: Pixels of the predicted mask at that size.
+        true: Pixels of the true mask at that size.
+        share: Fraction of the image that the true mask covers, at the image's own size.
+        iou: IoU by the convention's rules.
+        convention: Name of the convention, a key of `CONVENTIONS`.
     """
 
     index: int
@@ -56,64 +56,52 @@ class ExpressionResult:
 
     @property
     def union(self) -> int:
-        """U, pixels in either mask."""
+        """Pixels in at least one of the two masks."""
         return self.predicted + self.true - self.intersection
 
 
 _COLUMNS = tuple(field.name for field in fields(ExpressionResult))
-
-
-def _truth(text: str) -> bool:
-    if text not in ("True", "False"):
-        raise ValueError
-    return text == "True"
-
-
-_READ: dict[str, Callable[[str], object]] = {
-    "int": int,
-    "str": str,
-    "float": float,
-    "bool": _truth,
-}
-_UNION = "union"
+# Columns that files written by earlier versions have under another name.
+_OLD_NAMES = {"sentence": "expression"}
 
 
 def write_results(path: Path, results: Iterable[ExpressionResult]) -> None:
-    """Write one row per expression as CSV (UTF-8, a header of the attributes' names, and the union).
+    """Write one CSV row per expression: UTF-8, a header with the attributes' names, and the union.
 
-    Half of a surrogate pair, which JSON and pickles can hold and UTF-8 cannot, is written as its escape.
+    Unpaired surrogates, which JSON and pickles can hold but UTF-8 cannot, are written as escapes.
     """
 
     def write(target: Path) -> None:
         with target.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow([*_COLUMNS, _UNION])
+            rows.writerow([*_COLUMNS, "union"])
             rows.writerows([*astuple(result), result.union] for result in results)
 
     write_atomically(path, write)
 
 
 def read_results(path: Path) -> list[ExpressionResult]:
-    """Read what `write_results` wrote; the order of columns is free and others are passed over.
+    """Read a file of `write_results`; columns may be in any order, and unknown ones are ignored.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a column is missing, a value is none of its type, or pixels contradict each other; the
+        FileNotFoundError: The file does not exist.
+        ValueError: A column is missing, a value has the wrong type, or pixel counts contradict each other; the
             message names file and line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} with results by expression.")
     results = []
-    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin with a mark
+    with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets add a byte order mark
         rows = csv.DictReader(file)
         try:
-            missing = [name for name in _COLUMNS if name not in (rows.fieldnames or ())]
+            names = [_OLD_NAMES.get(name, name) for name in rows.fieldnames or ()]
+            rows.fieldnames = names
+            missing = [name for name in _COLUMNS if name not in names]
             if missing:
                 raise ValueError(
-                    f"it has no column {missing[0]!r}, so it is no file of `cmsa-fast evaluate`"
+                    f"it has no column {missing[0]!r}, so it was not written by `cmsa-fast evaluate`"
                 )
-            for row in rows:
-                results.append(_result(row))
+            results = [_result(row) for row in rows]
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
     if not results:
@@ -121,12 +109,26 @@ def read_results(path: Path) -> list[ExpressionResult]:
     return results
 
 
+def _boolean(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise ValueError
+    return text == "True"
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "int": int,
+    "str": str,
+    "float": float,
+    "bool": _boolean,
+}
+
+
 def _result(row: dict[str, str | None]) -> ExpressionResult:
     values: dict[str, Any] = {}
     for field in fields(ExpressionResult):
         text = row[field.name]
         try:
-            values[field.name] = _READ[str(field.type)](text or "")
+            values[field.name] = _PARSERS[str(field.type)](text or "")
         except ValueError:
             raise ValueError(f"{field.name} must be of type {field.type}; got {text!r}") from None
     result = ExpressionResult(**values)
@@ -140,22 +142,12 @@ def _result(row: dict[str, str | None]) -> ExpressionResult:
             f"{result.predicted} and {result.true}"
         )
     for name in ("iou", "share"):
-        if not 0 <= getattr(result, name) <= 1:  # not a number fails, too
+        if not 0 <= getattr(result, name) <= 1:  # also fails for NaN
             raise ValueError(f"{name} must be from 0 to 1; got {getattr(result, name)}")
     return result
 
 
-def length_group(result: ExpressionResult) -> str:
-    """Which group of expression lengths an expression belongs to."""
-    return _group(result.words, _LENGTHS)
-
-
-def size_group(result: ExpressionResult) -> str:
-    """Which group of object sizes an expression belongs to."""
-    return _group(result.share, _SHARES) if result.share else _NOTHING
-
-
-# Upper end of each group, and its name; the groups of the paper's Table 3 for short expressions.
+# Upper end and name of each group; for short expressions the groups of the paper's Table 3.
 _LENGTHS: Sequence[tuple[float, str]] = (
     (2, "1-2 words"),
     (3, "3 words"),
@@ -165,16 +157,22 @@ _LENGTHS: Sequence[tuple[float, str]] = (
     (float("inf"), "over 20 words"),
 )
 _SHARES: Sequence[tuple[float, str]] = (
+    (0.0, "nothing in the image"),
     (0.01, "up to 1 % of the image"),
     (0.05, "1-5 %"),
     (0.15, "5-15 %"),
     (0.30, "15-30 %"),
     (1.0, "over 30 %"),
 )
-_NOTHING = "nothing in the image"
 LENGTH_GROUPS = tuple(name for _, name in _LENGTHS)
-SIZE_GROUPS = (_NOTHING, *(name for _, name in _SHARES))
+SIZE_GROUPS = tuple(name for _, name in _SHARES)
 
 
-def _group(value: float, groups: Sequence[tuple[float, str]]) -> str:
-    return next(name for end, name in groups if value <= end)
+def length_group(result: ExpressionResult) -> str:
+    """The group of expression lengths, one of `LENGTH_GROUPS`."""
+    return next(name for end, name in _LENGTHS if result.words <= end)
+
+
+def size_group(result: ExpressionResult) -> str:
+    """The group of object sizes, one of `SIZE_GROUPS`."""
+    return next(name for end, name in _SHARES if result.share <= end)

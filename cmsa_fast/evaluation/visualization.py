@@ -1,7 +1,10 @@
-"""Images of what a model found: input, truth, prediction, and the words it attended to."""
+"""Example images: input, ground truth and prediction side by side, and the attention each word received."""
+
+from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,28 +14,41 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.batch import Collate
+from ..data.errors import one_line
+from ..data.types import ReferringDataset, Sample
+from ..models import for_inference
+from ..models.base import ReferringModel
+from .conventions import Convention
+from .inference import NATIVE, Refiner, predicted_mask, segment_batch
+from .results import ExpressionResult
+from .score import percent
+
+_logger = logging.getLogger(__name__)
+
 _PANEL = 256
 _GAP = 8
 _ROW = 26
 _LABEL = 48
-_INK = (20, 20, 20)
+_TEXT = (20, 20, 20)
 _MARK = (235, 30, 90)
-_WORD = (255, 176, 0)
-_LEVELS = ("Res3", "Res4", "Res5")
+_ATTENTION = (255, 176, 0)
 _OVERVIEW = 40
+
+_Rows = list[list[tuple[int, int, int]]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One evaluated expression.
+    """One expression, ready to be drawn.
 
     Attributes:
-        image: uint8 [3, H, W], RGB.
-        truth: bool [H, W].
-        prediction: bool [H, W].
-        expression: as it was written.
-        tokens: the N words the model saw.
-        attention: [3, N], what each word received at Res3, Res4 and Res5. None where the model cannot say.
+        image: uint8 `[3, H, W]`, RGB.
+        truth: bool `[H, W]`.
+        prediction: bool `[H, W]`.
+        expression: The expression as written.
+        tokens: The N words the model saw.
+        attention: `[levels, N]`, the attention each word received. None if the model does not provide it.
     """
 
     image: Tensor
@@ -44,23 +60,119 @@ class Example:
 
     @property
     def iou(self) -> float:
-        """Intersection over union; 1 where both masks are empty."""
+        """Intersection over union; 1 if both masks are empty."""
         union = int((self.truth | self.prediction).sum())
         return int((self.truth & self.prediction).sum()) / union if union else 1.0
 
 
-def overlay(image: Tensor, mask: Tensor) -> Tensor:
-    """Mark a mask on an image: the object tinted and outlined, the rest paler.
+def predict_examples(
+    model: ReferringModel,
+    samples: Sequence[Sample],
+    collate: Collate,
+    device: torch.device | str,
+    *,
+    convention: Convention = NATIVE,
+    refiner: Refiner | None = None,
+) -> list[Example]:
+    """Predict samples, with the attention their words receive if the model provides it.
 
     Args:
-        image: uint8 [3, H, W], RGB.
-        mask: bool [H, W].
+        model: On `device`; set to eval mode.
+        samples: What to predict; samples of one image are encoded once.
+        collate: With the model's vocabulary and size.
+        device: The model's device.
+        convention: How predictions become masks; one that compares masks at the image's own size.
+        refiner: Refines probabilities before the threshold.
 
     Returns:
-        uint8 [3, H, W].
+        One example for each sample, in their order.
+    """
+    inference = for_inference(model.eval())
+    examples: dict[int, Example] = {}
+    by_image: dict[int, list[int]] = {}
+    for index, sample in enumerate(samples):
+        by_image.setdefault(sample.image_id, []).append(index)
+    for indices in by_image.values():
+        batch = collate([samples[index] for index in indices])
+        outputs = segment_batch(inference, batch, device, explain=True)
+        for row, (index, output) in enumerate(zip(indices, outputs, strict=True)):
+            sample = samples[index]
+            mask = predicted_mask(
+                output.probability, batch.letterboxes[row], sample, convention, refiner
+            )
+            words = batch.words[row][batch.word_mask[row]].tolist()
+            tokens = [collate.vocabulary.tokens[word] for word in words]
+            examples[index] = Example(
+                sample.image, sample.mask, mask(), sample.expression, tokens, output.word_attention
+            )
+    return [examples[index] for index in range(len(samples))]
+
+
+def save_extremes(
+    results: Sequence[ExpressionResult],
+    most: int,
+    model: ReferringModel,
+    dataset: ReferringDataset,
+    collate: Collate,
+    device: torch.device | str,
+    folder: Path,
+    *,
+    convention: Convention = NATIVE,
+    refiner: Refiner | None = None,
+) -> Path | None:
+    """Draw the best and the worst expressions of an evaluation into a folder, as `save_examples`.
+
+    Args:
+        results: Of the evaluation.
+        most: Number of best and of worst expressions.
+        model, dataset, collate, device: Of the evaluation.
+        folder: For the images.
+        convention, refiner: As for `predict_examples`.
+
+    Returns:
+        The path of the overview; None if `most` is 0.
+    """
+    if not most:
+        return None
+    worst, best = extremes(results, most)
+    chosen = [dataset[result.index] for result in (*best, *worst)]
+    examples = predict_examples(
+        model, chosen, collate, device, convention=convention, refiner=refiner
+    )
+    return save_examples(examples, folder, ["best"] * len(best) + ["worst"] * len(worst))
+
+
+def extremes(
+    results: Sequence[ExpressionResult], most: int
+) -> tuple[list[ExpressionResult], list[ExpressionResult]]:
+    """The worst and the best expressions, none of them in both; of equal ones, the first."""
+    ordered = sorted(results, key=lambda result: (result.iou, result.index))
+    worst = ordered[: min(most, len(ordered) // 2)]
+    rest = ordered[len(worst) :]
+    return worst, sorted(rest, key=lambda result: (-result.iou, result.index))[:most]
+
+
+def draw_or_warn(draw: Callable[[], Path | None]) -> Path | None:
+    """The result of `draw`; if it fails, None and a warning, so that the metrics are not lost."""
+    try:
+        return draw()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        _logger.warning("Not all example images could be drawn: %s", one_line(error))
+        return None
+
+
+def overlay(image: Tensor, mask: Tensor) -> Tensor:
+    """Mark a mask on an image: the object is tinted and outlined, the rest made paler.
+
+    Args:
+        image: uint8 `[3, H, W]`, RGB.
+        mask: bool `[H, W]`.
+
+    Returns:
+        uint8 `[3, H, W]`.
 
     Raises:
-        ValueError: mask does not have the image's size.
+        ValueError: `mask` has another size than the image.
     """
     if image.shape[1:] != mask.shape:
         raise ValueError(
@@ -77,48 +189,51 @@ def overlay(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def draw_example(example: Example) -> Image.Image:
-    """Input, truth and prediction side by side; below, the words with their attention at each level.
+    """Image, ground truth and prediction side by side; below them the words with their attention at each level.
 
-    The rows of words are the paper's Fig. 4: the darker a word's ground, the more attention it received,
-    relative to the most attended word of its level. Without attention the words stand in one row, on white. What
-    is too long for its line ends in an ellipsis.
+    The rows of words are the paper's Fig. 4: the darker a word's background, the more attention it received,
+    relative to the most attended word of the level. Without attention there is one row of words, on white.
+    Text that is too long for its line ends in an ellipsis.
 
     Raises:
-        ValueError: a mask does not have the image's size, or attention does not fit the tokens.
+        ValueError: A mask has another size than the image, or the attention does not fit the tokens.
     """
-    labels: Sequence[str] = _LEVELS
-    attention = example.attention
+    attention, words = example.attention, len(example.tokens)
     if attention is None:
-        labels, attention = ("words",), torch.zeros(1, len(example.tokens))
-    expected = (len(labels), len(example.tokens))
-    if not example.tokens or tuple(attention.shape) != expected:
+        labels, attention = ["words"], torch.zeros(1, words)
+    else:
+        labels = [f"level {number}" for number in range(1, len(attention) + 1)]
+        labels = ["Res3", "Res4", "Res5"] if len(labels) == 3 else labels
+    if words == 0 or attention.shape[1:] != (words,):
         raise ValueError(
-            f"attention must have shape {list(expected)}, levels x tokens, with at least one token; "
-            f"got {list(attention.shape)}."
+            f"attention must be [levels, {words}], for at least one token; got {list(attention.shape)}."
         )
     panels = [
-        ("input", example.image),
-        ("truth", overlay(example.image, example.truth)),
-        (f"prediction, IoU {example.iou:.2f}", overlay(example.image, example.prediction)),
+        ("image", example.image),
+        ("ground truth", overlay(example.image, example.truth)),
+        (
+            f"prediction, IoU {percent(example.iou)} %",
+            overlay(example.image, example.prediction),
+        ),
     ]
     width = 3 * _PANEL + 4 * _GAP
     top = 2 * _ROW
     room = width - _LABEL - 2 * _GAP
     tokens = [_fit(token, room - 10, _font(15)) for token in example.tokens]
-    word_rows = [_lay_out(tokens, room)] * len(labels)
-    below = sum(len(rows) * _ROW + 4 for rows in word_rows)
+    rows = _lay_out(tokens, room)
+    below = len(labels) * (len(rows) * _ROW + 4)
     sheet = Image.new("RGB", (width, top + _PANEL + _GAP + below + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 5), _fit(example.expression, width - 2 * _GAP, _font(17)), _INK, _font(17))
+    draw.text((_GAP, 5), _fit(example.expression, width - 2 * _GAP, _font(17)), _TEXT, _font(17))
     for index, (title, pixels) in enumerate(panels):
         left = _GAP + index * (_PANEL + _GAP)
-        draw.text((left, _ROW + 6), title, _INK, _font(13))
+        draw.text((left, _ROW + 6), title, _TEXT, _font(13))
         panel = _panel(pixels)
         offset = ((_PANEL - panel.width) // 2, (_PANEL - panel.height) // 2)
         sheet.paste(panel, (left + offset[0], top + offset[1]))
     y = top + _PANEL + _GAP
-    for label, weights, rows in zip(labels, attention.tolist(), word_rows, strict=True):
-        draw.text((_GAP, y + 4), label, _INK, _font(13))
+    for label, weights in zip(labels, attention.tolist(), strict=True):
+        draw.text((_GAP, y + 4), label, _TEXT, _font(13))
         y = _draw_words(draw, rows, tokens, weights, y)
     return sheet
 
@@ -129,58 +244,48 @@ def save_examples(
     """Write one PNG for each example, and overview.png with the first 40 of them.
 
     Args:
-        examples: at least one.
-        folder: made where it does not exist.
-        sections: for each example the heading of overview.png under which it stands; those of one heading follow
-            one another. None: no headings.
+        examples: At least one.
+        folder: Created if it does not exist.
+        sections: For each example its heading in overview.png; examples of one heading are consecutive. None:
+            no headings.
 
     Returns:
         The path of overview.png.
 
     Raises:
-        ValueError: there is no example, or sections does not have one heading for each.
+        ValueError: There is no example.
     """
     if not examples:
         raise ValueError("examples must hold at least one example to draw.")
     if sections is None:
         sections = [""] * len(examples)
-    if len(sections) != len(examples):
-        raise ValueError(
-            f"sections must have one heading for each of the {len(examples)} examples; got {len(sections)}."
-        )
     folder.mkdir(parents=True, exist_ok=True)
-    sheets: list[Image.Image] = []
-    for index, example in enumerate(examples):
+    sheets: list[tuple[str, Image.Image]] = []
+    for index, (title, example) in enumerate(zip(sections, examples, strict=True)):
         sheet = draw_example(example)
         sheet.save(folder / f"{index:03d}.png")
-        sheets += [sheet] * (len(sheets) < _OVERVIEW)
-    columns = 1 if len(sheets) == 1 else 2
-    overview = _stacked(
-        [_in_rows(title, group, columns) for title, group in _grouped(sections, sheets)]
-    )
+        if index < _OVERVIEW:
+            sheets.append((title, sheet))
+    columns = min(2, len(sheets))
+    groups = itertools.groupby(sheets, key=lambda pair: pair[0])
+    parts = [_grid(title, [sheet for _, sheet in group], columns) for title, group in groups]
+    overview = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
+    y = 0
+    for part in parts:
+        overview.paste(part, (0, y))
+        y += part.height
     path = folder / "overview.png"
     overview.save(path)
     return path
 
 
-def _grouped(
-    sections: Sequence[str], sheets: Sequence[Image.Image]
-) -> list[tuple[str, list[Image.Image]]]:
-    pairs = zip(sections, sheets, strict=False)  # sheets end earlier where there are many
-    return [
-        (title, [sheet for _, sheet in group])
-        for title, group in itertools.groupby(pairs, key=lambda pair: pair[0])
-    ]
-
-
-def _in_rows(title: str, sheets: list[Image.Image], columns: int) -> Image.Image:
+def _grid(title: str, sheets: list[Image.Image], columns: int) -> Image.Image:
     rows = [sheets[start : start + columns] for start in range(0, len(sheets), columns)]
     heights = [max(sheet.height for sheet in row) for row in rows]
-    top = (_ROW + _GAP) if title else 0
-    image = Image.new("RGB", (columns * sheets[0].width, top + sum(heights)), "white")
+    y = (_ROW + _GAP) if title else 0
+    image = Image.new("RGB", (columns * sheets[0].width, y + sum(heights)), "white")
     if title:
         ImageDraw.Draw(image).text((_GAP, _GAP), title, _MARK, _font(20))
-    y = top
     for row, height in zip(rows, heights, strict=True):
         for column, sheet in enumerate(row):
             image.paste(sheet, (column * sheets[0].width, y))
@@ -188,27 +293,18 @@ def _in_rows(title: str, sheets: list[Image.Image], columns: int) -> Image.Image
     return image
 
 
-def _stacked(images: list[Image.Image]) -> Image.Image:
-    whole = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
-    y = 0
-    for image in images:
-        whole.paste(image, (0, y))
-        y += image.height
-    return whole
-
-
 def _panel(pixels: Tensor) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     scale = _PANEL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Enlarged pixels stay square, so that a small scene shows what the model saw.
+    # Nearest pixels when enlarging, so that a small scene shows what the model saw.
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
     return image.resize(size, method)
 
 
-def _lay_out(tokens: Sequence[str], width: int) -> list[list[tuple[int, int, int]]]:
-    """Rows of (number of the token, left, width), in pixels, broken where they would pass `width`."""
-    rows: list[list[tuple[int, int, int]]] = [[]]
+def _lay_out(tokens: Sequence[str], width: int) -> _Rows:
+    """Rows of (index of the token, left, width), in pixels, wrapped at `width`."""
+    rows: _Rows = [[]]
     left = 0
     for index, token in enumerate(tokens):
         size = int(_font(15).getlength(token)) + 10
@@ -221,26 +317,22 @@ def _lay_out(tokens: Sequence[str], width: int) -> list[list[tuple[int, int, int
 
 
 def _draw_words(
-    draw: ImageDraw.ImageDraw,
-    rows: list[list[tuple[int, int, int]]],
-    tokens: Sequence[str],
-    weights: list[float],
-    y: int,
+    draw: ImageDraw.ImageDraw, rows: _Rows, tokens: Sequence[str], weights: list[float], y: int
 ) -> int:
     most = max(weights) or 1.0
     for row in rows:
         for index, left, width in row:
             share = weights[index] / most
-            ground = tuple(round(255 + share * (channel - 255)) for channel in _WORD)
+            background = tuple(round(255 + share * (channel - 255)) for channel in _ATTENTION)
             x = _GAP + _LABEL + left
-            draw.rectangle((x, y, x + width, y + _ROW - 4), fill=ground)
-            draw.text((x + 5, y + 2), tokens[index], _INK, _font(15))
+            draw.rectangle((x, y, x + width, y + _ROW - 4), fill=background)
+            draw.text((x + 5, y + 2), tokens[index], _TEXT, _font(15))
         y += _ROW
     return y + 4
 
 
 def _fit(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    text = " ".join(text.split())  # one line, whatever was typed
+    text = " ".join(text.split())  # one line
     if len(text) <= width and font.getlength(text) <= width:
         return text
     text = text[:width]  # no letter is narrower than a pixel

@@ -1,4 +1,4 @@
-"""How the kernels become operators of PyTorch: the namespace `torch.ops.cmsa_fast`, and what all of them share."""
+"""Registration of the kernels as PyTorch operators in the namespace `torch.ops.cmsa_fast`."""
 
 import contextlib
 import functools
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 _library = torch.library.Library("cmsa_fast", "DEF")
-# Where an operator is defined: by Triton kernels on GPUs, and in Triton's interpreter on the CPU; or anywhere.
+# Dispatch keys: Triton kernels run on GPUs and, in Triton's interpreter, on the CPU; plain PyTorch everywhere.
 TRITON_DEVICES = ("CUDA", "CPU")
 EVERY_DEVICE = ("CompositeExplicitAutograd",)
 
@@ -25,10 +25,10 @@ def register(
     fake: Callable[..., Any],
     devices: tuple[str, ...] = TRITON_DEVICES,
 ) -> None:
-    """Define an operator with its implementation and with what it gives for tensors without data.
+    """Define an operator with its implementation and its fake implementation, which only computes shapes.
 
-    The implementation runs without autocast, whose casts were made before: backward computes as forward did. Its
-    current GPU is that of its first argument.
+    The implementation runs with autocast disabled (the inputs are cast before), so that backward computes in the
+    same precision as forward, and with the GPU of its first argument as the current one.
     """
 
     @functools.wraps(implementation)
@@ -50,21 +50,36 @@ def register(
 def register_gradient(
     name: str, differentiate: Callable[..., Any], save: Callable[..., None], backward: str
 ) -> None:
-    """Give an operator its gradient, which operator `backward` computes and which has no derivative itself."""
+    """Set the gradient of an operator; the operator `backward` that computes it has no derivative itself."""
     torch.library.register_autograd(
         f"cmsa_fast::{name}", differentiate, setup_context=save, lib=_library
     )
     torch.library.register_autograd(
-        f"cmsa_fast::{backward}", refuse_second_derivative, lib=_library
+        f"cmsa_fast::{backward}", _refuse_second_derivative, lib=_library
     )
 
 
-def refuse_second_derivative(ctx: Any, *_: Any) -> None:
-    """The derivative of a gradient that has none.
+def without_derivative(function: Callable[..., Any], *inputs: Any) -> Any:
+    """function(*inputs), whose results raise when they are differentiated.
 
-    Raises:
-        RuntimeError: always.
+    `torch.autograd.function.once_differentiable` is no replacement: where the incoming gradient needs none itself,
+    it returns results that are constants, and a loss with a term that differentiates them again would silently
+    lose that term.
     """
+    return _WithoutDerivative.apply(function, *inputs)
+
+
+class _WithoutDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Any], *inputs: Any) -> Any:
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        _refuse_second_derivative(ctx, *grads)
+
+
+def _refuse_second_derivative(ctx: Any, *_: Any) -> None:
     raise RuntimeError(
         "this backend of the attention has no second derivative: its gradient cannot be "
         'differentiated again (create_graph=True). Use backend="reference" for double backward.'

@@ -1,37 +1,34 @@
-"""Files of a run: weights with their configuration, and the state training goes on from."""
+"""Model files: weights as safetensors, with the configuration that rebuilds the model in the metadata."""
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
 from ..data.vocabulary import Vocabulary
-from . import build_model
+from ..system.files import write_atomically
+from .base import ReferringModel
+from .registry import build_model
 
 WEIGHTS = "model.safetensors"
-STATE = "checkpoint.pt"
 _FORMAT = "cmsa_fast/1"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What it takes to build a model again and to prepare its input.
+    """What is needed to rebuild a model and to prepare its input.
 
     Attributes:
-        name: of `cmsa_fast.models.build_model`.
-        options: passed to it.
-        tokens: the vocabulary, in the order of the word ids.
-        size: side of the square input in pixels.
-        max_words: words kept of an expression.
+        name: Name of the model, as `cmsa_fast.models.build_model` takes it.
+        options: Options of `build_model`.
+        tokens: Vocabulary, in the order of the word ids.
+        size: Side of the square input in pixels.
+        max_words: Maximum number of words of an expression; further words are cut off.
     """
 
     name: str
@@ -40,101 +37,61 @@ class ModelConfig:
     size: int
     max_words: int
 
-    def build(self) -> nn.Module:
-        """The network, with random weights."""
+    def build(self) -> ReferringModel:
+        """Build the network with random weights."""
         return build_model(self.name, **self.options)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then put it in place, so that a failure leaves what was there."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # mkstemp's 0600 would shut others out of a shared folder
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_model(path: Path, model: nn.Module, config: ModelConfig) -> None:
-    """Write a model's weights as safetensors, its configuration in the file's metadata.
+    """Write a model file atomically.
 
     Args:
-        path: of the file; replaced as a whole.
-        model: built by config.build().
-        config: kept beside the weights.
+        path: File to create or replace.
+        model: Built by `config.build()`.
+        config: Stored in the metadata of the file.
     """
-    entries = {"format": _FORMAT, "config": json.dumps(vars(config))}
-    write_atomically(path, lambda target: save_weights(model, str(target), metadata=entries))
+    metadata = {"format": _FORMAT, "config": json.dumps(vars(config))}
+    write_atomically(path, lambda target: save_weights(model, str(target), metadata=metadata))
 
 
-def load_model(path: str | Path) -> tuple[nn.Module, ModelConfig]:
-    """Read a model from a run folder or a .safetensors file.
+def load_model(path: str | Path) -> tuple[ReferringModel, ModelConfig]:
+    """Load a model from a run folder or a .safetensors file.
 
     Args:
-        path: a run folder, or the file in it.
+        path: A run folder, or a file that `save_model` wrote.
 
     Returns:
-        The model in evaluation mode, on the CPU, and its configuration.
+        The model in evaluation mode on the CPU, and its configuration.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is none that this library wrote.
+        FileNotFoundError: There is no such file.
+        ValueError: The file was not written by this library, or is damaged.
     """
     path = Path(path)
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(
-            f"path must be a run folder with {WEIGHTS} in it, or such a file; {file} does not exist."
+            f"path must be a run folder that contains {WEIGHTS}, or such a file; {file} does not exist."
         )
     try:
         with safe_open(str(file), framework="pt") as opened:
-            entries = opened.metadata() or {}
+            metadata = opened.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{file} is no readable safetensors file: {error}.") from error
-    if entries.get("format") != _FORMAT:
+        raise ValueError(f"{file} is not a readable safetensors file: {error}.") from error
+    if metadata.get("format") != _FORMAT:
         raise ValueError(
-            f"{file} holds no configuration of a cmsa_fast model; its metadata are {entries or 'empty'}."
+            f"{file} has no configuration of a cmsa_fast model; its metadata are {metadata or 'empty'}."
         )
     try:
-        stored = json.loads(entries["config"])
+        stored = json.loads(metadata["config"])
         config = ModelConfig(**{**stored, "tokens": tuple(stored["tokens"])})
         model = config.build()
         load_weights(model, str(file))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} does not hold a whole cmsa_fast model: {error}") from error
+        raise ValueError(f"{file} does not hold a complete cmsa_fast model: {error}") from error
     return model.eval(), config
 
 
 def vocabulary_of(config: ModelConfig) -> Vocabulary:
-    """The vocabulary a model was trained with."""
+    """The vocabulary of a model."""
     return Vocabulary(config.tokens)
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write what training goes on from; the file is replaced as a whole."""
-    write_atomically(path, lambda target: torch.save(state, target))
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote; builds tensors and plain containers alone.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or none of ours.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint to go on from: {path} does not exist.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # PyTorch's own message goes on for a page and ends in advice to load the file unsafely.
-        raise ValueError(
-            f"{path} is no readable checkpoint: it is damaged, or holds more than tensors and plain "
-            f"containers ({type(error).__name__})."
-        ) from error
-    if not isinstance(state, dict) or "step" not in state:
-        raise ValueError(f"{path} is no checkpoint of this library.")
-    return state

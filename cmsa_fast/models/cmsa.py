@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..nn import CMSA, DilatedResNet, GatedFusion, NarrowBackbone, WordEmbedding
-from .base import ImageFeatures
-from .folded_cmsa import FoldedCMSAModel
+from ..kernels.validation import check_images, check_word_mask
+from ..nn import CMSA, GatedFusion, WordEmbedding
+from ..nn.backbones import build_backbone
+from .base import ExplainsWords, ImageFeatures, TextFeatures
 
 
-class CMSAModel(nn.Module):
-    """Eq. 1-6: an expression's words meet Res3, Res4 and Res5 by CMSA, and gated fusion joins the three.
+class CMSAModel(ExplainsWords):
+    """Eq. 1-6: CMSA fuses the words into Res3, Res4 and Res5, gated fusion combines the three levels.
 
-    The defaults are the paper's sizes. Where it contradicts itself or leaves a choice: `CMSA` and
-    `GatedFusion` say what was done.
+    The defaults are the sizes of the paper. `CMSA` and `GatedFusion` document where the paper contradicts itself
+    or leaves a choice.
     """
 
     def __init__(
@@ -26,6 +27,8 @@ class CMSAModel(nn.Module):
         *,
         backbone: str = "resnet101",
         backbone_weights: str | Path | None = None,
+        backbone_dilation: str = "torchvision",
+        freeze_backbone: bool = False,
         freeze_batch_norm: bool = True,
         narrow_widths: Sequence[int] = (24, 48, 64, 96, 128),
         word_channels: int = 1000,
@@ -35,34 +38,26 @@ class CMSAModel(nn.Module):
     ) -> None:
         """
         Args:
-            vocabulary_size: number of word ids.
-            backbone: "resnet18", "resnet34", "resnet50", "resnet101" (the paper's) or "narrow".
-            backbone_weights: "imagenet", "voc-labels", a file's path, or None for a random start; see
-                `DilatedResNet`.
-            freeze_batch_norm: see `DilatedResNet`.
-            narrow_widths: see `NarrowBackbone`; used by backbone="narrow" alone.
+            vocabulary_size: Number of word ids.
+            backbone: Name of the backbone. For it and the options up to narrow_widths see `build_backbone`.
             word_channels: Cl (1000 in the paper).
             attention_channels: d, the width of query, key and value (512).
-            fused_channels: channels of each level in the fusion (500).
-            backend: of the attention; see `cmsa_fast.kernels.cross_modal_attention`.
+            fused_channels: Channels of each level in the fusion (500).
+            backend: Of the attention; see `cmsa_fast.kernels.cross_modal_attention`.
 
         Raises:
-            ValueError: an option is unknown or out of range, or weights are named for the narrow backbone.
-            FileNotFoundError: backbone_weights name a file that is not there or cannot be downloaded.
+            ValueError: An option is unknown or out of range.
+            FileNotFoundError: backbone_weights name a file that is missing or cannot be downloaded.
         """
         super().__init__()
-        self.backbone: NarrowBackbone | DilatedResNet
-        if backbone == "narrow":
-            if backbone_weights is not None:
-                raise ValueError(
-                    'backbone_weights must be None for backbone="narrow", which nobody has pretrained; '
-                    f"got {str(backbone_weights)!r}."
-                )
-            self.backbone = NarrowBackbone(narrow_widths)
-        else:
-            self.backbone = DilatedResNet(
-                backbone, weights=backbone_weights, freeze_batch_norm=freeze_batch_norm
-            )
+        self.backbone = build_backbone(
+            backbone,
+            weights=backbone_weights,
+            dilation=backbone_dilation,
+            frozen=freeze_backbone,
+            freeze_batch_norm=freeze_batch_norm,
+            narrow_widths=narrow_widths,
+        )
         self.words = WordEmbedding(vocabulary_size, word_channels)
         self.attention = nn.ModuleList(
             CMSA(channels, word_channels, attention_channels, backend=backend)
@@ -73,95 +68,62 @@ class CMSAModel(nn.Module):
         )
         self.mask = nn.Conv2d(fused_channels, 1, 3, padding=1)  # Eq. 6, before its sigmoid
         if self.mask.bias is not None:
-            # Objects cover about an eighth of an image: start from there, not from one half.
+            # Objects cover about an eighth of an image: start there instead of at one half.
             nn.init.constant_(self.mask.bias, -2.0)
 
-    def encode_image(self, images: Tensor) -> ImageFeatures:
-        """
-        Args:
-            images: [B_images, 3, H, W], RGB in [0, 1].
+    def no_weight_decay(self) -> tuple[str, ...]:
+        return ("attention", "fusion")
 
-        Returns:
-            Res3, Res4 and Res5 and the images' size.
-        """
+    def encode_image(self, images: Tensor) -> ImageFeatures:
         return ImageFeatures(self.backbone(images), (images.shape[2], images.shape[3]))
 
-    def segment(
+    def encode_text(self, words: Tensor, word_mask: Tensor | None = None) -> TextFeatures:
+        vectors = self.words(words)
+        if word_mask is not None:
+            check_word_mask(word_mask, words.shape, "words", words.device)
+        return TextFeatures(vectors, word_mask)
+
+    def decode(
+        self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
+    ) -> Tensor:
+        levels = self._project(features, text, image_index, return_word_attention=False)
+        return self.read_out([projected for projected, _ in levels], features.size)
+
+    def explain(
+        self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `ExplainsWords`. The levels are Res3, Res4 and Res5 (the paper's Fig. 4 shows such attention)."""
+        levels = self._project(features, text, image_index, return_word_attention=True)
+        logits = self.read_out([projected for projected, _ in levels], features.size)
+        return logits, torch.stack([cast(Tensor, received) for _, received in levels], dim=1)
+
+    def read_out(self, projected: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Fuse the projected levels, [B, fused_channels, H/8, W/8] each, into logits [B, 1, *size]."""
+        logits = self.mask(self.fusion.fuse(projected))
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+    def _project(
         self,
         features: ImageFeatures,
-        words: Tensor,
-        word_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-    ) -> Tensor:
-        """Logits of the mask that each expression names.
-
-        Args:
-            features: from `encode_image`.
-            words: int64 [B, N], word ids.
-            word_mask: bool [B, N], True where a word is real. None: all are.
-            image_index: int64 [B], which image each expression belongs to. None: expression b to image b.
-
-        Returns:
-            [B, 1, H, W] at the images' size, bilinear from one eighth of it.
-        """
-        vectors = self.words(words)
-        projected = [
-            cast(CMSA, attention).project(
+        text: TextFeatures,
+        image_index: Tensor | None,
+        return_word_attention: bool,
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        words, word_mask = text
+        check_images(
+            "features", len(features.levels[0]), "words", len(words), image_index, words.device
+        )
+        return [
+            cast(CMSA, attention).unchecked_project(
                 level,
-                vectors,
+                words,
                 word_mask,
-                weight=cast(nn.Conv2d, convolution).weight,
-                bias=cast(nn.Conv2d, convolution).bias,
-                image_index=image_index,
+                cast(nn.Conv2d, convolution).weight,
+                cast(nn.Conv2d, convolution).bias,
+                image_index,
+                return_word_attention,
             )
             for attention, convolution, level in zip(
                 self.attention, self.fusion.project, features.levels, strict=True
             )
         ]
-        logits = self.mask(self.fusion.fuse(projected))
-        return F.interpolate(logits, size=features.size, mode="bilinear", align_corners=False)
-
-    def word_attention(
-        self,
-        features: ImageFeatures,
-        words: Tensor,
-        word_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-    ) -> Tensor:
-        """How much attention each word receives at Res3, Res4 and Res5 (the paper's Fig. 4).
-
-        Arguments as in `segment`.
-
-        Returns:
-            [B, 3, N]; sums to 1 over the real words of each level, 0 on padding.
-        """
-        vectors = self.words(words)
-        received = [
-            attention(
-                level, vectors, word_mask, image_index=image_index, return_word_attention=True
-            )[1]
-            for attention, level in zip(self.attention, features.levels, strict=True)
-        ]
-        return torch.stack(received, dim=1)
-
-    def forward(
-        self,
-        images: Tensor,
-        words: Tensor,
-        word_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-    ) -> Tensor:
-        """`encode_image` and `segment` in a row: [B, 1, H, W] logits."""
-        return self.segment(self.encode_image(images), words, word_mask, image_index)
-
-    def fold(self) -> FoldedCMSAModel:
-        """This model for inference, faster: see `FoldedCMSAModel`.
-
-        Example:
-            with torch.no_grad():
-                logits = model.eval().fold()(images, words)
-
-        Raises:
-            RuntimeError: the model is in training mode.
-        """
-        return FoldedCMSAModel(self)

@@ -1,30 +1,34 @@
-"""The network that the code published with Ye et al. (CVPR 2019) trains; it is not the paper's."""
+"""The network of the code published with Ye et al. (CVPR 2019), which differs from the paper."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.validation import check_images, check_word_mask
 from ..nn import ChannelGatedFusion, PooledCMSA, SqueezedCMSA, WordEmbedding
-from .backbone import build_backbone
-from .base import ImageFeatures
+from ..nn.backbones import build_backbone
+from ..nn.released_cmsa import ReleasedLevel
+from .base import ImageFeatures, ReferringModel, TextFeatures
 
 
-class ReleasedCMSAModel(nn.Module):
-    """The published code's forward pass, where `CMSAModel` is the paper's Eq. 1-6.
+class ReleasedCMSAModel(ReferringModel):
+    """The forward pass of the published code; `CMSAModel` implements Eq. 1-6 of the paper instead.
 
-    Res5 is brought from 2048 to 1000 channels by a linear 1x1 convolution and attended at width 512; the tokens of
-    Res4 and Res3 are squeezed to 256 and 128 by a rectified one and attended at 128 and 64. Query, key, value and
-    output are rectified and have biases; keys and values are max-pooled 2x2x2 over words, rows and columns; see
-    `PooledCMSA` and `SqueezedCMSA`. `ChannelGatedFusion` joins the levels, and a 3x3 convolution gives the mask.
+    A linear 1x1 convolution reduces Res5 from 2048 to 1000 channels, and it is attended at width 512. The tokens
+    of Res4 and Res3 are squeezed to 256 and 128 channels by a rectified convolution and attended at widths 128 and
+    64. Query, key, value and output are rectified and have biases; keys and values are max-pooled 2x2x2 over
+    words, rows and columns (`PooledCMSA`, `SqueezedCMSA`). `ChannelGatedFusion` combines the levels, and a 3x3
+    convolution gives the mask.
 
-    Two things differ from the published code. The backbone is torchvision's ResNet, which the caller may freeze,
-    not Caffe's. Logits are enlarged with half-pixel centres (`align_corners=False`); TensorFlow 1 resized without
-    them, which moves masks by half a cell (3.5 pixels at a stride of 8) up and to the left, and matters only to
-    weights trained that way.
+    Differences to the published code: the backbone is torchvision's ResNet instead of Caffe's (see
+    `backbone_dilation`), trained unless `freeze_backbone` is set; logits are enlarged with half-pixel centres
+    (`align_corners=False`), where TensorFlow 1 moved masks by half a cell (3.5 pixels at a stride of 8) up and to
+    the left, which only matters to weights trained that way; the bias of the mask starts at -2 instead of 0.
 
-    The model has no `word_attention`: pooled keys stand for two words each, so no word has a share of its own.
+    The model does not implement `ExplainsWords`: a pooled key stands for two words.
     """
 
     def __init__(
@@ -33,6 +37,8 @@ class ReleasedCMSAModel(nn.Module):
         *,
         backbone: str = "resnet101",
         backbone_weights: str | Path | None = None,
+        backbone_dilation: str = "torchvision",
+        freeze_backbone: bool = False,
         freeze_batch_norm: bool = True,
         narrow_widths: Sequence[int] = (24, 48, 64, 96, 128),
         word_channels: int = 1000,
@@ -44,30 +50,26 @@ class ReleasedCMSAModel(nn.Module):
     ) -> None:
         """
         Args:
-            vocabulary_size: number of word ids.
-            backbone: "resnet18", "resnet34", "resnet50", "resnet101" (the published code's depth) or "narrow".
-            backbone_weights: "imagenet", "voc-labels", a file's path, or None for a random start; see
-                `DilatedResNet`.
-            freeze_batch_norm: see `DilatedResNet`.
-            narrow_widths: see `NarrowBackbone`; used by backbone="narrow" alone.
+            vocabulary_size: Number of word ids.
+            backbone: Name of the backbone. For it and the options up to narrow_widths see `build_backbone`.
             word_channels: Cl (1000).
-            res5_channels: channels Res5 is brought to before it meets the words. None: word_channels (1000).
-            attention_channels: width of query, key and value at Res5 (512).
-            squeezed_channels: channels of the tokens at Res3 and Res4, which attend at half that width. None: a
+            res5_channels: Channels that Res5 is reduced to. None: word_channels (1000).
+            attention_channels: Width of query, key and value at Res5 (512).
+            squeezed_channels: Channels of the tokens at Res3 and Res4, which attend at half that width. None: a
                 quarter and a half of attention_channels (128 and 256).
-            fused_channels: channels of each level in the fusion (500).
-            backend: of the attention; see `cmsa_fast.kernels.joint_attention`.
+            fused_channels: Channels of each level in the fusion (500).
+            backend: Of the attention; see `cmsa_fast.kernels.joint_attention`.
 
         Raises:
-            ValueError: an option is unknown or out of range, or weights are named for the narrow backbone.
-            FileNotFoundError: backbone_weights name a file that is not there or cannot be downloaded.
+            ValueError: An option is unknown or out of range.
+            FileNotFoundError: backbone_weights name a file that is missing or cannot be downloaded.
         """
         super().__init__()
         if squeezed_channels is None:
             if attention_channels < 8:
                 raise ValueError(
                     "attention_channels must be at least 8, because Res3 attends at an eighth of it, unless "
-                    f"squeezed_channels say otherwise; got {attention_channels}."
+                    f"squeezed_channels is given; got {attention_channels}."
                 )
             squeezed_channels = (attention_channels // 4, attention_channels // 2)
         if len(squeezed_channels) != 2 or min(squeezed_channels) < 2:
@@ -81,77 +83,59 @@ class ReleasedCMSAModel(nn.Module):
         self.backbone = build_backbone(
             backbone,
             weights=backbone_weights,
+            dilation=backbone_dilation,
+            frozen=freeze_backbone,
             freeze_batch_norm=freeze_batch_norm,
             narrow_widths=narrow_widths,
         )
         res3, res4, res5 = self.backbone.channels
         self.words = WordEmbedding(vocabulary_size, word_channels)
         self.squeeze = nn.Conv2d(res5, res5_channels, 1)
-        of_res3, of_res4 = (
+        attend3, attend4 = (
             SqueezedCMSA(visual, word_channels, squeezed, squeezed // 2, backend=backend)
             for visual, squeezed in zip((res3, res4), squeezed_channels, strict=True)
         )
-        of_res5 = PooledCMSA(res5_channels, word_channels, attention_channels, backend=backend)
-        self.attention = nn.ModuleList([of_res3, of_res4, of_res5])
+        attend5 = PooledCMSA(res5_channels, word_channels, attention_channels, backend=backend)
+        self.attention = nn.ModuleList([attend3, attend4, attend5])
         self.fusion = ChannelGatedFusion(
-            [level.out_channels for level in (of_res3, of_res4, of_res5)], fused_channels
+            [level.out_channels for level in (attend3, attend4, attend5)], fused_channels
         )
         self.mask = nn.Conv2d(fused_channels, 1, 3, padding=1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw what is not drawn by the parts: Xavier-uniform convolutions, as the published code starts."""
+        """Initialise the convolutions outside the parts, Xavier-uniform as in the published code."""
         for convolution in (self.squeeze, self.mask):
             nn.init.xavier_uniform_(convolution.weight)
             if convolution.bias is not None:
                 nn.init.zeros_(convolution.bias)
         if self.mask.bias is not None:
-            # Objects cover about an eighth of an image: start from there, not from one half.
+            # Objects cover about an eighth of an image: start there instead of at one half.
             nn.init.constant_(self.mask.bias, -2.0)
 
-    def encode_image(self, images: Tensor) -> ImageFeatures:
-        """
-        Args:
-            images: [B_images, 3, H, W], RGB in [0, 1].
+    def no_weight_decay(self) -> tuple[str, ...]:
+        return ("attention", "fusion")
 
-        Returns:
-            Res3, Res4 and the squeezed Res5, and the images' size.
-        """
+    def encode_image(self, images: Tensor) -> ImageFeatures:
         res3, res4, res5 = self.backbone(images)
         return ImageFeatures((res3, res4, self.squeeze(res5)), (images.shape[2], images.shape[3]))
 
-    def segment(
-        self,
-        features: ImageFeatures,
-        words: Tensor,
-        word_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-    ) -> Tensor:
-        """Logits of the mask that each expression names.
-
-        Args:
-            features: from `encode_image`.
-            words: int64 [B, N], word ids.
-            word_mask: bool [B, N], True where a word is real. None: all are.
-            image_index: int64 [B], which image each expression belongs to. None: expression b to image b.
-
-        Returns:
-            [B, 1, H, W] at the images' size, bilinear from one eighth of it.
-        """
+    def encode_text(self, words: Tensor, word_mask: Tensor | None = None) -> TextFeatures:
         vectors = self.words(words)
+        if word_mask is not None:
+            check_word_mask(word_mask, words.shape, "words", words.device)
+        return TextFeatures(vectors, word_mask)
+
+    def decode(
+        self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
+    ) -> Tensor:
+        words, word_mask = text
+        check_images(
+            "features", len(features.levels[0]), "words", len(words), image_index, words.device
+        )
         levels = [
-            attention(level, vectors, word_mask, image_index=image_index)
+            cast(ReleasedLevel, attention).unchecked_forward(level, words, word_mask, image_index)
             for attention, level in zip(self.attention, features.levels, strict=True)
         ]
         logits = self.mask(self.fusion(levels))
         return F.interpolate(logits, size=features.size, mode="bilinear", align_corners=False)
-
-    def forward(
-        self,
-        images: Tensor,
-        words: Tensor,
-        word_mask: Tensor | None = None,
-        image_index: Tensor | None = None,
-    ) -> Tensor:
-        """`encode_image` and `segment` in a row: [B, 1, H, W] logits."""
-        return self.segment(self.encode_image(images), words, word_mask, image_index)

@@ -1,14 +1,13 @@
-"""Modules of referring segmentation, each usable alone in another network."""
+"""Modules for referring segmentation, usable in other networks."""
 
 from .backbones import DilatedResNet, NarrowBackbone
-from .channel_fusion import ChannelGatedFusion
 from .cmsa import CMSA
-from .coordinates import spatial_coordinates
 from .folded_cmsa import FoldedLevel, FoldedPlaces
-from .fusion import GatedFusion
+from .fusion import ChannelGatedFusion, GatedFusion
 from .losses import dice_loss, segmentation_loss
 from .released_cmsa import PooledCMSA, SqueezedCMSA
 from .text import WordEmbedding
+from .tokens import spatial_coordinates
 
 __all__ = [
     "CMSA",

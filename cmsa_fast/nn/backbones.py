@@ -1,23 +1,70 @@
-"""Backbones that keep one eighth of the resolution at three levels: Res3, Res4 and Res5."""
+"""Backbones with three levels at one eighth of the resolution: Res3, Res4 and Res5."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .weights import load_backbone_weights
+from .pretrained import load_backbone_weights
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+# Dilations of the first units of layer3 and layer4; the other units have 2 and 4.
+_FIRST_DILATIONS = {"torchvision": (1, 2), "deeplab": (2, 4)}
 
-# Of ImageNet's training images, for RGB in [0, 1]; what torchvision's weights expect.
+# Statistics of ImageNet for RGB in [0, 1]; torchvision's weights expect them.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
 
-class _Backbone(nn.Module):
-    """Normalises images; subclasses give `channels` and `levels`."""
+def build_backbone(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    dilation: str = "torchvision",
+    frozen: bool = False,
+    freeze_batch_norm: bool = True,
+    narrow_widths: Sequence[int] = (24, 48, 64, 96, 128),
+) -> "Backbone":
+    """Build a backbone by name.
+
+    Args:
+        name: "resnet18", "resnet34", "resnet50", "resnet101" (the depth of the paper) or "narrow".
+        weights: "imagenet", "voc-labels", the path of a file, or None for random weights; see
+            `cmsa_fast.nn.pretrained.load_backbone_weights`. The narrow backbone has no published weights.
+        dilation: See `DilatedResNet`.
+        frozen: Whether to exclude the backbone from training; see `Backbone.freeze`.
+        freeze_batch_norm: See `DilatedResNet`.
+        narrow_widths: See `NarrowBackbone`; only used by "narrow".
+
+    Raises:
+        ValueError: An option is unknown or out of range, or weights are given for the narrow backbone.
+        FileNotFoundError: weights name a file that is missing or cannot be downloaded.
+    """
+    backbone: Backbone
+    if name != "narrow":
+        backbone = DilatedResNet(
+            name, weights=weights, dilation=dilation, freeze_batch_norm=freeze_batch_norm
+        )
+    elif weights is not None:
+        raise ValueError(
+            'backbone_weights must be None for backbone="narrow", which has no published weights; '
+            f"got {str(weights)!r}."
+        )
+    else:
+        backbone = NarrowBackbone(narrow_widths)
+    return backbone.freeze() if frozen else backbone
+
+
+class Backbone(nn.Module):
+    """Base class: normalises images. Subclasses set `channels` and implement `levels`.
+
+    Attributes:
+        channels: Channels of Res3, Res4 and Res5.
+        frozen: Whether `freeze` was called.
+    """
 
     channels: tuple[int, int, int]
     mean: Tensor
@@ -27,9 +74,20 @@ class _Backbone(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.frozen = False
+
+    def freeze(self) -> Self:
+        """Exclude the backbone from training: no gradient for its parameters, eval mode even under `train()`."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.frozen)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """
+        """Compute the three levels.
+
         Args:
             images: [B, 3, H, W], RGB in [0, 1].
 
@@ -49,13 +107,14 @@ class _Backbone(nn.Module):
         return self.levels((images - self.mean) / self.std)
 
     def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three levels of normalised images."""
         raise NotImplementedError
 
 
-class DilatedResNet(_Backbone):
-    """torchvision's ResNet at output stride 8: the strides of Res4 and Res5 become dilations 2 and 4.
+class DilatedResNet(Backbone):
+    """torchvision's ResNet at output stride 8: dilations 2 and 4 replace the strides of Res4 and Res5.
 
-    This is DeepLab's backbone (Chen et al., TPAMI 2018), without its atrous pyramid, which CMSA does not use.
+    This is the backbone of DeepLab (Chen et al., TPAMI 2018) without its atrous pyramid, which CMSA does not use.
     """
 
     def __init__(
@@ -63,24 +122,32 @@ class DilatedResNet(_Backbone):
         architecture: str = "resnet101",
         *,
         weights: str | Path | None = None,
+        dilation: str = "torchvision",
         freeze_batch_norm: bool = True,
     ) -> None:
         """
         Args:
             architecture: "resnet18", "resnet34", "resnet50" or "resnet101".
-            weights: "imagenet", "voc-labels", the path of a file (see
-                `cmsa_fast.nn.weights.load_backbone_weights`), or None for a random start.
-            freeze_batch_norm: keep batch-norm's statistics and scale as they are (the published model does:
-                its batch of one image has no statistics). They then stay at 0 and 1 after a random start.
+            weights: "imagenet", "voc-labels", the path of a file, or None for random weights; see
+                `cmsa_fast.nn.pretrained.load_backbone_weights`.
+            dilation: Dilations of the first units of Res4 and Res5. "torchvision": 1 and 2, as in torchvision's
+                dilated ResNets and for their weights. "deeplab": 2 and 4, as in the units that follow; use it with
+                weights converted from DeepLab's Caffe or TensorFlow models, which the published CMSA code uses.
+            freeze_batch_norm: Keep statistics and scale of batch normalisation fixed, as in the published code,
+                whose batch of one image has no useful statistics. With random weights they stay at 0 and 1.
 
         Raises:
-            ValueError: architecture is unknown, or weights do not fit it.
-            FileNotFoundError: weights name a file that is not there or cannot be downloaded.
+            ValueError: architecture or dilation is unknown, or weights do not fit the architecture.
+            FileNotFoundError: weights name a file that is missing or cannot be downloaded.
         """
         super().__init__()
         if architecture not in RESNETS:
             raise ValueError(
                 f"architecture must be one of {', '.join(RESNETS)}; got {architecture!r}."
+            )
+        if dilation not in _FIRST_DILATIONS:
+            raise ValueError(
+                f"dilation must be one of {', '.join(_FIRST_DILATIONS)}; got {dilation!r}."
             )
         from torchvision.models import get_model
         from torchvision.ops import FrozenBatchNorm2d
@@ -88,8 +155,9 @@ class DilatedResNet(_Backbone):
         norm = FrozenBatchNorm2d if freeze_batch_norm else nn.BatchNorm2d
         body = get_model(architecture, weights=None, norm_layer=norm)
         del body.fc, body.avgpool
-        _dilate(body.layer3, before=1, after=2)
-        _dilate(body.layer4, before=2, after=4)
+        first3, first4 = _FIRST_DILATIONS[dilation]
+        _dilate(body.layer3, first=first3, rest=2)
+        _dilate(body.layer4, first=first4, rest=4)
         if weights is not None:
             state = load_backbone_weights(architecture, weights)
             try:
@@ -110,41 +178,40 @@ class DilatedResNet(_Backbone):
         return res3, res4, body.layer4(res4)
 
 
-def _dilate(layer: nn.Sequential, *, before: int, after: int) -> None:
-    """Replace a layer's stride by dilation, in place; parameters keep their names and shapes.
+def _dilate(layer: nn.Sequential, *, first: int, rest: int) -> None:
+    """Replace the stride of a layer by dilation, in place; parameters keep their names and shapes.
 
-    torchvision does this for its Bottleneck when asked, but its BasicBlock (ResNet-18 and 34) refuses dilation
-    when built. As there, 3x3 convolutions up to the one that had the stride keep the dilation of the layer
-    before, and those after it take the larger one.
+    torchvision can do this for its Bottleneck, but its BasicBlock (ResNet-18 and 34) refuses dilation. The 3x3
+    convolutions up to the one that had the stride get the dilation `first`, the others `rest`.
     """
-    dilation = before
+    dilation = first
     for module in layer.modules():
         if not isinstance(module, nn.Conv2d):
             continue
         if module.kernel_size == (3, 3):
             module.dilation = module.padding = (dilation, dilation)
             if module.stride == (2, 2):
-                dilation = after
+                dilation = rest
         module.stride = (1, 1)
 
 
-class NarrowBackbone(_Backbone):
-    """A small residual network with the same three levels, for images of some 100 pixels on a CPU.
+class NarrowBackbone(Backbone):
+    """A small residual network with the same three levels, for images of about 100 pixels on a CPU.
 
     Group normalisation (Wu and He, ECCV 2018) needs neither large batches nor pretrained statistics. Each level
-    leaves through a 1x1 convolution without a ReLU: CMSA takes features for directions, and those of rectified
-    features lie in one corner of the space, close to each other.
+    ends in a 1x1 convolution without ReLU: CMSA normalises features to unit length, and the directions of
+    rectified features all lie in one orthant, close to each other.
     """
 
     def __init__(self, widths: Sequence[int] = (24, 48, 64, 96, 128), *, blocks: int = 2) -> None:
         """
         Args:
-            widths: channels of the stem, of Res2 (stride 4), and of Res3, Res4 and Res5 (stride 8); each
+            widths: Channels of the stem, of Res2 (stride 4), and of Res3, Res4 and Res5 (stride 8); each
                 divisible by 8, the size of a group.
-            blocks: residual blocks in each of Res3, Res4 and Res5; Res2 has one.
+            blocks: Residual blocks in each of Res3, Res4 and Res5; Res2 has one.
 
         Raises:
-            ValueError: widths or blocks are not as above.
+            ValueError: widths are not five multiples of 8, or blocks is below 1.
         """
         super().__init__()
         if len(widths) != 5 or any(width < 8 or width % 8 for width in widths):
@@ -168,8 +235,8 @@ class NarrowBackbone(_Backbone):
     def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         res3 = self.res3(self.res2(self.stem(images)))
         res4 = self.res4(res3)
-        of_res3, of_res4, of_res5 = self.outputs
-        return of_res3(res3), of_res4(res4), of_res5(self.res5(res4))
+        output3, output4, output5 = self.outputs
+        return output3(res3), output4(res4), output5(self.res5(res4))
 
 
 class _ResidualBlock(nn.Module):

@@ -6,18 +6,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels import BACKENDS, cross_modal_attention, level_tail, received_word_attention
-from ..kernels.validation import check_alike, check_floating
-from .coordinates import COORDINATE_CHANNELS
-from .folded_cmsa import FoldedLevel
-from .tokens import coordinate_rows, mean_word, of_expressions, unit_places, unit_words
-from .validation import check_inputs
+from ..kernels.separable_attention.api import (
+    unchecked_cross_modal_attention,
+    unchecked_received_word_attention,
+)
+from ..kernels.separable_attention.projection import unchecked_level_tail
+from .tokens import (
+    COORDINATE_CHANNELS,
+    coordinate_rows,
+    gather_images,
+    mean_word,
+    unit_places,
+    unit_words,
+)
+from .validation import check_convolution, check_inputs, check_sizes_and_backend
 
-# Squared length of a token [unit visual, unit word, coordinates]: 1 + 1 + six coordinates of mean square 1/3.
+# Squared length of a token: unit visual and word vectors, and six coordinates with a mean square of 1/3.
 _TOKEN_SQUARE = 4.0
 
 
-class _Parts(NamedTuple):
+class _Projections(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
@@ -32,15 +40,15 @@ class _Tokens(NamedTuple):
 
 
 class CMSA(nn.Module):
-    """Every (place, word) token of an image and an expression attends to every other.
+    """Self-attention of every (place, word) token of an image and an expression to every other.
 
-    Eq. 1: f_pn = [v_p / |v_p|, e_n / |e_n|, s_p]. Eq. 2-3: softmax attention of f_pn over all f_p'n', without
-    a scale. Eq. 4: the mean over words of W_vhat vhat_pn + f_pn. The multimodal feature F (places x words x
-    channels) is never built: a linear map of a concatenation is a sum of a place part and a word part.
+    Eq. 1: f_pn = [v_p / |v_p|, e_n / |e_n|, s_p]. Eq. 2-3: softmax attention of f_pn over all f_p'n', without a
+    scale. Eq. 4: the mean over words of W_vhat vhat_pn + f_pn. The multimodal feature F (places x words x
+    channels) is not materialised: a linear map of a concatenation is the sum of a place part and a word part.
 
-    The parameters are the paper's matrices, whole, without bias, their columns ordered visual | word |
-    coordinate. The paper calls the row side of its Eq. 3 k and the attended side q; here they have the names
-    that everyone else gives them.
+    The parameters are the matrices of the paper, without bias, with columns in the order visual | word |
+    coordinate. The paper calls the rows of the logits in Eq. 3 k and the columns q; the names here are the
+    common ones.
 
     Attributes:
         query.weight: [d, Cv+Cl+8], the paper's W_k.
@@ -62,22 +70,18 @@ class CMSA(nn.Module):
             visual_channels: Cv, channels of the visual features.
             word_channels: Cl, channels of the word features.
             attention_channels: d, the width of query, key and value (512 in the paper).
-            backend: passed to `cmsa_fast.kernels.cross_modal_attention` and `level_tail`.
+            backend: See `cmsa_fast.kernels.cross_modal_attention`.
 
         Raises:
-            ValueError: a number of channels is below 1, or backend is unknown.
+            ValueError: A number of channels is below 1, or backend is unknown.
         """
         super().__init__()
-        sizes = {
-            "visual_channels": visual_channels,
-            "word_channels": word_channels,
-            "attention_channels": attention_channels,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1; got {size}.")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}.")
+        check_sizes_and_backend(
+            backend,
+            visual_channels=visual_channels,
+            word_channels=word_channels,
+            attention_channels=attention_channels,
+        )
         self.visual_channels = visual_channels
         self.word_channels = word_channels
         self.attention_channels = attention_channels
@@ -90,11 +94,11 @@ class CMSA(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights so that logits start with a standard deviation of about 1.
+        """Initialise the weights so that logits have a standard deviation of about 1.
 
-        Tokens have a squared length of about 4 whatever their width, so weights scaled by the fan-in would
-        leave every logit near 0, the softmax uniform and its gradient without direction. Values start with unit
-        variance, and the output with the squared length of the residual.
+        Tokens have a squared length of about 4 at any width, so weights scaled by the fan-in would leave every
+        logit near 0 and the softmax uniform. Values have unit variance, and the output has the squared length of
+        the residual.
         """
         logit = (self.attention_channels * _TOKEN_SQUARE**2) ** -0.25
         nn.init.normal_(self.query.weight, std=logit)
@@ -117,22 +121,25 @@ class CMSA(nn.Module):
         Args:
             visual: [B, Cv, H, W], or [B_images, Cv, H, W] with image_index.
             words: [B, N, Cl].
-            word_mask: bool [B, N], True where a word is real; what stands in padding has no influence. None:
+            word_mask: bool [B, N], True where a word is real; the values of padded words have no influence. None:
                 all are real.
-            image_index: int64 [B], which image each expression belongs to. None: expression b to image b.
-            return_word_attention: also return how much attention each word receives.
+            image_index: int64 [B], the image of each expression. None: expression b belongs to image b.
+            return_word_attention: Whether to also return the attention received by each word.
 
         Returns:
-            [B, Cv+Cl+8, H, W]; with return_word_attention also [B, N]: the mean over places and words of the
-            attention weights that arrive at each word, summing to 1 over real words, 0 on padding.
+            [B, Cv+Cl+8, H, W]; with return_word_attention also [B, N]: the attention weights that each word
+            receives, averaged over places and words; they sum to 1 over real words and are 0 on padding.
 
         Raises:
-            TypeError, ValueError: shapes, dtypes or devices do not fit, or an expression has no real word.
+            TypeError, ValueError: Shapes, dtypes or devices do not fit, or an expression has no real word.
         """
-        tokens = self._tokens(visual, words, word_mask, image_index)
+        check_inputs(
+            visual, words, word_mask, image_index, self.visual_channels, self.word_channels
+        )
+        tokens = _tokens(visual, words, word_mask)
         places, expression = self._project(tokens)
         attended = self._attend(places, expression, word_mask, image_index)
-        fused = level_tail(
+        fused = unchecked_level_tail(
             attended,
             self.output.weight,
             tokens.visual,
@@ -143,7 +150,7 @@ class CMSA(nn.Module):
         ).unflatten(2, visual.shape[2:])
         if not return_word_attention:
             return fused
-        received = received_word_attention(
+        received = unchecked_received_word_attention(
             places.query, expression.query, expression.key, word_mask, image_index=image_index
         )
         return fused, received
@@ -158,17 +165,17 @@ class CMSA(nn.Module):
         bias: Tensor | None = None,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """`F.conv2d(self(visual, words, word_mask, image_index=image_index), weight, bias)`, exactly and faster.
+        """`forward` followed by a 1x1 convolution, computed exactly without materialising the result of `forward`.
 
-        The result of Eq. 4, Cv+Cl+8 channels at every place, is never built. The convolution is linear, so its
-        weight meets `output.weight` before the places do, unit visual features once per image, the mean word
-        once per expression and the coordinates once per size.
+        Equal to `F.conv2d(self(visual, words, word_mask, image_index=image_index), weight, bias)`. Both maps are
+        linear, so the weight of the convolution is pre-multiplied with `output.weight`, and its residual is
+        computed once per image (visual features), per expression (mean word) and per size (coordinates).
 
         Args:
-            visual: as in `forward`, like words, word_mask and image_index.
+            visual: As in `forward`, like words, word_mask and image_index.
             words: [B, N, Cl].
             word_mask: bool [B, N] or None.
-            weight: [E, Cv+Cl+8, 1, 1], of a 1x1 convolution.
+            weight: [E, Cv+Cl+8, 1, 1], of the convolution.
             bias: [E], or None.
             image_index: int64 [B] or None.
 
@@ -176,41 +183,46 @@ class CMSA(nn.Module):
             [B, E, H, W].
 
         Raises:
-            TypeError, ValueError: as `forward`; weight or bias does not fit.
+            TypeError, ValueError: As in `forward`; or weight or bias does not fit.
         """
-        tokens = self._tokens(visual, words, word_mask, image_index)
-        self._check_convolution(weight, bias)
+        check_inputs(
+            visual, words, word_mask, image_index, self.visual_channels, self.word_channels
+        )
+        check_convolution(weight, bias, self.out_channels, "output.weight", self.output.weight)
+        return self.unchecked_project(visual, words, word_mask, weight, bias, image_index, False)[0]
+
+    def unchecked_project(
+        self,
+        visual: Tensor,
+        words: Tensor,
+        word_mask: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        image_index: Tensor | None,
+        return_word_attention: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`project` without argument checks, and the word attention of `forward` or None."""
+        tokens = _tokens(visual, words, word_mask)
         weight = weight.flatten(1)  # [E, C]
-        of_visual, of_words, of_spatial = self._split(weight)
+        visual_part, word_part, spatial_part = self._split(weight)
         images = len(visual)
         residual = torch.baddbmm(
-            F.linear(of_spatial, tokens.spatial).expand(images, -1, -1),
-            of_visual.expand(images, -1, -1),
+            F.linear(spatial_part, tokens.spatial).expand(images, -1, -1),
+            visual_part.expand(images, -1, -1),
             tokens.visual.mT,
         )  # [B_images, E, P]
-        of_mean = F.linear(mean_word(tokens.words, word_mask), of_words, bias)
-        residual = of_expressions(residual, image_index) + of_mean[..., None]
+        mean_part = F.linear(mean_word(tokens.words, word_mask), word_part, bias)
+        residual = gather_images(residual, image_index) + mean_part[..., None]
 
-        attended = self._attend(*self._project(tokens), word_mask, image_index)
-        of_attended = (weight @ self.output.weight).expand(len(words), -1, -1)  # [B, E, d]
-        projected = torch.baddbmm(residual, of_attended, attended.mT)
-        return projected.unflatten(2, visual.shape[2:])
-
-    def fold(self, weight: Tensor, bias: Tensor | None = None) -> FoldedLevel:
-        """`project` for inference: what it forms of the weights at every call is formed once, here.
-
-        Args:
-            weight: as in `project`, like bias.
-            bias: [E], or None.
-
-        Returns:
-            The weights as they are now; it refuses to run once they have changed. See `FoldedLevel`.
-
-        Raises:
-            TypeError, ValueError: weight or bias does not fit.
-        """
-        self._check_convolution(weight, bias)
-        return FoldedLevel(self, weight, bias)
+        places, expression = self._project(tokens)
+        attended = self._attend(places, expression, word_mask, image_index)
+        output = (weight @ self.output.weight).expand(len(words), -1, -1)  # [B, E, d]
+        projected = torch.baddbmm(residual, output, attended.mT).unflatten(2, visual.shape[2:])
+        if not return_word_attention:
+            return projected, None
+        return projected, unchecked_received_word_attention(
+            places.query, expression.query, expression.key, word_mask, image_index=image_index
+        )
 
     def extra_repr(self) -> str:
         return (
@@ -218,62 +230,36 @@ class CMSA(nn.Module):
             f"attention_channels={self.attention_channels}, backend={self.backend!r}"
         )
 
-    def _tokens(
-        self, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
-    ) -> _Tokens:
-        check_inputs(
-            visual,
-            words,
-            word_mask,
-            image_index,
-            visual_channels=self.visual_channels,
-            word_channels=self.word_channels,
-        )
-        return _Tokens(unit_places(visual), unit_words(words, word_mask), coordinate_rows(visual))
-
-    def _project(self, tokens: _Tokens) -> tuple[_Parts, _Parts]:
+    def _project(self, tokens: _Tokens) -> tuple[_Projections, _Projections]:
         """Query, key and value of the places [B', P, d] and of the words [B, N, d]."""
         weights = [self._split(part.weight) for part in (self.query, self.key, self.value)]
-        of_visual, of_words, of_spatial = zip(*weights, strict=True)
+        visual_parts, word_parts, spatial_parts = zip(*weights, strict=True)
         images = len(tokens.visual)
-        # The columns that meet words stay where they are: a few words do not pay for a copy of them.
+        # The word parts are not concatenated: with few words the copy costs more than it saves.
         places = torch.baddbmm(
-            F.linear(tokens.spatial, torch.cat(of_spatial)).expand(images, -1, -1),
+            F.linear(tokens.spatial, torch.cat(spatial_parts)).expand(images, -1, -1),
             tokens.visual,
-            torch.cat(of_visual).mT.expand(images, -1, -1),
+            torch.cat(visual_parts).mT.expand(images, -1, -1),
         )
-        words = (F.linear(tokens.words, part) for part in of_words)
-        return _Parts(*places.chunk(3, dim=2)), _Parts(*words)
+        words = (F.linear(tokens.words, part) for part in word_parts)
+        return _Projections(*places.chunk(3, dim=2)), _Projections(*words)
 
     def _attend(
         self,
-        places: _Parts,
-        words: _Parts,
+        places: _Projections,
+        words: _Projections,
         word_mask: Tensor | None,
         image_index: Tensor | None,
     ) -> Tensor:
         """[B, P, d]."""
-        return cross_modal_attention(
+        return unchecked_cross_modal_attention(
             *places, *words, word_mask, image_index=image_index, backend=self.backend
         )
 
     def _split(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """[rows, C] -> the columns that meet visual features, words and coordinates."""
+        """[rows, C] -> the columns of visual features, words and coordinates."""
         return weight.split([self.visual_channels, self.word_channels, COORDINATE_CHANNELS], dim=1)
 
-    def _check_convolution(self, weight: Tensor, bias: Tensor | None) -> None:
-        check_floating("weight", weight)
-        check_alike("weight", weight, "output.weight", self.output.weight)
-        if weight.ndim != 4 or weight.shape[1:] != (self.out_channels, 1, 1):
-            raise ValueError(
-                f"weight must have shape [channels, {self.out_channels}, 1, 1], a 1x1 convolution's; "
-                f"got {list(weight.shape)}."
-            )
-        if bias is None:
-            return
-        check_floating("bias", bias)
-        check_alike("bias", bias, "weight", weight)
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}."
-            )
+
+def _tokens(visual: Tensor, words: Tensor, word_mask: Tensor | None) -> _Tokens:
+    return _Tokens(unit_places(visual), unit_words(words, word_mask), coordinate_rows(visual))

@@ -1,33 +1,39 @@
-"""CMSA and the 1x1 convolution behind it for inference, with all that depends on weights alone formed once."""
+"""CMSA followed by a 1x1 convolution for inference, with everything that depends only on weights precomputed."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..kernels import cross_modal_attention, received_word_attention
-from .coordinates import COORDINATE_CHANNELS
-from .tokens import coordinate_rows, mean_word, of_expressions, unit_places, unit_words
-from .validation import check_dtype_and_device, check_visual, check_words
+from ..kernels.separable_attention.api import (
+    unchecked_cross_modal_attention,
+    unchecked_received_word_attention,
+)
+from ..kernels.validation import check_images
+from .cmsa import CMSA
+from .tokens import (
+    COORDINATE_CHANNELS,
+    coordinate_rows,
+    gather_images,
+    mean_word,
+    unit_places,
+    unit_words,
+)
+from .validation import check_convolution, check_dtype_and_device, check_visual, check_words
 
-if TYPE_CHECKING:
-    from .cmsa import CMSA
-
-# Triton reads a row in wide pieces only where its length is a multiple of this.
+# Triton vectorises loads of a row only if its length is a multiple of this.
 _MULTIPLE = 16
 
 
 class FoldedPlaces(NamedTuple):
-    """What a `FoldedLevel` keeps of a batch of images between expressions.
+    """Everything that a `FoldedLevel` computes from the images alone.
 
     Attributes:
         query: [B_images, P, d].
         key: [B_images, P, d].
-        value: [B_images, P, E'], of the convolution's channels; E' is E, rounded up to a multiple of 16.
-        residual: [B_images, P, E], the tokens' places behind the convolution.
+        value: [B_images, P, E'], already convolved; E' is E, rounded up to a multiple of 16.
+        residual: [B_images, P, E], the place part of the tokens, already convolved.
         size: (height, width) of the visual features, P = height * width.
     """
 
@@ -39,20 +45,30 @@ class FoldedPlaces(NamedTuple):
 
 
 class FoldedLevel:
-    """`CMSA.project` for inference; `CMSA.fold` makes one.
+    """`CMSA.project` for inference.
 
-    Behind the attention everything is linear: the convolution K of Eq. 4 is K W_vhat vhat + K f. So the values are
-    made by K W_vhat W_v, one matrix, and the attention's result is already the convolution's. What depends on the
-    image alone, `encode` forms once for all its expressions.
+    Everything after the attention is linear: the convolution K of Eq. 4 is K W_vhat vhat + K f. So values are
+    computed with K W_vhat W_v, one matrix, and the attention returns convolved features. `encode` computes what
+    depends on the image alone, once for all its expressions.
 
-    It holds the weights as they were when it was made. Calling it after an optimizer's step, `load_state_dict`,
-    `to` or another change of the weights that autograd can see is refused; a change through `.data` in place
-    cannot be seen, and after one the caller must fold again. It has no gradient, and refuses to run where one is
-    recorded.
+    The folded weights are a copy. Calls raise a RuntimeError after an optimizer step, `load_state_dict`, `to` or
+    any other change of the weights that autograd tracks; in-place changes through `.data` cannot be detected, and
+    the caller must fold again after one. Calls also raise a RuntimeError while gradients are recorded.
     """
 
-    def __init__(self, attention: CMSA, weight: Tensor, bias: Tensor | None) -> None:
-        """Arguments as in `CMSA.fold`, which checks them."""
+    def __init__(self, attention: CMSA, weight: Tensor, bias: Tensor | None = None) -> None:
+        """
+        Args:
+            attention: The level.
+            weight: [E, Cv+Cl+8, 1, 1], of the 1x1 convolution that follows it.
+            bias: [E], or None.
+
+        Raises:
+            TypeError, ValueError: weight or bias does not fit.
+        """
+        check_convolution(
+            weight, bias, attention.out_channels, "output.weight", attention.output.weight
+        )
         self._attention = attention
         self._convolution = (weight,) if bias is None else (weight, bias)
         self._width = attention.attention_channels
@@ -62,13 +78,13 @@ class FoldedLevel:
             value = _value_weight(matrix, attention)
             stacked = torch.cat([attention.query.weight, attention.key.weight, value, matrix])
             channels = [attention.visual_channels, attention.word_channels, COORDINATE_CHANNELS]
-            self._of_visual, of_words, self._of_spatial = (
+            self._visual_part, word_part, self._spatial_part = (
                 part.contiguous() for part in stacked.split(channels, dim=1)
             )
             self._parts = [self._width, self._width, len(value)]
-            self._of_words, self._of_mean = of_words.split([sum(self._parts), self._channels])
+            self._word_part, self._mean_part = word_part.split([sum(self._parts), self._channels])
             self._bias = None if bias is None else bias.clone()
-        self._weights = self._find_weights()  # kept, so that no other tensor gets their ids
+        self._weights = self._find_weights()  # kept, so that no other tensor gets one of their ids
         self._versions = [_version(part) for part in self._weights]
 
     def __call__(
@@ -79,34 +95,31 @@ class FoldedLevel:
         *,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """`encode` and `project` in a row: `CMSA.project` less its weight and bias.
-
-        Raises:
-            TypeError, ValueError: as `CMSA.project`.
-            RuntimeError: a gradient is recorded, or the weights have changed.
-        """
+        """`encode` followed by `project`: the result of `CMSA.project`, [B, E, H, W]."""
         return self.project(self.encode(visual), words, word_mask, image_index=image_index)
 
     def encode(self, visual: Tensor) -> FoldedPlaces:
-        """
+        """Compute what `project` needs of the images.
+
         Args:
             visual: [B_images, Cv, H, W].
 
-        Returns:
-            What `project` needs of the images.
-
         Raises:
-            TypeError, ValueError: visual's shape, dtype or device does not fit.
-            RuntimeError: a gradient is recorded, or the weights have changed.
+            TypeError, ValueError: Shape, dtype or device of visual does not fit.
+            RuntimeError: Gradients are recorded, or the weights have changed.
         """
         self.check_use()
         check_visual(visual, self._attention.visual_channels)
-        check_dtype_and_device("visual", visual, "the folded weights", self._of_visual)
+        check_dtype_and_device("visual", visual, "the folded weights", self._visual_part)
+        return self.unchecked_encode(visual)
+
+    def unchecked_encode(self, visual: Tensor) -> FoldedPlaces:
+        """`encode` without argument checks and `check_use`."""
         images = len(visual)
         places = torch.baddbmm(
-            F.linear(coordinate_rows(visual), self._of_spatial).expand(images, -1, -1),
+            F.linear(coordinate_rows(visual), self._spatial_part).expand(images, -1, -1),
             unit_places(visual),
-            self._of_visual.mT.expand(images, -1, -1),
+            self._visual_part.mT.expand(images, -1, -1),
         )
         query, key, value, residual = places.split([*self._parts, self._channels], dim=2)
         return FoldedPlaces(query, key, value, residual, (visual.shape[2], visual.shape[3]))
@@ -119,25 +132,46 @@ class FoldedLevel:
         *,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """What `CMSA.project` returns for the images that were encoded.
+        """The result of `CMSA.project` for encoded images.
 
         Args:
-            places: from `encode`.
+            places: From `encode`.
             words: [B, N, Cl].
             word_mask: bool [B, N], True where a word is real. None: all are.
-            image_index: int64 [B], which image each expression belongs to. None: expression b to image b.
+            image_index: int64 [B], the image of each expression. None: expression b belongs to image b.
 
         Returns:
             [B, E, H, W], channels innermost in memory.
 
         Raises:
-            TypeError, ValueError: places are none of `encode`'s; the rest as `CMSA.project`.
-            RuntimeError: a gradient is recorded, or the weights have changed.
+            TypeError, ValueError: places is not from `encode`; otherwise as in `CMSA.project`.
+            RuntimeError: Gradients are recorded, or the weights have changed.
         """
-        unit = self._unit_words(places, words, word_mask, image_index)
-        of_words = F.linear(unit, self._of_words).to(places.query.dtype)
-        query, key, value = of_words.split(self._parts, dim=2)
-        attended = cross_modal_attention(
+        self.check_use()
+        if not isinstance(places, FoldedPlaces):
+            raise TypeError(
+                f"places must come from encode, a FoldedPlaces; got {type(places).__name__}."
+            )
+        like = ("the folded weights", self._word_part)
+        check_words(words, word_mask, self._attention.word_channels, *like)
+        images = len(places.query)
+        check_images("places", images, "words", len(words), image_index, words.device)
+        return self.unchecked_project(places, words, word_mask, image_index, False)[0]
+
+    def unchecked_project(
+        self,
+        places: FoldedPlaces,
+        words: Tensor,
+        word_mask: Tensor | None,
+        image_index: Tensor | None,
+        return_word_attention: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`project` without argument checks and `check_use`, and the word attention of `CMSA.forward` or None."""
+        unit = unit_words(words, word_mask)
+        query, key, value = (
+            F.linear(unit, self._word_part).to(places.query.dtype).split(self._parts, dim=2)
+        )
+        attended = unchecked_cross_modal_attention(
             places.query,
             places.key,
             places.value,
@@ -148,79 +182,40 @@ class FoldedLevel:
             image_index=image_index,
             backend=self._attention.backend,
         )[..., : self._channels]
-        of_mean = F.linear(mean_word(unit, word_mask), self._of_mean, self._bias)
-        projected = attended + of_expressions(places.residual, image_index)
-        projected += of_mean[:, None]
-        return projected.mT.unflatten(2, places.size)
-
-    def word_attention(
-        self,
-        places: FoldedPlaces,
-        words: Tensor,
-        word_mask: Tensor | None = None,
-        *,
-        image_index: Tensor | None = None,
-    ) -> Tensor:
-        """How much attention each word receives, [B, N]: the second result of `CMSA.forward`.
-
-        Arguments and errors as in `project`.
-        """
-        unit = self._unit_words(places, words, word_mask, image_index)
-        query, key = (
-            F.linear(unit, part).to(places.query.dtype)
-            for part in self._of_words[: 2 * self._width].chunk(2)
+        mean_part = F.linear(mean_word(unit, word_mask), self._mean_part, self._bias)
+        projected = attended + gather_images(places.residual, image_index)
+        projected += mean_part[:, None]
+        projected = projected.mT.unflatten(2, places.size)
+        if not return_word_attention:
+            return projected, None
+        return projected, unchecked_received_word_attention(
+            places.query, query, key, word_mask, image_index=image_index
         )
-        return received_word_attention(places.query, query, key, word_mask, image_index=image_index)
 
     def check_use(self) -> None:
-        """
-        Raises:
-            RuntimeError: a gradient is recorded, or the weights have changed.
-        """
+        """Raise a RuntimeError if gradients are recorded or the weights have changed."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "A folded level has no gradient for the weights folded into it: call it under torch.no_grad() "
-                "or torch.inference_mode(), or call CMSA.project."
+                "A folded level has no gradient for its weights: call it under torch.no_grad() or "
+                "torch.inference_mode(), or call CMSA.project."
             )
         if self._have_weights_changed():
             raise RuntimeError(
-                "The weights of CMSA or of the convolution behind it have changed since they were folded: "
-                "fold them again."
+                "The weights of CMSA or of the convolution have changed since they were folded: fold them again."
             )
 
-    @torch.compiler.disable  # ids and versions are no constants of a graph
+    @torch.compiler.disable  # ids and versions are not constants of a graph
     def _have_weights_changed(self) -> bool:
         return [_version(part) for part in self._find_weights()] != self._versions
 
     def _find_weights(self) -> list[Tensor]:
-        return [*self._attention.parameters(), *self._convolution]
-
-    def _unit_words(
-        self,
-        places: FoldedPlaces,
-        words: Tensor,
-        word_mask: Tensor | None,
-        image_index: Tensor | None,
-    ) -> Tensor:
-        self.check_use()
-        if not isinstance(places, FoldedPlaces):
-            raise TypeError(
-                f"places must come from encode, a FoldedPlaces; got {type(places).__name__}."
-            )
-        check_words(
-            words,
-            word_mask,
-            image_index,
-            word_channels=self._attention.word_channels,
-            images=len(places.query),
-            like_name="the folded weights",
-            like=self._of_words,
-        )
-        return unit_words(words, word_mask)
+        level = self._attention
+        linear = (level.query, level.key, level.value, level.output)
+        return [*(part.weight for part in linear), *self._convolution]
 
 
 def _value_weight(matrix: Tensor, attention: CMSA) -> Tensor:
-    """[E', C]: the convolution [E, C] of the output of the values, below it rows of zeros; rounded once."""
+    """[E', C]: the product of convolution [E, C], output and value, rounded once and padded with zero rows."""
     exact = torch.float32 if matrix.dtype.itemsize == 2 else matrix.dtype
     output, value = attention.output.weight.to(exact), attention.value.weight.to(exact)
     product = (matrix.to(exact) @ output @ value).to(matrix.dtype)
@@ -228,6 +223,6 @@ def _value_weight(matrix: Tensor, attention: CMSA) -> Tensor:
 
 
 def _version(weight: Tensor) -> tuple[int, int, int]:
-    """Something else after any change but one in place through `.data`."""
-    # Tensors made in inference mode count no versions.
+    """Differs after any change except an in-place one through `.data`."""
+    # Tensors created in inference mode have no version counter.
     return id(weight), weight.data_ptr(), 0 if weight.is_inference() else weight._version

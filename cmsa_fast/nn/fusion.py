@@ -1,4 +1,4 @@
-"""Gated multi-level fusion (Ye et al., CVPR 2019, Eq. 5)."""
+"""Gated fusion of levels: Eq. 5 of Ye et al. (CVPR 2019), and the variant of the published code."""
 
 import functools
 import operator
@@ -7,33 +7,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+_LEVELS = 3  # of `ChannelGatedFusion`: Res3, Res4 and Res5
+
 
 class GatedFusion(nn.Module):
-    """Each level takes from the others what their memory gates let out, as far as its own reset gate admits.
+    """Eq. 5: memory gates weight what each level sends to the others, reset gates weight what it accepts.
 
-    X^i is a 1x1 convolution of level i's features, m^i and r^i are one number per place:
+    X^i is a 1x1 convolution of the features of level i; m^i and r^i are one number per place:
 
         m^i = sigmoid(conv(X^i)),  r^i = sigmoid(conv(X^i))
         G^i = (1 - m^i) X^i + sum over j != i of gamma^j m^j X^j
         F^i = r^i tanh(G^i) + (1 - r^i) X^i
 
-    and the result is the sum of all F^i (the argument of Eq. 6). The paper leaves the kernel of the gates open;
-    3x3 is that of the published code. gamma starts at 0.5, as there.
+    The result is the sum of all F^i (the argument of Eq. 6). The paper does not give the kernel size of the gates;
+    3x3 is that of the published code, as is the initial gamma of 0.5.
     """
 
     def __init__(self, in_channels: Sequence[int], fused_channels: int = 500) -> None:
         """
         Args:
-            in_channels: channels of each level's features.
-            fused_channels: channels of X^i and of the result (500 in the paper).
+            in_channels: Channels of the features of each level.
+            fused_channels: Channels of X^i and of the result (500 in the paper).
 
         Raises:
-            ValueError: there are fewer than two levels, or a number of channels is below 1.
+            ValueError: There are fewer than two levels, or a number of channels is below 1.
         """
         super().__init__()
         if len(in_channels) < 2 or min(*in_channels, fused_channels) < 1:
             raise ValueError(
-                "in_channels must name at least two levels, and every number of channels must be at "
+                "in_channels must have at least two levels, and every number of channels must be at "
                 f"least 1; got in_channels={list(in_channels)}, fused_channels={fused_channels}."
             )
         self.project = nn.ModuleList(_projection(size, fused_channels) for size in in_channels)
@@ -42,7 +44,8 @@ class GatedFusion(nn.Module):
         self.gamma = nn.Parameter(torch.full((len(in_channels),), 0.5))
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """
+        """Project and fuse the levels.
+
         Args:
             levels: [B, C_i, H, W] each, in the order of in_channels.
 
@@ -50,13 +53,13 @@ class GatedFusion(nn.Module):
             [B, fused_channels, H, W].
 
         Raises:
-            ValueError: the levels are not as many as in_channels named, or differ in batch or size.
+            ValueError: The number of levels is not that of in_channels, or levels differ in batch or size.
         """
-        self._check("levels", levels)
-        return self.fuse([conv(level) for conv, level in zip(self.project, levels, strict=True)])
+        _check_levels("levels", levels, len(self.project))
+        return self._fuse([conv(level) for conv, level in zip(self.project, levels, strict=True)])
 
     def fuse(self, projected: Sequence[Tensor]) -> Tensor:
-        """`forward` for levels that met their 1x1 convolution in `project` already; see `CMSA.project`.
+        """`forward` for levels to which their 1x1 convolution in `project` is already applied (`CMSA.project`).
 
         Args:
             projected: X^i, [B, fused_channels, H, W] each.
@@ -65,9 +68,12 @@ class GatedFusion(nn.Module):
             [B, fused_channels, H, W].
 
         Raises:
-            ValueError: as `forward`.
+            ValueError: As in `forward`.
         """
-        self._check("projected", projected)
+        _check_levels("projected", projected, len(self.project))
+        return self._fuse(projected)
+
+    def _fuse(self, projected: Sequence[Tensor]) -> Tensor:
         memory = [conv(x).sigmoid() for conv, x in zip(self.memory, projected, strict=True)]
         reset = [conv(x).sigmoid() for conv, x in zip(self.reset, projected, strict=True)]
         shared = [(g * m) * x for g, m, x in zip(self.gamma, memory, projected, strict=True)]
@@ -79,22 +85,98 @@ class GatedFusion(nn.Module):
             gated.append(r * gathered.tanh() + (1 - r) * x)
         return functools.reduce(operator.add, gated)
 
-    def _check(self, name: str, levels: Sequence[Tensor]) -> None:
-        if len(levels) != len(self.project):
-            raise ValueError(f"{name} must be {len(self.project)} tensors; got {len(levels)}.")
-        shapes = {(len(level), *level.shape[2:]) for level in levels}
-        if len(shapes) != 1:
+
+class ChannelGatedFusion(nn.Module):
+    """Fusion of the published code: the gates of a level weight what it accepts, per place and channel.
+
+    X^i is a 1x1 convolution and a ReLU of the features of level i. One 3x3 convolution of X^i gives three maps u,
+    f and r with the channels of X^i:
+
+        f = sigmoid(f + 1),  r = sigmoid(r + 1)
+        c^i = f (a^i X^j + (1 - a^i) X^k) + (1 - f) u
+        F^i = r tanh(c^i) + (1 - r) X^i
+
+    The result is the sum of all F^i. j and k are the other two levels, the deeper one first; a^i starts at 0.5.
+    Differences to Eq. 5 of the paper (`GatedFusion`): the gate f^i of the target weights both other levels, where
+    Eq. 5 uses the memory gate of each source; (1 - f) weights a learned map u instead of X^i; gates have channels
+    and an offset of 1; the two weights of a level sum to 1.
+    """
+
+    def __init__(self, in_channels: Sequence[int], fused_channels: int = 500) -> None:
+        """
+        Args:
+            in_channels: Channels of the features of Res3, Res4 and Res5.
+            fused_channels: Channels of X^i and of the result (500 in the published code).
+
+        Raises:
+            ValueError: There are not three levels, or a number of channels is below 1.
+        """
+        super().__init__()
+        if len(in_channels) != _LEVELS or min(*in_channels, fused_channels) < 1:
             raise ValueError(
-                f"{name} must share batch, height and width; "
-                f"got {[list(level.shape) for level in levels]}."
+                "in_channels must have three levels, and every number of channels must be at least 1; "
+                f"got in_channels={list(in_channels)}, fused_channels={fused_channels}."
             )
+        self.project = nn.ModuleList(nn.Conv2d(size, fused_channels, 1) for size in in_channels)
+        self.gates = nn.ModuleList(
+            nn.Conv2d(fused_channels, 3 * fused_channels, 3, padding=1) for _ in in_channels
+        )
+        self.balance = nn.Parameter(torch.full((_LEVELS,), 0.5))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights and zero biases, the defaults of TensorFlow; every a^i at 0.5."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.constant_(self.balance, 0.5)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Project and fuse the levels.
+
+        Args:
+            levels: Res3, Res4 and Res5, [B, C_i, H, W] each.
+
+        Returns:
+            [B, fused_channels, H, W].
+
+        Raises:
+            ValueError: There are not three levels, or they differ in batch or size.
+        """
+        _check_levels("levels", levels, _LEVELS)
+        projected = [conv(level).relu() for conv, level in zip(self.project, levels, strict=True)]
+        return functools.reduce(
+            operator.add, [self._level(index, projected) for index in range(_LEVELS)]
+        )
+
+    def _level(self, index: int, projected: Sequence[Tensor]) -> Tensor:
+        x = projected[index]
+        deeper, shallower = (
+            projected[other] for other in reversed(range(_LEVELS)) if other != index
+        )
+        update, forget, reset = self.gates[index](x).chunk(3, dim=1)
+        gathered = torch.lerp(shallower, deeper, self.balance[index].to(x.dtype))
+        state = torch.lerp(update, gathered, (forget + 1).sigmoid())
+        return torch.lerp(x, state.tanh(), (reset + 1).sigmoid())
+
+
+def _check_levels(name: str, levels: Sequence[Tensor], count: int) -> None:
+    if len(levels) != count:
+        raise ValueError(f"{name} must be {count} tensors; got {len(levels)}.")
+    shapes = {(len(level), *level.shape[2:]) for level in levels}
+    if len(shapes) != 1:
+        raise ValueError(
+            f"{name} must share batch, height and width; got {[list(level.shape) for level in levels]}."
+        )
 
 
 def _projection(in_channels: int, channels: int) -> nn.Conv2d:
     convolution = nn.Conv2d(in_channels, channels, 1)
-    # Tokens of CMSA have a squared length of about 4 whatever their width, so X starts with a standard
-    # deviation of 0.4. A start scaled by the fan-in gives 0.03 at the paper's widths, where tanh is linear and
-    # the gates do not see the features.
+    # Tokens of CMSA have a squared length of about 4 at any width, so X starts with a standard deviation of 0.4.
+    # Scaling by the fan-in would give 0.03 at the widths of the paper, where tanh is linear and the gates do not
+    # depend on the features.
     nn.init.normal_(convolution.weight, std=0.2)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)

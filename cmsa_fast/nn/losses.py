@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Eq. 7: binary cross-entropy, the mean over pixels and batch (with the minus sign the paper's print lost).
+    """Eq. 7: binary cross-entropy, averaged over pixels and batch, with the minus sign that the paper omits.
 
     Args:
         logits: [B, 1, H, W].
@@ -16,18 +16,18 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
         A scalar.
 
     Raises:
-        TypeError: masks is not bool.
-        ValueError: shapes do not fit.
+        TypeError: masks are not bool.
+        ValueError: Shapes do not fit.
     """
     _check(logits, masks)
     return F.binary_cross_entropy_with_logits(logits[:, 0], masks.to(logits.dtype))
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """1 - Dice coefficient of the probabilities (Milletari et al., 3DV 2016), the mean over the batch.
+    """1 - Dice coefficient of the probabilities (Milletari et al., 3DV 2016), averaged over the batch.
 
-    Cross-entropy weighs every pixel alike, so that a small object hardly counts; Dice weighs every object
-    alike. Both empty gives 0.
+    Cross-entropy weights all pixels equally, so small objects contribute little; Dice weights all objects equally.
+    Two empty masks give 0.
 
     Args:
         logits: [B, 1, H, W].
@@ -37,8 +37,8 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
         A scalar in [0, 1].
 
     Raises:
-        TypeError: masks is not bool.
-        ValueError: shapes do not fit.
+        TypeError: masks are not bool.
+        ValueError: Shapes do not fit.
     """
     _check(logits, masks)
     probability = logits[:, 0].sigmoid().flatten(1)

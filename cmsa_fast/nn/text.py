@@ -1,27 +1,30 @@
-"""Word features: a learned table, or one that starts from GloVe."""
+"""Word embeddings, random or from GloVe."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+
+from ..kernels.validation import check_range
 
 _logger = logging.getLogger(__name__)
 
 
 class WordEmbedding(nn.Embedding):
-    """A vector for each word of the vocabulary; the paper learns 1000 channels from scratch.
+    """A vector for each word of the vocabulary; the paper learns 1000 channels from random vectors.
 
-    Entries start uniform in (-0.08, 0.08), as the published code draws them. CMSA divides every vector by its
-    length, so only directions matter.
+    Weights are initialised uniformly in (-0.08, 0.08), as in the published code. CMSA normalises every vector to
+    unit length, so only directions matter.
     """
 
     def __init__(self, words: int, channels: int = 1000) -> None:
         """
         Args:
-            words: size of the vocabulary.
-            channels: Cl, width of a word's vector.
+            words: Size of the vocabulary.
+            channels: Cl, channels of a word.
 
         Raises:
             ValueError: words or channels is below 1.
@@ -37,37 +40,37 @@ class WordEmbedding(nn.Embedding):
         """int64 [B, N] word ids -> [B, N, Cl].
 
         Raises:
-            TypeError: the ids are no int64 tensor.
-            ValueError: an id lies outside the table.
+            TypeError: The ids are not an int64 tensor.
+            ValueError: The ids have another shape, or one is not in the vocabulary.
         """
         if not isinstance(input, Tensor) or input.dtype != torch.int64:
-            found = input.dtype if isinstance(input, Tensor) else type(input).__name__
-            raise TypeError(f"words must be an int64 tensor of word ids; got {found}.")
-        if (
-            input.device.type == "cpu"  # elsewhere the look-up itself checks, without a wait
-            and input.numel()
-            and not 0 <= int(input.min()) <= int(input.max()) < self.num_embeddings
-        ):
+            kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(f"words must be an int64 tensor of word ids; got {kind}.")
+        if input.ndim != 2 or not input.shape[1]:
             raise ValueError(
-                f"words must be ids in 0..{self.num_embeddings - 1}; got values from "
-                f"{int(input.min())} to {int(input.max())}."
+                "words must have shape [batch, words] with at least one word; "
+                f"got {list(input.shape)}."
             )
+        if not input.is_cuda:  # there the look-up checks, without synchronisation
+            check_range("words", input, self.num_embeddings)
         return super().forward(input)
 
     @classmethod
-    def from_glove(cls, path: str | Path, tokens: Sequence[str]) -> "WordEmbedding":
-        """Read the vectors of a vocabulary from a GloVe text file; words it lacks keep their random start.
+    def from_glove(cls, path: str | Path, tokens: Sequence[str]) -> Self:
+        """Read the vectors of a vocabulary from a GloVe text file; words that it lacks keep random vectors.
+
+        The number of words with a vector is logged.
 
         Args:
-            path: text file, a word and its numbers on each line, separated by single spaces.
-            tokens: the vocabulary, in the order of its ids.
+            path: Text file with a word and its numbers on each line, separated by single spaces.
+            tokens: The vocabulary, in the order of its ids.
 
         Returns:
-            A table of len(tokens) words, as wide as the file's vectors. How many words were found is logged.
+            An embedding of len(tokens) words with the channels of the file.
 
         Raises:
             FileNotFoundError: path does not exist.
-            ValueError: tokens is empty, a line is malformed, or no word of the vocabulary is in the file.
+            ValueError: tokens is empty, a line is malformed, or the file has no word of the vocabulary.
         """
         path = Path(path)
         if not path.is_file():
@@ -81,11 +84,11 @@ class WordEmbedding(nn.Embedding):
             for number, line in enumerate(lines, 1):
                 word, *numbers = line.rstrip("\n").split(" ")
                 if number == 1:
-                    if len(numbers) == 1:  # word2vec's header: how many words, how wide
+                    if len(numbers) == 1:  # header of word2vec: number of words and channels
                         continue
                     width = len(numbers)
                 width = width or len(numbers)
-                # Some tokens of the 840B release hold spaces: the vector is the last `width` numbers.
+                # Some tokens of the 840B release contain spaces: the vector is the last `width` numbers.
                 if len(numbers) < width:
                     raise ValueError(
                         f"{path}, line {number}: expected a word and {width} numbers; "
@@ -96,9 +99,7 @@ class WordEmbedding(nn.Embedding):
                 if index is not None:
                     vectors[index] = _vector(numbers[len(numbers) - width :], path, number)
         if not vectors:
-            raise ValueError(
-                f"{path} holds a vector for none of the {len(wanted)} words in tokens."
-            )
+            raise ValueError(f"{path} has a vector for none of the {len(wanted)} words in tokens.")
         _logger.info("%s: vectors for %d of %d words.", path.name, len(vectors), len(wanted))
         table = cls(len(tokens), width)
         with torch.no_grad():
@@ -112,5 +113,5 @@ def _vector(numbers: list[str], path: Path, line: int) -> Tensor:
         return torch.tensor([float(number) for number in numbers])
     except ValueError:
         raise ValueError(
-            f"{path}, line {line}: the vector holds something that is no number."
+            f"{path}, line {line}: the vector has an entry that is not a number."
         ) from None

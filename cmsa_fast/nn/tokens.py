@@ -1,24 +1,54 @@
-"""The parts of CMSA's tokens: vectors of length 1, the mean word, coordinates as rows."""
+"""Parts of CMSA's tokens f_pn (Eq. 1): unit vectors, coordinates and packed words."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .coordinates import spatial_coordinates
+COORDINATE_CHANNELS = 8
 
-# The floor under a vector's length (the published code's 1e-12 under its square): zero stays zero.
+# Lower bound of a vector's length (1e-12 for its square in the published code): zero stays zero.
 _LENGTH_FLOOR = 1e-6
 
 
-def unit_places(visual: Tensor) -> Tensor:
-    """[B, Cv, H, W] -> [B, P, Cv], each place's features divided by their length."""
-    return F.normalize(visual.flatten(2).mT, dim=2, eps=_LENGTH_FLOOR)
+def spatial_coordinates(
+    height: int,
+    width: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Compute [xmin, ymin, xmax, ymax, xctr, yctr, 1/W, 1/H] of each cell of a grid, the first six in [-1, 1].
 
+    Section 3.1 of the paper names "3 horizontal, 3 vertical" and two sizes; the order is that of the code it
+    cites for them (Hu et al., ECCV 2016).
 
-def unit_words(words: Tensor, word_mask: Tensor | None) -> Tensor:
-    """[B, N, Cl], each word divided by its length; zero on padding, whatever stands there."""
-    if word_mask is not None:
-        words = words.masked_fill(~word_mask[..., None], 0)
-    return F.normalize(words, dim=2, eps=_LENGTH_FLOOR)
+    Args:
+        height: Rows of the grid.
+        width: Columns of the grid.
+        dtype: Of the result. None: torch's default dtype.
+        device: Of the result.
+
+    Returns:
+        [8, height, width].
+
+    Raises:
+        ValueError: height or width is below 1.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height and width must be at least 1; got {height} and {width}.")
+    # In float64, so that a grid of any size is rounded only once, to the dtype of the result.
+    x = torch.linspace(-1, 1, width + 1, dtype=torch.float64, device=device)
+    y = torch.linspace(-1, 1, height + 1, dtype=torch.float64, device=device)
+    xmin, xmax, ymin, ymax = x[:-1], x[1:], y[:-1], y[1:]
+    columns = {0: xmin, 2: xmax, 4: (xmin + xmax) / 2}
+    rows = {1: ymin, 3: ymax, 5: (ymin + ymax) / 2}
+    grid = torch.empty(COORDINATE_CHANNELS, height, width, dtype=torch.float64, device=device)
+    for channel, column in columns.items():
+        grid[channel] = column
+    for channel, row in rows.items():
+        grid[channel] = row[:, None]
+    grid[6], grid[7] = 1 / width, 1 / height
+    return grid.to(dtype or torch.get_default_dtype())
 
 
 def coordinate_rows(visual: Tensor) -> Tensor:
@@ -28,16 +58,46 @@ def coordinate_rows(visual: Tensor) -> Tensor:
     return spatial.flatten(1).T
 
 
+def unit_places(visual: Tensor) -> Tensor:
+    """[B, Cv, H, W] -> [B, P, Cv], each place's features divided by their length."""
+    return F.normalize(visual.flatten(2).mT, dim=2, eps=_LENGTH_FLOOR)
+
+
+def unit_words(words: Tensor, word_mask: Tensor | None = None) -> Tensor:
+    """[B, N, Cl], each word divided by its length; zero on padding, whatever its values are."""
+    if word_mask is not None:
+        words = words.masked_fill(~word_mask[..., None], 0)
+    return F.normalize(words, dim=2, eps=_LENGTH_FLOOR)
+
+
 def mean_word(unit_words: Tensor, word_mask: Tensor | None) -> Tensor:
-    """[B, N, Cl] -> [B, Cl], the mean over real words; padded ones are zero already."""
+    """[B, N, Cl] -> [B, Cl], the mean over real words; padded words must be zero."""
     if word_mask is None:
         return unit_words.mean(1)
     return unit_words.sum(1) / word_mask.sum(1, keepdim=True).to(unit_words.dtype)
 
 
-def of_expressions(places: Tensor, image_index: Tensor | None) -> Tensor:
-    """[B_images, ...] -> [B, ...]."""
+def pack_words(words: Tensor, word_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Move the real words of each expression to its front, in their order, followed by zeros.
+
+    Args:
+        words: [B, N, C].
+        word_mask: bool [B, N], True where a word is real. None: all are, and the words are returned as they are.
+
+    Returns:
+        Words [B, N, C] and their mask, bool [B, N] or None.
+    """
+    if word_mask is None:
+        return words, None
+    order = (~word_mask).to(torch.uint8).argsort(dim=1, stable=True)  # [B, N]
+    words = words.masked_fill(~word_mask[..., None], 0)
+    packed = words.gather(1, order[..., None].expand(-1, -1, words.shape[2]))
+    return packed, word_mask.gather(1, order)
+
+
+def gather_images(features: Tensor, image_index: Tensor | None) -> Tensor:
+    """[B_images, ...] -> [B, ...], the features of each expression's image."""
     if image_index is None:
-        return places
+        return features
     # Which of the two has a gradient without atomics depends on the device.
-    return places[image_index] if places.is_cuda else places.index_select(0, image_index)
+    return features[image_index] if features.is_cuda else features.index_select(0, image_index)

@@ -1,15 +1,10 @@
-"""What every cross-modal module requires of its features, words and masks."""
+"""Checks of the arguments of cross-modal modules: visual features, words, masks and image indices."""
 
 import torch
 from torch import Tensor
 
-from ..kernels.validation import (
-    check_alike,
-    check_floating,
-    check_image_index,
-    check_range,
-    check_word_mask,
-)
+from ..kernels import BACKENDS
+from ..kernels.validation import check_alike, check_floating, check_images, check_word_mask
 
 
 def check_inputs(
@@ -17,36 +12,28 @@ def check_inputs(
     words: Tensor,
     word_mask: Tensor | None,
     image_index: Tensor | None,
-    *,
     visual_channels: int,
     word_channels: int,
 ) -> None:
-    """Check the arguments of a module that brings expressions to images.
+    """Check the arguments of a module that fuses expressions into visual features.
 
     Args:
         visual: [B, visual_channels, H, W], or [B_images, visual_channels, H, W] with image_index.
-        words: [B, N, word_channels], in visual's dtype, but under autocast.
-        word_mask: bool [B, N] with a true word in every expression, or None.
+        words: [B, N, word_channels], in the dtype of visual, except under autocast.
+        word_mask: bool [B, N] with a real word in every expression, or None.
         image_index: int64 [B] in 0..B_images-1, or None.
 
     Raises:
-        TypeError: an argument is no tensor or has the wrong dtype.
-        ValueError: shapes or devices do not fit, an expression has no real word, or image_index is out of range.
+        TypeError: An argument is not a tensor or has the wrong dtype.
+        ValueError: Shapes or devices do not fit, an expression has no real word, or image_index is out of range.
     """
     check_visual(visual, visual_channels)
-    check_words(
-        words,
-        word_mask,
-        image_index,
-        word_channels=word_channels,
-        images=len(visual),
-        like_name="visual",
-        like=visual,
-    )
+    check_words(words, word_mask, word_channels, "visual", visual)
+    check_images("visual", len(visual), "words", len(words), image_index, words.device)
 
 
 def check_visual(visual: Tensor, visual_channels: int) -> None:
-    """Check visual features alone; raises as `check_inputs`."""
+    """Check visual features; raises as `check_inputs`."""
     check_floating("visual", visual)
     if visual.ndim != 4 or visual.shape[1] != visual_channels or 0 in visual.shape[2:]:
         raise ValueError(
@@ -56,26 +43,9 @@ def check_visual(visual: Tensor, visual_channels: int) -> None:
 
 
 def check_words(
-    words: Tensor,
-    word_mask: Tensor | None,
-    image_index: Tensor | None,
-    *,
-    word_channels: int,
-    images: int,
-    like_name: str,
-    like: Tensor,
+    words: Tensor, word_mask: Tensor | None, word_channels: int, like_name: str, like: Tensor
 ) -> None:
-    """Check expressions for `images` images; raises as `check_inputs`.
-
-    Args:
-        words: [B, N, word_channels], in the dtype of `like`, but under autocast, and on its device.
-        word_mask: as in `check_inputs`, like image_index.
-        image_index: int64 [B] or None.
-        word_channels: Cl.
-        images: how many images there are.
-        like_name: what a message calls `like`.
-        like: any tensor of the dtype and device asked for.
-    """
+    """Check words and their mask, in dtype and device of `like`, an argument of that name."""
     check_floating("words", words)
     if words.ndim != 3 or words.shape[2] != word_channels or words.shape[1] == 0:
         raise ValueError(
@@ -85,28 +55,40 @@ def check_words(
     check_dtype_and_device("words", words, like_name, like)
     if word_mask is not None:
         check_word_mask(word_mask, words.shape[:2], "words", words.device)
-    _check_image_index(images, words, image_index)
 
 
 def check_dtype_and_device(name: str, part: Tensor, like_name: str, like: Tensor) -> None:
-    """Whether two tensors fit each other; under autocast, which casts both when they are used, any dtypes do."""
+    """Check that two tensors fit; autocast casts both, so under it any dtype does."""
     if torch.is_autocast_enabled(like.device.type):
         part = part.to(like.dtype)
     check_alike(name, part, like_name, like)
 
 
-def _check_image_index(images: int, words: Tensor, image_index: Tensor | None) -> None:
-    expressions = len(words)
-    if image_index is None:
-        if images != expressions:
-            raise ValueError(
-                f"words must have visual's batch of {images}, unless image_index says which image "
-                f"each expression belongs to; got {expressions}."
-            )
-        return
-    check_image_index(image_index, expressions, "words", words.device)
-    if expressions and not images:
+def check_convolution(
+    weight: Tensor, bias: Tensor | None, channels: int, like_name: str, like: Tensor
+) -> None:
+    """Check weight [E, channels, 1, 1] and bias [E] of a 1x1 convolution, in dtype and device of `like`."""
+    check_floating("weight", weight)
+    check_alike("weight", weight, like_name, like)
+    if weight.ndim != 4 or weight.shape[1:] != (channels, 1, 1):
         raise ValueError(
-            f"visual must hold at least one image for {expressions} expressions; got 0."
+            f"weight must have shape [channels, {channels}, 1, 1], that of a 1x1 convolution; "
+            f"got {list(weight.shape)}."
         )
-    check_range("image_index", image_index, images)
+    if bias is None:
+        return
+    check_floating("bias", bias)
+    check_alike("bias", bias, "weight", weight)
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}."
+        )
+
+
+def check_sizes_and_backend(backend: str, **sizes: int) -> None:
+    """Check arguments of a constructor: numbers of channels and the backend of the attention."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}.")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}.")

@@ -1,117 +1,129 @@
-"""Folders that appear as a whole or not at all."""
+"""Atomic writes of files and folders, and advisory locks on folders."""
 
 from __future__ import annotations
 
 import errno
+import glob
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
-@contextmanager
-def staged(destination: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `destination` where the block ends well.
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a temporary file in the same folder and rename it to `path`.
 
-    It lies beside the destination under a name of its own, so that two processes that fill one
-    destination cannot disturb each other: the first to end well has it, the other is refused. What
-    a killed process left beside the destination is cleared away, where the system knows locks.
+    If writing fails, `path` keeps its previous content.
 
     Args:
-        destination: A folder that is empty or not there.
+        path: File to create or replace.
+        write: Writes the content to the path that it is given.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(
+            0o644
+        )  # mkstemp creates 0600, which other users of a shared folder cannot read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an indented JSON file atomically."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def staged(destination: Path) -> Iterator[Path]:
+    """Create a folder that is renamed to `destination` if the block succeeds, and removed otherwise.
+
+    The folder is created beside the destination under a unique name, so two processes can prepare the same
+    destination: the first to finish gets it, the other one fails. Folders left behind by killed processes are
+    removed where the file system supports locks.
+
+    Args:
+        destination: Path of a folder that is empty or does not exist.
 
     Yields:
         The folder to fill.
 
     Raises:
-        FileExistsError: The destination is not empty, or something else than a folder, when the
-            block ends.
-        OSError: The destination is a mount point, which nothing can be renamed to.
+        FileExistsError: At the end of the block the destination is a file or a folder that is not empty.
+        OSError: The destination is a mount point, to which no folder can be renamed.
     """
     destination = destination.resolve()
     if os.path.ismount(destination):
         raise OSError(
-            f"{destination} is a mount point, which no finished folder can be moved to: name a "
-            "folder inside it"
+            f"{destination} is a mount point, to which no folder can be renamed: name a folder inside it"
         )
     destination.parent.mkdir(parents=True, exist_ok=True)
     start = f".{destination.name}.unfinished-"
-    for left in destination.parent.glob(f"{_literal(start)}*"):
+    for left in destination.parent.glob(f"{glob.escape(start)}*"):
         _remove_abandoned(left)
-    folder, lock = _locked_folder(destination.parent, start)
+    folder = destination.parent / f"{start}{uuid4().hex}"
+    folder.mkdir()
     try:
-        yield folder
-        _put_in_place(folder, destination)
+        with locked(folder):
+            yield folder
+            _rename(folder, destination)
     finally:
         if folder.is_dir():
             shutil.rmtree(folder)
-        if lock is not None:
-            os.close(lock)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Keeps other processes that ask for it out of a folder.
+    """Hold an exclusive advisory lock on a folder.
 
     Args:
-        folder: It exists.
+        folder: An existing folder.
 
     Yields:
-        Whether it is kept: False where the system or the file system knows no locks.
+        True if the lock is held, False if the operating system or the file system has no locks.
 
     Raises:
-        BlockingIOError: Another process keeps it.
+        BlockingIOError: Another process holds the lock.
     """
-    descriptor = _lock(folder)
-    try:
-        yield descriptor is not None
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _lock(folder: Path) -> int | None:
-    """A descriptor that keeps the folder until it is closed, or the process ends."""
     if sys.platform == "win32":
-        return None
+        yield False
+        return
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
+    held = True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise BlockingIOError(f"another process is at work in {folder}; wait for it") from error
-    except OSError:  # some network file systems know no locks
+        raise BlockingIOError(f"another process is working in {folder}; wait for it") from error
+    except OSError:  # some network file systems have no locks
+        held = False
+    try:
+        yield held
+    finally:
         os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _locked_folder(parent: Path, start: str) -> tuple[Path, int | None]:
-    while True:
-        folder = parent / f"{start}{uuid4().hex}"
-        folder.mkdir()
-        with suppress(FileNotFoundError, BlockingIOError):  # another process clears up just now
-            lock = _lock(folder)
-            if folder.is_dir():
-                return folder, lock
-            if lock is not None:
-                os.close(lock)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    with suppress(FileNotFoundError, NotADirectoryError, BlockingIOError), locked(folder) as kept:
-        if kept:
+    with suppress(FileNotFoundError, NotADirectoryError, BlockingIOError), locked(folder) as held:
+        if held:
             shutil.rmtree(folder)
 
 
-def _put_in_place(folder: Path, destination: Path) -> None:
+def _rename(folder: Path, destination: Path) -> None:
     try:
         if destination.is_dir():
             destination.rmdir()
@@ -120,11 +132,6 @@ def _put_in_place(folder: Path, destination: Path) -> None:
         if error.errno not in _TAKEN:
             raise
         raise FileExistsError(
-            f"{destination} appeared or was filled meanwhile, perhaps by another run; it was left "
-            "alone, and what was made to go there is dropped"
+            f"{destination} was created or filled in the meantime, perhaps by another process; it was left "
+            "unchanged, and the new content was discarded"
         ) from error
-
-
-def _literal(name: str) -> str:
-    """A name for `glob` that stands for itself."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

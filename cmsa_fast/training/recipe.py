@@ -1,32 +1,39 @@
-"""Training recipes: what a preset fixes of the model and the optimisation."""
+"""Training recipes: sizes of the model, batch, optimiser and schedule, and the presets that fix them."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 PresetName = Literal["demo", "paper"]
+Schedule = Literal["poly", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything about model and optimisation that a preset fixes and an option may change.
+    """Settings of model and optimisation that a preset fixes and an option may change.
+
+    Fields with a default were added after version 0.1; the default is what that version did.
 
     Attributes:
-        size: side of the square the images are letterboxed to, in pixels.
-        steps: optimiser steps.
-        images_per_step: images in a batch.
-        expressions_per_image: expressions drawn for each; an image is encoded once for all of them.
-        learning_rate: Adam's, after the warm-up.
-        warmup_steps: steps over which the learning rate rises from 0.
-        weight_decay: Adam's.
-        power: the learning rate falls as (1 - progress) ** power, by steps.
-        dice_weight: weight of the Dice loss added to Eq. 7.
-        max_words: words kept of an expression.
+        size: Side of the square that images are letterboxed to, in pixels.
+        steps: Number of optimiser steps.
+        images_per_step: Images in a batch.
+        expressions_per_image: Expressions sampled for each image; the image is encoded once for all of them.
+        learning_rate: Learning rate of AdamW after the warm-up.
+        end_learning_rate: Learning rate at the end of the schedule.
+        warmup_steps: Steps over which the learning rate rises linearly from 0.
+        schedule: "poly" or "cosine"; see `cmsa_fast.training.optimization.learning_rate_factor`.
+        power: Power of schedule "poly".
+        weight_decay: Decoupled weight decay of the layers that `parameter_groups` chooses.
+        ema_decay: Decay of the moving average of the weights, which is then evaluated and saved; 0: none.
+        validate_every: Steps between validations; 0: none.
+        dice_weight: Weight of the Dice loss added to Eq. 7.
+        max_words: Maximum number of words of an expression.
         backbone: "narrow", "resnet18", "resnet34", "resnet50" or "resnet101".
         backbone_weights: "imagenet", "voc-labels", "none", or the path of a file.
-        word_channels: Cl, width of the word table.
-        attention_channels: d, width of query, key and value (of cmsa-released: at Res5).
-        fused_channels: channels of the gated fusion.
+        word_channels: Cl, width of the word embedding.
+        attention_channels: d, width of query, key and value (in cmsa-released: at Res5).
+        fused_channels: Channels of the gated fusion.
     """
 
     size: int
@@ -34,9 +41,13 @@ class Recipe:
     images_per_step: int
     expressions_per_image: int
     learning_rate: float
+    end_learning_rate: float = 0.0
     warmup_steps: int
-    weight_decay: float
+    schedule: Schedule = "poly"
     power: float
+    weight_decay: float
+    ema_decay: float = 0.0
+    validate_every: int = 0
     dice_weight: float
     max_words: int
     backbone: str
@@ -53,14 +64,28 @@ class Recipe:
         for name in at_least_one.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("learning_rate", "weight_decay", "power", "dice_weight"):
+        not_negative = (
+            "end_learning_rate weight_decay power dice_weight warmup_steps validate_every"
+        )
+        for name in ("learning_rate", *not_negative.split()):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
-        for name in ("warmup_steps", "weight_decay", "power", "dice_weight"):
+        for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
+        if self.end_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"end_learning_rate must not be above learning_rate, {self.learning_rate}; "
+                f"got {self.end_learning_rate}."
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be from 0 to below 1; got {self.ema_decay}.")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(
+                f"schedule must be one of {', '.join(get_args(Schedule))}; got {self.schedule!r}."
+            )
 
 
 PRESETS: dict[PresetName, Recipe] = {
@@ -71,8 +96,9 @@ PRESETS: dict[PresetName, Recipe] = {
         expressions_per_image=4,
         learning_rate=1.5e-3,
         warmup_steps=200,
-        weight_decay=0.0,
         power=0.9,
+        weight_decay=0.0,
+        validate_every=750,
         dice_weight=1.0,
         max_words=20,
         backbone="narrow",
@@ -81,16 +107,19 @@ PRESETS: dict[PresetName, Recipe] = {
         attention_channels=64,
         fused_channels=64,
     ),
-    # Section 4 of the paper. It names neither batch nor steps: those are the published code's.
+    # Section 4 of the paper. Batch, steps and final learning rate are those of the published code, because the
+    # paper does not give them; docs/deviations.md compares the two.
     "paper": Recipe(
         size=320,
         steps=800_000,
         images_per_step=1,
         expressions_per_image=1,
         learning_rate=2.5e-4,
+        end_learning_rate=1e-5,
         warmup_steps=0,
-        weight_decay=5e-4,
         power=0.9,
+        weight_decay=5e-4,
+        validate_every=10_000,
         dice_weight=0.0,
         max_words=20,
         backbone="resnet101",

@@ -1,4 +1,4 @@
-"""The command line: help, exit states, one line for every mistake."""
+"""The command line: --help, exit statuses, one-line error messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def help_of(command: list[str]) -> str:
 
 
 def entries(shown: str) -> dict[str, str]:
-    """Option -> its text, from --help as shown."""
+    """Option -> description, parsed from the output of --help."""
     plain = " ".join(line.strip(" │╭╮╰╯─") for line in shown.splitlines())
     parts = re.split(r" (--[a-z-]+(?= ))(?= (?:[A-Z]{3,5}|\{[a-z0-9,-]+\}| ))", " " + plain)
     found: dict[str, str] = {}
@@ -48,12 +48,12 @@ def shown() -> str:
     return help_of([sys.executable, "train.py", "--help"])
 
 
-def test_both_commands_have_one_help(shown: str) -> None:
+def test_train_py_and_cmsa_fast_have_the_same_help(shown: str) -> None:
     code = "import sys; from cmsa_fast.cli import main; sys.exit(main(['train', '--help']))"
     assert help_of([sys.executable, "-c", code]) == shown
 
 
-def test_help_names_every_option_with_a_text(shown: str) -> None:
+def test_help_describes_every_option(shown: str) -> None:
     found = entries(shown)
     for field in fields(TrainOptions):
         option = "--" + field.name.replace("_", "-")
@@ -64,7 +64,7 @@ def test_help_names_every_option_with_a_text(shown: str) -> None:
     assert "drawn scenes" in shown
 
 
-def test_help_says_the_values_of_both_presets(shown: str) -> None:
+def test_help_shows_the_values_of_both_presets(shown: str) -> None:
     found = entries(shown)
     for field in fields(Recipe):
         demo, paper = (getattr(PRESETS[name], field.name) for name in ("demo", "paper"))
@@ -73,7 +73,7 @@ def test_help_says_the_values_of_both_presets(shown: str) -> None:
     assert "None" not in shown
 
 
-def test_help_flows(shown: str) -> None:
+def test_help_has_no_premature_line_breaks(shown: str) -> None:
     lines = [line.strip("│").rstrip() for line in shown.splitlines() if line.startswith("│")]
     width = max(len(line) for line in lines)
     pairs = [
@@ -83,12 +83,12 @@ def test_help_flows(shown: str) -> None:
     ]
     assert len(pairs) > 20
     for line, following in pairs:
-        # A next word that would have fitted was kept off by a line break of the source.
+        # If the next word fits, a line break of the source was kept.
         assert len(line) + 1 + len(following.split()[0]) > width - 2, (line, following)
 
 
 def failed(capsys: Capture, *arguments: str) -> str:
-    """Run a command that must fail with 1; its one line."""
+    """Run a command that must fail with status 1; return its message."""
     assert main(["train", *TINY, *arguments]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "cmsa-fast:" in line]
     assert len(lines) == 1
@@ -121,7 +121,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "no root": (lambda _: ["--data", "refer"], "--data refer needs --root"),
     "missing root": (lambda f: ["--data", "refer", "--root", f"{f}/none"], "none"),
     "empty root": (lambda f: ["--data", "refer", "--root", str(f)], "refcoco"),
-    "root of scenes": (lambda f: ["--root", str(f)], "--root goes with --data refer"),
+    "root of scenes": (lambda f: ["--root", str(f)], "--root cannot be used with --data scenes"),
     "unknown split": (lambda f: [*dataset(f), "--train-split", "x"], "split 'x' has no reference"),
     "unknown name": (lambda f: [*dataset(f), "--name", "refs"], "refs"),
     "no word list": (lambda f: ["--vocabulary", f"{f}/none"], "word list"),
@@ -148,6 +148,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
         lambda _: ["--expressions-per-image", "13"],
         "--expressions-per-image must be at most 12 with --data scenes; got 13.",
     ),
+    "validation": (lambda _: ["--validate-expressions", "0"], "must be at least 1; got 0"),
     "checkpoints": (lambda _: ["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
     "size": (lambda _: ["--size", "33"], "size must be at least 64"),
     "steps": (lambda _: ["--steps", "0"], "steps must be at least 1; got 0."),
@@ -158,7 +159,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
 @pytest.mark.parametrize(
     ("mistake", "num_workers"), [*((name, "0") for name in MISTAKES), ("damaged image", "1")]
 )
-def test_every_mistake_is_one_line(
+def test_mistake_gives_one_line(
     mistake: str, num_workers: str, tmp_path: Path, capsys: Capture
 ) -> None:
     prepare, text = MISTAKES[mistake]
@@ -173,7 +174,7 @@ def test_every_mistake_is_one_line(
         assert not (tmp_path / "run").exists()  # found before anything was written
 
 
-def test_a_run_is_never_overwritten(tmp_path: Path, capsys: Capture) -> None:
+def test_run_folder_is_never_overwritten(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert "never overwrites" in failed(capsys, "--run-dir", str(tmp_path))
     assert "must be a folder" in failed(capsys, "--run-dir", str(tmp_path / "notes.txt"))
@@ -199,7 +200,7 @@ def test_usage_errors_exit_with_2(arguments: list[str], capsys: Capture) -> None
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_without_a_command(capsys: Capture) -> None:
+def test_missing_command_is_a_usage_error(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
@@ -217,7 +218,7 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["train"]) == 130
 
 
-def test_errors_of_several_lines_and_notes_become_one(
+def test_error_with_several_lines_and_notes_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     errors: list[Exception] = [ValueError("two\n  lines"), FloatingPointError("nan"), OSError()]
@@ -232,7 +233,7 @@ def test_errors_of_several_lines_and_notes_become_one(
         assert capsys.readouterr().err == f"cmsa-fast: {expected}\n"
 
 
-def test_errors_of_the_library_itself_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(options: TrainOptions) -> None:
         raise RuntimeError("a bug")
 

@@ -1,11 +1,10 @@
-"""The data commands as a user runs them, and training on what they leave."""
+"""Tests of the data commands, and of training on the data that they produce."""
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
-import zipfile
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.faulty_server import FaultyServer, status, whole
+from support.faulty_server import Behaviour, FaultyServer, status, whole
 from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli import main
-from cmsa_fast.data.download import catalogue as mirrors
+from cmsa_fast.data.download import catalogue
 from cmsa_fast.models.checkpoint import load_model
 
 Capture = pytest.CaptureFixture[str]
@@ -44,7 +43,7 @@ def train(run: Path, **options: Any) -> int:
 
 
 def failed(capsys: Capture, *command: object) -> str:
-    """Run a command that must fail with 1; its one line."""
+    """Runs a command that must exit with 1; returns its one-line error."""
     capsys.readouterr()
     assert main([str(word) for word in command]) == 1
     shown = capsys.readouterr()
@@ -61,8 +60,8 @@ def files_under(root: Path) -> dict[str, bytes]:
     }
 
 
-def sound(root: Path) -> ReferLayout:
-    """A data set of one's own, of which nobody has published counts."""
+def intact(root: Path) -> ReferLayout:
+    """A data set without published counts."""
     layout = ReferLayout(root, "own")
     layout.add_image(7, 23, 37)
     layout.add_image(11, 41, 29)
@@ -74,12 +73,12 @@ def sound(root: Path) -> ReferLayout:
 # check
 
 
-def test_check_of_a_sound_root(tmp_path: Path, capsys: Capture) -> None:
-    root = sound(tmp_path / "data").write()
+def test_check_of_an_intact_root(tmp_path: Path, capsys: Capture) -> None:
+    root = intact(tmp_path / "data").write()
     before = files_under(root)
     report, exclusions = tmp_path / "all.json", tmp_path / "exclude.json"
     command = ["data", "check", str(root), "--json", str(report), "--num-workers", "0"]
-    for _ in range(2):  # what it wrote is made anew
+    for _ in range(2):  # existing files are replaced
         assert main([*command, "--write-exclusions", str(exclusions), "--read-images"]) == 0
         assert "Nothing is missing or damaged; no warning." in capsys.readouterr().out
         assert json.loads(report.read_text())["ok"]
@@ -87,20 +86,20 @@ def test_check_of_a_sound_root(tmp_path: Path, capsys: Capture) -> None:
     assert files_under(root) == before
 
 
-def test_check_of_a_damaged_root_is_a_report_and_status_1(tmp_path: Path, capsys: Capture) -> None:
-    layout = sound(tmp_path)
+def test_check_of_a_damaged_root_exits_with_1(tmp_path: Path, capsys: Capture) -> None:
+    layout = intact(tmp_path)
     del layout.references[0]["sentences"]
     (layout.image_folder / layout.images[1]["file_name"]).unlink()
     assert main(["data", "check", str(layout.write()), "--num-workers", "0"]) == 1
     shown = capsys.readouterr()
-    assert "Not whole: 2 kinds of error" in shown.out
+    assert "Incomplete or damaged: 2 kinds of error" in shown.out
     assert "COCO_train2014_000000000011.jpg" in shown.out
-    assert "reference 0 has no 'expressions'" in shown.out
+    assert "reference 0 has no 'sentences'" in shown.out
     assert "cmsa-fast:" not in shown.err
 
 
-def test_check_s_mistakes_are_one_line(tmp_path: Path, capsys: Capture) -> None:
-    root = sound(tmp_path / "data").write()
+def test_check_errors_are_one_line(tmp_path: Path, capsys: Capture) -> None:
+    root = intact(tmp_path / "data").write()
     missing = tmp_path / "none"
     assert f"there is no folder {missing}" in failed(capsys, "data", "check", missing)
     for option in ("--json", "--write-exclusions"):
@@ -120,44 +119,36 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
         yield running
 
 
-def publish(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, *behaviours: Any) -> None:
-    """Puts RefCOCO's records on the server alone."""
-    address = server.at("/refcoco.zip", *behaviours)
-    file = mirrors.RemoteFile(name="refcoco.zip", addresses=(address,), size=None, sha256=None)
-    collection = replace(mirrors.CATALOGUE["refcoco"], files=(file,))
-    monkeypatch.setattr(mirrors, "CATALOGUE", {**mirrors.CATALOGUE, "refcoco": collection})
+def publish(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour) -> None:
+    """Makes the server the published source of RefCOCO's annotations."""
+    url = server.add("/refcoco.zip", behaviour)
+    file = catalogue.RemoteFile(name="refcoco.zip", url=url)
+    collection = replace(catalogue.CATALOGUE["refcoco"], files=(file,))
+    known = {**catalogue.CATALOGUE, "refcoco": collection}
+    monkeypatch.setattr(catalogue, "CATALOGUE", known)
 
 
 def archive(root: Path) -> bytes:
-    """The records under a root as the published archives have them."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        for path in (root / "refcoco").iterdir():
-            file.write(path, f"refcoco/{path.name}")
-    return buffer.getvalue()
+    """The annotations under a root, zipped like the published archives."""
+    return Path(shutil.make_archive(str(root), "zip", root, "refcoco")).read_bytes()
 
 
-FAST = ("--attempts", "1", "--timeout", "5", "--wait", "0")
-
-
-def test_from_the_download_to_the_training(
+def test_download_check_convert_train(
     tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     layout = small_refcoco(tmp_path / "theirs")
     publish(server, monkeypatch, whole(archive(layout.write())))
-    root, copy = tmp_path / "data", tmp_path / "copy"
-    download = ["data", "download", "refcoco", "--root", str(root), *FAST]
+    root, copy = tmp_path / "data", tmp_path / "copy.parquet"
+    download = ["data", "download", "refcoco", "--root", str(root)]
     assert main([*download, "--dry-run"]) == 0
-    assert "nothing was fetched" in capsys.readouterr().out
+    assert "Nothing was downloaded" in capsys.readouterr().out
     assert not root.exists()
     assert main(download) == 0
-    assert "The images are still to be fetched: cmsa-fast data download" in (
-        capsys.readouterr().out
-    )
+    assert "The images are missing: cmsa-fast data download" in (capsys.readouterr().out)
     layout.image_folder.rename(root / "images")
     (root / "train2014").mkdir()
-    (root / "images").rename(root / "train2014" / "pictures")
-    images = root / "train2014" / "pictures"
+    (root / "images").rename(root / "train2014" / "photos")
+    images = root / "train2014" / "photos"
     assert main(["data", "check", str(root), "--num-workers=0", f"--image-dir={images}"]) == 0
     convert = ["data", "convert", "--root", str(root), "--image-dir", str(images)]
     assert main([*convert, "--to", str(copy), "--copy-images"]) == 0
@@ -176,39 +167,18 @@ def test_from_the_download_to_the_training(
     assert overall[0] == overall[1]
 
 
-def test_download_leaves_what_is_there_alone(
-    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    publish(server, monkeypatch, whole(archive(small_refcoco(tmp_path / "theirs").write())))
-    root = tmp_path / "data"
-    command = ["data", "download", "refcoco", "--root", str(root), *FAST]
-    (root / "refcoco").mkdir(parents=True)
-    (root / "refcoco" / "refs(unc).p").write_text("mine")
-    line = failed(capsys, *command)
-    assert "refcoco is not empty, but it lacks instances.json. It was left alone" in line
-    assert files_under(root) == {"refcoco/refs(unc).p": b"mine"}
-    (root / "refcoco" / "refs(unc).p").unlink()
-    assert main(command) == 0
-    before = files_under(root)
-    assert main(command) == 0
-    assert "is there already; left alone" in capsys.readouterr().out
-    assert files_under(root) == before
-    assert len(server.requests) == 1
-
-
-def test_download_s_mistakes_are_one_line(
+def test_download_errors_are_one_line(
     tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     publish(server, monkeypatch, status(404))
     root = tmp_path / "data"
-    command = ("data", "download", "refcoco", "--root", root, *FAST)
+    command = ("data", "download", "refcoco", "--root", root)
     line = failed(capsys, *command)
-    assert "no mirror has refcoco.zip" in line
-    assert "answers 404" in line
-    assert "By hand: " in line
+    assert "refcoco.zip cannot be downloaded from http://127.0.0.1" in line
+    assert "HTTP Error 404" in line
     assert not files_under(root)
-    assert "attempts must be at least 1" in failed(capsys, *command, "--attempts", "0")
-    assert "address" in failed(capsys, *command, "--mirror", "file:///etc")
+    line = failed(capsys, *command, "--mirror", "file:///etc")
+    assert "mirror must be an http or https URL" in line
     (tmp_path / "file").touch()
     line = failed(capsys, "data", "download", "refcoco", "--root", tmp_path / "file")
     assert "root must be a folder" in line
@@ -218,25 +188,26 @@ def test_download_s_mistakes_are_one_line(
 
 
 def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
-    root, copy = sound(tmp_path / "data").write(), tmp_path / "copy"
+    root, copy = intact(tmp_path / "data").write(), tmp_path / "copy.parquet"
     command = ["data", "convert", "--root", str(root), "--name", "own", "--to", str(copy)]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "train        2 expressions in 1 records" in shown
     assert f"Images stay in {root / 'images'}" in shown
-    before = files_under(copy)
-    assert "which is never overwritten" in failed(capsys, *command)
-    assert files_under(copy) == before
-    line = failed(capsys, *command[:-1], tmp_path / "data" / "own" / "instances.json")
-    assert "to must be a folder" in line
-    assert main([*command[:-1], str(tmp_path / "val"), "--splits", "val", "--text", "raw"]) == 0
+    before = copy.read_bytes()
+    assert "exists and is never overwritten" in failed(capsys, *command)
+    assert copy.read_bytes() == before
+    line = failed(capsys, *command[:-1], tmp_path / "folder")
+    assert "to must be a file name that ends in .parquet" in line
+    val = str(tmp_path / "val.parquet")
+    assert main([*command[:-1], val, "--splits", "val", "--text", "raw"]) == 0
     assert "  train " not in capsys.readouterr().out
 
 
-def test_convert_s_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: Capture) -> None:
-    layout = sound(tmp_path / "data")
+def test_convert_errors_are_one_line_and_leave_nothing(tmp_path: Path, capsys: Capture) -> None:
+    layout = intact(tmp_path / "data")
     del layout.references[0]["ref_id"]
-    root, copy = layout.write(), tmp_path / "copy"
+    root, copy = layout.write(), tmp_path / "copy.parquet"
     command = ("data", "convert", "--root", root, "--name", "own", "--to", copy)
     assert "reference 0 has no 'ref_id'" in failed(capsys, *command, "--strict")
     assert "split 'testA' has no reference" in failed(capsys, *command, "--splits", "testA")
@@ -269,11 +240,11 @@ def test_usage_errors_exit_with_2(words: list[str], capsys: Capture) -> None:
     assert "Traceback" not in capsys.readouterr().err
 
 
-# training on other forms, and on what is damaged
+# training on other forms and on damaged data
 
 
 def grefcoco(root: Path) -> Path:
-    """References to two objects, to one, and to none."""
+    """References to two objects, one object and no object."""
     layout = ReferLayout(root, "grefcoco")
     layout.add_image(7, 23, 37)
     layout.add_image(11, 41, 29)
@@ -291,8 +262,8 @@ def grefcoco(root: Path) -> Path:
     return root
 
 
-def test_training_on_grefcoco_and_on_its_copy(tmp_path: Path, capsys: Capture) -> None:
-    root, copy = grefcoco(tmp_path / "data"), tmp_path / "copy"
+def test_training_on_grefcoco_and_its_copy(tmp_path: Path, capsys: Capture) -> None:
+    root, copy = grefcoco(tmp_path / "data"), tmp_path / "copy.parquet"
     convert = ["data", "convert", "--data=grefcoco", f"--root={root}", f"--to={copy}"]
     assert main(convert) == 0
     for form, folder in (("grefcoco", root), ("converted", copy)):
@@ -302,25 +273,25 @@ def test_training_on_grefcoco_and_on_its_copy(tmp_path: Path, capsys: Capture) -
         json.loads((tmp_path / form / "evaluation.json").read_text())
         for form in ("grefcoco", "converted")
     ]
-    assert evaluations[0]["sentences"] == 4
-    for key in ("overall", "generalized", "problems"):
+    assert evaluations[0]["expressions"] == 4
+    for key in ("overall", "generalized", "errors"):
         assert evaluations[0][key] == evaluations[1][key]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_with_a_image_that_vanished(tmp_path: Path, capsys: Capture, workers: int) -> None:
+def test_training_with_a_missing_image(tmp_path: Path, capsys: Capture, workers: int) -> None:
     layout = small_refcoco(tmp_path / "data")
     root = layout.write()
     (layout.image_folder / "COCO_train2014_000000000011.jpg").unlink()
     options = {"data": "refer", "root": root, "steps": 9, "num-workers": workers}
-    # An epoch is two steps, of which that of the image has no expression left.
+    # An epoch has two steps; the step of the missing image has no usable expression.
     assert train(tmp_path / "run", **options) == 0
     shown = capsys.readouterr().out
     assert "1 records or images could not be used and were left out:" in shown
     assert "there is no image COCO_train2014_000000000011.jpg in" in shown
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["steps"] == 9
-    assert len(content["problems"]) == 1
+    assert len(content["errors"]) == 1
     given = arguments({**TINY, **options, "run-dir": tmp_path / "strict"})
     line = failed(capsys, "train", *given, "--strict")
     assert line.startswith("there is no image COCO_train2014_000000000011.jpg in")
@@ -335,5 +306,7 @@ def test_training_without_any_usable_image(tmp_path: Path, capsys: Capture, step
         (layout.image_folder / f"COCO_train2014_{number:012d}.jpg").unlink()
     given = {**TINY, "data": "refer", "root": root, "steps": steps, "run-dir": tmp_path / "run"}
     line = failed(capsys, "train", *arguments(given))
-    # Two passes of two images each are enough to know.
-    assert line.startswith(f"No expression of {min(steps, 4)} steps in a row could be used")
+    # Two epochs of two images each.
+    assert line.startswith(
+        f"None of the expressions of {min(steps, 4)} consecutive steps could be used"
+    )

@@ -1,4 +1,4 @@
-"""`cmsa-fast evaluate` as a user runs it: on a run, on other data, with a CRF, in several processes."""
+"""`cmsa-fast evaluate`: a run, other data, missing expressions, a dense CRF, several processes, mistakes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ import sys
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
-from support.refer_layout import small_refcoco
+from support.refer_layout import small_refcoco, square
 from support.small_training import OPTIONS
 from torch import Tensor
 
+import cmsa_fast
 from cmsa_fast.cli import main
 from cmsa_fast.cli.run_folder import read_options, write_options
 from cmsa_fast.cli.train_options import TrainOptions
 from cmsa_fast.data.vocabulary import Vocabulary
-from cmsa_fast.evaluation.crf import RefinementPool
+from cmsa_fast.evaluation.crf_pool import RefinementPool
 from cmsa_fast.evaluation.results import read_results
+from cmsa_fast.evaluation.score import checksum
 from cmsa_fast.models.checkpoint import ModelConfig, save_model
 
 Capture = pytest.CaptureFixture[str]
@@ -44,30 +48,54 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_on_its_own_data(run: Path, capsys: Capture) -> None:
+def content_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_run_on_its_own_data(run: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(run), "--num-workers", "0"]) == 0
     shown = capsys.readouterr().out
     assert "refcoco (unc) val, convention native" in shown
-    assert "all expressions" in shown
     folder = run / "evaluation-refer-val-native"
-    content = json.loads((folder / "evaluation.json").read_text())
-    results = read_results(folder / "sentences.csv")
+    content, results = content_of(folder), read_results(folder / "sentences.csv")
     assert [result.expression for result in results] == ["dog", "brown dog"]
-    assert content["sentences"] == 2
-    assert content["problems"] == []
+    assert content["expressions"] == 2
+    assert content["errors"] == []
     union = sum(result.union for result in results)
     overall = sum(result.intersection for result in results) / union
     assert content["overall"]["overall_iou"] == overall
-    assert f"{overall:.3f}" in shown
+    row = next(line.split() for line in shown.splitlines() if line.startswith("all expressions"))
+    assert row[2:4] == ["2", f"{100 * overall:.2f}"]
     with Image.open(folder / "examples" / "overview.png") as sheet:
         assert sheet.width > 500
-    # Once more: nothing is overwritten.
+    # A second evaluation overwrites nothing.
     assert main(["evaluate", str(run), "--num-workers", "0", "--examples", "0"]) == 0
     assert (run / "evaluation-refer-val-native-2" / "sentences.csv").is_file()
     assert not (run / "evaluation-refer-val-native-2" / "examples").exists()
 
 
-def test_other_splits_conventions_and_folders(run: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_evaluation_file_says_what_was_evaluated_and_how(run: Path, capsys: Capture) -> None:
+    assert main(["evaluate", str(run), "--num-workers", "0", "--examples", "0"]) == 0
+    folder = run / "evaluation-refer-val-native"
+    content = content_of(folder)
+    # Of a split with the published name, but not all of it.
+    assert content["coverage"] == {
+        "measured": 2,
+        "published": 10834,
+        "missing": 0,
+        "unusable_records": 0,
+        "without_words": 0,
+        "unreadable": 0,
+        "checksum": checksum(read_results(folder / "sentences.csv")),
+    }
+    assert "2 of the split's 10834 published expressions were evaluated" in capsys.readouterr().out
+    assert content["versions"]["torch"] == torch.__version__
+    assert content["versions"]["cmsa_fast"] == cmsa_fast.__version__
+    assert content["options"]["split"] == "val"
+    assert content["options"]["allow_missing"] is False
+
+
+def test_other_split_convention_and_folder(run: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     command = ["evaluate", str(run / "model.safetensors"), "--split", "train", "--out", str(out)]
     assert main([*command, "--convention", "lavt", "--examples", "1"]) == 0
@@ -79,7 +107,7 @@ def test_other_splits_conventions_and_folders(run: Path, tmp_path: Path, capsys:
     assert "never overwrites" in capsys.readouterr().err
 
 
-def test_a_full_disk_does_not_cost_the_figures(
+def test_full_disk_reports_the_metrics(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     def full(path: Path, content: object) -> None:
@@ -95,26 +123,26 @@ def test_a_full_disk_does_not_cost_the_figures(
     assert not folder.exists()
     monkeypatch.undo()
     assert main(command) == 0
-    overall = json.loads((folder / "evaluation.json").read_text())["overall"]
+    overall = content_of(folder)["overall"]
     assert f"overall_iou {overall['overall_iou']:.4f}, mean_iou" in lines[0]
 
 
-def test_images_that_cannot_be_drawn_do_not_cost_the_table(
+def test_failed_drawing_keeps_the_report(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(*_: object) -> Path:
         raise RuntimeError("Pillow was built without FreeType")
 
-    monkeypatch.setattr("cmsa_fast.evaluation.examples.save_examples", failing)
+    monkeypatch.setattr("cmsa_fast.evaluation.visualization.save_examples", failing)
     assert main(["evaluate", str(run), "--num-workers", "0"]) == 0
     shown = capsys.readouterr().out
     assert "all expressions" in shown
     assert "Look at" not in shown
-    assert "Not all images could be drawn: Pillow was built without FreeType" in caplog.text
+    assert "Not all example images could be drawn: Pillow was built without FreeType" in caplog.text
     assert (run / "evaluation-refer-val-native" / "evaluation.json").is_file()
 
 
-def test_the_folder_is_there_before_the_work_begins(
+def test_folder_is_created_before_the_evaluation(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     seen: list[bool] = []
@@ -127,7 +155,7 @@ def test_the_folder_is_there_before_the_work_begins(
     assert main(["evaluate", str(run)]) == 130
     assert seen == [True]
     assert not (run / "evaluation-refer-val-native").exists()
-    # An empty folder of the user's own stays.
+    # An empty folder of the user is kept.
     (tmp_path / "own").mkdir()
     assert main(["evaluate", str(run), "--out", str(tmp_path / "own")]) == 130
     assert (tmp_path / "own").is_dir()
@@ -136,12 +164,11 @@ def test_the_folder_is_there_before_the_work_begins(
     assert seen == [True, False]
 
 
-def test_the_text_that_is_asked_for_is_read(run: Path, capsys: Capture) -> None:
+def test_text_option_overrides_that_of_the_run(run: Path, capsys: Capture) -> None:
     common = ["evaluate", str(run), "--num-workers", "0", "--examples", "0"]
     assert main([*common, "--text", "raw"]) == 0
-    content = json.loads((run / "evaluation-refer-val-native" / "evaluation.json").read_text())
-    assert content["options"]["text"] == "raw"
-    # Of a run that was trained on the other writing, too.
+    assert content_of(run / "evaluation-refer-val-native")["options"]["text"] == "raw"
+    # Also for a run that was trained on the other text.
     started = read_options(run)
     write_options(run, replace(started, text="raw"))
     for given, read in (([], "raw"), (["--text", "sent"], "sent")):
@@ -154,38 +181,78 @@ def test_the_text_that_is_asked_for_is_read(run: Path, capsys: Capture) -> None:
 def test_scenes(run: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(run), "--data", "scenes", "--scenes", "3", "--examples", "0"]) == 0
     assert "3 unseen scenes" in capsys.readouterr().out
-    content = json.loads((run / "evaluation-scenes-val-native" / "evaluation.json").read_text())
-    assert content["sentences"] == 6
+    content = content_of(run / "evaluation-scenes-val-native")
+    assert content["expressions"] == 6
     assert content["by_kind"]
 
 
-def test_a_vanished_image_is_told_at_the_end(run: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_unusable_image_is_an_error_unless_missing_expressions_are_allowed(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
     images = tmp_path / "data/images/mscoco/images/train2014"
     (images / "COCO_train2014_000000000011.jpg").unlink()
-    (images / "COCO_train2014_000000000007.jpg").write_bytes(b"")
     command = ["evaluate", str(run), "--split", "train", "--num-workers", "0"]
-    assert main([*command, "--strict"]) == 1
-    assert "COCO_train2014" in capsys.readouterr().err
-    assert not (run / "evaluation-refer-train-native").exists()
     assert main(command) == 1
-    assert "None of the 5 expressions can be evaluated" in capsys.readouterr().err
-    small_refcoco(tmp_path / "data")  # writes all images anew
-    (images / "COCO_train2014_000000000011.jpg").unlink()
-    assert main(command) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cmsa-fast:" in line]
+    assert "000000000011.jpg" in line
+    assert "--allow-missing leaves out what cannot be used" in line
+    folder = run / "evaluation-refer-train-native"
+    assert not folder.exists() or not (folder / "evaluation.json").exists()
+    out = tmp_path / "out"
+    assert main([*command, "--allow-missing", "--out", str(out)]) == 3
     shown = capsys.readouterr().out
+    assert "in no figure: 1 expressions; 1 with an unusable image or mask." in shown
     assert "1 records or images could not be used" in shown
-    assert "Expressions of the split that are in no figure: 1." in shown
-    assert "000000000011.jpg" in shown
-    content = json.loads((run / "evaluation-refer-train-native" / "evaluation.json").read_text())
-    assert content["unusable"] == len(content["problems"]) == 1
-    assert content["sentences"] == 4
+    content = content_of(out)
+    assert content["expressions"] == 4
+    assert content["coverage"]["missing"] == content["coverage"]["unreadable"] == 1
+    assert len(content["errors"]) == 1
+    (images / "COCO_train2014_000000000007.jpg").write_bytes(b"")
+    assert main([*command, "--allow-missing"]) == 1
+    assert "None of the 5 expressions can be evaluated" in capsys.readouterr().err
+
+
+def test_damaged_records_are_an_error_unless_missing_expressions_are_allowed(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """Records that cannot be read when the split is opened are in the report and in the exit status."""
+    layout = small_refcoco(tmp_path / "data")
+    for number in range(10):
+        layout.add_reference(13, [square(5, 5, 11)], [f"dog {number}"], split="val")
+    for reference in layout.references[4:9]:
+        reference["sentences"][0]["sent"] = None
+    layout.write()
+    command = ["evaluate", str(run), "--num-workers", "0", "--examples", "0"]
+    assert main(command) == 1
+    assert "--allow-missing leaves out" in capsys.readouterr().err
+    assert main([*command, "--allow-missing"]) == 3
+    shown = capsys.readouterr().out
+    assert "in no figure: 5 expressions; 5 in damaged records (at least)." in shown
+    content = content_of(run / "evaluation-refer-val-native")
+    coverage = content["coverage"]
+    assert (coverage["measured"], coverage["missing"], coverage["unusable_records"]) == (7, 5, 5)
+    assert len(content["errors"]) == 5
+
+
+def test_expressions_without_a_word_are_an_error_unless_missing_expressions_are_allowed(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    layout = small_refcoco(tmp_path / "data")
+    layout.references[3]["sentences"][0]["sent"] = "."
+    layout.write()
+    command = ["evaluate", str(run), "--num-workers", "0", "--examples", "0"]
+    assert main(command) == 1
+    message = "refcoco (unc) val has 1 expressions without a word. --allow-missing"
+    assert message in capsys.readouterr().err
+    assert main([*command, "--allow-missing"]) == 3
+    assert "in no figure: 1 expressions; 1 without a word." in capsys.readouterr().out
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf is not installed"
 )
 @pytest.mark.parametrize("convention", ["native", "cmsa"])
-def test_with_a_crf(run: Path, convention: str, capsys: Capture) -> None:
+def test_crf(run: Path, convention: str, capsys: Capture) -> None:
     command = ["evaluate", str(run), "--convention", convention, "--examples", "1"]
     assert main([*command, "--crf", "--crf-processes", "1"]) == 0
     assert main(command) == 0
@@ -198,7 +265,7 @@ def test_with_a_crf(run: Path, convention: str, capsys: Capture) -> None:
 @pytest.mark.skipif(
     importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf is not installed"
 )
-def test_a_killed_process_of_the_crf_is_one_line(
+def test_killed_process_of_the_crf_is_an_error(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     submit = RefinementPool.submit
@@ -227,12 +294,16 @@ def test_without_the_crf_package(
 
 
 MISTAKES = {
-    "no run": (["evaluate", "{}/none"], "none"),
-    "no data": (["evaluate", "{}/lone.safetensors"], "does not say what data"),
+    "no run": (["evaluate", "{}/none"], "There is no run {}/none"),
+    "no model": (["evaluate", "{}/data"], "There is no run {}/data: {}/data/model.safetensors"),
+    "no data": (
+        ["evaluate", "{}/model.safetensors"],
+        "has no options.json with the data of the run",
+    ),
     "no root": (["evaluate", "{}/run", "--data", "parquet"], "--data parquet needs --root"),
     "workers": (["evaluate", "{}/run", "--num-workers", "-1"], "--num-workers must be at least 0"),
     "batch": (["evaluate", "{}/run", "--images-per-batch", "0"], "must be at least 1; got 0"),
-    "crf": (["evaluate", "{}/run", "--crf-processes", "2"], "--crf-processes goes with --crf"),
+    "crf": (["evaluate", "{}/run", "--crf-processes", "2"], "--crf-processes needs --crf"),
     "split": (["evaluate", "{}/run", "--split", "testA"], "split 'testA' has no reference"),
     "device": (["evaluate", "{}/run", "--device", "abacus"], "--device abacus"),
     "out": (["evaluate", "{}/run", "--out", "{}/run/options.json"], "--out must be a folder"),
@@ -240,15 +311,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_every_mistake_is_one_line(
-    mistake: str, run: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    (tmp_path / "lone.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+def test_mistake_is_one_line(mistake: str, run: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
     arguments, message = MISTAKES[mistake]
-    assert main([argument.format(tmp_path) for argument in arguments]) == 1
+    assert main([argument.replace("{}", str(tmp_path)) for argument in arguments]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "cmsa-fast:" in line]
     assert len(lines) == 1
-    assert message in lines[0]
+    assert message.replace("{}", str(tmp_path)) in lines[0]
 
 
 def test_help_has_the_table_of_conventions(capsys: Capture) -> None:
@@ -261,7 +330,7 @@ def test_help_has_the_table_of_conventions(capsys: Capture) -> None:
 
 
 @pytest.mark.slow
-def test_under_torchrun_the_results_are_the_same(run: Path, tmp_path: Path) -> None:
+def test_results_under_torchrun_are_identical(run: Path, tmp_path: Path) -> None:
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     common = ["-m", "cmsa_fast", "evaluate", str(run), "--split", "train", "--num-workers", "0"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -276,7 +345,7 @@ def test_under_torchrun_the_results_are_the_same(run: Path, tmp_path: Path) -> N
     assert one == two
 
 
-def test_what_was_measured_is_kept_when_it_is_stopped(
+def test_results_of_a_stopped_evaluation_are_kept(
     run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import cmsa_fast.evaluation.evaluate as evaluation
@@ -292,7 +361,7 @@ def test_what_was_measured_is_kept_when_it_is_stopped(
     command = ["evaluate", str(run), "--split", "train", "--num-workers", "0"]
     assert main([*command, "--images-per-batch", "1"]) == 130
     folder = run / "evaluation-refer-train-native"
-    # Images come whole: the first one has the expressions 0, 1, 3 and 4.
+    # The expressions of an image are consecutive: the first image has 0, 1, 3 and 4.
     kept = read_results(folder / "sentences-so-far.csv")
     assert [result.index for result in kept] == [0, 1]
     assert "Stopped after 2 of 5 expressions" in caplog.text

@@ -1,4 +1,4 @@
-"""The main job end to end: scenes, REFER data, resuming, and what it says."""
+"""`cmsa-fast train` end to end: scenes, REFER data, validation, resuming, report."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from support.refer_layout import ReferLayout, small_refcoco, square
 import cmsa_fast.cli.train as train_job
 from cmsa_fast.cli import main
 from cmsa_fast.cli.report import format_result
-from cmsa_fast.cli.train import NO_WORD_ORDER, WORD_ORDER, Result, run_training
+from cmsa_fast.cli.scenes import NO_WORD_ORDER, WORD_ORDER, scene_labels
+from cmsa_fast.cli.train import Result, run_training
 from cmsa_fast.cli.train_options import TrainOptions
 from cmsa_fast.data.scenes.dataset import ScenesDataset
 from cmsa_fast.evaluation.evaluate import Evaluation
-from cmsa_fast.models import ReleasedCMSAModel
-from cmsa_fast.models.checkpoint import STATE, load_model
+from cmsa_fast.models.checkpoint import load_model
+from cmsa_fast.models.released_cmsa import ReleasedCMSAModel
 from cmsa_fast.training.loop import Progress
+from cmsa_fast.training.state import STATE
 
 TINY: dict[str, Any] = {
     "steps": 3,
@@ -44,10 +46,10 @@ TINY: dict[str, Any] = {
 FILES = [
     "checkpoint.pt",
     "evaluation.json",
+    "examples",
     "metrics.jsonl",
     "model.safetensors",
     "options.json",
-    "examples",
 ]
 
 
@@ -84,16 +86,16 @@ def test_scenes_from_the_command_line(tmp_path: Path) -> None:
         f"everything is in {folder}",
     ):
         assert text in done.stdout
-    assert f"Look at {folder}/images/overview.png" in done.stdout
+    assert f"Look at {folder}/examples/overview.png" in done.stdout
     assert all(text in done.stderr for text in ("3/3", "loss=", "IoU=", "M parameters, on cpu"))
     assert "Traceback" not in done.stderr
     names = sorted(path.name for path in (folder / "examples").iterdir())
     assert names == ["000.png", "001.png", "002.png", "overview.png"]
     content = json.loads((folder / "evaluation.json").read_text())
-    assert content["sentences"] == sum(
+    assert content["expressions"] == sum(
         count for kind, count in content["counts"].items() if "," not in kind
     )
-    assert (content["sentences"], content["steps"]) == (10, 3)
+    assert (content["expressions"], content["steps"]) == (10, 3)
     assert content["overall"].keys() == content["shuffled"].keys()
     assert load_model(folder)[1].size == 64
 
@@ -105,19 +107,19 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_seed_decides(scenes: Path, tmp_path: Path) -> None:
+def test_seed_decides_the_weights(scenes: Path, tmp_path: Path) -> None:
     run_training(TrainOptions(run_dir=tmp_path / "same", **TINY))
     assert same_weights(scenes, tmp_path / "same")
     run_training(TrainOptions(run_dir=tmp_path / "other", seed=1, **TINY))
     assert not same_weights(scenes, tmp_path / "other")
 
 
-def test_a_broken_run_goes_on(
+def test_interrupted_run_is_resumed(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     usual, calls = train_job.Collate.__call__, 0
 
-    def broken(self: Any, samples: Any) -> Any:
+    def interrupted(self: Any, samples: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
@@ -125,15 +127,15 @@ def test_a_broken_run_goes_on(
         return usual(self, samples)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_job.Collate, "__call__", broken)
+        patch.setattr(train_job.Collate, "__call__", interrupted)
         assert main(["train", *arguments(), f"--run-dir={tmp_path}"]) == 130
-    assert f"Stopped at step 2 of 3; --run-dir {tmp_path} --resume goes on." in caplog.text
+    assert f"Stopped at step 2 of 3; --run-dir {tmp_path} --resume continues." in caplog.text
     assert main(["train", f"--run-dir={tmp_path}", "--resume", "--num-workers=0"]) == 0
     assert same_weights(scenes, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
-def test_the_published_code_s_network_from_the_command_line(tmp_path: Path) -> None:
+def test_cmsa_released_from_the_command_line(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert main(["train", *arguments(model="cmsa-released"), f"--run-dir={folder}"]) == 0
     assert sorted(path.name for path in folder.iterdir()) == FILES
@@ -146,15 +148,40 @@ def test_the_published_code_s_network_from_the_command_line(tmp_path: Path) -> N
     assert all(torch.equal(part, before[name]) for name, part in weights(folder).items())
 
 
-def test_a_default_folder_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("data", ["scenes", "refer"])
+def test_validation_average_frozen_backbone_and_model_options(tmp_path: Path, data: str) -> None:
+    folder = tmp_path / "run"
+    command = ["train", *arguments(validate_every=2, validate_expressions=3, ema_decay=0.5)]
+    if data == "refer":
+        root = small_refcoco(tmp_path / "data").write()
+        command += ["--data=refer", f"--root={root}", "--evaluate-split=train"]
+    widths = ["--model-options", "narrow_widths=[8,8,8,8,8]"]
+    assert main([*command, "--freeze-backbone", *widths, f"--run-dir={folder}"]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "last.safetensors"])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation" in line] == [2, 3]
+    assert json.loads((folder / "evaluation.json").read_text())["best_step"] in (2, 3)
+    model, config = load_model(folder)
+    assert config.options["narrow_widths"] == [8] * 5
+    assert config.options["freeze_backbone"] is True
+    torch.manual_seed(0)
+    initial = config.build().state_dict()
+    changed = {name for name, part in model.state_dict().items() if not part.equal(initial[name])}
+    assert {name.partition(".")[0] for name in changed} == {"attention", "fusion", "mask", "words"}
+    assert main(["train", f"--run-dir={folder}", "--resume", "--num-workers=0"]) == 0
+
+
+def test_default_folder_is_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = run_training(TrainOptions(**(TINY | {"steps": 1, "examples": 0})))
     assert result.folder.resolve().parent == tmp_path / "runs"
     assert result.overview is None
-    assert sorted(path.name for path in result.folder.iterdir()) == FILES[:-1]
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        name for name in FILES if name != "examples"
+    ]
 
 
-def test_a_damaged_checkpoint_changes_nothing(
+def test_damaged_checkpoint_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_training(TrainOptions(run_dir=tmp_path, **(TINY | {"steps": 1, "examples": 0})))
@@ -162,13 +189,13 @@ def test_a_damaged_checkpoint_changes_nothing(
     (tmp_path / STATE).write_bytes(state[: len(state) // 2])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(["train", f"--run-dir={tmp_path}", "--resume"]) == 1
-    assert "checkpoint.pt is no readable checkpoint" in capsys.readouterr().err
+    assert "checkpoint.pt is not a readable checkpoint" in capsys.readouterr().err
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_relations_are_told_apart_by_word_order() -> None:
+def test_relations_are_labelled_by_word_order() -> None:
     data = ScenesDataset(40, split="val", size=64, expressions_per_scene=2)
-    labels = train_job.scene_labels(data)
+    labels = scene_labels(data)
     assert labels is not None
     assert [kinds[0] for kinds in labels] == data.kinds()
     for index, kinds in enumerate(labels):
@@ -196,16 +223,18 @@ def test_the_report_says_what_word_order_costs() -> None:
     evaluation = replace(RESULT.evaluation, by_kind=by_kind, counts=counts)
     text = format_result(replace(RESULT, evaluation=evaluation, overview=Path("a.png")))
     rows = {line[:30].strip(): line[30:].split() for line in text.splitlines()}
-    assert rows[WORD_ORDER][:2] == ["4", "0.222"]
-    assert rows[NO_WORD_ORDER][:2] == ["5", "0.411"]
+    assert rows[WORD_ORDER][:2] == ["4", "22.20"]
+    assert rows[NO_WORD_ORDER][:2] == ["5", "41.10"]
     flowing = " ".join(text.split())
     assert (
-        "overall IoU 0.222 where the same words in another order name another object, 0.411 at other"
+        "overall IoU 22.20 where the same words in another order name another object, 41.10 for other"
     ) in flowing
     assert text.splitlines()[-2:] == [
         "7 steps in 1 min 23 s; everything is in runs/x",
         "Look at a.png",
     ]
+    best = format_result(replace(RESULT, progress=Progress(7, 83.4, best_step=5)))
+    assert "7 steps (evaluated: step 5, the best validation) in 1 min 23 s" in best
 
 
 def test_the_report_without_kinds() -> None:
@@ -213,12 +242,12 @@ def test_the_report_without_kinds() -> None:
     assert "word order" not in text
     assert "shuffled" not in text
     assert text.splitlines()[1].split() == [
-        *("all", "sentences", "9", "0.500", "0.400"),
-        *["0.250"] * 5,
+        *("all", "expressions", "9", "50.00", "40.00"),
+        *["25.00"] * 5,
     ]
     shuffled = Evaluation(9, {**METRICS, "mean_iou": 0.123}, {}, {})
     row = format_result(replace(RESULT, shuffled=shuffled)).splitlines()[2]
-    assert row.split()[:5] == ["sentences", "shuffled", "9", "0.500", "0.123"]
+    assert row.split()[:5] == ["expressions", "shuffled", "9", "50.00", "12.30"]
 
 
 def refer(root: Path) -> ReferLayout:
@@ -237,7 +266,7 @@ def test_refer_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "refcoco (unc) train: left out 1 expressions without a word" in caplog.text
     assert "1 of 6 training expressions are longer than 20 words and are cut" in caplog.messages
     assert "1 of 3 evaluation expressions are longer than 20 words and are cut" in caplog.messages
-    # dog, brown, dog, grey, dog, and nine times "or wolf": all that 20 words have room for.
+    # dog, brown, dog, grey, dog, and "or wolf" nine times: the first 20 words of each expression.
     assert "23 words of evaluation expressions are not in the vocabulary" in caplog.messages
     assert not any("words of training" in message for message in caplog.messages)
     assert sorted(path.name for path in folder.iterdir()) == FILES
@@ -253,7 +282,7 @@ def test_refer_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         assert image.width == 1600
 
 
-def test_what_comes_after_the_evaluation_does_not_cost_it(
+def test_evaluation_is_kept_when_a_later_stage_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(*_: object) -> Path:
@@ -264,7 +293,7 @@ def test_what_comes_after_the_evaluation_does_not_cost_it(
     result = run_training(options)
     assert result.overview is None
     assert result.shuffled is not None
-    assert "Not all images could be drawn" in caplog.text
+    assert "Not all example images could be drawn" in caplog.text
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["shuffled"] == result.shuffled.overall
 
@@ -279,7 +308,7 @@ def test_what_comes_after_the_evaluation_does_not_cost_it(
     assert again["shuffled"] is None
 
 
-def test_refer_evaluated_on_training_images_is_shuffled_too(tmp_path: Path) -> None:
+def test_control_with_shuffled_expressions_on_refer_data(tmp_path: Path) -> None:
     root = small_refcoco(tmp_path / "data").write()
     result = run_training(
         TrainOptions(
@@ -294,7 +323,7 @@ def test_refer_evaluated_on_training_images_is_shuffled_too(tmp_path: Path) -> N
     assert result.shuffled.expressions == result.evaluation.expressions == 5
 
 
-def test_a_published_word_list(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_vocabulary_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = small_refcoco(tmp_path / "data").write()
     words = tmp_path / "words.txt"
     words.write_text("<pad>\n<go>\n<eos>\n<unk>\nleft\nright\ndog\n", encoding="utf-8")
@@ -308,9 +337,7 @@ def test_a_published_word_list(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "1 words of evaluation expressions are not in the vocabulary" in caplog.messages
 
 
-def test_other_data_than_the_run_was_started_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_with_other_data_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layout = small_refcoco(tmp_path / "data")
     given = TINY | {"size": 40, "steps": 1, "examples": 0}
     run_training(TrainOptions(data="refer", root=layout.write(), run_dir=tmp_path / "run", **given))
@@ -320,7 +347,7 @@ def test_other_data_than_the_run_was_started_with(
     assert "another model, vocabulary or number of expressions" in capsys.readouterr().err
 
 
-def test_a_warm_up_longer_than_the_training_is_said(
+def test_warmup_longer_than_the_training_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = TINY | {"steps": 1, "examples": 0, "warmup_steps": 5}

@@ -1,4 +1,4 @@
-"""Images that a training leaves out, so that none of an evaluation is among them."""
+"""Tests of excluding evaluation images from training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli import main
-from cmsa_fast.data.check.leakage import read_exclusions
-from cmsa_fast.data.source import Source, open_split
+from cmsa_fast.data import Source, open_split
+from cmsa_fast.data.exclusions import read_exclusions
 
 TINY = {
     "steps": 2,
@@ -22,7 +22,7 @@ TINY = {
     "word-channels": 8,
     "attention-channels": 8,
     "fused-channels": 8,
-    "pictures": 0,
+    "examples": 0,
     "num-workers": 0,
 }
 
@@ -38,12 +38,12 @@ def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def written(path: Path, **numbers: Any) -> Path:
-    path.write_text(json.dumps({"pictures": numbers}))
+    path.write_text(json.dumps({"images": numbers}))
     return path
 
 
 def two_data_sets(root: Path) -> Path:
-    """refcoco with training images 7 and 11, and a data set that evaluates on 11 and 17."""
+    """refcoco with training images 7 and 11, and a data set with evaluation images 11 and 17."""
     small_refcoco(root).write()
     other = ReferLayout(root, "other")
     other.add_image(11, 41, 29)
@@ -53,27 +53,24 @@ def two_data_sets(root: Path) -> Path:
     return other.write()
 
 
-def test_from_the_check_to_the_training(
+def test_training_excludes_the_images_written_by_check(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, file, run = two_data_sets(tmp_path / "data"), tmp_path / "out.json", tmp_path / "run"
     check = ["data", "check", str(root), "--num-workers=0", "--write-exclusions", str(file)]
     assert main(check) == 0
-    assert json.loads(file.read_text()) == {"pictures": {"COCO": [11]}}
+    assert json.loads(file.read_text()) == {"images": {"COCO": [11]}}
     data = ("--data", "refer", "--root", root, "--exclude", file, "--run-dir", run)
     caplog.set_level(logging.INFO)
     assert train(*data) == 0
-    assert (
-        "refcoco (unc) train: left out 1 expressions about 1 images that are to be excluded"
-        in caplog.text
-    )
+    assert "refcoco (unc) train: left out 1 expressions about 1 excluded images" in caplog.text
     assert "refcoco (unc) train: 4 expressions, 1 images" in caplog.text
     assert "refcoco (unc) val: 2 expressions, 1 images" in caplog.text
     assert json.loads((run / "options.json").read_text())["options"]["exclude"] == str(file)
-    # A run that goes on leaves the same images out, named again or not.
+    # A resumed run excludes the same images, with or without the option.
     caplog.clear()
     assert train("--run-dir", run, "--resume") == 0
-    assert "left out 1 expressions about 1 images" in caplog.text
+    assert "left out 1 expressions about 1 excluded images" in caplog.text
     assert train("--run-dir", run, "--resume", "--exclude", file) == 0
     capsys.readouterr()
     assert train("--run-dir", run, "--resume", "--exclude", tmp_path / "other.json") == 1
@@ -86,7 +83,9 @@ def test_from_the_check_to_the_training(
     assert f"there is no JSON file at {file}" in errors(capsys)[0]
 
 
-def test_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_excluded_images_and_expressions_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = Source(form="refer", root=small_refcoco(tmp_path).write())
     whole = open_split(source, "train", for_training=True)
     assert (whole.report.excluded_expressions, whole.report.excluded_images) == (0, 0)
@@ -99,14 +98,14 @@ def test_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     report = rest.report
     assert (report.excluded_expressions, report.excluded_images) == (4, 1)
     assert (report.expressions, report.images, report.recorded_expressions) == (1, 1, 5)
-    # What is left out on purpose does not make the copy another one.
+    # Excluded expressions still count as part of the copy.
     assert "the files have 5 expressions" in caplog.text
     exclude = read_exclusions(written(tmp_path / "out.json", COCO=[7, 11]))
     with pytest.raises(ValueError, match=r"no usable expression.*excluded_images=2"):
         open_split(source, "train", exclude=exclude)
 
 
-def test_numbers_of_another_collection_exclude_nothing(
+def test_numbers_of_another_collection_are_ignored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = ReferLayout(tmp_path, "own")
@@ -122,7 +121,7 @@ def test_numbers_of_another_collection_exclude_nothing(
     assert open_split(source, "train", exclude={"own (unc)": [7]}).image_ids() == [8]
 
 
-def test_numbers_of_saiapr(tmp_path: Path) -> None:
+def test_numbers_of_saiapr_are_not_numbers_of_coco(tmp_path: Path) -> None:
     layout = ReferLayout(tmp_path, "refclef", "unc", "images/saiapr_tc-12")
     for number in (7, 8):
         layout.add_image(number, 9, 7, f"{number}.jpg")
@@ -132,25 +131,33 @@ def test_numbers_of_saiapr(tmp_path: Path) -> None:
     assert open_split(source, "train", exclude={"COCO": [7]}).image_ids() == [7, 8]
 
 
-FORMS = {
-    "no JSON": "{",
+FILES = {
+    "not JSON": "{",
     "a list": "[7, 11]",
-    "nothing": "{}",
+    "empty": "{}",
     "a list of images": '{"images": [7]}',
     "a number": '{"images": {"COCO": 7}}',
     "text": '{"images": {"COCO": ["7"]}}',
-    "truth": '{"images": {"COCO": [true]}}',
+    "booleans": '{"images": {"COCO": [true]}}',
     "fractions": '{"images": {"COCO": [7.0]}}',
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_file_of_another_form_is_one_expression(
-    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("key", ["images", "pictures"])
+def test_read_exclusions(tmp_path: Path, key: str) -> None:
+    """Files of earlier versions have the key "pictures"."""
+    file = tmp_path / "out.json"
+    file.write_text(json.dumps({key: {"COCO": [7, 11], "own (unc)": []}}))
+    assert read_exclusions(file) == {"COCO": {7, 11}, "own (unc)": set()}
+
+
+@pytest.mark.parametrize("content", FILES)
+def test_invalid_file_is_one_line(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = small_refcoco(tmp_path / "data").write()
     file = tmp_path / "out.json"
-    file.write_text(FORMS[form])
+    file.write_text(FILES[content])
     run = tmp_path / "run"
     assert train("--data=refer", "--root", root, "--run-dir", run, "--exclude", file) == 1
     (line,) = errors(capsys)
@@ -159,8 +166,6 @@ def test_a_file_of_another_form_is_one_expression(
     assert not run.exists()
 
 
-def test_scenes_exclude_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exclude_is_refused_for_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--exclude", written(tmp_path / "out.json"), "--run-dir", tmp_path / "run") == 1
-    assert errors(capsys) == [
-        "cmsa-fast: --exclude goes with --data refer and the other forms that are folders."
-    ]
+    assert errors(capsys) == ["cmsa-fast: --exclude cannot be used with --data scenes."]

@@ -156,7 +156,7 @@ def test_tiff_is_turned_upright_once(apply_orientation: bool) -> None:
     np.testing.assert_array_equal(channels_last(image), np.rot90(pixels, -1))
 
 
-def test_the_first_frame_is_read() -> None:
+def test_first_frame_is_read() -> None:
     frames = [Image.fromarray(np.full((HEIGHT, WIDTH), value, np.uint8)) for value in (7, 99)]
     file = stored(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert read_image(file).unique().tolist() == [7]
@@ -168,12 +168,12 @@ def test_pixels_without_a_defined_white_are_refused(mode: str) -> None:
         read_image(stored(Image.new(mode, (WIDTH, HEIGHT)), "TIFF"))
 
 
-def test_a_missing_image_is_named(tmp_path: Path) -> None:
+def test_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent.jpg"):
         read_image(tmp_path / "absent.jpg")
 
 
-def test_a_source_of_another_type() -> None:
+def test_source_of_another_type() -> None:
     with pytest.raises(TypeError, match="ndarray"):
         read_image(noise(HEIGHT, WIDTH, 3))  # type: ignore[arg-type]
 
@@ -195,7 +195,7 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         read_image(file)
 
 
-def test_a_failing_disk_is_not_blamed_on_the_image() -> None:
+def test_failing_disk_is_not_blamed_on_the_image() -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
@@ -235,7 +235,7 @@ def test_too_many_pixels_where_warnings_are_errors(monkeypatch: pytest.MonkeyPat
         read_image(file)
 
 
-def test_the_cache_decodes_a_image_once(tmp_path: Path) -> None:
+def test_cache_decodes_a_image_once(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for number, file in enumerate(files):
         Image.fromarray(noise(HEIGHT, WIDTH + number, 3)).save(file)
@@ -249,7 +249,7 @@ def test_the_cache_decodes_a_image_once(tmp_path: Path) -> None:
     assert cache.read(files[1]) is not second
 
 
-def test_the_cache_keeps_orientations_apart(tmp_path: Path) -> None:
+def test_cache_keeps_orientations_apart(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.png", exif=exif)
@@ -258,7 +258,7 @@ def test_the_cache_keeps_orientations_apart(tmp_path: Path) -> None:
     assert cache.read(tmp_path / "a.png", apply_orientation=False).shape == (3, HEIGHT, WIDTH)
 
 
-def test_a_pickled_cache_is_empty(tmp_path: Path) -> None:
+def test_pickled_cache_is_empty(tmp_path: Path) -> None:
     Image.fromarray(noise(499, 503, 3)).save(tmp_path / "a.png")
     cache = ImageCache(capacity=3)
     image = cache.read(tmp_path / "a.png")
@@ -289,7 +289,7 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
     assert not wrong
 
 
-def test_a_cache_of_no_image() -> None:
+def test_cache_of_no_image() -> None:
     with pytest.raises(ValueError, match="capacity"):
         ImageCache(0)
 

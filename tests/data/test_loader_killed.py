@@ -1,4 +1,4 @@
-"""A reading process that is killed ends in one expression."""
+"""Test of a data-loading worker that is killed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.loader import BatchLoader
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
 
 
 class Killed:
-    """A data set whose reading ends the process."""
+    """A data set that kills the process that reads it."""
 
     def __len__(self) -> int:
         return 1
@@ -32,8 +32,8 @@ class Killed:
         return [0]
 
 
-def test_a_killed_worker_is_one_expression() -> None:
+def test_killed_worker_raises_child_process_error() -> None:
     collate = Collate(Vocabulary.from_expressions(["dog"]), 32)
     loader = BatchLoader(Killed(), [[0]], collate, num_workers=1)
-    with pytest.raises(ChildProcessError, match="fewer num_workers help"):
+    with pytest.raises(ChildProcessError, match="use fewer num_workers"):
         list(loader)

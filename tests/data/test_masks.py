@@ -76,7 +76,7 @@ def test_run_lengths_in_every_writing(seed: int) -> None:
         assert torch.equal(source.decode(HEIGHT, WIDTH), torch.from_numpy(pixels))
 
 
-def test_a_list_of_run_lengths_is_their_union() -> None:
+def test_list_of_run_lengths_is_their_union() -> None:
     first, second = blob(1), blob(2)
     source = parse_segmentation([compressed(first), compressed(second)])
     assert torch.equal(source.decode(HEIGHT, WIDTH), torch.from_numpy(first | second))
@@ -112,25 +112,25 @@ def test_degenerate_parts_are_dropped_and_counted(part: list[float]) -> None:
     assert not alone.decode(HEIGHT, WIDTH).any()
 
 
-def test_a_segmentation_without_parts_is_empty() -> None:
+def test_segmentation_without_parts_is_empty() -> None:
     source = parse_segmentation([])
     assert source.is_empty
     assert source.dropped == 0
 
 
-def test_a_mask_for_another_size_names_both() -> None:
+def test_mask_for_another_size_names_both() -> None:
     source = parse_segmentation(compressed(blob()))
     with pytest.raises(ValueError, match=rf"{HEIGHT} x {WIDTH}.*{WIDTH} x {HEIGHT}"):
         source.decode(WIDTH, HEIGHT)
 
 
-def test_a_polygon_in_other_units_is_refused() -> None:
+def test_polygon_in_other_units_is_refused() -> None:
     source = parse_segmentation([[value * 1e7 for value in SQUARE]])
     with pytest.raises(ValueError, match="x = 3e"):
         source.decode(HEIGHT, WIDTH)
 
 
-def test_a_polygon_that_overshoots_a_little_is_drawn() -> None:
+def test_polygon_that_overshoots_a_little_is_drawn() -> None:
     source = parse_segmentation(
         [[-2.0, -2.0, WIDTH + 2.5, -2.0, WIDTH + 2.5, HEIGHT, -2.0, HEIGHT]]
     )

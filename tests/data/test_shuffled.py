@@ -9,8 +9,8 @@ import pytest
 import torch
 from support.small_training import Listed, images
 
-from cmsa_fast.data.sample import Sample
-from cmsa_fast.data.shuffled import ShuffledExpressions
+from cmsa_fast.data.dataset import ShuffledExpressions
+from cmsa_fast.data.types import Sample
 
 COUNTS = [[1, 1], [2, 1, 1], [3, 3], [1, 2, 3, 4, 2], [5, 1, 1, 1, 1, 1], [1] * 17]
 LOPSIDED = [[3, 1], [1, 7, 2], [9, 1]]
@@ -67,7 +67,7 @@ def test_expressions_are_permuted_and_the_rest_stays(counts: list[int]) -> None:
         assert (sample.ref_id, sample.kind) == (original[index].ref_id, "")
 
 
-def test_the_seed_decides() -> None:
+def test_seed_decides() -> None:
     original = data([1, 2, 3, 4, 2])
     orders = [ShuffledExpressions(original, seed).expressions() for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]

@@ -1,4 +1,4 @@
-"""Data sets of every form by one door: there is a record, or one clear error."""
+"""Opening data sets of every form: at least one record, or one clear error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cmsa_fast.data import (
     Record,
     Source,
     Vocabulary,
-    open_split,
+    load,
     read_records,
 )
 
@@ -77,7 +77,7 @@ LOST: list[tuple[Callable[[Path], Source], str]] = [
 
 @pytest.mark.parametrize(("write", "reason"), LOST)
 @pytest.mark.parametrize("split", ["train", None])
-def test_a_data_set_that_lost_every_record_is_one_error(
+def test_data_set_that_lost_every_record_is_one_error(
     tmp_path: Path, write: Callable[[Path], Source], reason: str, split: str | None
 ) -> None:
     source = write(tmp_path)
@@ -94,7 +94,7 @@ def test_a_data_set_that_lost_every_record_is_one_error(
     assert "could not be used" not in str(caught.value)
 
 
-def test_problems_of_an_earlier_reading_are_not_counted_again(tmp_path: Path) -> None:
+def test_errors_of_an_earlier_reading_are_not_counted_again(tmp_path: Path) -> None:
     errors = ErrorCollector(strict=False)
     for number in (1, 2):
         source = references_without_split(tmp_path / str(number))
@@ -104,7 +104,7 @@ def test_problems_of_an_earlier_reading_are_not_counted_again(tmp_path: Path) ->
         assert errors.count == 4 * number
 
 
-def test_what_is_left_is_given(tmp_path: Path) -> None:
+def test_usable_records_are_returned(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     del layout.references[0]["split"]
     source = Source(form="refer", root=layout.write())
@@ -115,18 +115,29 @@ def test_what_is_left_is_given(tmp_path: Path) -> None:
         read_records(source, "test", errors)
 
 
-def test_the_package_s_example(tmp_path: Path) -> None:
-    source = Source(form="refer", root=small_refcoco(tmp_path).write(), name="refcoco")
-    errors = ErrorCollector(strict=False)
-    dataset = open_split(source, "train", for_training=True, errors=errors)
+def test_load_opens_a_split_in_one_line(tmp_path: Path) -> None:
+    layout = small_refcoco(tmp_path)
+    layout.name, layout.split_by = "refcoco+", "unc"
+    data = load("refer", str(layout.write()), "val", name="refcoco+", text="raw")
+    assert data.expressions() == ["DOG", "BROWN DOG"]
+    assert data.title == "refcoco+ (unc) val"
+    del layout.references[3]["ref_id"]
+    with pytest.raises(ValueError, match="reference 3 has no 'ref_id'"):
+        load("refer", layout.write(), "val", name="refcoco+")
+    with pytest.raises(TypeError, match="nme"):
+        load("refer", tmp_path, "val", nme="refcoco+")
+
+
+def test_example_of_the_package(tmp_path: Path) -> None:
+    root = small_refcoco(tmp_path).write()
+    dataset = load("refer", root, "train", name="refcoco")
     vocabulary = Vocabulary.from_expressions(dataset.expressions())
     batch = Collate(vocabulary, size=320)([dataset[0], dataset[1]])
     assert batch.masks.shape == (2, 320, 320)
-    assert not errors.messages
     assert all(isinstance(record, Record) for record in dataset.records)
 
 
 @pytest.mark.parametrize(("argument", "value"), [("form", "coco"), ("text", "cleaned")])
-def test_unknown_forms_and_writings(argument: str, value: str) -> None:
+def test_unknown_forms_and_text_versions(argument: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"^{argument} must be one of .*, not '{value}'"):
         Source(**{"form": "refer", "root": Path(), argument: value})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Images and masks into the network's square and back."""
+"""Tests of `Letterbox`: images and masks resized to a square, and maps resized back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cmsa_fast.data.masks import parse_segmentation
 from cmsa_fast.data.transforms import Letterbox
 
 SIZES = [
-    # height, width, size: odd, square, extreme, up and down
+    # height, width, size: odd, square, extreme, growing and shrinking
     (37, 53, 33),
     (53, 37, 33),
     (11, 17, 64),
@@ -59,7 +59,7 @@ def inside(box: Letterbox) -> tuple[slice, slice]:
 @pytest.mark.parametrize(
     ("height", "width", "size", "box"),
     [
-        # (scaled height, scaled width, top, left), worked out by hand
+        # (scaled height, scaled width, top, left), computed by hand
         (480, 640, 320, (240, 320, 40, 0)),
         (640, 480, 320, (320, 240, 0, 40)),
         (427, 640, 320, (214, 320, 53, 0)),  # 213.5: a half goes up
@@ -72,9 +72,7 @@ def inside(box: Letterbox) -> tuple[slice, slice]:
         (1, 1, 7, (7, 7, 0, 0)),
     ],
 )
-def test_where_the_image_sits(
-    height: int, width: int, size: int, box: tuple[int, int, int, int]
-) -> None:
+def test_box(height: int, width: int, size: int, box: tuple[int, int, int, int]) -> None:
     letterbox = Letterbox(height, width, size)
     assert (
         letterbox.scaled_height,
@@ -101,8 +99,8 @@ def test_image_agrees_with_pillow(height: int, width: int, size: int) -> None:
     assert square.max() <= 1
 
 
-def test_a_white_image_stays_white_and_its_padding_black() -> None:
-    # At these sizes the resized image is up to 4e-7 above 1 before it is cut off.
+def test_white_image_has_ones_inside_and_zeros_in_the_padding() -> None:
+    # At these sizes the resized image exceeds 1 by up to 4e-7 before it is clamped.
     box = Letterbox(427, 640, 161)
     square = box.image(torch.full((3, 427, 640), 255, dtype=torch.uint8))
     assert square.max() == 1
@@ -110,7 +108,7 @@ def test_a_white_image_stays_white_and_its_padding_black() -> None:
     assert (square > 0).sum() == 3 * box.scaled_height * box.scaled_width
 
 
-def test_nothing_changes_at_the_same_size() -> None:
+def test_same_size_is_the_identity() -> None:
     box = Letterbox(45, 45, 45)
     image, mask = photo(45, 45), ellipse(45, 45)
     assert torch.equal(box.image(image), image / 255)
@@ -119,7 +117,7 @@ def test_nothing_changes_at_the_same_size() -> None:
     torch.testing.assert_close(box.restore(logits), logits)
 
 
-def test_the_arguments_are_left_alone() -> None:
+def test_arguments_are_not_modified() -> None:
     box = Letterbox(45, 45, 45)
     image = torch.full((3, 45, 45), 255, dtype=torch.uint8)
     logits = torch.ones(45, 45)
@@ -130,7 +128,7 @@ def test_the_arguments_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
-def test_full_and_empty_masks_stay_so(height: int, width: int, size: int) -> None:
+def test_full_and_empty_masks_stay_full_and_empty(height: int, width: int, size: int) -> None:
     box = Letterbox(height, width, size)
     full = torch.ones(height, width, dtype=torch.bool)
     square = box.mask(full)
@@ -152,13 +150,13 @@ def test_full_and_empty_masks_stay_so(height: int, width: int, size: int) -> Non
         (45, 45, 45, 1.0),
     ],
 )
-def test_a_mask_comes_back(height: int, width: int, size: int, least: float) -> None:
+def test_mask_round_trip(height: int, width: int, size: int, least: float) -> None:
     mask = ellipse(height, width)
     assert iou(restored(Letterbox(height, width, size), mask), mask) >= least
 
 
-def test_half_of_a_pixel_makes_it_true() -> None:
-    # Four columns to two; the filter reaches over its neighbours with weights 1 3 3 1 (cut at the border).
+def test_mask_threshold_is_half_a_pixel() -> None:
+    # Four columns to two; the filter has the weights 1 3 3 1 (cropped at the border).
     box = Letterbox(4, 4, 2)
     mask = torch.zeros(4, 4, dtype=torch.bool)
     mask[:, :2] = True  # left column of the square: 6/7, right one: 1/7
@@ -167,8 +165,8 @@ def test_half_of_a_pixel_makes_it_true() -> None:
     assert not box.mask(mask).any()
 
 
-def test_a_mask_keeps_its_area_when_it_shrinks() -> None:
-    # With "any non-zero value counts" the area would be a tenth too large here.
+def test_shrinking_keeps_the_area_of_a_mask() -> None:
+    # If every non-zero value were set, the area would be a tenth too large here.
     height, width, size = 480, 640, 80
     mask = ellipse(height, width)
     area = float(mask.sum())
@@ -178,10 +176,12 @@ def test_a_mask_keeps_its_area_when_it_shrinks() -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
-def test_restored_maps_follow_the_image(height: int, width: int, size: int) -> None:
+def test_restore_agrees_with_pillow_and_ignores_the_padding(
+    height: int, width: int, size: int
+) -> None:
     box = Letterbox(height, width, size)
     rows = torch.linspace(-1, 1, box.scaled_height)[:, None].expand(-1, box.scaled_width)
-    square = torch.full((size, size), 1e6)  # shows if any padding were used
+    square = torch.full((size, size), 1e6)  # shows in the result if padding were used
     square[inside(box)] = rows
     back = box.restore(square)
     assert back.shape == (height, width)
@@ -211,7 +211,7 @@ def test_restore_keeps_the_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 8), (9, 1), (1, 9)])
-def test_gradients_pass_through_restore(height: int, width: int) -> None:
+def test_restore_is_differentiable(height: int, width: int) -> None:
     box = Letterbox(height, width, 6)
     logits = torch.randn(1, 6, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(box.restore, (logits,))
@@ -219,12 +219,12 @@ def test_gradients_pass_through_restore(height: int, width: int) -> None:
 
 @pytest.mark.parametrize("name", ["height", "width", "size"])
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-3, ValueError), (4.0, TypeError)])
-def test_sizes_are_positive_whole_numbers(name: str, value: object, error: type[Exception]) -> None:
+def test_sizes_must_be_positive_integers(name: str, value: object, error: type[Exception]) -> None:
     with pytest.raises(error, match=f"{name} must be"):
         Letterbox(**{"height": 3, "width": 4, "size": 5, name: value})
 
 
-def test_tensors_of_the_wrong_kind_are_refused() -> None:
+def test_invalid_tensors_are_refused() -> None:
     box = Letterbox(11, 17, 9)
     with pytest.raises(TypeError, match="image must be a torch.uint8 tensor"):
         box.image(torch.zeros(3, 11, 17))
@@ -244,7 +244,7 @@ def test_tensors_of_the_wrong_kind_are_refused() -> None:
         box.restore(torch.zeros(9))
 
 
-def test_real_masks_come_back(real: Path) -> None:
+def test_round_trip_of_real_masks(real: Path) -> None:
     records = json.loads((real / "refer" / "refcoco" / "instances.json").read_text())
     sizes = {item["id"]: (item["height"], item["width"]) for item in records["images"]}
     scores = []

@@ -1,4 +1,4 @@
-"""Expressions to words, words to numbers."""
+"""Tests of `tokenize` and `Vocabulary`."""
 
 from __future__ import annotations
 
@@ -38,94 +38,86 @@ def test_tokens(expression: str, tokens: list[str]) -> None:
     assert tokenize(expression) == tokens
 
 
-def test_one_word_in_two_unicode_spellings_is_one_token() -> None:
+def test_unicode_is_normalised() -> None:
     assert tokenize("cafe\u0301") == tokenize("caf\u00e9") == ["caf\u00e9"]
 
 
 @pytest.mark.parametrize("expression", ["", " ", "\n\t", ".", " . "])
-def test_a_expression_without_words_is_refused(expression: str) -> None:
+def test_expression_without_words_is_refused(expression: str) -> None:
     with pytest.raises(ValueError, match="expression must have at least one word"):
         tokenize(expression)
 
 
 @pytest.mark.parametrize("expression", [None, 3, b"man", ["man"]])
-def test_only_strings_are_expressions(expression: object) -> None:
+def test_expression_must_be_a_string(expression: object) -> None:
     with pytest.raises(TypeError, match="expression must be a str"):
         tokenize(expression)  # type: ignore[arg-type]
 
 
-def test_words_are_ordered_by_count_then_alphabet() -> None:
+def test_words_are_sorted_by_count_then_code_points() -> None:
     vocabulary = Vocabulary.from_expressions(["the left man", "the zebra", "a man, left"])
     assert vocabulary.tokens == (*SPECIAL, "left", "man", "the", ",", "a", "zebra")
     assert len(vocabulary) == 10
 
 
-def test_encode_gives_the_line_numbers() -> None:
+def test_encode_returns_positions() -> None:
     vocabulary = Vocabulary([*SPECIAL, "man", "left", ","])
     assert vocabulary.encode("Left, man.") == [5, 6, 4]
-    assert (vocabulary.truncated_expressions, vocabulary.unknown_words) == (0, 0)
 
 
-def test_special_tokens_cannot_be_written_in_a_expression() -> None:
+def test_special_tokens_in_an_expression_are_unknown() -> None:
     vocabulary = Vocabulary.from_expressions(["man"])
     assert set(vocabulary.encode("<pad> <eos>")) == {vocabulary.UNKNOWN_ID}
 
 
-def test_long_expressions_keep_their_first_words(caplog: pytest.LogCaptureFixture) -> None:
+def test_truncation_keeps_the_first_words_and_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     vocabulary = Vocabulary([*SPECIAL, "a", "b", "c"])
     with caplog.at_level(logging.WARNING):
         assert vocabulary.encode("a b c", max_words=2) == [4, 5]
         assert vocabulary.encode("c b a", max_words=2) == [6, 5]
         assert vocabulary.encode("a b c", max_words=3) == [4, 5, 6]
-    assert vocabulary.truncated_expressions == 2
     assert [record.getMessage() for record in caplog.records] == [
-        "An expression of 3 words was cut to its first 2: 'a b c'. Further ones are only counted."
+        "An expression of 3 words was truncated to 2: 'a b c'. Further cases are not logged."
     ]
 
 
-def test_twenty_words_are_kept_unless_told() -> None:
+def test_twenty_words_are_kept_by_default() -> None:
     vocabulary = Vocabulary.from_expressions(["word"])
     assert vocabulary.encode(" ".join(["word"] * 23)) == [4] * 20
     assert vocabulary.encode(" ".join(["word"] * 20)) == [4] * 20
-    assert vocabulary.truncated_expressions == 1
 
 
-def test_unknown_words_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_words_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     vocabulary = Vocabulary([*SPECIAL, "man"])
     with caplog.at_level(logging.WARNING):
         assert vocabulary.encode("old man hat") == [3, 4, 3]
         assert vocabulary.encode("shoe") == [3]
-    assert vocabulary.unknown_words == 3
     assert len(caplog.records) == 1
     assert "'old'" in caplog.text
 
 
-def test_words_beyond_the_limit_are_not_counted_as_unknown() -> None:
-    vocabulary = Vocabulary([*SPECIAL, "man"])
-    vocabulary.encode("man hat", max_words=1)
-    assert vocabulary.unknown_words == 0
-
-
 @pytest.mark.parametrize("max_words", [0, -1])
-def test_encode_keeps_at_least_one_word(max_words: int) -> None:
+def test_max_words_must_be_positive(max_words: int) -> None:
     with pytest.raises(ValueError, match="max_words must be at least 1"):
         Vocabulary(SPECIAL).encode("man", max_words)
 
 
 @pytest.mark.parametrize("expressions", [[], ["."], ["man", ""]])
-def test_a_list_needs_words(expressions: list[str]) -> None:
+def test_list_without_words_is_refused(expressions: list[str]) -> None:
     with pytest.raises(ValueError, match="must have at least one"):
         Vocabulary.from_expressions(expressions)
 
 
-def test_one_string_is_no_list_of_strings() -> None:
-    with pytest.raises(TypeError, match="one str"):
+def test_string_instead_of_a_sequence_is_refused() -> None:
+    with pytest.raises(TypeError, match="it is a str"):
         Vocabulary.from_expressions("left man")
-    with pytest.raises(TypeError, match="one str"):
+    with pytest.raises(TypeError, match="it is a str"):
         Vocabulary("left man")
 
 
-def test_a_saved_list_reads_back(tmp_path: Path) -> None:
+def test_saved_list_is_read_back(tmp_path: Path) -> None:
     vocabulary = Vocabulary.from_expressions(['the "old" man . and', "Café, 猫 - a.)"])
     vocabulary.save(tmp_path / "words.txt")
     again = Vocabulary.from_file(tmp_path / "words.txt")
@@ -153,7 +145,7 @@ def test_line_endings(tmp_path: Path, ending: str, last: bool, mark: str) -> Non
         ([], "must start with <pad>"),
     ],
 )
-def test_files_that_are_no_word_list(tmp_path: Path, lines: list[str], message: str) -> None:
+def test_invalid_word_lists_are_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     path = tmp_path / "words.txt"
     path.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=message) as caught:
@@ -161,7 +153,7 @@ def test_files_that_are_no_word_list(tmp_path: Path, lines: list[str], message: 
     assert str(path) in str(caught.value)
 
 
-def test_a_file_must_exist_and_be_text(tmp_path: Path) -> None:
+def test_missing_and_non_utf8_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"):
         Vocabulary.from_file(tmp_path / "absent.txt")
     (tmp_path / "latin.txt").write_bytes("\n".join([*SPECIAL, "café"]).encode("latin-1"))
@@ -173,16 +165,16 @@ def test_a_file_must_exist_and_be_text(tmp_path: Path) -> None:
     ("token", "error", "message"),
     [
         (7, TypeError, "entry 4 is a int"),
-        (" man", ValueError, "blanks"),
-        ("a\n", ValueError, "blanks"),
+        (" man", ValueError, "whitespace"),
+        ("a\n", ValueError, "whitespace"),
     ],
 )
-def test_entries_are_bare_words(token: object, error: type[Exception], message: str) -> None:
+def test_invalid_entries_are_refused(token: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Vocabulary([*SPECIAL, token])  # type: ignore[list-item]
 
 
-def test_blank_and_repeated_punctuation_keep_their_numbers(
+def test_blank_and_repeated_entries_keep_their_ids(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "words.txt"
@@ -196,7 +188,7 @@ def test_blank_and_repeated_punctuation_keep_their_numbers(
     assert (tmp_path / "again.txt").read_text() == path.read_text()
 
 
-def test_it_travels_to_worker_processes() -> None:
+def test_vocabulary_can_be_pickled() -> None:
     vocabulary = Vocabulary.from_expressions(["left man"])
     assert pickle.loads(pickle.dumps(vocabulary)).encode("man left") == vocabulary.encode(
         "man left"
@@ -205,10 +197,10 @@ def test_it_travels_to_worker_processes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "ids"),
-    # Line numbers counted from 0 in the published files; of the two "." of G-Ref the last one counts.
+    # Line numbers, counted from 0, in the published files; of the two "." of G-Ref the last one is used.
     [("Gref", 12112, [4703, 6108, 7909]), ("referit", 8803, [4, 400, 4336])],
 )
-def test_the_published_lists(real: Path, name: str, size: int, ids: list[int]) -> None:
+def test_published_lists(real: Path, name: str, size: int, ids: list[int]) -> None:
     path = real / "words" / f"vocabulary_{name}.txt"
     vocabulary = Vocabulary.from_file(path)
     lines = path.read_text(encoding="utf-8").split("\n")[:size]
@@ -219,4 +211,3 @@ def test_the_published_lists(real: Path, name: str, size: int, ids: list[int]) -
     words = [line for line in lines[4:] if line.isalpha()]
     assert len(words) > 8000
     assert all(lines[vocabulary.encode(word)[0]] == word for word in words)
-    assert vocabulary.unknown_words == 0

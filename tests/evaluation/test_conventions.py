@@ -1,4 +1,4 @@
-"""Each convention against a small literal re-statement of its repository's rule."""
+"""Each convention against a direct implementation of its repository's rule."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from torchvision.transforms import functional as vision
 
 from cmsa_fast.data.transforms import Letterbox
-from cmsa_fast.evaluation.conventions import CONVENTIONS, Convention, conventions_table
+from cmsa_fast.evaluation.conventions import CONVENTIONS, conventions_table
 
 NAMES = ("native", "cmsa", "lavt", "cris")
 
 # Height and width of the image and the side of the square: landscape, portrait, square, a line, larger and
-# smaller than the square. In the last three, centres of pixels fall on one another.
+# smaller than the square. In the last three, centres of pixels coincide.
 SIZES = [
     (29, 41, 17),
     (53, 22, 19),
@@ -33,7 +33,7 @@ SIZES = [
 
 
 def probabilities(size: int, seed: int = 0) -> Tensor:
-    """Random and hand-made in turn: blobs, single pixels, full and empty maps, values at the thresholds."""
+    """By seed: random values, single pixels, a rectangle, values at the thresholds."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.rand(size, size, generator=generator)
     if seed % 4 == 1:
@@ -48,12 +48,12 @@ def probabilities(size: int, seed: int = 0) -> Tensor:
 
 
 def centre(place: int, length: int, source: int) -> Fraction:
-    """Where the centre of one of `length` pixels lies among `source` pixels over the same stretch."""
+    """Centre of one of `length` pixels, in pixels of a row of `source` pixels of the same extent."""
     return Fraction(2 * place + 1, 2) * Fraction(source, length) - Fraction(1, 2)
 
 
 def bilinear(length: int, source: int) -> np.ndarray:
-    """[length, source] weights, exactly zero where they are; the edge is repeated."""
+    """[length, source] weights of bilinear interpolation, exact zeros; the edge is repeated."""
     weights = np.zeros((length, source))
     for place in range(length):
         position = min(max(centre(place, length, source), Fraction(0)), Fraction(source - 1))
@@ -73,7 +73,7 @@ def keys_cubic(distance: float) -> float:
 
 
 def agree(mask: Tensor, values: np.ndarray, threshold: float) -> bool:
-    """A mask is `values` above the threshold, apart from values that rounding decides."""
+    """Whether a mask is `values > threshold`, except for values within rounding of the threshold."""
     clear = abs(values - threshold) > 1e-5
     return mask.shape == values.shape and bool(
         (mask.numpy() == (values > threshold))[clear].all() and clear.mean() > 0.5
@@ -95,7 +95,7 @@ def test_native(height: int, width: int, size: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["native", "lavt"])
-def test_half_is_not_predicted_in(name: str) -> None:
+def test_probability_of_one_half_is_not_predicted(name: str) -> None:
     for value, expected in ((0.5, False), (0.5001, True)):
         mask = CONVENTIONS[name].prediction(torch.full((8, 8), value), Letterbox(8, 8, 8))
         assert bool(mask.all()) is bool(mask.any()) is expected
@@ -106,7 +106,7 @@ def test_half_is_not_predicted_in(name: str) -> None:
 def test_cmsa(height: int, width: int, size: int, seed: int) -> None:
     square = probabilities(size, seed)
     cut = (square.numpy() >= 0.5).astype(float)
-    # The repository's steps: enlarge all of the square, cut the middle out, count what is not zero.
+    # The repository's steps: enlarge the square, crop the middle, keep what is not zero.
     scale = max(Fraction(height, size), Fraction(width, size))
     side = round(size * scale)
     weights = bilinear(side, size)
@@ -117,7 +117,7 @@ def test_cmsa(height: int, width: int, size: int, seed: int) -> None:
     assert np.array_equal(mask.numpy(), expected)
 
 
-def test_cmsa_at_the_paper_s_size() -> None:
+def test_cmsa_at_the_size_of_the_paper() -> None:
     square = probabilities(320, 2)
     enlarged = torch.nn.functional.interpolate(
         (square >= 0.5).double()[None, None], (640, 640), mode="bilinear"
@@ -126,7 +126,7 @@ def test_cmsa_at_the_paper_s_size() -> None:
     assert torch.equal(mask, enlarged != 0)
 
 
-def test_cmsa_thickens_a_pixel_and_lets_the_padding_in() -> None:
+def test_cmsa_thickens_a_pixel_and_includes_the_padding() -> None:
     square = torch.zeros(8, 8)
     square[4, 4] = 0.5
     mask = CONVENTIONS["cmsa"].prediction(square, Letterbox(16, 16, 8))
@@ -175,7 +175,7 @@ def test_cris(height: int, width: int, size: int, seed: int) -> None:
     box, square = Letterbox(height, width, size), probabilities(size, seed)
 
     def weights(length: int, scaled: int, start: int) -> np.ndarray:
-        # Over all of the square, so that beyond it lie zeros.
+        # Over the whole square, with zeros beyond it.
         places = [start + float(centre(place, length, scaled)) for place in range(length)]
         return np.array([[keys_cubic(p - pixel) for pixel in range(size)] for p in places])
 
@@ -216,7 +216,7 @@ def test_prediction_and_truth_have_one_size(name: str, height: int, width: int, 
     box = Letterbox(height, width, size)
     metrics.update(convention.prediction(torch.ones(size, size), box), convention.truth(truth))
     metrics.update(convention.prediction_at_own_size(truth.float()), convention.truth(truth))
-    # Beyond the square CRIS sees zeros, which bite a little off the edge.
+    # CRIS uses zeros beyond the square, which removes a little at the edge.
     assert metrics.compute()["overall_iou"] == pytest.approx(1, rel=1e-6)
 
 
@@ -243,7 +243,7 @@ def test_on_a_gpu(name: str) -> None:
 
 
 def evaluated(name: str, counts: list[tuple[int, int]]) -> tuple[list[float], list[float]]:
-    """IoU of each expression and precision at 0.5 to 0.9, as the repository's loop has them."""
+    """IoU of each expression and precision at 0.5 to 0.9, as in the repository's loop."""
     ious, passed = [], np.zeros(5)
     for intersection, union in counts:
         if name == "cris":
@@ -257,7 +257,7 @@ def evaluated(name: str, counts: list[tuple[int, int]]) -> tuple[list[float], li
 
 
 @pytest.mark.parametrize("name", ["cmsa", "lavt", "cris"])
-def test_metrics_are_the_repository_s(name: str) -> None:
+def test_metrics_are_those_of_the_repository(name: str) -> None:
     random = np.random.default_rng(4)
     counts = [(tenths * n, 10 * n) for tenths in range(11) for n in (1, 3, 30720)]
     counts += [(int(u * random.random()), u) for u in random.integers(1, 300000, 300).tolist()]
@@ -274,8 +274,8 @@ def test_metrics_are_the_repository_s(name: str) -> None:
     assert values["overall_iou"] == sum(i for i, _ in counts) / sum(u for _, u in counts)
 
 
-def test_where_cris_itself_lets_a_tie_pass() -> None:
-    # The thresholds of its code are float32: the table says so, because here a tie never passes.
+def test_tie_that_passes_in_the_code_of_cris() -> None:
+    # Its thresholds are float32, as the table explains; in this library a tie never passes.
     ious = torch.tensor([t * 100 / (1000 + 1e-6) for t in (5, 6, 7, 8, 9)], dtype=torch.float64)
     passed = [bool((ious > limit)[n]) for n, limit in enumerate(torch.arange(0.5, 1.0, 0.1))]
     assert passed == [False, False, True, False, True]
@@ -284,27 +284,19 @@ def test_where_cris_itself_lets_a_tie_pass() -> None:
     assert metrics.compute()["precision@0.9"] == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_two_empty_masks(name: str) -> None:
-    metrics = CONVENTIONS[name].metrics()
-    metrics.add(0, 0, 0)
-    assert metrics.ious == [{"native": 1, "cmsa": 1, "lavt": 0, "cris": 0}[name]]
-
-
-def test_what_they_say_of_themselves() -> None:
+def test_attributes() -> None:
     assert tuple(CONVENTIONS) == NAMES
     assert all(name == convention.name for name, convention in CONVENTIONS.items())
     assert [c.name for c in CONVENTIONS.values() if c.refine_at == "square"] == ["cmsa"]
+    assert [c.empty_union_iou for c in CONVENTIONS.values()] == [1, 1, 0, 0]
     assert [c.name for c in CONVENTIONS.values() if c.headline == "mean_iou"] == ["cris"]
     assert CONVENTIONS["cmsa"].source == "lwye/CMSA-Net"
     with pytest.raises(AttributeError):
         CONVENTIONS["native"].threshold = 0.4  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_they_pickle(name: str) -> None:
-    copy: Convention = pickle.loads(pickle.dumps(CONVENTIONS[name]))
-    assert copy == CONVENTIONS[name]
+def test_conventions_pickle() -> None:
+    assert pickle.loads(pickle.dumps(CONVENTIONS)) == CONVENTIONS
 
 
 def test_table() -> None:
@@ -327,17 +319,15 @@ def test_table() -> None:
     ("bad", "error", "message"),
     [
         (torch.ones(8, 8, dtype=torch.bool), TypeError, "must be a floating-point tensor"),
-        (np.ones((8, 8)), TypeError, "must be a floating-point tensor, but it is a ndarray"),
+        (np.ones((8, 8)), TypeError, "must be a floating-point tensor; got ndarray"),
         (torch.ones(1, 8, 8), ValueError, r"must be \[H, W\] with at least one pixel"),
-        (torch.ones(8, 9), ValueError, r"must be \[8, 8\], but it is a torch.float32 tensor"),
-        (torch.full((8, 8), 3.0), ValueError, "it goes from 3.0 to 3.0; logits need a sigmoid"),
+        (torch.ones(8, 9), ValueError, r"must be \[8, 8\]; got \[8, 9\]"),
+        (torch.full((8, 8), 3.0), ValueError, "it is from 3.0 to 3.0; logits need a sigmoid"),
         (torch.full((8, 8), -0.1), ValueError, r"must be in \[0, 1\]"),
-        (torch.full((8, 8), torch.nan), ValueError, r"must be in \[0, 1\], but it goes from nan"),
+        (torch.full((8, 8), torch.nan), ValueError, r"must be in \[0, 1\], but it is from nan"),
     ],
 )
-def test_probabilities_of_the_wrong_kind(
-    name: str, bad: Tensor, error: type[Exception], message: str
-) -> None:
+def test_wrong_probabilities(name: str, bad: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         CONVENTIONS[name].prediction(bad, Letterbox(12, 9, 8))
     if "8, 8" not in message:
@@ -349,13 +339,11 @@ def test_probabilities_of_the_wrong_kind(
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (torch.ones(3, 4), TypeError, "mask must be a bool tensor, but it is a torch.float32"),
+        (torch.ones(3, 4), TypeError, "mask must be a bool tensor; got torch.float32"),
         (torch.ones(3, dtype=torch.bool), ValueError, r"mask must be \[H, W\]"),
         (torch.ones(3, 0, dtype=torch.bool), ValueError, "at least one pixel"),
     ],
 )
-def test_masks_of_the_wrong_kind(
-    name: str, bad: Tensor, error: type[Exception], message: str
-) -> None:
+def test_wrong_masks(name: str, bad: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         CONVENTIONS[name].truth(bad)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmsa_fast.evaluation.metrics import SegmentationMetrics
+import cmsa_fast.evaluation
+import cmsa_fast.metrics
+from cmsa_fast.evaluation.metrics import GeneralizedMetrics, SegmentationMetrics
 
 
 def row(pattern: str) -> Tensor:
@@ -26,8 +28,16 @@ def measured(*pairs: tuple[str, str]) -> SegmentationMetrics:
     return metrics
 
 
-def with_iou(intersection: int, union: int) -> tuple[str, str]:
-    return "#" * intersection + "." * (union - intersection), "#" * union
+def with_counts(*counts: tuple[int, int, int], **rules: float) -> SegmentationMetrics:
+    metrics = SegmentationMetrics(**rules)  # type: ignore[arg-type]
+    for intersection, predicted, true in counts:
+        metrics.add(intersection, predicted, true)
+    return metrics
+
+
+def test_public_imports() -> None:
+    assert cmsa_fast.evaluation.SegmentationMetrics is SegmentationMetrics
+    assert cmsa_fast.metrics.SegmentationMetrics is SegmentationMetrics
 
 
 def test_by_hand() -> None:
@@ -39,9 +49,14 @@ def test_by_hand() -> None:
     )
     assert metrics.count == 4
     assert metrics.intersections == [2, 7, 0, 3]
+    assert metrics.predicted == [3, 7, 2, 3]
+    assert metrics.true == [3, 10, 2, 3]
     assert metrics.unions == [4, 10, 4, 3]
     assert metrics.ious == [0.5, 0.7, 0.0, 1.0]
-    assert metrics.compute() == {
+    assert all(type(count) is int for count in metrics.intersections + metrics.unions)
+    values = metrics.compute()
+    assert all(type(value) is float for value in values.values())
+    assert values == {
         "overall_iou": 12 / 21,
         "mean_iou": pytest.approx(2.2 / 4),
         "precision@0.5": 0.75,
@@ -52,62 +67,44 @@ def test_by_hand() -> None:
     }
 
 
-@pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])
-def test_the_threshold_itself_passes(tenths: int) -> None:
-    # 30 pixels: 0.6 * 30 is not a whole number in floating point, for one.
-    at, below = measured(with_iou(3 * tenths, 30)), measured(with_iou(3 * tenths - 1, 30))
-    assert at.compute()[f"precision@0.{tenths}"] == 1
-    assert below.compute()[f"precision@0.{tenths}"] == 0
-
-
 def test_two_axes() -> None:
-    prediction, truth = torch.zeros(7, 9, dtype=torch.bool), torch.zeros(7, 9, dtype=torch.bool)
+    prediction, truth = torch.zeros(2, 7, 9, dtype=torch.bool)
     prediction[1:5, 2:8] = True  # 24
     truth[3:7, 0:5] = True  # 20, of which 2 x 3 shared
+    before = prediction.clone(), truth.clone()
     metrics = SegmentationMetrics()
     metrics.update(prediction, truth)
     assert (metrics.intersections, metrics.unions) == ([6], [38])
-
-
-def test_the_arguments_are_left_alone() -> None:
-    prediction, truth = row("##."), row(".##")
-    SegmentationMetrics().update(prediction, truth)
-    assert torch.equal(prediction, row("##."))
-    assert torch.equal(truth, row(".##"))
+    assert torch.equal(prediction, before[0])
+    assert torch.equal(truth, before[1])
 
 
 def test_one_empty_mask_is_a_miss() -> None:
     metrics = measured(("...", ".##"), ("#..", "..."))
     assert metrics.ious == [0, 0]
-    assert metrics.compute()["overall_iou"] == 0
-    assert metrics.compute()["precision@0.5"] == 0
+    assert set(metrics.compute().values()) == {0.0}
 
 
-def test_two_empty_masks_are_right_and_add_nothing_to_the_sums() -> None:
-    metrics = measured(("....", "...."), ("#.", "##"))
-    assert metrics.ious == [1, 0.5]
+@pytest.mark.parametrize(("iou", "mean", "at_half"), [(1, 0.75, 1), (0, 0.25, 0.5)])
+def test_two_empty_masks(iou: int, mean: float, at_half: float) -> None:
+    metrics = with_counts((0, 0, 0), empty_union_iou=iou)
+    assert set(metrics.compute().values()) == {float(iou)}
+    metrics.add(1, 1, 2)
+    assert metrics.ious == [iou, 0.5]
     values = metrics.compute()
-    assert values["overall_iou"] == 0.5
-    assert values["mean_iou"] == 0.75
-    assert values["precision@0.5"] == 1
-    assert values["precision@0.9"] == 0.5
-
-
-def test_only_empty_masks() -> None:
-    assert set(measured(("..", ".."), ("...", "...")).compute().values()) == {1.0}
+    assert (values["overall_iou"], values["mean_iou"]) == (0.5, mean)
+    assert (values["precision@0.5"], values["precision@0.9"]) == (at_half, iou / 2)
 
 
 def test_arrays_and_tensors_agree() -> None:
     random = np.random.default_rng(0)
     prediction, truth = random.random((2, 13, 17)) < 0.5
-    results = []
+    expected = ([int((prediction & truth).sum())], [int((prediction | truth).sum())])
     for first in (prediction, torch.from_numpy(prediction)):
         for second in (truth, torch.from_numpy(truth)):
             metrics = SegmentationMetrics()
             metrics.update(first, second)
-            results.append((metrics.intersections, metrics.unions))
-    expected = ([int((prediction & truth).sum())], [int((prediction | truth).sum())])
-    assert results == [expected] * 4
+            assert (metrics.intersections, metrics.unions) == expected
 
 
 @pytest.mark.filterwarnings("error")
@@ -121,49 +118,54 @@ def test_arrays_in_any_layout() -> None:
         assert metrics.intersections == [int(view.sum())]
 
 
-def test_counts_are_whole_python_numbers() -> None:
-    metrics = measured(("##.", ".##"))
-    assert type(metrics.intersections[0]) is int
-    assert type(metrics.unions[0]) is int
-    assert all(type(value) is float for value in metrics.compute().values())
-
-
-def test_sums_beyond_float_precision_stay_exact() -> None:
-    metrics = measured(("#", "#"))
-    metrics.add(2**60, 2**60, 2**60)
-    metrics.add(0, 1, 0)
-    # In float64 the sums 2**60 + 1 and 2**60 + 2 would be one number; the masks differ in one pixel.
+def test_sums_beyond_float_precision_are_exact() -> None:
+    metrics = with_counts((1, 1, 1), (2**60, 2**60, 2**60), (0, 1, 0))
+    # In float64 the sums 2**60 + 1 and 2**60 + 2 would be equal; the masks differ in one pixel.
     assert sum(metrics.unions) - sum(metrics.intersections) == 1
     assert metrics.compute()["overall_iou"] == (2**60 + 1) / (2**60 + 2)
 
 
-def test_merging_is_seeing_all_in_any_order() -> None:
-    # A plain running sum of these IoUs depends on their order.
-    pairs = [with_iou(7 * n % 23 % (n % 19 + 3), n % 19 + 3) for n in range(60)]
-    pairs.append(("..", ".."))
-    whole = measured(*pairs)
-    left, right = measured(*pairs[40:]), measured(*pairs[:40])
-    left.merge(right)
-    assert left.count == whole.count == 61
-    assert left.compute() == whole.compute() == measured(*reversed(pairs)).compute()
-    assert right.count == 40
-    right.merge(SegmentationMetrics())
-    assert right.compute() == measured(*pairs[:40]).compute()
+def test_counts_are_equivalent_to_masks() -> None:
+    random = np.random.default_rng(2)
+    masks, counts = SegmentationMetrics(), SegmentationMetrics()
+    for height, width in ((7, 13), (1, 1), (31, 17)):
+        prediction, truth = random.random((2, height, width)) < random.random()
+        masks.update(prediction, truth)
+        # NumPy's integers are accepted, too.
+        counts.add((prediction & truth).sum(), prediction.sum(), int(truth.sum()))
+    assert counts.compute() == masks.compute()
+    assert counts.unions == masks.unions
+    assert all(type(count) is int for count in counts.intersections + counts.predicted)
 
 
-def test_merging_with_itself_counts_twice() -> None:
-    metrics = measured(("#.", "##"))
+def test_merge() -> None:
+    metrics, other = measured(("#.", "##")), measured(("##", "##"), (".#", "##"))
+    metrics.merge(other)
+    assert metrics.intersections == [1, 2, 1]
+    assert other.intersections == [2, 1]
     metrics.merge(metrics)
-    assert metrics.intersections == [1, 1]
+    assert metrics.intersections == [1, 2, 1, 1, 2, 1]
 
 
-def test_merging_needs_metrics() -> None:
-    with pytest.raises(TypeError, match="other must be a SegmentationMetrics"):
-        SegmentationMetrics().merge({"overall_iou": 1.0})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("other", "error", "message"),
+    [
+        ({"overall_iou": 1.0}, TypeError, "other must be a SegmentationMetrics, but it is a dict"),
+        (GeneralizedMetrics(), TypeError, "must be a SegmentationMetrics, but it is a Generalized"),
+        (SegmentationMetrics(strict=True), ValueError, "other must have the same rules"),
+    ],
+)
+def test_other_classes_and_rules_are_not_merged(
+    other: object, error: type[Exception], message: str
+) -> None:
+    metrics = measured(("#", "#"))
+    with pytest.raises(error, match=message):
+        metrics.merge(other)  # type: ignore[arg-type]
+    assert metrics.count == 1
 
 
-def test_nothing_seen_has_no_result() -> None:
-    metrics = SegmentationMetrics()
+@pytest.mark.parametrize("metrics", [SegmentationMetrics(), GeneralizedMetrics()])
+def test_no_expression_is_an_error(metrics: SegmentationMetrics | GeneralizedMetrics) -> None:
     assert metrics.count == 0
     with pytest.raises(ValueError, match="at least one expression"):
         metrics.compute()
@@ -185,102 +187,61 @@ GOOD = torch.zeros(3, 5, dtype=torch.bool)
         (GOOD.T, ValueError, "must have one shape"),
     ],
 )
-def test_masks_of_the_wrong_kind_are_refused(
-    bad: object, error: type[Exception], message: str
-) -> None:
+def test_wrong_masks(bad: object, error: type[Exception], message: str) -> None:
     metrics = SegmentationMetrics()
-    with pytest.raises(error, match=message):
-        metrics.update(bad, GOOD)  # type: ignore[arg-type]
-    with pytest.raises(error, match=message):
-        metrics.update(GOOD, bad)  # type: ignore[arg-type]
+    for pair in ((bad, GOOD), (GOOD, bad)):
+        with pytest.raises(error, match=message):
+            metrics.update(*pair)  # type: ignore[arg-type]
     assert metrics.count == 0
-
-
-def test_every_expression_is_kept_as_counts() -> None:
-    metrics = measured(("###..", ".###."), ("...", ".#."))
-    assert (metrics.intersections, metrics.predicted, metrics.true) == ([2, 0], [3, 0], [3, 1])
-    assert metrics.unions == [4, 1]
-
-
-def test_counts_stand_in_for_masks() -> None:
-    random = np.random.default_rng(2)
-    masks, counts = SegmentationMetrics(), SegmentationMetrics()
-    for height, width in ((7, 13), (1, 1), (31, 17)):
-        prediction, truth = random.random((2, height, width)) < random.random()
-        masks.update(prediction, truth)
-        # NumPy's whole numbers are taken, too.
-        counts.add((prediction & truth).sum(), prediction.sum(), int(truth.sum()))
-    assert counts.compute() == masks.compute()
-    assert counts.unions == masks.unions
-    assert all(type(count) is int for count in counts.intersections + counts.predicted)
 
 
 @pytest.mark.parametrize(
     ("counts", "error", "message"),
     [
-        ((1.0, 2, 3), TypeError, "intersection must be a whole number, but it is a float"),
-        ((1, True, 3), TypeError, "predicted must be a whole number, but it is a bool"),
-        ((1, 2, None), TypeError, "true must be a whole number, but it is a NoneType"),
+        ((1.0, 2, 3), TypeError, "intersection must be an integer, but it is a float"),
+        ((1, True, 3), TypeError, "predicted must be an integer, but it is a bool"),
+        ((1, 2, None), TypeError, "true must be an integer, but it is a NoneType"),
         ((-1, 2, 3), ValueError, "intersection must be at least 0 pixels, but it is -1"),
         ((3, 2, 3), ValueError, "at most predicted and true, but it is 3 with 2 and 3"),
         ((3, 4, 2), ValueError, "at most predicted and true"),
     ],
 )
-def test_impossible_counts_are_refused(
-    counts: tuple[int, int, int], error: type[Exception], message: str
-) -> None:
+def test_wrong_counts(counts: tuple[int, int, int], error: type[Exception], message: str) -> None:
     metrics = SegmentationMetrics()
     with pytest.raises(error, match=message):
         metrics.add(*counts)
     assert metrics.count == len(metrics.predicted) == len(metrics.true) == 0
 
 
+@pytest.mark.parametrize("scale", [1, 3, 10**12])
 @pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])
-def test_a_strict_threshold_does_not_pass(tenths: int) -> None:
-    for scale in (1, 3, 10**12):
-        at, above = SegmentationMetrics(strict=True), SegmentationMetrics(strict=True)
-        at.add(tenths * scale, tenths * scale, 10 * scale)
-        above.add(tenths * scale + 1, tenths * scale + 1, 10 * scale)
-        key = f"precision@0.{tenths}"
-        assert at.compute()[key] == 0
-        assert above.compute()[key] == 1
-
-
-def test_two_empty_masks_can_count_as_a_miss() -> None:
-    metrics = SegmentationMetrics(empty_union_iou=0)
-    metrics.add(0, 0, 0)
-    assert set(metrics.compute().values()) == {0.0}
-    metrics.add(1, 1, 2)
-    assert metrics.ious == [0, 0.5]
-    values = metrics.compute()
-    assert (values["overall_iou"], values["mean_iou"]) == (0.5, 0.25)
-    assert (values["precision@0.5"], values["precision@0.6"]) == (0.5, 0)
-
-
-def test_a_pixel_fraction_added_to_the_union() -> None:
-    metrics = SegmentationMetrics(union_offset=1e-6)
-    for intersection, union in ((3, 7), (9, 10), (307200, 307200)):
-        metrics.add(intersection, intersection, union)
-    assert metrics.ious == [3 / (7 + 1e-6), 9 / (10 + 1e-6), 307200 / (307200 + 1e-6)]
-    # 9 / 10.000001 is below 0.9.
-    assert metrics.compute()["precision@0.9"] == pytest.approx(1 / 3)
-    assert metrics.compute()["overall_iou"] == (3 + 9 + 307200) / (7 + 10 + 307200)
+def test_iou_at_a_threshold_passes_unless_strict(tenths: int, scale: int) -> None:
+    # For one, 0.6 * 30 is not an integer in floating point.
+    at, total, key = tenths * scale, 10 * scale, f"precision@0.{tenths}"
+    for strict, counts in ((False, (at - 1, at)), (True, (at, at + 1))):
+        passed = [
+            with_counts((count, count, total), strict=strict).compute()[key] for count in counts
+        ]
+        assert passed == [0, 1]
 
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 1e-6, 0.05])
 def test_precision_is_that_of_fractions(strict: bool, offset: float) -> None:
-    metrics = SegmentationMetrics(strict=strict, union_offset=offset)
-    pairs = [
-        (intersection, union) for union in (1, 2, 5, 7, 10, 20) for intersection in range(union + 1)
-    ]
-    for intersection, union in pairs:
-        metrics.add(intersection, intersection, union)
+    pairs = [(i, u) for u in (1, 2, 5, 7, 10, 20) for i in range(u + 1)]
+    metrics = with_counts(*((i, i, u) for i, u in pairs), strict=strict, union_offset=offset)
     ious = [Fraction(i) / (u + Fraction(offset)) for i, u in pairs]
+    assert metrics.ious == pytest.approx([float(iou) for iou in ious], rel=1e-15)
     for tenths in (5, 6, 7, 8, 9):
         limit = Fraction(tenths, 10)
         passed = sum(iou > limit if strict else iou >= limit for iou in ious)
         assert metrics.compute()[f"precision@0.{tenths}"] == passed / len(pairs)
+
+
+def test_overall_iou_ignores_the_union_offset() -> None:
+    metrics = with_counts((3, 3, 7), (9, 9, 10), (307200, 307200, 307200), union_offset=1e-6)
+    assert metrics.ious == [3 / (7 + 1e-6), 9 / (10 + 1e-6), 307200 / (307200 + 1e-6)]
+    assert metrics.compute()["overall_iou"] == (3 + 9 + 307200) / (7 + 10 + 307200)
 
 
 @pytest.mark.parametrize(
@@ -292,37 +253,38 @@ def test_precision_is_that_of_fractions(strict: bool, offset: float) -> None:
         ({"union_offset": math.nan}, "union_offset must be at least 0 and below 0.1"),
     ],
 )
-def test_rules_that_make_no_sense(rules: dict[str, float], message: str) -> None:
+def test_wrong_rules(rules: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SegmentationMetrics(**rules)  # type: ignore[arg-type]
 
 
-def test_other_rules_are_not_merged() -> None:
-    metrics, other = measured(("#", "#")), SegmentationMetrics(strict=True)
-    other.add(1, 1, 1)
-    with pytest.raises(ValueError, match="other must follow the same rules"):
-        metrics.merge(other)
-    assert metrics.count == 1
-
-
-@pytest.mark.parametrize("rules", [{}, {"strict": True, "union_offset": 1e-6}])
-def test_any_grouping_and_order_gives_the_same_bits(rules: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("metrics", "rules"),
+    [
+        (SegmentationMetrics, {}),
+        (SegmentationMetrics, {"strict": True, "union_offset": 1e-6}),
+        (GeneralizedMetrics, {}),
+    ],
+)
+def test_bitwise_identical_for_any_grouping_and_order(
+    metrics: type[SegmentationMetrics], rules: dict[str, float]
+) -> None:
     random = np.random.default_rng(3)
-    true, predicted = random.integers(0, 5000, (2, 700))
+    true, predicted = random.integers(0, 5000, (2, 700)) * (random.random((2, 700)) < 0.9)
     intersections = [int(random.integers(0, limit + 1)) for limit in np.minimum(true, predicted)]
     expressions = list(zip(intersections, predicted.tolist(), true.tolist(), strict=True))
 
     def seen(some: list[tuple[int, int, int]]) -> SegmentationMetrics:
-        metrics = SegmentationMetrics(**rules)  # type: ignore[arg-type]
+        one = metrics(**rules)  # type: ignore[arg-type]
         for expression in some:
-            metrics.add(*expression)
-        return metrics
+            one.add(*expression)
+        return one
 
     expected = seen(expressions).compute()
     for _ in range(10):
         shuffled = [expressions[place] for place in random.permutation(len(expressions))]
         edges = [0, *sorted(random.integers(0, len(expressions), 6).tolist()), len(expressions)]
-        # Through a pickle, as from another process.
+        # Pickled, as from another process.
         parts = [
             pickle.loads(pickle.dumps(seen(shuffled[a:b])))
             for a, b in zip(edges, edges[1:], strict=False)
@@ -331,7 +293,7 @@ def test_any_grouping_and_order_gives_the_same_bits(rules: dict[str, float]) -> 
             part = parts.pop(int(random.integers(len(parts))))
             parts[int(random.integers(len(parts)))].merge(part)
         assert parts[0].compute() == expected
-    # The numbers are such that plain running sums of the IoUs do depend on the order.
+    # A running sum of these IoUs does depend on the order.
     ious = seen(expressions).ious
     assert len({sum(random.permutation(ious).tolist()) for _ in range(10)}) > 1
 
@@ -339,7 +301,7 @@ def test_any_grouping_and_order_gives_the_same_bits(rules: dict[str, float]) -> 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 def test_masks_on_a_gpu_and_a_cpu() -> None:
     prediction, truth = torch.rand(2, 13, 17) < 0.5
-    expected = measured()
+    expected = SegmentationMetrics()
     expected.update(prediction, truth)
     for first in (prediction.cuda(), prediction, prediction.numpy()):
         for second in (truth.cuda(), truth, truth.numpy()):

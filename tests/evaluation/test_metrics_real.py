@@ -1,4 +1,4 @@
-"""Two real models' masks under every convention, against the scores published with them."""
+"""Masks of two published models under the conventions, against the scores published with them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmsa_fast.data.formats.refer import ReferDataset
+from cmsa_fast.data import load
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.evaluation.conventions import CONVENTIONS
 from cmsa_fast.evaluation.metrics import SegmentationMetrics
 
 MODELS = ("base", "ours")
 
-# Expressions whose published two decimals are further from I / U than rounding to them explains. The masks at
-# hand were recovered from published overlays, true ones to within 2 pixels of the recorded boxes, so that
-# they are not quite those that were scored.
+# Expressions whose published IoU, of two decimals, differs from I / U by more than rounding. These masks were
+# recovered from published overlays (true ones to within 2 pixels of the recorded boxes), so they are not exactly
+# those that were scored.
 FURTHER = {
     "base": {91151, 78040, 37666},
     "ours": {88493, 20584, 10551, 122543, 9366, 47968, 26735, 101294},
@@ -36,7 +36,7 @@ def expressions(real: Path, model: str) -> Iterator[tuple[dict[str, Any], Tensor
     records = json.loads((folder / "published_iou.json").read_text())
     published = {(record["ref_id"], record["sent_id"]): record for record in records}
     for split in ("train", "val", "testA"):
-        dataset = ReferDataset(real / "refer", "refcoco", "unc", split)
+        dataset = load("refer", real / "refer", split)
         for sample in (dataset[index] for index in range(len(dataset))):
             record = published.pop((sample.ref_id, sample.sent_id))
             with Image.open(folder / model / record["mask"]) as image:
@@ -79,7 +79,7 @@ def test_two_published_decimals(real: Path, model: str) -> None:
 
 
 def test_all_published_digits(real: Path) -> None:
-    # One model's scores are published in full. They are of the masks before the recovery: see FURTHER.
+    # One model's scores are published with all digits, for the original masks: see FURTHER.
     distances = []
     for record, prediction, truth in expressions(real, "base"):
         metrics = SegmentationMetrics()
@@ -90,7 +90,7 @@ def test_all_published_digits(real: Path) -> None:
     assert np.median(distances) < 0.0002
 
 
-def test_what_the_conventions_cost_a_good_model(real: Path) -> None:
+def test_cost_of_the_conventions_for_a_good_model(real: Path) -> None:
     names = ("cmsa", "lavt")
     native, metrics = SegmentationMetrics(), {name: CONVENTIONS[name].metrics() for name in names}
     ceiling = {name: CONVENTIONS[name].metrics() for name in ("native", "cmsa")}
@@ -105,13 +105,13 @@ def test_what_the_conventions_cost_a_good_model(real: Path) -> None:
             seen.update(CONVENTIONS[name].prediction(box.mask(truth).float(), box), truth)
     own = native.compute()
     cost = {name: own["mean_iou"] - seen.compute()["mean_iou"] for name, seen in metrics.items()}
-    # Over 107 expressions, of which these are 66, an independent measurement found .9285 at own size, .9226 by
-    # CMSA's rules and .9283 by LAVT's; precision at 0.9 fell from 1.000 to .888 by CMSA's.
+    # An independent measurement on 107 expressions, which include these 66, found .9285 at own size, .9226 by
+    # CMSA's rules and .9283 by LAVT's; CMSA's rules reduced precision at 0.9 from 1.000 to .888.
     assert cost["cmsa"] == pytest.approx(0.9285 - 0.9226, abs=0.0005)
     assert cost["lavt"] == pytest.approx(0.9285 - 0.9283, abs=0.0002)
     assert own["precision@0.9"] == 1
     assert metrics["cmsa"].compute()["precision@0.9"] == pytest.approx(0.888, abs=0.01)
-    # The best a network of 320 pixels can reach: .9917 and .9771 there.
+    # Upper bound for a network of 320 pixels: .9917 and .9771 in that measurement.
     best = {name: seen.compute()["mean_iou"] for name, seen in ceiling.items()}
     assert best["native"] == pytest.approx(0.9917, abs=0.0006)
     assert best["cmsa"] == pytest.approx(0.9771, abs=0.0003)

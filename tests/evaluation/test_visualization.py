@@ -1,4 +1,4 @@
-"""Images of what was found."""
+"""Overlays, example images and overviews, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.small_evaluation import random_results
 from torch import Tensor
 
-from cmsa_fast.evaluation.visualization import Example, draw_example, overlay, save_examples
+from cmsa_fast.evaluation.visualization import (
+    Example,
+    draw_example,
+    extremes,
+    overlay,
+    save_examples,
+)
 
 MARK = (235, 30, 90)
 
@@ -32,7 +39,7 @@ def colour(pixels: Tensor, y: int, x: int) -> tuple[int, ...]:
     return tuple(pixels[:, y, x].tolist())
 
 
-def test_overlay_tints_the_object_outlines_it_and_pales_the_rest() -> None:
+def test_overlay_tints_and_outlines_the_object() -> None:
     image = torch.full((3, 21, 25), 100, dtype=torch.uint8)
     mask = torch.zeros(21, 25, dtype=torch.bool)
     mask[5:14, 6:17] = True
@@ -58,14 +65,14 @@ def test_overlay_of_one_pixel_none_and_all(size: tuple[int, int]) -> None:
     drawn = overlay(image, one)
     assert colour(drawn, -1, -1) == MARK
     assert torch.equal(drawn[:, ~one], pale[:, ~one])
-    # The image's own border is no outline.
+    # The border of the image is not an outline.
     full = overlay(image, torch.ones(size, dtype=torch.bool))
     assert {colour(full, 0, 0), colour(full, -1, -1)} == {
         tuple(round(0.55 * 40 + 0.45 * c) for c in MARK)
     }
 
 
-def test_a_mask_of_another_size() -> None:
+def test_overlay_needs_a_mask_of_the_image_size() -> None:
     with pytest.raises(ValueError, match=r"mask must have the image's size \[5, 7\]; got \[7, 5\]"):
         overlay(torch.zeros(3, 5, 7, dtype=torch.uint8), torch.zeros(7, 5, dtype=torch.bool))
 
@@ -79,7 +86,7 @@ def test_iou_of_an_example() -> None:
     assert replace(one, prediction=empty).iou == 0.0
 
 
-def test_the_panels_show_input_truth_and_prediction() -> None:
+def test_panels_show_image_truth_and_prediction() -> None:
     one = example(64, 128)
     sheet = np.asarray(draw_example(one))
     for panel, pixels in enumerate(
@@ -91,27 +98,33 @@ def test_the_panels_show_input_truth_and_prediction() -> None:
         np.testing.assert_array_equal(shown, expected)
 
 
-def test_words_are_the_darker_the_more_attention_they_got() -> None:
+def test_background_of_a_word_shows_its_attention() -> None:
     attention = torch.tensor([[0.75, 0.25], [0.0, 1.0], [0.2, 0.8]])
     for tokens, weights in ((["a", "b"], attention), (["b", "a"], attention.flip(1))):
         sheet = draw_example(replace(example(), tokens=tokens, attention=weights))
         for level, row in enumerate(weights.tolist()):
-            ground = sheet.getpixel((58, 52 + 256 + 8 + level * 30 + 1))  # of the first word
+            background = sheet.getpixel((58, 52 + 256 + 8 + level * 30 + 1))  # of the first word
             share = row[0] / max(row)
-            assert ground == tuple(round(255 + share * (c - 255)) for c in (255, 176, 0))
+            assert background == tuple(round(255 + share * (c - 255)) for c in (255, 176, 0))
 
 
-def test_without_attention_the_words_stand_once_on_white() -> None:
+def test_without_attention_words_are_drawn_once_on_white() -> None:
     with_attention = draw_example(example(words=3))
     sheet = draw_example(replace(example(words=3), attention=None))
     assert (sheet.width, sheet.height) == (800, with_attention.height - 2 * 30)
     words = np.asarray(sheet)[52 + 256 + 8 :]
-    assert (np.ptp(words, 2) == 0).all()  # no ground has a colour
+    assert (np.ptp(words, 2) == 0).all()  # no colour
     assert (words < 128).any()
 
 
+def test_any_number_of_levels_is_drawn() -> None:
+    one = example(words=3)
+    sheet = draw_example(replace(one, attention=torch.full((2, 3), 1 / 3)))
+    assert sheet.height == draw_example(one).height - 30
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 1000), (999, 7), (300, 256)])
-def test_extreme_shapes(size: tuple[int, int]) -> None:
+def test_extreme_image_shapes(size: tuple[int, int]) -> None:
     assert draw_example(example(*size)).width == 800
 
 
@@ -123,7 +136,7 @@ def test_expressions_of_any_length(expression: str) -> None:
     assert sheet.size == draw_example(example()).size
 
 
-def test_line_breaks_in_expressions_and_words_are_blanks() -> None:
+def test_line_breaks_are_drawn_as_spaces() -> None:
     broken, plain = (replace(example(), expression=text) for text in ("two\r\nlines", "two lines"))
     assert draw_example(broken).tobytes() == draw_example(plain).tobytes()
     broken, plain = (replace(example(), tokens=["dog", text]) for text in ('"\n"', '" "'))
@@ -139,17 +152,17 @@ def test_many_and_long_words_stay_on_the_sheet() -> None:
     assert (sheet[:, -8:] == 255).all()
 
 
-def test_attention_that_does_not_fit() -> None:
+def test_attention_must_fit_the_tokens() -> None:
     one = example()
-    for tokens, shape in ((["a"], (3, 2)), (["a", "b"], (2, 2)), ([], (3, 0))):
-        with pytest.raises(ValueError, match="attention must have shape"):
+    for tokens, shape in ((["a"], (3, 2)), (["a", "b"], (3, 1)), ([], (3, 0))):
+        with pytest.raises(ValueError, match="attention must be"):
             draw_example(replace(one, tokens=tokens, attention=torch.zeros(shape)))
 
 
-def test_files(tmp_path: Path) -> None:
+def test_saved_files(tmp_path: Path) -> None:
     examples = [example(20 + 7 * index, 40, words=1 + 9 * index) for index in range(3)]
-    overview = save_examples(examples, tmp_path / "deep" / "pictures")
-    assert overview == tmp_path / "deep" / "pictures" / "overview.png"
+    overview = save_examples(examples, tmp_path / "new" / "examples")
+    assert overview == tmp_path / "new" / "examples" / "overview.png"
     names = sorted(path.name for path in overview.parent.iterdir())
     assert names == ["000.png", "001.png", "002.png", "overview.png"]
     sheets = [draw_example(one) for one in examples]
@@ -161,7 +174,7 @@ def test_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(read)[: sheets[0].height, :800], sheets[0])
 
 
-def test_the_overview_has_the_first_forty(tmp_path: Path) -> None:
+def test_overview_has_the_first_forty(tmp_path: Path) -> None:
     one = example(5, 7, words=1)
     save_examples([one] * 43, tmp_path)
     assert len(list(tmp_path.iterdir())) == 44
@@ -169,9 +182,21 @@ def test_the_overview_has_the_first_forty(tmp_path: Path) -> None:
         assert read.size == (1600, 20 * draw_example(one).height)
 
 
-def test_one_example_and_none(tmp_path: Path) -> None:
+def test_number_of_examples(tmp_path: Path) -> None:
     with Image.open(save_examples([example()], tmp_path)) as read:
         assert read.width == 800
     with pytest.raises(ValueError, match="at least one example"):
         save_examples([], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_extremes_share_no_expression() -> None:
+    results = random_results(1, images=2)
+    worst, best = extremes(results, 2)
+    ordered = sorted(results, key=lambda result: result.iou)
+    assert worst == ordered[:2]
+    assert best == ordered[:-3:-1]
+    worst, best = extremes(results, 9)
+    assert len(worst) == len(best) == 3
+    assert not set(worst) & set(best)
+    assert extremes(results[:1], 5) == ([], results[:1])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmsa_fast.kernels import cross_modal_attention
-from cmsa_fast.kernels.separable_attention.eager import word_weights
+from cmsa_fast.kernels.separable_attention.numerics import word_weights
 from cmsa_fast.nn import CMSA
 
 pytest.importorskip("triton", reason="the kernels need Triton, which is not installed")

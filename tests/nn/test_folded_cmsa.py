@@ -1,15 +1,22 @@
-"""`CMSA.fold` against `CMSA.project` and the convolution of the level that both replace."""
+"""`FoldedLevel` against the level and its convolution, and `CMSA.project` where the two share a test."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
-from support.small_level import PROJECTED, TOKEN, VISUAL, WIDTH, Inputs, build, draw, padding
+from support.small_level import (
+    PROJECTED,
+    TOKEN,
+    VISUAL,
+    WIDTH,
+    Inputs,
+    build,
+    draw,
+    padding,
+    tensor_shapes,
+)
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmsa_fast.nn import CMSA, FoldedLevel
 
@@ -22,7 +29,14 @@ def without_gradient() -> Iterator[None]:
 
 def fold(module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None = None) -> Tensor:
     visual, words, weight, bias = inputs
-    return module.fold(weight, bias)(visual, words, mask, image_index=index)
+    return FoldedLevel(module, weight, bias)(visual, words, mask, image_index=index)
+
+
+def project(
+    module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None = None
+) -> Tensor:
+    visual, words, weight, bias = inputs
+    return module.project(visual, words, mask, weight=weight, bias=bias, image_index=index)
 
 
 def literal(
@@ -36,7 +50,7 @@ def literal(
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("index", [None, [1, 0, 1, 1]])
 @pytest.mark.parametrize("width", [WIDTH, 19])
-def test_is_the_convolution_of_the_level(
+def test_equals_the_convolution_of_the_level(
     backend: str, masked: bool, index: list[int] | None, width: int
 ) -> None:
     module = build(backend, width)
@@ -52,7 +66,7 @@ def test_is_the_convolution_of_the_level(
 
 
 @pytest.mark.parametrize("width", [5, 21])
-def test_the_kernels_take_values_of_another_width(width: int) -> None:
+def test_kernels_take_values_of_another_width(width: int) -> None:
     pytest.importorskip("triton", reason="the kernels need Triton, which is not installed")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = draw(2, 3, 4, 3, 5)
@@ -62,38 +76,43 @@ def test_the_kernels_take_values_of_another_width(width: int) -> None:
     theirs = literal(build(width=width).float(), single, mask, index)
     module = build("triton", width).float().to(device)
     visual, words, weight, bias = (part.to(device) for part in single)
-    level = module.fold(weight, bias)
+    level = FoldedLevel(module, weight, bias)
     ours = level(visual, words, mask.to(device), image_index=index.to(device)).cpu()
     allowed = max((theirs - exact).norm(), torch.finfo(torch.float32).eps * exact.norm())
     assert (ours - exact).norm() <= 2 * allowed
 
 
-def test_one_place_one_word_no_bias() -> None:
+@pytest.mark.parametrize("run", [project, fold])
+def test_one_place_one_word_without_bias(run: Callable[..., Tensor]) -> None:
     module = build()
     visual, words, weight, _ = draw(2, 2, 1, 1, 1)
     exact = F.conv2d(module(visual, words), weight)
-    assert (module.fold(weight)(visual, words) - exact).norm() <= 1e-12 * exact.norm()
+    ours = run(module, (visual, words, weight, None), None)
+    assert (ours - exact).norm() <= 1e-12 * exact.norm()
 
 
-def test_convolutions_narrower_and_wider_than_a_row_of_sixteen() -> None:
+def test_convolutions_of_fewer_and_more_than_sixteen_channels() -> None:
     module = build()
     visual, words, _, _ = draw(2, 2, 5, 9, 7)
     for channels in (1, 16, 33):
         weight = torch.randn(channels, TOKEN, 1, 1, dtype=torch.float64)
         exact = F.conv2d(module(visual, words), weight)
-        ours = module.fold(weight)(visual, words)
+        ours = FoldedLevel(module, weight)(visual, words)
         assert ours.shape == exact.shape
         assert (ours - exact).norm() <= 1e-12 * exact.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_rounding_is_that_of_the_convolution(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("run", [project, fold])
+def test_rounding_error_is_that_of_the_convolution(
+    run: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
     module = build().to(dtype)
     inputs = tuple(part.to(dtype) for part in draw(2, 2, 5, 9, 7))
     mask = padding(2, 5)
     exact = literal(module.double(), tuple(part.double() for part in inputs), mask)
     module.to(dtype)
-    ours, theirs = (run(module, inputs, mask) for run in (fold, literal))
+    ours, theirs = (form(module, inputs, mask) for form in (run, literal))
     assert ours.dtype == dtype
     allowed = max((theirs - exact).norm(), torch.finfo(dtype).eps * exact.norm())
     assert (ours - exact).norm() <= 2 * allowed
@@ -111,51 +130,51 @@ def test_autocast(visual_dtype: torch.dtype, encoded_under_autocast: bool) -> No
     exact = literal(
         module.double(), (visual.double(), words.double(), weight.double(), bias.double()), mask
     )
-    level = module.float().fold(weight, bias)
+    level = FoldedLevel(module.float(), weight, bias)
     with torch.autocast("cpu", torch.bfloat16, enabled=encoded_under_autocast):
         places = level.encode(visual)
     with torch.autocast("cpu", torch.bfloat16):
         ours = level.project(places, words, mask)
         theirs = literal(module, (visual, words, weight, bias), mask)
-        received = level.word_attention(places, words, mask)
+        received = level.unchecked_project(places, words, mask, None, True)[1]
     assert not encoded_under_autocast or ours.dtype == theirs.dtype == torch.bfloat16
     allowed = max((theirs - exact).norm(), torch.finfo(torch.bfloat16).eps * exact.norm())
     assert (ours - exact).norm() <= 2 * allowed
     assert (received.sum(1) - 1).abs().max() < 0.02
 
 
-def test_folding_under_autocast_rounds_nothing() -> None:
+def test_folding_under_autocast_keeps_full_precision() -> None:
     module = build().float()
     inputs = tuple(part.float() for part in draw(1, 1, 5, 9, 7))
     plain = fold(module, inputs, None)
     with torch.autocast("cpu", torch.bfloat16):
-        level = module.fold(*inputs[2:])
+        level = FoldedLevel(module, *inputs[2:])
     assert torch.equal(level(*inputs[:2]), plain)
 
 
 def test_inference_mode() -> None:
     module, inputs = build(), draw(2, 2, 5, 3, 7)
     plain = fold(module, inputs, None)
-    level = module.fold(*inputs[2:])
+    level = FoldedLevel(module, *inputs[2:])
     with torch.inference_mode():
         assert torch.equal(level(*inputs[:2]), plain)
-        of_inference = module.fold(*inputs[2:])
-        places = of_inference.encode(inputs[0])
-    assert torch.equal(of_inference.project(places, inputs[1]), plain)
+        inference_level = FoldedLevel(module, *inputs[2:])
+        places = inference_level.encode(inputs[0])
+    assert torch.equal(inference_level.project(places, inputs[1]), plain)
 
 
-def test_a_level_built_in_inference_mode() -> None:
+def test_level_built_in_inference_mode() -> None:
     with torch.inference_mode():
         module, inputs = build(), draw(1, 1, 5, 3, 7)
         ours, exact = fold(module, inputs, None), literal(module, inputs, None)
     assert (ours - exact).norm() <= 1e-12 * exact.norm()
 
 
-def test_a_image_encoded_once_for_its_expressions() -> None:
+def test_image_is_encoded_once_for_its_expressions() -> None:
     module, inputs = build(), draw(2, 3, 5, 3, 7)
     visual, words, weight, bias = inputs
     mask = padding(3, 5)
-    level = module.fold(weight, bias)
+    level = FoldedLevel(module, weight, bias)
     places = level.encode(visual)
     index = torch.tensor([1, 0, 1])
     together = level.project(places, words, mask, image_index=index)
@@ -166,55 +185,32 @@ def test_a_image_encoded_once_for_its_expressions() -> None:
         )
         assert (one[0] - together[expression]).norm() <= 1e-12 * one.norm()
     _, received = module(visual, words, mask, image_index=index, return_word_attention=True)
-    ours = level.word_attention(places, words, mask, image_index=index)
+    ours = level.unchecked_project(places, words, mask, index, True)[1]
     assert (ours - received).norm() <= 1e-12 * received.norm()
     assert (ours[~mask] == 0).all()
 
 
-class _Sizes(TorchDispatchMode):
-    """Records the size of every axis of every tensor that an operator takes or returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for part in pytree.tree_leaves((args, result)):
-            if isinstance(part, Tensor):
-                self.seen |= set(part.shape)
-        return result
-
-
-def _sizes(run: Callable[[], object]) -> set[int]:
-    with _Sizes() as sizes:
-        run()
-    return sizes.seen
-
-
-def test_neither_image_nor_whole_weights_are_met_again() -> None:
+def test_encoded_images_and_whole_weights_are_not_used_again() -> None:
     module, (visual, words, weight, bias) = build(width=4), draw(1, 1, 2, 9, 7)
-    level = module.fold(weight, bias)
+    level = FoldedLevel(module, weight, bias)
     places = level.encode(visual)
-    assert {VISUAL, TOKEN} <= _sizes(
-        lambda: module.project(visual, words, weight=weight, bias=bias)
-    )
-    assert {VISUAL, TOKEN} & _sizes(lambda: level(visual, words)) == {VISUAL}
-    assert not {VISUAL, TOKEN} & _sizes(lambda: level.project(places, words))
-    assert not {VISUAL, TOKEN} & _sizes(lambda: level.word_attention(places, words))
+
+    def sizes(run: Callable[[], object]) -> set[int]:
+        return {VISUAL, TOKEN} & {size for shape in tensor_shapes(run) for size in shape}
+
+    assert sizes(lambda: module.project(visual, words, weight=weight, bias=bias)) == {VISUAL, TOKEN}
+    assert sizes(lambda: level(visual, words)) == {VISUAL}
+    assert not sizes(lambda: level.unchecked_project(places, words, None, None, True))
 
 
-def test_no_gradient_is_lost_silently() -> None:
+def test_recording_gradients_is_refused() -> None:
     module, (visual, words, weight, bias) = build(), draw(1, 1, 3, 3, 3)
-    level = module.fold(weight, bias)
+    level = FoldedLevel(module, weight, bias)
     places = level.encode(visual)
     for call in (
         lambda: level(visual, words),
         lambda: level.encode(visual),
         lambda: level.project(places, words),
-        lambda: level.word_attention(places, words),
     ):
         with torch.enable_grad(), pytest.raises(RuntimeError, match=r"under torch\.no_grad\(\)"):
             call()
@@ -261,12 +257,12 @@ def _change_bias(_: CMSA, convolution: torch.nn.Conv2d) -> None:
     "change",
     [_step, _load, _assign, _cast, _replace, _parametrize, _change_convolution, _change_bias],
 )
-def test_changed_weights_are_noticed(
+def test_changed_weights_are_refused(
     change: Callable[[CMSA, torch.nn.Conv2d], None],
 ) -> None:
     module, (visual, words, _, _) = build(), draw(1, 1, 3, 3, 3)
     convolution = torch.nn.Conv2d(TOKEN, PROJECTED, 1).double()
-    level = module.fold(convolution.weight, convolution.bias)
+    level = FoldedLevel(module, convolution.weight, convolution.bias)
     places = level.encode(visual)
     before = level.project(places, words)
     assert torch.equal(level(visual, words), before)
@@ -277,24 +273,24 @@ def test_changed_weights_are_noticed(
         level.project(places, words)
 
 
-def test_what_was_folded_is_a_copy() -> None:
-    """A change that cannot be seen reaches nothing: not half of the weights."""
+def test_folded_weights_are_a_copy() -> None:
+    """An in-place change through `.data`, which cannot be detected, has no partial effect."""
     module, (visual, words, weight, bias) = build(), draw(1, 1, 3, 3, 3)
-    level = module.fold(weight, bias)
+    level = FoldedLevel(module, weight, bias)
     before = level(visual, words)
     for part in (*module.parameters(), weight, bias):
         part.data.mul_(2)
     assert torch.equal(level(visual, words), before)
 
 
-def test_messages() -> None:
+def test_wrong_arguments_are_named() -> None:
     module = build()
     visual, words, weight, bias = draw(2, 2, 3, 3, 3)
     with pytest.raises(ValueError, match=r"weight must have shape \[channels, 26, 1, 1\]"):
-        module.fold(weight[:, 1:])
+        FoldedLevel(module, weight[:, 1:])
     with pytest.raises(ValueError, match=r"bias must have shape \[channels\] = \[6\]"):
-        module.fold(weight, bias[1:])
-    level = module.fold(weight, bias)
+        FoldedLevel(module, weight, bias[1:])
+    level = FoldedLevel(module, weight, bias)
     assert isinstance(level, FoldedLevel)
     places = level.encode(visual)
     with pytest.raises(ValueError, match="visual must have shape"):
@@ -305,11 +301,9 @@ def test_messages() -> None:
         level.project(places, words.float())
     with pytest.raises(ValueError, match=r"words must have shape \[batch, words, 7\]"):
         level.project(places, words[..., 1:])
-    with pytest.raises(ValueError, match="unless image_index says which image"):
+    with pytest.raises(ValueError, match="must be equal unless image_index"):
         level.project(places, words[:1])
     with pytest.raises(ValueError, match=r"image_index must lie in 0\.\.1"):
         level.project(places, words, image_index=torch.tensor([0, 2]))
     with pytest.raises(TypeError, match="places must come from encode, a FoldedPlaces; got Tensor"):
         level.project(visual, words)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="places must come from encode"):
-        level.word_attention(visual, words)  # type: ignore[arg-type]

@@ -10,135 +10,78 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
+from support.refer_layout import square
 
+from cmsa_fast.data import RecordDataset, Source
+
+SIZE = (23, 37)
 Rows = list[dict[str, Any]]
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_EXPRESSIONS = pa.list_(
-    pa.struct(
-        [
-            ("raw", pa.string()),
-            ("sent", pa.string()),
-            ("sent_id", pa.int64()),
-            ("tokens", pa.list_(pa.string())),
-        ]
-    )
+_INT, _TEXT, _FLOATS = pa.int64(), pa.string(), pa.list_(pa.float64())
+
+
+def _struct(**fields: pa.DataType) -> pa.DataType:
+    return pa.struct(list(fields.items()))
+
+
+_IMAGE = _struct(bytes=pa.binary(), path=_TEXT)
+_SENTENCES = pa.list_(_struct(raw=_TEXT, sent=_TEXT, sent_id=_INT, tokens=pa.list_(_TEXT)))
+_ANNOTATION = _struct(
+    area=pa.float64(),
+    bbox=_FLOATS,
+    id=_INT,
+    image_id=_INT,
+    iscrowd=_INT,
+    segmentation=pa.list_(_FLOATS),
 )
-_SIZES = [("height", pa.int64()), ("width", pa.int64())]
+_REFERENCE = _struct(
+    ann_id=_INT, file_name=_TEXT, image_id=_INT, ref_id=_INT, sentences=_SENTENCES, split=_TEXT
+)
+_RUN_LENGTHS = _struct(counts=_TEXT, size=pa.list_(pa.int32()))
+_SAMPLE = _struct(
+    id=_INT,
+    image_id=_INT,
+    category=_TEXT,
+    sentences=pa.list_(_TEXT),
+    bbox=_FLOATS,
+    mask=_RUN_LENGTHS,
+)
 
 REFCOCO = pa.schema(
-    [
-        ("sent_ids", pa.list_(pa.int64())),
-        ("file_name", pa.string()),
-        ("ann_id", pa.int64()),
-        ("ref_id", pa.int64()),
-        ("image_id", pa.int64()),
-        ("split", pa.string()),
-        ("sentences", _EXPRESSIONS),
-        ("category_id", pa.int64()),
-        ("raw_anns", pa.string()),
-        ("raw_image_info", pa.string()),
-        ("raw_sentences", pa.string()),
-        ("image_path", pa.string()),
-        ("bbox", pa.list_(pa.float64())),
-        ("captions", pa.list_(pa.string())),
-        ("global_image_id", pa.string()),
-        ("anns_id", pa.string()),
-    ]
+    {
+        "sent_ids": pa.list_(_INT),
+        "file_name": _TEXT,
+        "ann_id": _INT,
+        "ref_id": _INT,
+        "image_id": _INT,
+        "split": _TEXT,
+        "sentences": _SENTENCES,
+        "raw_anns": _TEXT,
+        "raw_image_info": _TEXT,
+        "image_path": _TEXT,
+        "bbox": _FLOATS,
+    }
 )
 BENCHMARK = pa.schema(
-    [
-        ("image", _IMAGE),
-        (
-            "image_info",
-            pa.struct(
-                [
-                    ("coco_url", pa.string()),
-                    ("file_name", pa.string()),
-                    ("id", pa.int64()),
-                    *_SIZES,
-                ]
-            ),
-        ),
-        (
-            "ref_list",
-            pa.list_(
-                pa.struct(
-                    [
-                        (
-                            "ann_info",
-                            pa.struct(
-                                [
-                                    ("area", pa.float64()),
-                                    ("bbox", pa.list_(pa.float64())),
-                                    ("category_id", pa.int64()),
-                                    ("id", pa.int64()),
-                                    ("image_id", pa.int64()),
-                                    ("iscrowd", pa.int64()),
-                                    ("segmentation", pa.list_(pa.list_(pa.float64()))),
-                                ]
-                            ),
-                        ),
-                        (
-                            "ref_info",
-                            pa.struct(
-                                [
-                                    ("ann_id", pa.int64()),
-                                    ("category_id", pa.int64()),
-                                    ("file_name", pa.string()),
-                                    ("image_id", pa.int64()),
-                                    ("ref_id", pa.int64()),
-                                    ("sent_ids", pa.list_(pa.int64())),
-                                    ("sentences", _EXPRESSIONS),
-                                    ("split", pa.string()),
-                                ]
-                            ),
-                        ),
-                    ]
-                )
-            ),
-        ),
-    ]
+    {
+        "image": _IMAGE,
+        "image_info": _struct(coco_url=_TEXT, file_name=_TEXT, id=_INT, height=_INT, width=_INT),
+        "ref_list": pa.list_(_struct(ann_info=_ANNOTATION, ref_info=_REFERENCE)),
+    }
 )
 REANNOTATED = pa.schema(
-    [
-        ("image", _IMAGE),
-        ("image_id", pa.int64()),
-        ("file_name", pa.string()),
-        (
-            "samples",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("id", pa.int64()),
-                        ("image_id", pa.int64()),
-                        ("category", pa.string()),
-                        ("supercategory", pa.string()),
-                        ("label", pa.string()),
-                        ("sentences", pa.list_(pa.string())),
-                        ("bbox", pa.list_(pa.float32())),
-                        (
-                            "mask",
-                            pa.struct([("counts", pa.string()), ("size", pa.list_(pa.int32()))]),
-                        ),
-                    ]
-                )
-            ),
-        ),
-    ]
+    {"image": _IMAGE, "image_id": _INT, "file_name": _TEXT, "samples": pa.list_(_SAMPLE)}
 )
 MIXED = pa.schema(
-    [
-        ("question_id", pa.string()),
-        ("image", _IMAGE),
-        ("question", pa.string()),
-        ("answer", pa.list_(pa.string())),
-        ("segmentation", pa.list_(pa.float32())),
-        ("bbox", pa.list_(pa.float32())),
-        ("iscrowd", pa.int8()),
-        ("file_name", pa.string()),
-    ]
+    {
+        "question_id": _TEXT,
+        "image": _IMAGE,
+        "answer": pa.list_(_TEXT),
+        "segmentation": pa.list_(pa.float32()),
+        "file_name": _TEXT,
+    }
 )
 
 
@@ -264,3 +207,119 @@ def benchmark_row(image_id: int, size: tuple[int, int], entries: Rows) -> dict[s
         "width": width,
     }
     return {"image": encoded(image_id, height, width), "image_info": info, "ref_list": entries}
+
+
+def shard(split: str, number: int = 0, count: int = 1, end: str = "-bfeafdc84ca37aa2") -> str:
+    """The name of a file."""
+    return f"{split}-{number:05d}-of-{count:05d}{end}.parquet"
+
+
+def source(root: Path, **options: Any) -> Source:
+    """A data set in a Parquet form."""
+    return Source(form="parquet", root=root, **options)
+
+
+def covered(*squares: tuple[int, int, int], size: tuple[int, int] = SIZE) -> torch.Tensor:
+    """The mask that is True inside squares, each given as left, top, side."""
+    mask = torch.zeros(*size, dtype=torch.bool)
+    for left, top, side in squares:
+        mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def check_images_and_masks(data: RecordDataset, masks: list[torch.Tensor]) -> None:
+    """Compares the items of a data set with their masks and with `noise`."""
+    for i, mask in enumerate(masks):
+        sample = data[i]
+        pixels = noise(sample.image_id, *mask.shape)
+        np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), pixels)
+        assert torch.equal(sample.mask, mask)
+    assert len(data) == len(masks)
+
+
+def refcoco_rows() -> dict[str, Rows]:
+    """Rows of the form without pixels, by the names of the files."""
+    two = [square(3, 2, 10), square(8, 7, 10)]
+    return {
+        "train": [
+            refcoco_row(1, 7, SIZE, two, expressions("left cup", "café à gauche"), "train"),
+            refcoco_row(2, 11, (41, 29), [square(1, 20, 9)], expressions("杯子", first=2), "train"),
+            refcoco_row(3, 7, SIZE, [square(20, 3, 7)], expressions("right cup", first=3), "train"),
+        ],
+        "validation": [
+            refcoco_row(4, 13, SIZE, [square(5, 5, 11)], expressions("dog", first=4), "val")
+        ],
+        "test": [
+            refcoco_row(5, 17, SIZE, [square(2, 2, 3)], expressions("man", "he", first=5), "testA")
+        ],
+        "testB": [
+            refcoco_row(6, 19, SIZE, [square(9, 9, 3)], expressions("tree", first=7), "testB")
+        ],
+    }
+
+
+def write_refcoco(
+    root: Path, rows: dict[str, Rows] | None = None, images: str = "images/train2014"
+) -> Path:
+    """Writes the form without pixels and its images."""
+    for split, content in (rows or refcoco_rows()).items():
+        write(root / "data" / shard(split), content, REFCOCO)
+        for row in content:
+            size = json.loads(row["raw_image_info"])
+            file = root / images / coco_name(row["image_id"])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = noise(row["image_id"], size["height"], size["width"])
+            Image.fromarray(pixels).save(file, "PNG")
+    return root
+
+
+def write_benchmark(root: Path) -> Path:
+    """Writes the form with images."""
+    said = expressions("left cup", "café à gauche")
+    two = [square(3, 2, 10), square(8, 7, 10)]
+    files = {
+        shard("refcoco_unc_val", 0, 2): [
+            benchmark_row(
+                7,
+                SIZE,
+                [
+                    benchmark_entry(1, 7, two, said, "val"),
+                    benchmark_entry(2, 7, [square(20, 3, 7)], expressions("cup", first=2), "val"),
+                ],
+            ),
+            benchmark_row(
+                11,
+                (41, 29),
+                [benchmark_entry(3, 11, [square(1, 20, 9)], expressions("杯子", first=3), "val")],
+            ),
+            benchmark_row(
+                13,
+                SIZE,
+                [benchmark_entry(4, 13, [square(5, 5, 9)], expressions("dog", first=4), "val")],
+            ),
+        ],
+        shard("refcoco_unc_val", 1, 2, ""): [
+            benchmark_row(
+                17,
+                SIZE,
+                [benchmark_entry(5, 17, [square(6, 5, 9)], expressions("man", first=5), "val")],
+            )
+        ],
+        shard("refcocog_umd_val"): [
+            benchmark_row(
+                7,
+                SIZE,
+                [benchmark_entry(6, 7, [square(1, 1, 9)], expressions("a cup", first=6), "val")],
+            )
+        ],
+        shard("refcoco_google_val"): [
+            benchmark_row(
+                7,
+                SIZE,
+                [benchmark_entry(7, 7, [square(1, 1, 5)], expressions("a mug", first=7), "val")],
+            )
+        ],
+    }
+    for name, rows in files.items():
+        write(root / "data" / name, rows, BENCHMARK)
+    return root

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cmsa_fast.data import RecordDataset, Source, open_split
+
 COCO_FOLDER = "images/mscoco/images/train2014"
 
 
@@ -139,3 +141,12 @@ def small_refcoco(root: Path) -> ReferLayout:
     layout.add_reference(7, square(20, 3, 7), ["right cup", "the other one"])
     layout.add_reference(13, [square(5, 5, 11)], ["dog", "brown dog"], split="val")
     return layout
+
+
+def open_refer(
+    root: Path, name: str = "refcoco", split_by: str = "", split: str = "train", **options: Any
+) -> RecordDataset:
+    """Opens a split in the layout of REFER, "train" as for training."""
+    errors = options.pop("errors", None)
+    source = Source(form="refer", root=root, name=name, split_by=split_by, **options)
+    return open_split(source, split, for_training=split == "train", errors=errors)

@@ -1,9 +1,13 @@
-"""A level of odd sizes and its input, for the tests of the convolution folded into it."""
+"""A CMSA level of small odd sizes and its inputs, in float64."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmsa_fast.nn import CMSA
 
@@ -14,13 +18,12 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def build(backend: str = "auto", width: int = WIDTH) -> CMSA:
-    """A level in float64."""
     torch.manual_seed(0)
     return CMSA(VISUAL, WORD, width, backend=backend).double()
 
 
 def draw(images: int, expressions: int, words: int, height: int, width: int) -> Inputs:
-    """Visual features whose channels are innermost, words, and a convolution's weight and bias."""
+    """Visual features with channels innermost in memory, words, and weight and bias of a 1x1 convolution."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
@@ -36,7 +39,26 @@ def draw(images: int, expressions: int, words: int, height: int, width: int) -> 
 
 
 def padding(expressions: int, words: int) -> Tensor:
-    """A mask of words with padding in front and in the middle."""
+    """A word mask with padding at the front and in the middle."""
     mask = torch.ones(expressions, words, dtype=torch.bool)
     mask[0, 0] = mask[-1, 1:-1] = False
     return mask
+
+
+def tensor_shapes(run: Callable[[], object]) -> set[tuple[int, ...]]:
+    """Shapes of all tensors that the operators of a function take or return."""
+    with _Shapes() as shapes:
+        run()
+    return shapes.seen
+
+
+class _Shapes(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        leaves = pytree.tree_leaves((args, result))
+        self.seen |= {tuple(part.shape) for part in leaves if isinstance(part, Tensor)}
+        return result

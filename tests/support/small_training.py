@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cmsa_fast.data.batch import Collate
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
 from cmsa_fast.models.checkpoint import ModelConfig
 from cmsa_fast.training.loop import Progress, train

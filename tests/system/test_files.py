@@ -1,8 +1,10 @@
-"""Folders that appear as a whole or not at all."""
+"""Atomic files and folders, and locks on folders."""
 
 from __future__ import annotations
 
+import json
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -11,15 +13,50 @@ from pathlib import Path
 
 import pytest
 
-from cmsa_fast.system.files import locked, staged
+from cmsa_fast.system.files import locked, staged, write_atomically, write_json
+
+
+def entries(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_write_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for text in ("first", "second"):
+        write_atomically(path, lambda target, text=text: target.write_text(text))  # type: ignore[misc]
+        assert entries(tmp_path) == {"file": text.encode()}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_failed_write_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write(target: Path) -> None:
+        target.write_text("half")
+        raise error
+
+    with pytest.raises(error):
+        write_atomically(path, write)
+    assert entries(tmp_path) == {"file": b"old"}
+
+
+def test_content_that_is_not_json_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"a": [1, 2]})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": [1, 2]}
+    assert names(tmp_path) == ["file.json"]
+
+
 @pytest.mark.parametrize("name", ["set", "a [b]* c?", "\u00e9t\u00e9"])
-def test_it_appears_when_the_block_ends(tmp_path: Path, name: str) -> None:
+def test_folder_appears_when_the_block_ends(tmp_path: Path, name: str) -> None:
     target = tmp_path / "deep" / name
     with staged(target) as folder:
         (folder / "file").write_text("all")
@@ -29,7 +66,7 @@ def test_it_appears_when_the_block_ends(tmp_path: Path, name: str) -> None:
     assert (target / "file").read_text() == "all"
 
 
-def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+def test_empty_folder_is_filled_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "link").symlink_to("set")
     with staged(tmp_path / "link") as folder:
@@ -39,7 +76,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_nothing(tmp_path: Path, stop: type[BaseException]) -> None:
+def test_failed_block_leaves_nothing(tmp_path: Path, stop: type[BaseException]) -> None:
     def fail() -> None:
         with staged(tmp_path / "set") as folder:
             (folder / "file").write_text("half")
@@ -50,42 +87,36 @@ def test_a_failure_leaves_nothing(tmp_path: Path, stop: type[BaseException]) -> 
     assert names(tmp_path) == []
 
 
-def fill(target: Path, text: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+def fill(target: Path, text: str, before_the_end: Callable[[], object]) -> None:
     with staged(target) as folder:
         (folder / "file").write_text(text)
-        meanwhile()
+        before_the_end()
         assert (folder / "file").read_text() == text
 
 
-def test_two_at_once_do_not_destroy_each_other(tmp_path: Path) -> None:
+def test_second_process_to_finish_fails(tmp_path: Path) -> None:
     target = tmp_path / "set"
-    with pytest.raises(FileExistsError, match="set appeared or was filled meanwhile"):
-        fill(target, "first", lambda: fill(target, "second"))
+    with pytest.raises(FileExistsError, match="set was created or filled in the meantime"):
+        fill(target, "first", lambda: fill(target, "second", lambda: None))
     assert (target / "file").read_text() == "second"
     assert names(tmp_path) == ["set"]
 
 
-def test_a_folder_filled_meanwhile_is_left_alone(tmp_path: Path) -> None:
-    def write() -> None:
-        (tmp_path / "set" / "thesis").write_text("years of work")
-
-    (tmp_path / "set").mkdir()
-    with pytest.raises(FileExistsError, match="meanwhile"):
-        fill(tmp_path / "set", "ours", write)
-    assert names(tmp_path / "set") == ["thesis"]
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_destination_filled_in_the_meantime_is_unchanged(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "set"
+    if kind == "folder":
+        target.mkdir()
+        target = target / "thesis"
+    with pytest.raises(FileExistsError, match="meantime"):
+        fill(tmp_path / "set", "ours", lambda: target.write_text("theirs"))
+    assert target.read_text() == "theirs"
     assert names(tmp_path) == ["set"]
+    if kind == "folder":
+        assert names(tmp_path / "set") == ["thesis"]
 
 
-def test_a_file_that_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="meanwhile"):
-        fill(tmp_path / "set", "ours", lambda: (tmp_path / "set").write_text("years of work"))
-    assert (tmp_path / "set").read_text() == "years of work"
-    assert names(tmp_path) == ["set"]
-
-
-def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_fills_is_not(
-    tmp_path: Path,
-) -> None:
+def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     code = """
         import sys, time
@@ -114,19 +145,19 @@ def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_fills_is_no
     assert names(tmp_path) == [".other.unfinished-1", "set"]
 
 
-def test_a_mount_point_is_refused_before_the_work() -> None:
+def test_mount_point_is_refused_at_the_start() -> None:
     with pytest.raises(OSError, match="is a mount point"), staged(Path("/")):
         raise AssertionError
 
 
-def test_a_lock_keeps_others_out(tmp_path: Path) -> None:
+def test_lock_is_exclusive_and_released(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
-    with locked(tmp_path) as kept:
-        assert kept
+    with locked(tmp_path) as held:
+        assert held
         with (
-            pytest.raises(BlockingIOError, match="another process is at work in"),
+            pytest.raises(BlockingIOError, match="another process is working in"),
             locked(tmp_path),
         ):
             pass
-    with locked(tmp_path) as kept:
-        assert kept
+    with locked(tmp_path) as held:
+        assert held

@@ -1,4 +1,4 @@
-"""Processes that share work: who computes where, how long one waits, what is said when one fails."""
+"""OpenMP settings and torchrun groups: environment, devices, time limit, failure of a process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from torch import distributed
 
 from cmsa_fast.system.processes import ALONE, joined_processes
@@ -32,8 +33,48 @@ with joined_processes() as processes:
 """
 
 
+ENTRY_POINTS = {
+    "command": "from cmsa_fast.cli import main; main(['train', '--device', 'none'])",
+    "tests": "import sys; sys.path.insert(0, 'tests'); import conftest",
+    "benchmarks": "import benchmarks.level",
+}
+SHOW_WHEN_TORCH_IS_IMPORTED = """
+import os, sys
+
+class Probe:
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            print("spin count", os.environ.get("GOMP_SPINCOUNT"), flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, Probe)
+"""
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_openmp_is_configured_before_torch_is_loaded(
+    entry: str, given: dict[str, str], expected: str
+) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW_WHEN_TORCH_IS_IMPORTED + ENTRY_POINTS[entry]],
+        cwd=REPOSITORY,
+        env=environment | given,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == f"spin count {expected}", done.stderr
+
+
 @pytest.mark.parametrize("end", ["failed", "killed"])
-def test_who_waits_for_one_that_ended_is_told(end: str) -> None:
+def test_waiting_process_fails_when_another_one_ended(end: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -59,19 +100,19 @@ def test_who_waits_for_one_that_ended_is_told(end: str) -> None:
 
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Process 1 of 2 on a machine with one CUDA device, and what was asked of PyTorch."""
-    asked: dict[str, Any] = {}
+    """Simulates process 1 of 2 on a machine with one CUDA device; records the calls of PyTorch."""
+    calls: dict[str, Any] = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: asked.update(device=device))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.update(device=device))
     monkeypatch.setattr(
-        distributed, "init_process_group", lambda backend, **options: asked.update(options)
+        distributed, "init_process_group", lambda backend, **options: calls.update(options)
     )
     monkeypatch.setattr(distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
-    return asked
+    return calls
 
 
 def test_processes_on_the_cpu_need_no_cuda_devices(group: dict[str, Any]) -> None:
@@ -82,13 +123,13 @@ def test_processes_on_the_cpu_need_no_cuda_devices(group: dict[str, Any]) -> Non
         joined_processes("auto").__enter__()
 
 
-def test_a_process_may_be_hours_behind(group: dict[str, Any]) -> None:
+def test_time_limit_is_at_least_days(group: dict[str, Any]) -> None:
     with joined_processes("cpu"):
         pass
     assert group["timeout"] >= timedelta(days=7)
 
 
-def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined_processes() as processes:
         assert processes is ALONE

@@ -1,4 +1,4 @@
-"""The training loop: determinism, breaks at every step, divergence, and what stays on disk."""
+"""The training loop: determinism, interruption and resuming, validation, divergence, files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.refer_layout import small_refcoco
 from support.small_training import (
     CONFIG,
     OPTIONS,
@@ -26,17 +25,16 @@ from support.small_training import (
 from torch import Tensor, nn
 
 import cmsa_fast.training.loop as training
-from cmsa_fast.data.batch import Collate, ImageBatchSampler
+from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.formats.refer import ReferDataset
-from cmsa_fast.data.sample import Sample
-from cmsa_fast.data.vocabulary import Vocabulary
-from cmsa_fast.models.checkpoint import STATE, WEIGHTS, ModelConfig, load_model
-from cmsa_fast.training.loop import METRICS, StepBatches, learning_rate_factor, training_step
+from cmsa_fast.data.types import Sample
+from cmsa_fast.models.checkpoint import WEIGHTS, load_model
+from cmsa_fast.training.loop import LAST, METRICS, training_step
+from cmsa_fast.training.state import STATE
 
 
 def same(first: Any, second: Any) -> bool:
-    """Equal to the bit, through containers."""
+    """Bitwise equality, through containers."""
     if isinstance(first, Tensor):
         return isinstance(second, Tensor) and torch.equal(first, second)
     if isinstance(first, dict):
@@ -57,22 +55,32 @@ def lines_of(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-class Breaking(Collate):
-    """Ctrl-C when the batch of number `at` is asked for."""
+def assert_same_run(first: Path, second: Path) -> None:
+    assert same(state_of(first), state_of(second))
+    assert lines_of(first) == lines_of(second)
+    assert sorted(path.name for path in first.iterdir()) == sorted(p.name for p in second.iterdir())
+    for path in first.glob("*.safetensors"):
+        weights = (load_model(one)[0].state_dict() for one in (path, second / path.name))
+        assert same(*weights)
 
-    def __init__(self, at: int, vocabulary: Vocabulary = VOCABULARY) -> None:
-        super().__init__(vocabulary, SIZE)
+
+class Interrupted(Collate):
+    """Simulates Ctrl-C, or the end of the process, when batch number `at` is requested."""
+
+    def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        super().__init__(VOCABULARY, SIZE)
         self.left = at
+        self.error = error
 
     def __call__(self, samples: list[Sample]) -> Any:
         if self.left == 0:
-            raise KeyboardInterrupt
+            raise self.error
         self.left -= 1
         return super().__call__(samples)
 
 
 class Failing(Collate):
-    """Expressions that cannot be used, from the batch of number `at` on, `number` items long."""
+    """Fails for `number` calls from call number `at` on."""
 
     def __init__(self, at: int, number: int = 10**9) -> None:
         super().__init__(VOCABULARY, SIZE)
@@ -85,8 +93,8 @@ class Failing(Collate):
         return super().__call__(samples)
 
 
-class BrokenItem(Listed):
-    """A data set in which Ctrl-C meets one reading."""
+class InterruptedItem(Listed):
+    """Simulates Ctrl-C while an item is read."""
 
     def __getitem__(self, index: int) -> Sample:
         if index == 4:
@@ -101,23 +109,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_same_seed_same_weights_other_seed_others(whole: Path, tmp_path: Path) -> None:
+def test_seed_decides_the_weights(whole: Path, tmp_path: Path) -> None:
     run(tmp_path / "same")
-    assert same(state_of(whole), state_of(tmp_path / "same"))
-    assert lines_of(whole) == lines_of(tmp_path / "same")
+    assert_same_run(whole, tmp_path / "same")
     run(tmp_path / "order", seed=1)
     assert not same(state_of(whole)["model"], state_of(tmp_path / "order")["model"])
     run(tmp_path / "start", model=new_model(1))
     assert not same(state_of(whole)["model"], state_of(tmp_path / "start")["model"])
 
 
-def test_workers_change_nothing(whole: Path, tmp_path: Path) -> None:
+def test_workers_do_not_change_the_result(whole: Path, tmp_path: Path) -> None:
     run(tmp_path, num_workers=1)
-    assert same(state_of(whole), state_of(tmp_path))
-    assert lines_of(whole) == lines_of(tmp_path)
+    assert_same_run(whole, tmp_path)
 
 
-def test_lines_of_metrics(whole: Path) -> None:
+def test_metrics_file(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / METRICS).read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 13]
     assert all(
@@ -128,42 +134,40 @@ def test_lines_of_metrics(whole: Path) -> None:
     assert rows[1]["learning_rate"] == pytest.approx(last)
 
 
-@pytest.mark.parametrize("at", range(13))
-def test_ctrl_c_at_any_step_and_going_on_is_as_without(
+@pytest.mark.parametrize("at", [0, 1, 4, 5, 9, 10, 12])
+def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
     whole: Path, tmp_path: Path, at: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, collate=Breaking(at), checkpoint_every=5)
+        run(tmp_path, collate=Interrupted(at), checkpoint_every=5)
     assert state_of(tmp_path)["step"] == at
-    assert f"Stopped at step {at} of 13; --run-dir {tmp_path} --resume goes on." in caplog.text
-    _, progress = run(tmp_path, model=new_model(7), resume=True, num_workers=int(at == 7))
+    assert f"Stopped at step {at} of 13; --run-dir {tmp_path} --resume continues." in caplog.text
+    _, progress = run(tmp_path, model=new_model(7), resume=True, num_workers=int(at == 9))
     assert progress.step == 13
-    assert same(state_of(whole), state_of(tmp_path))
-    assert lines_of(whole) == lines_of(tmp_path)
-    assert same(load_model(whole)[0].state_dict(), load_model(tmp_path)[0].state_dict())
+    assert_same_run(whole, tmp_path)
 
 
-def test_ctrl_c_in_the_data_set(tmp_path: Path) -> None:
+def test_ctrl_c_while_an_item_is_read_writes_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, BrokenItem(images().samples))
+        run(tmp_path, InterruptedItem(images().samples))
     assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, METRICS, WEIGHTS]
 
 
-def test_ctrl_c_within_a_step_waits_for_its_end(
+def test_ctrl_c_within_a_step_is_deferred_to_its_end(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = torch.optim.Adam.step
+    usual = torch.optim.AdamW.step
     calls = 0
 
-    def step(self: torch.optim.Adam, *given: Any) -> Any:
+    def step(self: torch.optim.AdamW, *given: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 4:
             os.kill(os.getpid(), signal.SIGINT)
-            [None for _ in range(10)]  # the interpreter runs handlers between its own steps
+            [None for _ in range(10)]  # the interpreter runs signal handlers between instructions
         return usual(self, *given)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert state_of(tmp_path)["step"] == 4
@@ -172,27 +176,18 @@ def test_ctrl_c_within_a_step_waits_for_its_end(
     assert same(state_of(whole), state_of(tmp_path))
 
 
-def test_a_break_without_a_word_loses_the_steps_since_the_checkpoint(
-    whole: Path, tmp_path: Path
-) -> None:
-    class Killed(Breaking):
-        def __call__(self, samples: list[Sample]) -> Any:
-            if self.left == 0:
-                raise MemoryError
-            return super().__call__(samples)
-
+def test_killed_run_resumes_from_the_last_checkpoint(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(MemoryError):
-        run(tmp_path, collate=Killed(12), checkpoint_every=7)
+        run(tmp_path, collate=Interrupted(12, MemoryError), checkpoint_every=7)
     assert state_of(tmp_path)["step"] == 7
     assert [row["step"] for row in lines_of(tmp_path)] == [10]
     with (tmp_path / METRICS).open("a") as lines:
         lines.write('{"step": 1')  # cut off
     run(tmp_path, model=new_model(7), resume=True)
-    assert same(state_of(whole), state_of(tmp_path))
-    assert lines_of(whole) == lines_of(tmp_path)
+    assert_same_run(whole, tmp_path)
 
 
-def test_a_finished_run_resumed_stays_as_it_is(whole: Path, tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) -> None:
     run(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     model, progress = run(tmp_path, model=new_model(7), resume=True)
@@ -201,78 +196,26 @@ def test_a_finished_run_resumed_stays_as_it_is(whole: Path, tmp_path: Path) -> N
     assert same(model.state_dict(), state_of(whole)["model"])
 
 
-def test_going_on_in_the_middle_of_an_epoch_of_refer_data(tmp_path: Path) -> None:
-    data = ReferDataset(small_refcoco(tmp_path / "data").write())
-    words = Vocabulary.from_expressions(data.expressions())
-    options = {**OPTIONS, "vocabulary_size": len(words)}
-    config = ModelConfig("cmsa", options, words.tokens, SIZE, 20)
-    recipe = replace(RECIPE, steps=5, images_per_step=1)  # epochs of two steps
-
-    def go(name: str, **given: Any) -> None:
-        torch.manual_seed(0)
-        model, folder = config.build(), tmp_path / name
-        given.setdefault("collate", Collate(words, SIZE))
-        run(folder, data, recipe=recipe, model=model, config=config, **given)
-
-    go("whole")
-    with pytest.raises(KeyboardInterrupt):
-        go("broken", collate=Breaking(3, words))
-    go("broken", resume=True, num_workers=1)
-    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "broken"))
-    assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "broken")
-
-
-def test_batches_of_steps_across_epochs() -> None:
-    ids = [0, 0, 1, 2, 2, 2, 3]
-
-    def batches(start: int, steps: int) -> list[list[int]]:
-        return list(StepBatches(ImageBatchSampler(ids, 3, 1, seed=5), start, steps))
-
-    expected = []
-    sampler = ImageBatchSampler(ids, 3, 1, seed=5)
-    for epoch in range(4):
-        sampler.set_epoch(epoch)
-        expected += list(sampler)
-    assert [len(batch) for batch in expected] == [3, 1] * 4
-    for start in range(8):
-        assert batches(start, 7) == expected[start:7]
-        steps = StepBatches(sampler, start, 8)
-        assert len(steps) == 8 - start == len(list(steps))
-    assert {frozenset(one) for one in expected[::2]} != {frozenset(expected[0])}
-
-
-def test_learning_rate_by_hand() -> None:
-    recipe = replace(RECIPE, steps=6, warmup_steps=2, power=2.0)
-    factors = [learning_rate_factor(step, recipe) for step in range(8)]
-    assert factors == pytest.approx([0.5, 1.0, 1.0, 9 / 16, 4 / 16, 1 / 16, 0.0, 0.0])
-    straight = replace(recipe, warmup_steps=0, power=1.0, steps=4)
-    assert [learning_rate_factor(step, straight) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
-    only_up = replace(recipe, warmup_steps=4, steps=2)
-    assert [learning_rate_factor(step, only_up) for step in range(3)] == [0.25, 0.5, 0.75]
-
-
 @pytest.mark.parametrize("at", [1, 4])
-def test_steps_without_a_usable_expression_change_nothing(tmp_path: Path, at: int) -> None:
+def test_steps_without_a_usable_expression_change_no_weights(tmp_path: Path, at: int) -> None:
     recipe = replace(RECIPE, steps=at + 4)  # fewer than two passes
     errors = ErrorCollector(strict=False)
-    failing = {"recipe": recipe, "collate": Failing(at), "problems": errors}
+    failing = {"recipe": recipe, "collate": Failing(at), "errors": errors}
     _, progress = run(tmp_path / "failing", **failing)
     assert progress.step == recipe.steps
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", recipe=recipe, collate=Breaking(at))
+        run(tmp_path / "broken", recipe=recipe, collate=Interrupted(at))
     found, expected = state_of(tmp_path / "failing"), state_of(tmp_path / "broken")
     assert (found["step"], expected["step"]) == (at + 4, at)
     assert same(found["model"], expected["model"])
     assert same(found["optimizer"]["state"], expected["optimizer"]["state"])
     assert set(errors.messages) == {"unusable"}
-    assert errors.count <= 8  # an item is told once
+    assert errors.count <= 8  # every item is reported once
 
 
-def test_training_goes_on_after_a_first_step_without_a_usable_expression(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_first_step_without_a_usable_expression(whole: Path, tmp_path: Path) -> None:
     errors = ErrorCollector(strict=False)
-    # The batch, and each of its two items by itself.
+    # The batch, then each of its two items alone.
     _, progress = run(tmp_path, collate=Failing(0, 3), errors=errors)
     assert progress.step == 13
     assert errors.messages == ["unusable"] * 2
@@ -283,18 +226,20 @@ def test_training_goes_on_after_a_first_step_without_a_usable_expression(
     assert steps == {12}
 
 
-def test_data_of_which_nothing_can_be_used_end_the_training(tmp_path: Path) -> None:
+def test_unusable_data_end_the_training(tmp_path: Path) -> None:
     for name, steps, enough in (("short", 4, 4), ("long", 99, 6)):  # a pass is three steps
         model, recipe = new_model(), replace(RECIPE, steps=steps)
         given = {"model": model, "recipe": recipe, "collate": Failing(0)}
-        with pytest.raises(ValueError, match=f"No expression of {enough} steps in a row"):
+        with pytest.raises(
+            ValueError, match=f"None of the expressions of {enough} consecutive steps"
+        ):
             run(tmp_path / name, errors=ErrorCollector(strict=False), **given)
         assert same(model.state_dict(), new_model().state_dict())
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == [METRICS]
 
 
 class Diverging(nn.Module):
-    """Logits, or a gradient, that stop being numbers after some steps."""
+    """Logits or gradients become NaN after some steps."""
 
     def __init__(self, kind: str, after: int) -> None:
         super().__init__()
@@ -313,31 +258,18 @@ class Diverging(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_divergence_leaves_the_files(tmp_path: Path, kind: str) -> None:
+def test_divergence_keeps_the_files(tmp_path: Path, kind: str) -> None:
     model = Diverging(kind, 6)
     with pytest.raises(FloatingPointError, match=f"(?i){kind}.*lower learning_rate"):
-        run(tmp_path, model=model, checkpoint_every=5)
+        run(tmp_path, model=model, checkpoint_every=6)
     state = state_of(tmp_path)
-    assert state["step"] == 5
+    assert state["step"] == 6
     assert bool(model.weight.isfinite())
-    assert bool(state["model"]["weight"].isfinite())
+    assert torch.equal(state["model"]["weight"], model.weight)
     assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, METRICS, WEIGHTS]
 
 
-def test_a_step_of_no_finite_loss_changes_nothing() -> None:
-    model = Diverging("loss", 1)
-    optimizer = torch.optim.Adam(model.parameters())
-    batch = Collate(VOCABULARY, SIZE)([images()[0]])
-    loss, iou = training_step(model, optimizer, batch, 1.0)
-    assert loss.isfinite()
-    assert 0 <= float(iou) <= 1
-    before = model.weight.detach().clone()
-    with pytest.raises(FloatingPointError, match="loss became nan"):
-        training_step(model, optimizer, batch, 1.0)
-    assert torch.equal(model.weight, before)
-
-
-def test_iou_of_a_step_by_hand() -> None:
+def test_iou_of_a_step() -> None:
     class Fixed(Diverging):
         def forward(self, images: Tensor, words: Tensor, mask: Tensor, index: Tensor) -> Tensor:
             sides = torch.ones(len(index), 1, SIZE, SIZE)
@@ -357,7 +289,7 @@ def test_iou_of_a_step_by_hand() -> None:
     assert float(iou) == pytest.approx(1 / 3)
 
 
-def test_resuming_with_other_words_data_or_model(tmp_path: Path) -> None:
+def test_resuming_with_another_vocabulary_data_set_or_model_fails(tmp_path: Path) -> None:
     run(tmp_path, recipe=replace(RECIPE, steps=2))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     swapped = (*VOCABULARY.tokens[:-2], *VOCABULARY.tokens[:-3:-1])
@@ -371,22 +303,22 @@ def test_resuming_with_other_words_data_or_model(tmp_path: Path) -> None:
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_resuming_with_another_backend_is_fine(tmp_path: Path) -> None:
+def test_resuming_with_another_backend(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, collate=Breaking(1), recipe=replace(RECIPE, steps=2))
+        run(tmp_path, collate=Interrupted(1), recipe=replace(RECIPE, steps=2))
     config = replace(CONFIG, options={**OPTIONS, "backend": "reference"})
     _, progress = run(tmp_path, resume=True, config=config, recipe=replace(RECIPE, steps=2))
     assert progress.step == 2
 
 
-def test_resuming_without_or_with_damaged_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint to go on from"):
+def test_resuming_with_missing_or_damaged_files_fails(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
         run(tmp_path / "none", resume=True)
     run(tmp_path, recipe=replace(RECIPE, steps=2))
     state = torch.load(tmp_path / STATE, weights_only=True)
     for name in ("optimizer", "seconds", "losses"):
         torch.save({key: state[key] for key in state if key != name}, tmp_path / STATE)
-        with pytest.raises(ValueError, match=f"does not fit this model: '{name}'"):
+        with pytest.raises(ValueError, match=f"does not fit this run: '{name}'"):
             run(tmp_path, resume=True)
     torch.save(state, tmp_path / STATE)
     for text in ("no json\n", "{}\n", "[]\n"):
@@ -397,7 +329,7 @@ def test_resuming_without_or_with_damaged_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_errors_of_items_come_as_they_are(tmp_path: Path, num_workers: int) -> None:
+def test_errors_of_items_are_raised_unchanged(tmp_path: Path, num_workers: int) -> None:
     data = images()
     data.samples = [replace(one, expression=" ") for one in data.samples]
     with pytest.raises(ValueError, match=r"^expression must have at least one word") as caught:
@@ -406,7 +338,7 @@ def test_errors_of_items_come_as_they_are(tmp_path: Path, num_workers: int) -> N
     assert "In the sample with image_id" in caught.value.__notes__[0]
 
 
-def test_the_bar_shows_loss_iou_and_time_left(
+def test_progress_bar_shows_loss_iou_and_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "tqdm", _every_step(training.tqdm))
@@ -420,3 +352,119 @@ def test_the_bar_shows_loss_iou_and_time_left(
 
 def _every_step(usual: Any) -> Any:
     return lambda **given: usual(**given, mininterval=0, miniters=1)
+
+
+def validate(model: nn.Module) -> dict[str, float]:
+    """Metrics that depend on the weights, with draws from the generator that training uses."""
+    torch.rand(3)
+    return {"overall_iou": sum(float(p.detach().abs().sum()) for p in model.parameters()) % 1}
+
+
+VALIDATED = replace(RECIPE, validate_every=3, ema_decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("validated")
+    run(folder, recipe=VALIDATED, validate=validate)
+    return folder
+
+
+def test_validation_keeps_the_best_weights(tmp_path: Path) -> None:
+    ious = iter([0.7, 0.7, 0.5, 0.6, 0.3])  # of equal ones the later is kept
+    steps: list[dict[str, Tensor]] = []
+
+    def measured(model: nn.Module) -> dict[str, float]:
+        steps.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"overall_iou": next(ious), "mean_iou": 0.25}
+
+    recipe = replace(RECIPE, validate_every=3)
+    model, progress = run(tmp_path, recipe=recipe, validate=measured)
+    assert progress.best_step == 6
+    assert len(steps) == 5  # steps 3, 6, 9, 12 and the last one
+    assert same(load_model(tmp_path)[0].state_dict(), steps[1])
+    assert same(model.state_dict(), steps[1])
+    assert same(load_model(tmp_path / LAST)[0].state_dict(), steps[4])
+    rows = [row for row in lines_of(tmp_path) if "validation" in row]
+    assert [row["step"] for row in rows] == [3, 6, 9, 12, 13]
+    assert rows[1]["validation"] == {"overall_iou": 0.7, "mean_iou": 0.25}
+
+
+def test_best_weights_are_written_with_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        run(tmp_path, recipe=VALIDATED, validate=validate, collate=Interrupted(4, MemoryError))
+    assert state_of(tmp_path)["best"][0] == 3
+
+
+class Dropping(nn.Module):
+    """The tiny model with dropout, which draws from the global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = new_model()
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return nn.functional.dropout(self.model(*batch), 0.1, self.training)
+
+
+def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
+    states = {}
+    for name, every in (("without", 0), ("with", 2)):
+        torch.manual_seed(5)
+        recipe = replace(RECIPE, steps=5, validate_every=every)
+        with pytest.raises(KeyboardInterrupt):  # a whole run would load the best weights
+            run(
+                tmp_path / name,
+                recipe=recipe,
+                model=Dropping(),
+                validate=validate,
+                collate=Interrupted(4),
+            )
+        states[name] = state_of(tmp_path / name)
+    assert states["with"]["validated"] == 4
+    for part in ("model", "optimizer", "schedule"):
+        assert same(states["without"][part], states["with"][part])
+
+
+@pytest.mark.parametrize("at", [2, 3, 4, 12])
+def test_interrupted_run_with_validation_and_average_resumes(
+    validated: Path, tmp_path: Path, at: int
+) -> None:
+    given = {"recipe": VALIDATED, "validate": validate, "checkpoint_every": 5}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, collate=Interrupted(at), **given)
+    model, _ = run(tmp_path, model=new_model(7), resume=True, **given)
+    assert_same_run(validated, tmp_path)
+    assert same(model.state_dict(), load_model(tmp_path)[0].state_dict())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("call", [1, 3, 5])
+def test_run_stopped_during_a_validation_resumes(
+    validated: Path, tmp_path: Path, error: type[BaseException], call: int
+) -> None:
+    calls = 0
+
+    def stopped(model: nn.Module) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise error
+        return validate(model)
+
+    given: dict[str, Any] = {"recipe": VALIDATED, "checkpoint_every": 2}
+    with pytest.raises(error):
+        run(tmp_path, validate=stopped, **given)
+    run(tmp_path, model=new_model(7), resume=True, validate=validate, **given)
+    assert_same_run(validated, tmp_path)
+
+
+def test_moving_average_is_saved_and_evaluated(whole: Path, tmp_path: Path) -> None:
+    model, _ = run(tmp_path, recipe=replace(RECIPE, ema_decay=0.9))
+    state = state_of(tmp_path)
+    assert same(state["model"], state_of(whole)["model"])  # training itself is the same
+    average = {name.removeprefix("module."): v for name, v in state["average"].items()}
+    assert int(average.pop("n_averaged")) == 13
+    assert same(load_model(tmp_path)[0].state_dict(), average)
+    assert same(model.state_dict(), average)
+    assert not same(state["model"], average)

@@ -1,4 +1,4 @@
-"""What was found in a root folder, and the published numbers that it is compared with."""
+"""The result of `data check`: counts, findings, leaks; and the published counts it compares with."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from ..source import Form
-from .images import Trouble
+from .images import ImageFinding
 from .leakage import Leak
 
-# References and images of published splits, as far as they were printed or counted in a sound copy.
+# References and images of published splits, where they were published or counted in an intact copy.
 PUBLISHED_REFERENCES: Mapping[tuple[str, str], Mapping[str, int]] = {
     ("refcoco", "unc"): {"train": 42_404, "val": 3_811, "testA": 1_975, "testB": 1_810},
     ("refcoco+", "unc"): {"train": 42_278, "val": 3_805, "testA": 1_975, "testB": 1_798},
@@ -37,38 +37,44 @@ Kind = (
         "expression-repeated",
         "names-nothing",
     ]
-    | Trouble
+    | ImageFinding
 )
 
-# How bad each kind is, and what a number of them is called.
+# Severity of each kind, and its description after a number.
 KINDS: Mapping[Kind, tuple[Severity, str]] = {
-    "incomplete": ("error", "things missing"),
+    "incomplete": ("error", "files or folders missing"),
     "not-readable": ("error", "data sets that cannot be read"),
     "record-unusable": ("error", "records that cannot be used"),
     "image-missing": ("error", "images missing"),
     "image-unreadable": ("error", "images that cannot be read"),
-    "image-size": ("error", "images of another size than their records say"),
-    "mask-unfit": ("error", "masks that cannot be drawn on their image"),
+    "image-size": ("error", "images whose size differs from their records"),
+    "mask-unfit": ("error", "masks that do not fit their image"),
     "count": ("warning", "counts that differ from the published ones"),
     "mask-empty": ("warning", "masks without a pixel"),
-    "mask-outside": ("warning", "masks that pass the edge of their image"),
-    "mask-part-degenerate": ("warning", "polygons that enclose nothing"),
+    "mask-outside": ("warning", "masks that extend beyond their image"),
+    "mask-part-degenerate": ("warning", "degenerate polygons"),
     "expression-without-word": ("warning", "expressions without a word"),
-    "image-turned": ("information", "images that are turned upright to fit their masks"),
-    "expression-non-ascii": ("information", "expressions with characters beyond ASCII"),
-    "expression-repeated": ("information", "expressions that their reference has already (kept)"),
-    "names-nothing": ("information", "expressions that name nothing in their image, by intent"),
+    "image-turned": (
+        "information",
+        "images that fit their masks only after applying their EXIF orientation",
+    ),
+    "expression-non-ascii": ("information", "expressions with non-ASCII characters"),
+    "expression-repeated": (
+        "information",
+        "expressions that occur twice in their reference (kept)",
+    ),
+    "names-nothing": ("information", "expressions without a target object (by design)"),
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Everything of one kind that was found in one data set.
+    """All findings of one kind in one data set.
 
     Attributes:
-        data_set: Its label, or "" where it is about the root.
-        kind: What it is; `KINDS` has the words for it.
-        details: One expression for each, naming file and record.
+        data_set: Label of the data set, or "" for the root.
+        kind: One of `KINDS`.
+        details: One message per occurrence, which names file and record.
     """
 
     data_set: str
@@ -77,13 +83,13 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """Whether it spoils the data ("error"), a comparison ("warning"), or nothing."""
+        """Whether the data cannot be used ("error"), results may not be comparable ("warning"), or neither."""
         return KINDS[self.kind][0]
 
 
 @dataclass(frozen=True)
 class SplitCount:
-    """How much one split holds, and how much was published (None where that is unknown)."""
+    """Counts of one split, and the published counts (None if unknown)."""
 
     split: str
     references: int
@@ -96,13 +102,13 @@ class SplitCount:
 
 @dataclass(frozen=True)
 class DataSetCheck:
-    """One data set of the root.
+    """One data set under the root.
 
     Attributes:
-        label: What it is called in this result; no two have the same.
-        form: How its files are laid out.
-        root: The folder it was read from.
-        splits: Its splits, in the files' order; none where it could not be read.
+        label: Unique name in this result.
+        form: Layout of its files.
+        root: Folder it was read from.
+        splits: Its splits, in the order of the files; empty if it cannot be read.
     """
 
     label: str
@@ -113,15 +119,15 @@ class DataSetCheck:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What lies under a root.
+    """Result of `data check`.
 
     Attributes:
-        root: The folder.
-        data_sets: What was recognised.
-        findings: What was found, by data set.
+        root: Folder that was checked.
+        data_sets: Recognised data sets.
+        findings: Findings, by data set.
         leaks: Training and evaluation splits that share images.
-        images: Number of distinct images looked at, data set by data set.
-        decoded: Whether they were decoded whole.
+        images: Number of images checked; an image of several data sets counts several times.
+        decoded: Whether they were decoded completely.
     """
 
     root: Path
@@ -133,5 +139,5 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is missing or damaged; there may be warnings."""
+        """Whether there is no error; there may be warnings."""
         return not any(finding.severity == "error" for finding in self.findings)

@@ -1,4 +1,4 @@
-"""Whether images can be read and masks lie on them, looked at in several processes."""
+"""Checks images and masks in worker processes: images exist, can be read, and fit their masks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..formats.converted.image_store import EmbeddedImage
+from ...system.processes import ignore_interrupts
+from ..errors import by
 from ..images import ImageFile, read_image_size
-from ..loader import leave_interrupts_to_the_main_process
 from ..masks import MaskSource
-from ..readable import by
-from ..types import ImageSource, ObjectMask, Record
+from ..types import EmbeddedImage, ImageSource, ObjectMask, Record
 
-Trouble = Literal[
+ImageFinding = Literal[
     "image-missing",
     "image-unreadable",
     "image-size",
@@ -30,111 +29,110 @@ Trouble = Literal[
 ]
 Size = tuple[int, int]
 
-_FEW = 200  # images for which no process is started
-_AT_ONCE = 32
-_TOLERANCE = 2.0  # pixels by which polygons of the published files may pass the image's edge
+_FEW = 200  # images for which no worker is started
+_CHUNK = 32
+_TOLERANCE = 2.0  # pixels by which polygons of the published files may exceed the image
 
 
 @dataclass
-class ImageFindings:
-    """What was found at one image.
+class ImageCheck:
+    """Result of checking one image and its masks.
 
     Attributes:
-        stored: Height and width in pixels as stored; None where the image was not read.
-        upright: The same as its EXIF orientation turns it, looked up where the stored size does not
-            fit.
-        troubles: What is wrong and an expression naming file and record, each as often as it happens.
+        stored: Height and width in pixels as stored; None if the image was not read.
+        upright: Height and width after applying the EXIF orientation; computed only if `stored` does not fit.
+        findings: Kind and message, which names file and record, of every finding.
     """
 
     stored: Size | None = None
     upright: Size | None = None
-    troubles: list[tuple[Trouble, str]] = field(default_factory=list)
+    findings: list[tuple[ImageFinding, str]] = field(default_factory=list)
 
 
 def check_images(
     records: Sequence[Record],
     *,
     title: str,
-    look: bool = True,
+    read: bool = True,
     decode: bool = False,
     num_workers: int = 0,
-) -> Iterator[ImageFindings]:
-    """Looks at every image of some records, and draws every mask on it.
+) -> Iterator[ImageCheck]:
+    """Checks every image of some records, and decodes every mask.
 
     Args:
-        records: The records.
-        title: What the progress bar says.
-        look: Read the images; without, masks are drawn at the recorded sizes.
-        decode: Decode whole images, where otherwise the start of each file is read.
-        num_workers: Processes that read beside this one; 0: none. Few images start none.
+        records: Records to check.
+        title: Title of the progress bar.
+        read: Read the images; otherwise masks are decoded at the recorded sizes.
+        decode: Decode the images completely; otherwise only the start of each file is read.
+        num_workers: Number of worker processes; 0 uses this process. For few images none are started.
 
     Yields:
-        The findings for each distinct image, in the order of the records.
+        The result for each distinct image, in the order of the records.
     """
-    places: dict[ImageSource, list[int]] = {}
-    for place, record in enumerate(records):
-        places.setdefault(record.image, []).append(place)
-    work = _Work(records, list(places.items()), look, decode)
+    by_image: dict[ImageSource, list[int]] = {}
+    for index, record in enumerate(records):
+        by_image.setdefault(record.image, []).append(index)
+    images = _Images(records, list(by_image.items()), read, decode)
     loader: DataLoader[Any] = DataLoader(
-        work,
-        batch_size=_AT_ONCE,
+        images,
+        batch_size=_CHUNK,
         collate_fn=list,
-        num_workers=num_workers if len(work) > _FEW else 0,
-        worker_init_fn=leave_interrupts_to_the_main_process,
+        num_workers=num_workers if len(images) > _FEW else 0,
+        worker_init_fn=ignore_interrupts,
     )
-    with tqdm(total=len(work), desc=title, unit="picture", dynamic_ncols=True) as bar:
-        for several in loader:
-            yield from several
-            bar.update(len(several))
+    with tqdm(total=len(images), desc=title, unit="image", dynamic_ncols=True) as bar:
+        for checks in loader:
+            yield from checks
+            bar.update(len(checks))
 
 
-class _Work(Dataset[ImageFindings]):
+class _Images(Dataset[ImageCheck]):
     def __init__(
         self,
         records: Sequence[Record],
         images: list[tuple[ImageSource, list[int]]],
-        look: bool,
+        read: bool,
         decode: bool,
     ) -> None:
         self._records, self._images = records, images
-        self._look, self._decode = look, decode
+        self._read, self._decode = read, decode
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> ImageFindings:
-        image, places = self._images[index]
-        records = [self._records[place] for place in places]
-        found = ImageFindings()
-        if self._look:
-            _look_at(image, records[0].mask_size, self._decode, found)
-        sizes_told: set[Size] = set()
-        seen: set[tuple[int, Size | None]] = set()
+    def __getitem__(self, index: int) -> ImageCheck:
+        image, indices = self._images[index]
+        records = [self._records[index] for index in indices]
+        check = ImageCheck()
+        if self._read:
+            _check_size(image, records[0].mask_size, self._decode, check)
+        reported_sizes: set[Size] = set()
+        checked: set[tuple[int, Size | None]] = set()
         for record in records:
-            size = record.mask_size or found.stored
-            if size is not None and found.stored not in (None, size):
-                if size not in sizes_told:
-                    sizes_told.add(size)
-                    found.troubles.append(_other_size(record, found, size))
-                if size != found.upright:
-                    continue  # its masks are for some other image
-            for one in record.objects:
-                if (id(one), size) not in seen:  # references may share an object
-                    seen.add((id(one), size))
-                    found.troubles += _object_troubles(one, record, size, found.stored is not None)
-        return found
+            size = record.mask_size or check.stored
+            if size is not None and check.stored not in (None, size):
+                if size not in reported_sizes:
+                    reported_sizes.add(size)
+                    check.findings.append(_size_finding(record, check, size))
+                if size != check.upright:
+                    continue  # its masks belong to another image
+            for mask in record.objects:
+                if (id(mask), size) not in checked:  # references may share an object
+                    checked.add((id(mask), size))
+                    check.findings += _mask_findings(mask, record, size, check.stored is not None)
+        return check
 
 
-def _look_at(image: ImageSource, expected: Size | None, decode: bool, found: ImageFindings) -> None:
+def _check_size(image: ImageSource, expected: Size | None, decode: bool, check: ImageCheck) -> None:
     try:
-        found.stored = found.upright = _size(image, decode, apply_orientation=False)
-        if expected not in (None, found.stored):
-            found.upright = _size(image, decode, apply_orientation=True)
+        check.stored = check.upright = _size(image, decode, apply_orientation=False)
+        if expected not in (None, check.stored):
+            check.upright = _size(image, decode, apply_orientation=True)
     except FileNotFoundError as error:
-        found.troubles.append(("image-missing", str(error)))
+        check.findings.append(("image-missing", str(error)))
     except (ValueError, OSError) as error:
-        found.stored = found.upright = None
-        found.troubles.append(("image-unreadable", str(error)))
+        check.stored = check.upright = None
+        check.findings.append(("image-unreadable", str(error)))
 
 
 def _size(image: ImageSource, decode: bool, *, apply_orientation: bool) -> Size:
@@ -148,52 +146,52 @@ def _size(image: ImageSource, decode: bool, *, apply_orientation: bool) -> Size:
     return height, width
 
 
-def _other_size(record: Record, found: ImageFindings, size: Size) -> tuple[Trouble, str]:
+def _size_finding(record: Record, check: ImageCheck, size: Size) -> tuple[ImageFinding, str]:
     name = record.image.name
-    if size == found.upright:
-        return "image-turned", f"{name} fits its masks only turned upright"
+    if size == check.upright:
+        return "image-turned", f"{name} fits its masks only after applying its EXIF orientation"
     return "image-size", (
-        f"{name} is {by(found.stored)} (height x width), where {_about(record)} says {by(size)}"
+        f"{name} is {by(check.stored)} (height x width), but {_about(record)} says {by(size)}"
     )
 
 
-def _object_troubles(
-    one: ObjectMask, record: Record, size: Size | None, is_image_known: bool
-) -> Iterator[tuple[Trouble, str]]:
+def _mask_findings(
+    mask: ObjectMask, record: Record, size: Size | None, is_image_known: bool
+) -> Iterator[tuple[ImageFinding, str]]:
     about = _about(record)
-    for _ in range(one.dropped):
+    for _ in range(mask.dropped):
         yield "mask-part-degenerate", about
-    if one.is_empty:
-        yield "mask-empty", f"{about} has no part left"
+    if mask.is_empty:
+        yield "mask-empty", f"{about} has no valid part"
         return
     if size is None:
         return
-    if not is_image_known and record.size not in (None, one.size) and one.size is not None:
+    if not is_image_known and record.size not in (None, mask.size) and mask.size is not None:
         yield (
             "mask-unfit",
             (
-                f"{about} has a mask of {by(one.size)} (height x width) in an image recorded as "
+                f"{about} has a mask of {by(mask.size)} (height x width), but its image is recorded as "
                 f"{by(record.size)}"
             ),
         )
         return
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and size[0] * size[1] > limit:
-        yield "mask-unfit", f"{about} is for {by(size)} pixels, more than any image may have"
+        yield "mask-unfit", f"{about} has {by(size)} pixels, more than the {limit} allowed"
         return
     try:
-        is_drawn = bool(one.decode(*size).any())
+        has_pixels = bool(mask.decode(*size).any())
     except (ValueError, OSError) as error:
         yield "mask-unfit", f"{about}: {error}"
         return
-    if not is_drawn:
+    if not has_pixels:
         yield "mask-empty", f"{about} covers no pixel of {by(size)}"
-    elif isinstance(one, MaskSource) and (beyond := _beyond(one, size)) > _TOLERANCE:
-        yield "mask-outside", f"{about} passes the edge of {by(size)} by {beyond:.1f} pixels"
+    elif isinstance(mask, MaskSource) and (excess := _excess(mask, size)) > _TOLERANCE:
+        yield "mask-outside", f"{about} extends beyond {by(size)} by {excess:.1f} pixels"
 
 
-def _beyond(mask: MaskSource, size: Size) -> float:
-    """By how many pixels the polygons pass the image's edges."""
+def _excess(mask: MaskSource, size: Size) -> float:
+    """By how many pixels the polygons extend beyond the image."""
     height, width = size
     return max(
         (

@@ -1,4 +1,4 @@
-"""What a root folder holds, what is wrong with it, and how it compares with what was published."""
+"""Checks all data sets under a root folder: records, masks, images, counts, leaks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ErrorCollector, one_line
-from ..formats.refer_layout import COCO_FOLDERS, published_origin
+from ..exclusions import numbering_of
+from ..formats.published import published_origin
+from ..formats.refer_layout import COCO_FOLDERS
 from ..source import Reading, Source, read_records
 from ..types import Record
 from ..vocabulary import tokenize
@@ -23,7 +25,7 @@ from .findings import (
     SplitCount,
 )
 from .images import check_images
-from .leakage import SplitImages, find_leaks, numbering_of, split_images
+from .leakage import SplitImages, find_leaks, split_images
 
 
 def inspect_root(
@@ -33,19 +35,19 @@ def inspect_root(
     read_images: bool = False,
     num_workers: int = 0,
 ) -> CheckResult:
-    """Reads every data set under a root, draws every mask and looks at every image.
+    """Reads every data set under a root, decodes every mask and checks every image.
 
     Args:
-        root: The folder.
-        image_folder: The folder of the images, where it is none of the usual ones.
-        read_images: Decode every image, where otherwise the start of its file is read.
-        num_workers: Processes that look at images beside this one; 0: none.
+        root: Folder with the data sets.
+        image_folder: Folder of the images, if it is none of the usual ones.
+        read_images: Decode every image; otherwise only the start of each file is read.
+        num_workers: Number of worker processes; 0 uses this process.
 
     Returns:
-        What was found. Nothing is changed on the disk.
+        The counts and findings. Nothing on the disk is changed.
 
     Raises:
-        FileNotFoundError: There is no such folder.
+        FileNotFoundError: The folder does not exist.
     """
     discovery = discover(root, image_folder=image_folder)
     data_sets: list[DataSetCheck] = []
@@ -63,14 +65,14 @@ def inspect_root(
             checked = check_images(
                 reading.records,
                 title=label,
-                look=has_images,
+                read=has_images,
                 decode=read_images,
                 num_workers=num_workers,
             )
-            for found in checked:
+            for check in checked:
                 images += has_images
-                for trouble, message in found.troubles:
-                    details.setdefault(trouble, []).append(message)
+                for kind, message in check.findings:
+                    details.setdefault(kind, []).append(message)
             splits += split_images(reading.records, label, numbering=numbering_of(source, reading))
         data_sets.append(DataSetCheck(label, source.form, source.root, tuple(counts)))
         findings += [
@@ -89,22 +91,22 @@ def inspect_root(
 def _read(
     source: Source, root: Path, details: dict[Kind, list[str]]
 ) -> tuple[Reading | None, bool]:
-    """The records, and whether there are folders of images to look into."""
+    """The records, and whether a folder of images exists."""
     errors = ErrorCollector(strict=False)
     reading = None
     has_images = True
     try:
         reading = read_records(source, None, errors)
     except FileNotFoundError as error:
-        # Where only the images' folder is missing, the records can be checked all the same.
+        # If only the image folder is missing, the records can be checked nevertheless.
         has_images = False
-        for folder, is_of_images in _other_folders(source, root):
+        for folder, has_image_folder in _other_folders(source, root):
             try:
                 errors = ErrorCollector(strict=False)
                 reading = read_records(replace(source, image_folder=folder), None, errors)
             except (OSError, ValueError, TypeError, ImportError):
                 continue
-            has_images = is_of_images
+            has_images = has_image_folder
             break
         if not has_images:
             details["incomplete"] = [one_line(error)]
@@ -129,8 +131,8 @@ def _label(source: Source, reading: Reading | None, taken: set[str]) -> str:
     if reading is not None:
         label = reading.title
     else:
-        made = f" ({source.split_by})" if source.split_by else ""
-        label = (source.name or source.root.name) + made
+        author = f" ({source.split_by})" if source.split_by else ""
+        label = (source.name or source.root.name) + author
     if label in taken:
         label = f"{label}, {source.form}"
     if label in taken:
@@ -148,7 +150,7 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
     counts = []
     for split, records in by_split.items():
         published = reading.published_expressions.get(split)
-        origin, its_name = published_origin(published)  # a copy may call the split otherwise
+        origin, its_name = published_origin(published)  # a copy may use another name
         count = SplitCount(
             split,
             len(records),
@@ -161,16 +163,16 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
         counts.append(count)
         compared = (
             ("references", count.references, count.published_references),
-            ("sentences", count.expressions, count.published_expressions),
-            ("pictures", count.images, count.published_images),
+            ("expressions", count.expressions, count.published_expressions),
+            ("images", count.images, count.published_images),
         )
         wrong = [
-            f"{found} {what} (published: {expected})"
-            for what, found, expected in compared
-            if expected not in (None, found)
+            f"{actual} {what} (published: {expected})"
+            for what, actual, expected in compared
+            if expected not in (None, actual)
         ]
         if wrong and not records:
-            message = f"split {split} is not there (published: {published} expressions)"
+            message = f"split {split} is missing (published: {published} expressions)"
             details.setdefault("count", []).append(message)
         elif wrong:
             message = f"split {split} has {', '.join(wrong)}"
@@ -184,7 +186,7 @@ def _check_expressions(records: Sequence[Record], details: dict[Kind, list[str]]
         details.setdefault(kind, []).append(message)
 
     for record in records:
-        said: set[str] = set()
+        seen: set[str] = set()
         for sent_id, expression in record.expressions:
             try:
                 tokenize(expression)
@@ -192,8 +194,8 @@ def _check_expressions(records: Sequence[Record], details: dict[Kind, list[str]]
                 add("expression-without-word", record, sent_id, expression)
             if not expression.isascii():
                 add("expression-non-ascii", record, sent_id, expression)
-            if expression in said:
+            if expression in seen:
                 add("expression-repeated", record, sent_id, expression)
             if record.names_nothing:
                 add("names-nothing", record, sent_id, expression)
-            said.add(expression)
+            seen.add(expression)

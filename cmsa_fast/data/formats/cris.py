@@ -1,4 +1,4 @@
-"""The folders `anns` and `masks` that the scripts of CRIS, ETRIS, VLT and MCN make out of REFER's."""
+"""The folders `anns` and `masks` that the scripts of CRIS, ETRIS, VLT and MCN generate."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from ..errors import ErrorCollector
 from ..mask_files import PngMask
 from ..source import Reading, Source
 from ..types import Record
-from .parsing import Where, integer, kind, load_json, place, string
-from .record_parts import read_expressions, read_image
-from .refer import missing_split
-from .refer_layout import (
-    COCO_FOLDERS,
-    PUBLISHED_EXPRESSIONS,
-    SAIAPR_FOLDERS,
-    check_names,
-    image_folders,
+from .parsing import (
+    RepeatedReferences,
+    Where,
+    integer,
+    kind,
+    load_json,
+    place,
+    read_expressions,
+    read_image,
+    string,
 )
+from .published import PUBLISHED_EXPRESSIONS
+from .refer import missing_split
+from .refer_layout import COCO_FOLDERS, SAIAPR_FOLDERS, check_names, image_folders
 
-# VLT writes `anns` one folder below the images.
+# VLT writes `anns` into a folder beside `images`.
 _IMAGE_FOLDERS = (*COCO_FOLDERS, *SAIAPR_FOLDERS, "../images/train2014")
 _COCO_NAME = re.compile(r"COCO_(?:train|val)2014_(\d{12})\.\w+")
 _SAIAPR_NAME = re.compile(r"(\d{1,9})\.\w+")
@@ -32,14 +36,14 @@ _SAIAPR_NAME = re.compile(r"(\d{1,9})\.\w+")
 
 @dataclass(frozen=True)
 class _Published:
-    """A published data set and what its folder is called here and there."""
+    """A published data set and the names that its folder has in copies."""
 
     name: str
     split_by: str
     folders: tuple[str, ...]
 
 
-# The scripts call RefCOCOg's folder "refcocog" whoever made its split; CRIS renames it by hand.
+# The scripts name RefCOCOg's folder "refcocog" for either split; users of CRIS rename it by hand.
 _PUBLISHED = (
     _Published("refcoco", "unc", ("refcoco", "refcoco_unc")),
     _Published("refcoco+", "unc", ("refcoco+", "refcocop", "refcocoplus", "refcoco+_unc")),
@@ -50,7 +54,7 @@ _PUBLISHED = (
 
 @dataclass(frozen=True)
 class _Files:
-    """Where the files of one data set lie, and what it is called in messages."""
+    """Paths of one data set, and its title for messages."""
 
     anns: Path
     masks: Path
@@ -63,19 +67,18 @@ def read_anns_masks(source: Source, split: str | None, errors: ErrorCollector) -
     """Reads `anns` and `masks` (`cmsa_fast.data.source.read_records`).
 
     The layout is `<root>/anns/<name>/<split>.json`, `<root>/masks/<name>/<segment_id>.png`, and the
-    images as REFER has them or in `<root>/../images/train2014`. The name is "refcoco",
-    "refcoco+", "refcocog_u", "refcocog_g" or any other folder of `anns`; "refcocog" takes
-    "refcocog_u" unless `split_by` says "google". A split is matched by its exact name.
+    images as REFER has them or in `<root>/../images/train2014`. The name is "refcoco", "refcoco+",
+    "refcocog_u", "refcocog_g" or any other folder of `anns`; "refcocog" means "refcocog_u" unless
+    `split_by` is "google". A split is matched by its exact name. The files have only the text version
+    "sent" of the expressions.
 
-    The files have the cleaned expressions only. Masks are read when they are drawn.
-
-    An image's number is COCO's, from its name. Images named otherwise get a negative number of
-    their own, which depends on the name alone.
+    The number of an image is COCO's, from its name. Images with other names get a negative number that
+    depends on the name alone.
     """
     if source.text != "sent":
         raise ValueError(
-            f"text is {source.text!r}, but the files in {source.root / 'anns'} have the cleaned "
-            "expressions only ('sent')"
+            f"text is {source.text!r}, but the files in {source.root / 'anns'} have only the "
+            "normalised expressions ('sent')"
         )
     files = _locate(source)
     records: list[Record] = []
@@ -83,9 +86,13 @@ def read_anns_masks(source: Source, split: str | None, errors: ErrorCollector) -
         content = load_json(file)
         if not isinstance(content, list):
             raise ValueError(f"{file} holds {kind(content)} where a list of records is expected")
+        repeated = RepeatedReferences()
         for i, entry in enumerate(content):
             with errors:
-                records.append(_read_record(entry, (file, "record", i), file.stem, files))
+                where = (file, "record", i)
+                record = _read_record(entry, where, file.stem, files)
+                repeated.check(record.ref_id, (record.image, record.expressions), where)
+                records.append(record)
     if not records:
         raise ValueError(missing_split(split, files.anns, ()))
     return Reading(records, files.title, files.published_expressions)
@@ -97,7 +104,7 @@ def _read_record(entry: Any, where: Where, split: str, files: _Files) -> Record:
     expressions = read_expressions(entry, "sent", where)
     if "sentences_num" in entry and integer(entry, "sentences_num", where) != len(expressions):
         raise ValueError(
-            f"{place(where)} has {len(expressions)} expressions, where its 'sentences_num' is "
+            f"{place(where)} has {len(expressions)} sentences, but its 'sentences_num' is "
             f"{entry['sentences_num']}"
         )
     return Record(
@@ -134,10 +141,10 @@ def _locate(source: Source) -> _Files:
     if not (root / "anns").is_dir():
         if (root / "lmdb").is_dir() or any(root.glob("*.lmdb")):
             raise ValueError(
-                f"{root} has LMDB files and no folder anns: their writing differs from version to "
-                "version and may run code, so that they are not read; make anns and masks anew "
-                "from REFER's files by CRIS's tools/data_process.py with --generate_mask, or read "
-                "REFER's files themselves (form 'refer')"
+                f"{root} has LMDB files and no folder anns; LMDB files are not supported, because their "
+                "serialisation differs between versions and may run code: generate anns and masks from "
+                "REFER's files with CRIS's tools/data_process.py --generate_mask, or read REFER's files "
+                "themselves (form 'refer')"
             )
         raise FileNotFoundError(f"there is no folder {root / 'anns'}. {what_belongs}")
     folder = _folder(root / "anns", name, source.split_by)
@@ -152,7 +159,7 @@ def _locate(source: Source) -> _Files:
 
 
 def _folder(anns: Path, name: str, split_by: str) -> str:
-    """Which folder of `anns` is meant."""
+    """The folder of `anns` that the name and the author of the split stand for."""
     known = [one for one in _PUBLISHED if name in (one.name, *one.folders)]
     makers = sorted({one.split_by for one in known})
     if split_by and known and split_by not in makers:
@@ -169,7 +176,7 @@ def _folder(anns: Path, name: str, split_by: str) -> str:
 
 
 def _identity(folder: str, split_by: str) -> tuple[str, Mapping[str, int]]:
-    """Title and published numbers of expressions."""
+    """The title and the published numbers of expressions."""
     for one in _PUBLISHED:
         if folder in one.folders or (folder, split_by) == (one.name, one.split_by):
             return f"{one.name} ({one.split_by})", PUBLISHED_EXPRESSIONS[one.name][one.split_by]

@@ -1,21 +1,21 @@
-"""gRefCOCO: expressions that mean one object, several, or none.
+"""gRefCOCO, where an expression refers to one object, several, or none.
 
-Liu, Ding, Jiang: GRES, Generalized Referring Expression Segmentation, CVPR 2023. The masks follow
-its repository (henghuiding/ReLA): the union of all objects, without annotations of crowds.
+Liu, Ding, Jiang: GRES, Generalized Referring Expression Segmentation, CVPR 2023. The masks follow its
+repository (henghuiding/ReLA): the union of all objects, without annotations of crowds.
 """
 
 from __future__ import annotations
 
 import logging
+from operator import eq
 from pathlib import Path
 from typing import Any
 
 from ..errors import ErrorCollector
 from ..source import Reading, Source
 from .parsing import Where, field, identifier, kind, place
-from .refer import missing_split, refer_records
+from .refer import refer_records
 from .refer_layout import COCO_FOLDERS, ReferFiles, check_names, image_folders
-from .refer_records import read_references
 
 _logger = logging.getLogger(__name__)
 
@@ -25,34 +25,30 @@ _NO_TARGET = "-1"
 def read_grefcoco(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
     """Reads gRefCOCO (`cmsa_fast.data.source.read_records`).
 
-    The layout is `<root>/grefcoco/grefs(unc).json` (or `.p`, of older releases; the JSON file is
-    read where both are there), `<root>/grefcoco/instances.json`, and the images of COCO train2014
-    as REFER has them. A split is matched by its exact name.
+    The layout is `<root>/grefcoco/grefs(unc).json` (or `.p` in older releases; the JSON file has
+    precedence), `<root>/grefcoco/instances.json`, and the images of COCO train2014 as REFER has them. A
+    split is matched by its exact name.
 
-    A record's expressions name nothing where its `ann_id` is -1 or `[-1]`, which `no_target` must not
-    contradict. Annotations of crowds are left out of the masks and counted in the log; where all
-    objects of a record are crowds, it has lost its mask.
+    The expressions of a record refer to nothing if its `ann_id` is -1 or `[-1]`, which `no_target` must
+    not contradict. Annotations of crowds are left out of the masks, and a warning gives their number; a
+    record all of whose objects are crowds has no mask left.
     """
     name, split_by = source.name or "grefcoco", source.split_by or "unc"
     files = _locate(source.root, name, split_by, source.image_folder)
-    everything = read_references(files.references, source.text, errors, annotations_of)
-    references = [ref for ref in everything if split in (None, ref.split)]
-    if not references:
-        raise ValueError(missing_split(split, files.references, (ref.split for ref in everything)))
-    records = refer_records(files, references, errors, skip_crowds=True)
+    records = refer_records(files, split, source.text, errors, eq, annotations_of, skip_crowds=True)
     return Reading(records, f"{name} ({split_by})")
 
 
 def annotations_of(record: Any, where: Where) -> tuple[str, ...]:
-    """The identifiers of the objects that a record means; none where its expressions name nothing.
+    """The identifiers of the objects of a record; none if its expressions refer to nothing.
 
     Args:
-        record: Of `grefs(<split_by>)`; `ann_id` may be a list or one identifier, `no_target` may be
-            missing.
-        where: Its place, for messages.
+        record: A record of `grefs(<split_by>)`; `ann_id` may be a list or one identifier, `no_target`
+            may be missing.
+        where: Location of the record.
 
     Raises:
-        ValueError: A field has another type, or `ann_id` and `no_target` contradict one another.
+        ValueError: A field has another type, or `ann_id` and `no_target` contradict each other.
     """
     value = field(record, "ann_id", where)
     values = value if isinstance(value, list) else [value]
@@ -60,7 +56,7 @@ def annotations_of(record: Any, where: Where) -> tuple[str, ...]:
     names_nothing = annotations == (_NO_TARGET,)
     if _NO_TARGET in annotations and not names_nothing:
         raise ValueError(
-            f"{place(where)} has {value} as its 'ann_id', where -1 (the expressions name nothing) "
+            f"{place(where)} has {value} as its 'ann_id', where -1 (the expressions refer to nothing) "
             "can only stand alone"
         )
     if not annotations and "no_target" not in record:

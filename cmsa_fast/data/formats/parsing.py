@@ -1,18 +1,25 @@
-"""Fields of records from strangers' files, checked one by one.
+"""Checked access to the fields of records that come from files.
 
-Every function takes `where`: the file, and the words and numbers that say which record of it. It is
-spelled out only for a message.
+Every function takes `where`, the file and the words and numbers that locate the record in it; it is
+formatted only for a message.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..images import ImageFile, image_file
+from ..masks import MaskSource, parse_segmentation
+from ..source import Text
+
 Where = tuple[object, ...]
 
-_LONGEST_NUMBER = 19  # decimal digits that 64 bits may take
+_LONGEST_NUMBER = 19  # decimal digits of a 64-bit integer
 _LONGEST_IDENTIFIER = 200  # characters
 
 
@@ -21,7 +28,7 @@ def load_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no JSON, is cut short, or is nested without end.
+        ValueError: The file is not JSON, is truncated, or is nested too deeply.
     """
     try:
         return json.loads(path.read_bytes())
@@ -32,7 +39,7 @@ def load_json(path: Path) -> Any:
 
 
 def field(record: Any, key: str, where: Where) -> Any:
-    """The value of a key; ValueError where `record` is no dictionary or lacks it."""
+    """The value of a key; ValueError if `record` is no dictionary or lacks it."""
     if not isinstance(record, dict):
         raise ValueError(f"{place(where)} is {kind(record)} where a dictionary is expected")
     if key not in record:
@@ -41,7 +48,7 @@ def field(record: Any, key: str, where: Where) -> Any:
 
 
 def integer(record: Any, key: str, where: Where) -> int:
-    """A whole number, which may be written as text; ValueError where it is none."""
+    """An integer, which may be written as text; ValueError otherwise."""
     value = field(record, key, where)
     if isinstance(value, str) and value.isdecimal() and len(value) < _LONGEST_NUMBER:
         return int(value)
@@ -52,7 +59,7 @@ def integer(record: Any, key: str, where: Where) -> int:
 
 
 def string(record: Any, key: str, where: Where) -> str:
-    """A text; ValueError where it is none."""
+    """A text; ValueError otherwise."""
     value = field(record, key, where)
     if not isinstance(value, str):
         raise ValueError(f"{place(where)} has {kind(value)} as its {key!r}, not text")
@@ -60,7 +67,7 @@ def string(record: Any, key: str, where: Where) -> str:
 
 
 def listing(record: Any, key: str, where: Where) -> list[Any]:
-    """A list; ValueError where it is none."""
+    """A list; ValueError otherwise."""
     value = field(record, key, where)
     if not isinstance(value, list):
         raise ValueError(f"{place(where)} has {kind(value)} as its {key!r}, not a list")
@@ -68,7 +75,7 @@ def listing(record: Any, key: str, where: Where) -> list[Any]:
 
 
 def identifier(value: Any, key: str, where: Where) -> str:
-    """A number or a text, as text; ValueError where it is neither."""
+    """A number or a text, as text; ValueError otherwise."""
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise ValueError(f"{place(where)} has {kind(value)} as its {key!r}, not a number or text")
     if isinstance(value, int):
@@ -78,18 +85,97 @@ def identifier(value: Any, key: str, where: Where) -> str:
     return str(value)
 
 
-def _check_bits(value: int, key: str, where: Where) -> None:
-    # Python refuses to write very long numbers out, even in a message.
-    if value.bit_length() > 63:
-        raise ValueError(f"{place(where)} has a number of more than 64 bits as its {key!r}")
-
-
 def kind(value: Any) -> str:
-    """What a value is, for a message."""
+    """The type of a value, for messages."""
     return f"a value of type {type(value).__name__}"
 
 
 def place(where: Where) -> str:
-    """`path: reference 3 expression 1`."""
+    """Formats a location as `path: reference 3 sentence 1`."""
     path, *rest = where
     return f"{path}: {' '.join(map(str, rest))}" if rest else str(path)
+
+
+def read_mask(record: Any, where: Where, key: str = "segmentation") -> MaskSource:
+    """The mask in a field of a record; ValueError if it has no known form."""
+    segmentation = field(record, key, where)
+    try:
+        return parse_segmentation(segmentation)
+    except ValueError as error:
+        raise ValueError(f"{place(where)}: {error}") from error
+
+
+def read_image(folders: Sequence[Path], file_name: str, where: Where) -> ImageFile:
+    """The image that a record names; ValueError if the name leads out of the folders."""
+    try:
+        return image_file(folders, file_name)
+    except ValueError as error:
+        raise ValueError(f"{place(where)}: {error}") from error
+
+
+def read_size(image: Any, where: Where) -> tuple[int, int]:
+    """Height and width of an image; ValueError if they are not positive integers."""
+    size = integer(image, "height", where), integer(image, "width", where)
+    if min(size) < 1:
+        raise ValueError(f"{place(where)} has the size {size[0]} x {size[1]}, which holds no pixel")
+    return size
+
+
+def read_expressions(reference: Any, text: Text, where: Where) -> tuple[tuple[int, str], ...]:
+    """`(sent_id, expression)` for each entry of `sentences`; ValueError if one is damaged."""
+    return tuple(
+        (
+            integer(sentence, "sent_id", (*where, "sentence", i)),
+            string(sentence, text, (*where, "sentence", i)),
+        )
+        for i, sentence in enumerate(listing(reference, "sentences", where))
+    )
+
+
+def check_same(value: object, expected: object, what: str, where: Where) -> None:
+    """ValueError if two places of a record that must agree differ; None means not stated."""
+    if value is not None and str(value) != str(expected):
+        raise ValueError(f"{place(where)} contradicts itself: {what} is {value} and {expected}")
+
+
+class RepeatedReferences:
+    """Recognises a reference that the files contain twice, which would be evaluated twice."""
+
+    def __init__(self) -> None:
+        self._first: dict[object, Where] = {}
+
+    def check(self, ref_id: int, content: object, where: Where) -> None:
+        """Raises ValueError if an earlier reference has the same number and content.
+
+        Args:
+            ref_id: Number of the reference.
+            content: Hashable content; references that differ in it are different references.
+            where: Location of the reference.
+        """
+        first = self._first.setdefault((ref_id, content), where)
+        if first is not where:
+            raise ValueError(
+                f"{place(where)} repeats ref_id {ref_id} of {' '.join(map(str, first[1:]))}"
+                + ("" if first[0] == where[0] else f" in {first[0]}")
+            )
+
+
+@contextmanager
+def paused_collection() -> Iterator[None]:
+    """Pauses Python's garbage collector while many objects are created that all stay.
+
+    Scanning them over and over takes two to three times as long as creating them.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _check_bits(value: int, key: str, where: Where) -> None:
+    # Python refuses to format very long integers, even in a message.
+    if value.bit_length() > 63:
+        raise ValueError(f"{place(where)} has a number of more than 64 bits as its {key!r}")

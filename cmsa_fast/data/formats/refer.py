@@ -1,137 +1,104 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and RefCLEF as the REFER toolbox lays them out on disk."""
+"""RefCOCO, RefCOCO+, RefCOCOg and RefCLEF in the layout of the REFER toolbox.
+
+`refs(<split_by>).p` states which object each expression refers to; `instances.json` has the object's mask
+and the image's name and size. The image name in the first file names no existing file and is not used.
+"""
 
 from __future__ import annotations
 
-import os
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..dataset import RecordDataset
 from ..errors import ErrorCollector
-from ..source import Reading, Source, Text, read_records
+from ..masks import MaskSource
+from ..source import Reading, Source, Text
 from ..types import Record
-from .refer_layout import PUBLISHED_EXPRESSIONS, ReferFiles, locate_refer_files, usual_split_by
-from .refer_records import Reference, read_references, read_targets
+from .instances import Annotation, ImageEntry, Instances, read_instances
+from .parsing import (
+    RepeatedReferences,
+    Where,
+    field,
+    identifier,
+    integer,
+    kind,
+    load_json,
+    paused_collection,
+    place,
+    read_expressions,
+    read_image,
+    string,
+)
+from .published import PUBLISHED_EXPRESSIONS, usual_split_by
+from .refer_layout import ReferFiles, locate_refer_files
+from .safe_pickle import load_plain_pickle
+
+_logger = logging.getLogger(__name__)
+
+ReadAnnotations = Callable[[Any, Where], tuple[str, ...]]
 
 
-class ReferDataset(RecordDataset):
-    """A split of a data set in the REFER layout; one item per expression, in the files' order.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Referred objects and their expressions.
 
-    `locate_refer_files` describes the layout. A split is matched as REFER does it: "testA" takes
-    what the file calls "testA", "testAB" or "testAC" (likewise "testB", "testC"), "test" takes
-    every split whose name begins with "test", and any other name takes that split alone.
-
-    `RecordDataset` says how masks lie over images, and what is left out and counted. Expressions
-    whose object has lost its mask are left out of "train" and kept, with an empty mask, elsewhere.
-
-    Args:
-        root: The folder with the data sets and the images.
-        name: "refcoco", "refcoco+", "refcocog", "refclef", or the folder of one's own data.
-        split_by: Who made the split: "unc", "umd", "google", "berkeley".
-        split: The split.
-        text: Which writing of the expressions to give: "sent" is cleaned and in lower case, "raw" is
-            as it was typed.
-        image_folder: The folder of the images, where it is not one of REFER's.
-        problems: Takes the records that cannot be used. None: the first one is an error.
-
-    Raises:
-        FileNotFoundError: The root, a file or the images' folder is missing; the message says
-            what belongs where.
-        ValueError: An argument names what is not there (the message lists what is), the split has
-            no item, or a file is damaged (the message names file, record and field).
+    Attributes:
+        ref_id: Number of the reference.
+        image_id: Number of the image.
+        annotations: Identifiers of the objects' annotations, as text (RefCLEF's are text, COCO's are
+            numbers). REFER has one; none means that the expressions refer to nothing.
+        split: Name of the split in the file.
+        expressions: `(sent_id, expression)` in the order of the file.
     """
 
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        name: str = "refcoco",
-        split_by: str = "unc",
-        split: str = "train",
-        *,
-        text: Text = "sent",
-        image_folder: str | os.PathLike[str] | None = None,
-        errors: ErrorCollector | None = None,
-    ) -> None:
-        source = Source(
-            form="refer",
-            root=Path(root),
-            name=name,
-            split_by=split_by,
-            text=text,
-            image_folder=None if image_folder is None else Path(image_folder),
-        )
-        errors = errors or ErrorCollector(strict=True)
-        before = errors.count
-        reading = read_records(source, split, errors)
-        super().__init__(
-            reading.records,
-            title=f"{reading.title} {split}",
-            for_training=split == "train",
-            published_expressions=reading.published_expressions.get(split),
-            unusable_records=errors.count - before,
-        )
+    ref_id: int
+    image_id: int
+    annotations: tuple[str, ...]
+    split: str
+    expressions: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class References:
+    """What a file of references holds.
+
+    Attributes:
+        references: The usable references of the split asked for, in the order of the file.
+        splits: Number of records of each split of the file.
+        annotations: Identifiers of the annotations of all splits.
+        images: Identifiers of the images of all splits.
+    """
+
+    references: list[Reference]
+    splits: Counter[str]
+    annotations: set[str]
+    images: set[str]
 
 
 def read_refer(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
-    """Reads a data set in the layout of REFER (`cmsa_fast.data.source.read_records`)."""
+    """Reads a data set in the layout of REFER (`cmsa_fast.data.source.read_records`).
+
+    `locate_refer_files` describes the layout, `is_in_split` how splits are matched.
+    """
     name = source.name or "refcoco"
     split_by = source.split_by or usual_split_by(name)
     files = locate_refer_files(source.root, name, split_by, source.image_folder)
-    everything = read_references(files.references, source.text, errors)
-    references = [ref for ref in everything if split is None or is_in_split(ref.split, split)]
-    if not references:
-        raise ValueError(missing_split(split, files.references, (ref.split for ref in everything)))
     return Reading(
-        refer_records(files, references, errors),
+        refer_records(files, split, source.text, errors, is_in_split, one_annotation),
         f"{name} ({split_by})",
         PUBLISHED_EXPRESSIONS.get(name, {}).get(split_by, {}),
     )
 
 
-def refer_records(
-    files: ReferFiles,
-    references: list[Reference],
-    errors: ErrorCollector,
-    skip_crowds: bool = False,
-) -> list[Record]:
-    """Joins references with their annotations and images.
-
-    Args:
-        files: Of the data set.
-        references: The references wanted.
-        problems: Takes the references that cannot be used.
-        skip_crowds: As for `read_targets`.
-
-    Returns:
-        One record for each usable reference, in order.
-
-    Raises:
-        ValueError: As `read_targets`.
-    """
-    records = []
-    targets = read_targets(files.instances, references, errors, skip_crowds)
-    for reference, target in zip(references, targets, strict=True):
-        if target is None:
-            continue
-        with errors:
-            records.append(
-                Record(
-                    image=files.source(target.file_name),
-                    size=target.size,
-                    objects=target.masks,
-                    expressions=reference.expressions,
-                    image_id=reference.image_id,
-                    ref_id=reference.ref_id,
-                    split=reference.split,
-                    where=_where(files, reference),
-                )
-            )
-    return records
-
-
 def is_in_split(recorded: str, asked: str) -> bool:
-    """Whether REFER counts a reference recorded under one split to the split asked for."""
+    """Whether REFER counts a reference of split `recorded` as part of split `asked`.
+
+    "testA" includes "testA", "testAB" and "testAC", likewise "testB" and "testC"; "test" includes every
+    split whose name begins with "test"; any other name includes that split alone.
+    """
     if asked == "test":
         return recorded.startswith("test")
     if asked in ("testA", "testB", "testC"):
@@ -140,7 +107,7 @@ def is_in_split(recorded: str, asked: str) -> bool:
 
 
 def missing_split(split: str | None, origin: object, recorded: Iterable[str]) -> str:
-    """What to say where a file has no reference of the split asked for, and what it has instead."""
+    """The message for a split without references, which lists the splits that exist."""
     counts = Counter(recorded).items()
     listing = ", ".join(f"{key} ({count} references)" for key, count in counts)
     if split is None:
@@ -148,5 +115,160 @@ def missing_split(split: str | None, origin: object, recorded: Iterable[str]) ->
     return f"split {split!r} has no reference in {origin}, which has {listing or 'none at all'}"
 
 
-def _where(files: ReferFiles, reference: Reference) -> str:
-    return f"{files.instances}: annotation {' and '.join(reference.annotations) or 'none'}"
+def one_annotation(record: Any, where: Where) -> tuple[str, ...]:
+    """The identifier of the one object of a REFER record; ValueError if it has a list."""
+    annotation = field(record, "ann_id", where)
+    if isinstance(annotation, list):
+        raise ValueError(
+            f"{place(where)} has a list as its 'ann_id': that is the form of gRefCOCO, where an expression "
+            "may refer to several objects or none, and not of REFER"
+        )
+    return (identifier(annotation, "ann_id", where),)
+
+
+def refer_records(
+    files: ReferFiles,
+    split: str | None,
+    text: Text,
+    errors: ErrorCollector,
+    matches: Callable[[str, str], bool],
+    annotations: ReadAnnotations,
+    skip_crowds: bool = False,
+) -> list[Record]:
+    """Reads references and joins them with their annotations and images.
+
+    Args:
+        files: The files of the data set.
+        split: The split. None: all splits.
+        text: Which version of the expressions to use.
+        errors: Collects the references that cannot be used.
+        matches: Whether a recorded split is part of the split asked for.
+        annotations: Reads the identifiers of the annotations of a reference.
+        skip_crowds: Give annotations marked `iscrowd` an empty mask; a warning gives their number.
+
+    Returns:
+        One record for each usable reference, in order.
+
+    Raises:
+        ValueError: The split has no reference, or a file is damaged.
+    """
+
+    def is_wanted(recorded: str) -> bool:
+        return split is None or matches(recorded, split)
+
+    found = read_references(files.references, text, errors, annotations, is_wanted)
+    if not found.references:
+        raise ValueError(missing_split(split, files.references, found.splits.elements()))
+    instances = read_instances(files.instances, found.annotations, found.images)
+    if instances.unnamed and errors.strict:
+        raise ValueError(instances.unnamed[0])  # otherwise its reference is reported as incomplete
+    records: list[Record] = []
+    crowds: set[str] = set()
+    for reference in found.references:
+        with errors:
+            records.append(_join(reference, instances, files, crowds if skip_crowds else None))
+    if crowds:
+        _logger.warning(
+            "%s: %d annotations of crowds are left out of the masks", files.instances, len(crowds)
+        )
+    return records
+
+
+@paused_collection()
+def read_references(
+    path: Path,
+    text: Text,
+    errors: ErrorCollector,
+    annotations: ReadAnnotations = one_annotation,
+    is_wanted: Callable[[str], bool] = lambda _: True,
+) -> References:
+    """Reads `refs(<split_by>).p`, or a JSON file of the same records.
+
+    Args:
+        path: The pickle, or a file whose name ends in `.json`.
+        text: Which version of the expressions to use.
+        errors: Collects the records that cannot be used; those of other splits are not checked.
+        annotations: Reads the identifiers of the annotations of a reference.
+        is_wanted: Whether the references of a split are wanted.
+
+    Raises:
+        ValueError: The file is no plain pickle and no JSON, or holds no list.
+    """
+    content = load_json(path) if path.suffix == ".json" else load_plain_pickle(path)
+    if not isinstance(content, list):
+        raise ValueError(f"{path} holds {kind(content)} where a list of references is expected")
+    repeated = RepeatedReferences()
+    found = References([], Counter(), set(), set())
+    for i, record in enumerate(content):
+        if isinstance(record, dict):
+            _add_identifiers(record.get("ann_id"), found.annotations)
+            _add_identifiers(record.get("image_id"), found.images)
+        with errors:
+            where = (path, "reference", i)
+            split = string(record, "split", where)
+            found.splits[split] += 1
+            if not is_wanted(split):
+                continue
+            reference = Reference(
+                ref_id=integer(record, "ref_id", where),
+                image_id=integer(record, "image_id", where),
+                annotations=annotations(record, where),
+                split=split,
+                expressions=read_expressions(record, text, where),
+            )
+            repeated.check(reference.ref_id, reference, where)
+            found.references.append(reference)
+    return found
+
+
+def _add_identifiers(value: Any, identifiers: set[str]) -> None:
+    """Adds what may identify an entry of `instances.json`; damaged values are reported elsewhere."""
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str) or (isinstance(one, int) and one.bit_length() < 64):
+            identifiers.add(str(one))
+
+
+def _join(
+    reference: Reference, instances: Instances, files: ReferFiles, crowds: set[str] | None
+) -> Record:
+    path = files.instances
+    objects = []
+    for key in reference.annotations:
+        annotation: Annotation = _entry(instances.annotations, "annotation", key, reference, path)
+        where = (path, "annotation", key)
+        if annotation.image_id not in (None, str(reference.image_id)):
+            raise ValueError(
+                f"{place(where)} is of image {annotation.image_id}, but ref_id {reference.ref_id} "
+                f"uses it for image {reference.image_id}"
+            )
+        mask = annotation.mask
+        if crowds is not None:
+            if annotation.is_crowd not in (0, 1):
+                raise ValueError(
+                    f"{place(where)} has {annotation.is_crowd!r} as its 'iscrowd', not 0 or 1"
+                )
+            if annotation.is_crowd:
+                crowds.add(key)
+                mask = MaskSource()
+        objects.append(mask)
+    key = str(reference.image_id)
+    image: ImageEntry = _entry(instances.images, "image", key, reference, path)
+    return Record(
+        image=read_image(files.image_folders, image.file_name, (path,)),
+        size=image.size,
+        objects=tuple(objects),
+        expressions=reference.expressions,
+        image_id=reference.image_id,
+        ref_id=reference.ref_id,
+        split=reference.split,
+        where=f"{path}: annotation {' and '.join(reference.annotations) or 'none'}",
+    )
+
+
+def _entry(entries: dict[str, Any], what: str, key: str, reference: Reference, path: Path) -> Any:
+    entry = entries.get(key)
+    if entry is None:
+        raise ValueError(f"{path} has no {what} {key}, which ref_id {reference.ref_id} needs")
+    if isinstance(entry, str):
+        raise ValueError(f"{entry}, which ref_id {reference.ref_id} needs")
+    return entry

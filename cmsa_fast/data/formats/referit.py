@@ -1,8 +1,8 @@
 """ReferIt in the Berkeley form: the files of text_objseg, which the papers on CMSA and RMI use.
 
 Kazemzadeh, Ordonez, Matten, Berg: ReferItGame, EMNLP 2014; Hu, Rohrbach, Darrell: Segmentation from
-Natural Language Expressions, ECCV 2016 (ronghanghu/text_objseg). RefCLEF of the REFER toolbox has
-the same images with other splits.
+Natural Language Expressions, ECCV 2016 (ronghanghu/text_objseg). RefCLEF of the REFER toolbox has the same
+images with other splits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TITLE = "ReferIt (berkeley)"
 _PUBLISHED_EXPRESSIONS = {"test": 60_105}
 _SPLITS = ("train", "val", "trainval", "test")
 
-# Relative to the root: as text_objseg and natural-language-object-retrieval lay out their files.
+# Relative to the root, as in text_objseg and natural-language-object-retrieval.
 RECORD_FOLDERS = (".", "data", "data/split", "data/metadata", "exp-referit/data", "referit")
 _DATA_FOLDERS = (
     "",
@@ -42,8 +42,8 @@ _ALL_QUERIES = ("referit_query_all.json", "referit_query_dict.json")
 _SIZES = ("referit_imsize.json", "referit_imsize_dict.json")
 
 _REGION = re.compile(r"(\d{1,9})_(\d{1,4})", re.ASCII)
-_REGIONS = 10_000  # more than any image has, by the pattern above
-_EXPRESSIONS = 10_000  # more than any region has
+_REGIONS = 10_000  # above the number of regions of an image, by the pattern above
+_EXPRESSIONS = 10_000  # above the number of expressions of a region
 
 _WHAT_BELONGS = (
     "A ReferIt folder in the Berkeley form holds referit_query_<split>.json (or "
@@ -55,9 +55,9 @@ _WHAT_BELONGS = (
 
 @dataclass(frozen=True)
 class _Files:
-    """Where the files lie."""
+    """Paths of the data set."""
 
-    queries: dict[str, tuple[Path, Path | None]]  # by split: JSON file, list of images to take
+    queries: dict[str, tuple[Path, Path | None]]  # by split: JSON file, list of its images
     sizes: Path | None
     masks: tuple[Path, ...]
     images: tuple[Path, ...]
@@ -66,17 +66,16 @@ class _Files:
 def read_referit(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
     """Reads ReferIt in the Berkeley form (`cmsa_fast.data.source.read_records`).
 
-    Looked for in the root, or in `data` or `exp-referit/data` inside it:
-    `referit_query_<split>.json` for "train", "val", "trainval" and "test", each a dictionary from
-    `<image>_<region>` to a list of expressions; where a split has no such file,
-    `referit_query_all.json` and the image numbers in `referit_<split>_imlist.txt`; and
-    `referit_imsize.json` with width and height of every image, which may be missing. Masks are
-    `mask/<image>_<region>.mat`, images `images/<image>.jpg`. "trainval" is "train" and "val"
-    together: whoever reads all splits has their expressions twice.
+    The root, or `data` or `exp-referit/data` inside it, holds `referit_query_<split>.json` for "train",
+    "val", "trainval" and "test", each a dictionary from `<image>_<region>` to a list of expressions (or
+    `referit_query_all.json` with the image numbers of a split in `referit_<split>_imlist.txt`), and
+    optionally `referit_imsize.json` with width and height of every image. Masks are
+    `mask/<image>_<region>.mat`, images `images/<image>.jpg`. "trainval" is the union of "train" and
+    "val", so reading all splits gives their expressions twice.
 
-    A reference's number is that of its image times 10 000 and that of its region, an expression's
-    this times 10 000 and its place; they are the same in every split. There is one writing of the
-    expressions, as they were typed.
+    The number of a reference is 10 000 times its image plus its region, that of an expression 10 000
+    times its reference plus its index; they are the same in every split. There is one version of the
+    expressions, as typed.
     """
     for argument, value, known in (
         ("name", source.name, "referit"),
@@ -89,10 +88,10 @@ def read_referit(source: Source, split: str | None, errors: ErrorCollector) -> R
         raise ValueError(
             f"split {split!r} is not in {source.root}, which has {', '.join(files.queries)}"
         )
-    import_loadmat()  # refused here rather than at the first mask
+    import_loadmat()  # fails here rather than at the first mask
     sizes = _read_sizes(files.sizes)
     contents: dict[Path, dict[str, Any]] = {}
-    masks: dict[str, MatlabMask] = {}  # "train" and "trainval" share theirs
+    masks: dict[str, MatlabMask] = {}  # shared by "train" and "trainval"
     records: list[Record] = []
     for name in files.queries if split is None else (split,):
         for file, key, expressions in _queries(*files.queries[name], contents):
@@ -108,7 +107,7 @@ def read_referit(source: Source, split: str | None, errors: ErrorCollector) -> R
 def _queries(
     file: Path, images: Path | None, contents: dict[Path, dict[str, Any]]
 ) -> Iterator[tuple[Path, str, Any]]:
-    """File, region and expressions of every region of a split, in the file's order."""
+    """Yields file, region and expressions of every region of a split."""
     if file not in contents:
         contents[file] = _read_dictionary(file)
     wanted = None if images is None else _read_list(images)
@@ -154,8 +153,8 @@ def _read_record(
 
 
 def _size(file: Path, sizes: dict[str, Any], name: str) -> tuple[int, int] | None:
-    """Height and width of an image, which the file has the other way round."""
-    # text_objseg's keys are file names, those of natural-language-object-retrieval numbers.
+    """Height and width of an image; the file has width first."""
+    # The keys are file names in text_objseg and numbers in natural-language-object-retrieval.
     key = next((key for key in (name, name.removesuffix(".jpg")) if key in sizes), None)
     if key is None:
         return None
@@ -206,7 +205,7 @@ def _read_dictionary(file: Path) -> dict[str, Any]:
 
 
 def _read_list(file: Path) -> frozenset[str]:
-    """Image numbers, one to a line."""
+    """Reads image numbers, one a line."""
     try:
         lines = file.read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:

@@ -1,20 +1,19 @@
-"""A referring data set without files: drawn scenes, expressions true of exactly one object."""
+"""The synthetic scenes: a data set of rendered shapes with expressions that each refer to one object."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from functools import lru_cache
 from random import Random
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..sample import Sample
-from .generation import MIXTURE, Scene, Told, draw_scene
+from ..types import Sample
+from .generation import MIXTURE, Scene, SceneExpression, generate_scene
 from .grammar import WORDS, Form
 from .grounding import Interpreter
-from .rendering import COLOURS, MOST_OBJECTS, SHAPES, SceneObject, paint
+from .rendering import COLOURS, MAX_OBJECTS, SHAPES, SceneObject, render
 
 __all__ = ["COLOURS", "MIXTURE", "SHAPES", "SPLITS", "WORDS", "ScenesDataset"]
 
@@ -24,28 +23,27 @@ MOST_EXPRESSIONS = 12
 
 
 class ScenesDataset:
-    """Coloured shapes, drawn on demand, with expressions that each mean exactly one object.
+    """Coloured shapes, rendered on demand, with expressions that each refer to exactly one object.
 
-    A scene has 4 to 6 objects that share shapes, colours, sizes and textures; its expressions name an
-    object by its attributes ("small red circle"), its place ("top square"), a relation ("star left
-    of the blue square") or by counting ("second circle from the left"), in the shares of `MIXTURE`.
-    Every expression has passed `cmsa_fast.data.scenes.grounding.Interpreter`, which finds the object
-    from words and coordinates alone and leaves a margin to every other reading.
+    A scene has 4 to 6 objects that share shapes, colours, sizes and textures. Its expressions name an object by
+    its attributes ("small red circle"), its place ("top square"), a relation ("star left of the blue square") or
+    by counting ("second circle from the left"), with the probabilities of `MIXTURE`. Every expression is verified
+    by `cmsa_fast.data.scenes.grounding.Interpreter`.
 
-    Item i depends on i and on the arguments other than `scenes`, on nothing else; scene s holds the
-    items from s * expressions_per_scene on. Layouts and expressions are the same at every `size`.
+    Item i depends only on i and on the arguments other than `scenes`; scene s has the items from
+    s * expressions_per_scene on. Layouts and expressions do not depend on `size`.
 
     Args:
-        scenes: number of scenes, at least 1.
-        seed: any non-negative integer. Different seeds and different splits give unrelated scenes.
-        split: one of `SPLITS`.
-        size: side of the images in pixels, at least 64.
-        expressions_per_scene: 1 to 12 expressions a scene, all different, spread over the objects as
-            evenly as can be said.
+        scenes: Number of scenes, at least 1.
+        seed: Any non-negative integer. Different seeds and different splits give unrelated scenes.
+        split: One of `SPLITS`.
+        size: Side of the images in pixels, at least 64.
+        expressions_per_scene: 1 to 12 expressions per scene, all different, spread over the objects as evenly as
+            possible.
 
     Raises:
-        TypeError: an argument is of another type.
-        ValueError: an argument is out of its range.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -68,74 +66,76 @@ class ScenesDataset:
         self.split = split
         self.size = size
         self.expressions_per_scene = expressions_per_scene
-        self._planned = _Recent(64)
-        self._painted = _Recent(8)
 
     def __len__(self) -> int:
         """Number of expressions."""
         return self.scenes * self.expressions_per_scene
 
     def __getitem__(self, index: int) -> Sample:
-        """The item at `index`, which counts from the end where it is negative.
+        """Returns the item at `index`; negative indices count from the end.
 
         Returns:
-            image uint8 [3, size, size], mask bool [size, size], the expression, image_id = the
-            scene's number, ref_id = a number of its own for every object of every scene, sent_id =
-            the index, kind = a key of `MIXTURE`.
+            Sample with the image uint8 `[3, size, size]`, the mask bool `[size, size]`, image_id = number of the
+            scene, a ref_id for every object of every scene, sent_id = index, and kind = a key of `MIXTURE`.
 
         Raises:
-            TypeError: index is not an integer.
-            IndexError: index is out of range.
+            TypeError: `index` is not an integer.
+            IndexError: `index` is out of range.
         """
-        index, number, told = self._find(index)
-        image, labels = self._pixels(number)
+        index, number, expression = self._expression(index)
+        image, labels = _pixels(
+            self.seed, self.split, number, self.expressions_per_scene, self.size
+        )
         return Sample(
             image=image.clone(),
-            mask=labels == told.target + 1,
-            expression=told.text,
+            mask=labels == expression.target + 1,
+            expression=expression.text,
             image_id=number,
-            ref_id=number * MOST_OBJECTS + told.target,
+            ref_id=number * MAX_OBJECTS + expression.target,
             sent_id=index,
-            kind=told.form.kind,
+            kind=expression.form.kind,
         )
 
     def expressions(self) -> list[str]:
-        """The expression of every item, in order; nothing is painted."""
-        return [told.text for number in range(self.scenes) for told in self._plan(number).told]
+        """Returns the expression of every item, in order, without rendering."""
+        return [
+            one.text for number in range(self.scenes) for one in self._scene(number).expressions
+        ]
 
     def image_ids(self) -> list[int]:
-        """The scene's number of every item, in order; nothing is drawn."""
+        """Returns the number of the scene of every item, in order."""
         return [number for number in range(self.scenes) for _ in range(self.expressions_per_scene)]
 
     def kinds(self) -> list[str]:
-        """The kind of every item, in order; nothing is painted."""
-        return [told.form.kind for n in range(self.scenes) for told in self._plan(n).told]
+        """Returns the kind of every expression, in order, without rendering."""
+        return [
+            one.form.kind
+            for number in range(self.scenes)
+            for one in self._scene(number).expressions
+        ]
 
     def form(self, index: int) -> Form:
-        """What the expression at `index` means; `words_of` says it, apart from a "the" in front."""
-        return self._find(index)[2].form
+        """Returns the form of an expression; `words_of` writes it, without an initial "the"."""
+        return self._expression(index)[2].form
 
     def layout(self, index: int) -> tuple[SceneObject, ...]:
-        """The objects of the scene of the item at `index`; its target is number `target(index)`."""
-        return self._plan(self._find(index)[1]).layout
+        """Returns the objects of the scene of an item."""
+        return self._scene(self._expression(index)[1]).layout
 
     def target(self, index: int) -> int:
-        """The number, in `layout(index)`, of the object that the expression at `index` means."""
-        return self._find(index)[2].target
+        """Returns the position in `layout(index)` of the object that an expression refers to."""
+        return self._expression(index)[2].target
 
     def order_sensitive(self, index: int) -> bool:
-        """Whether the words of the expression at `index`, reordered, mean another of its objects.
+        """Whether the words of an expression, reordered, refer to another object of the scene.
 
-        A model that sees the words as a bag cannot tell the two apart.
+        A model that ignores word order cannot distinguish the two expressions.
         """
-        _, number, told = self._find(index)
-        return Interpreter(self._plan(number).layout).order_sensitive(told.form)
+        _, number, expression = self._expression(index)
+        return Interpreter(self._scene(number).layout).order_sensitive(expression.form)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickles the arguments without the scenes kept at hand."""
-        return {**self.__dict__, "_planned": _Recent(64), "_painted": _Recent(8)}
-
-    def _find(self, index: int) -> tuple[int, int, Told]:
+    def _expression(self, index: int) -> tuple[int, int, SceneExpression]:
+        """The non-negative index, the number of the scene and the expression of an item."""
         try:
             position = range(len(self))[index]
         except TypeError:
@@ -145,53 +145,37 @@ class ScenesDataset:
         if not isinstance(position, int):
             raise TypeError("index must be an integer, not a slice.")
         number, slot = divmod(position, self.expressions_per_scene)
-        return position, number, self._plan(number).told[slot]
+        return position, number, self._scene(number).expressions[slot]
 
-    def _plan(self, number: int) -> Scene:
-        scene = self._planned.get(number)
-        if scene is None:
-            scene = draw_scene(Random(self._entropy(number, 0)), self.expressions_per_scene)
-            self._planned.put(number, scene)
-        return scene
-
-    def _pixels(self, number: int) -> tuple[Tensor, Tensor]:
-        pixels = self._painted.get(number)
-        if pixels is None:
-            generator = np.random.Generator(np.random.PCG64(self._entropy(number, 1)))
-            image, labels = paint(self._plan(number).layout, self.size, generator)
-            planes = np.ascontiguousarray(image.transpose(2, 0, 1))
-            pixels = torch.from_numpy(planes), torch.from_numpy(labels)
-            self._painted.put(number, pixels)
-        return pixels
-
-    def _entropy(self, number: int, purpose: int) -> int:
-        key = (SPLITS[self.split], number, purpose)
-        state = np.random.SeedSequence(self.seed, spawn_key=key).generate_state(4)
-        return int.from_bytes(state.astype("<u4").tobytes(), "little")
+    def _scene(self, number: int) -> Scene:
+        return _scene(self.seed, self.split, number, self.expressions_per_scene)
 
 
-class _Recent:
-    """The last few values put in, by number."""
+@lru_cache(maxsize=2048)  # some 10 MB
+def _scene(seed: int, split: str, number: int, expressions: int) -> Scene:
+    return generate_scene(Random(_entropy(seed, split, number, 0)), expressions)
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[int, Any] = OrderedDict()
 
-    def get(self, number: int) -> Any:
-        if number not in self._kept:
-            return None
-        self._kept.move_to_end(number)
-        return self._kept[number]
+@lru_cache(maxsize=8)
+def _pixels(
+    seed: int, split: str, number: int, expressions: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """Image, uint8 `[3, size, size]`, and labels, uint8 `[size, size]`, of a scene."""
+    generator = np.random.Generator(np.random.PCG64(_entropy(seed, split, number, 1)))
+    image, labels = render(_scene(seed, split, number, expressions).layout, size, generator)
+    channels_first = np.ascontiguousarray(image.transpose(2, 0, 1))
+    return torch.from_numpy(channels_first), torch.from_numpy(labels)
 
-    def put(self, number: int, value: Any) -> None:
-        self._kept[number] = value
-        if len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+
+def _entropy(seed: int, split: str, number: int, purpose: int) -> int:
+    key = (SPLITS[split], number, purpose)
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(4)
+    return int.from_bytes(state.astype("<u4").tobytes(), "little")
 
 
 def _check_int(name: str, value: object, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, not {value!r}.")
     if value < least or (most is not None and value > most):
-        span = f"at least {least}" if most is None else f"between {least} and {most}"
-        raise ValueError(f"{name} must be {span}, not {value}.")
+        expected = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ValueError(f"{name} must be {expected}, not {value}.")

@@ -1,7 +1,7 @@
-"""The ways to describe the objects of one drawn scene: which attributes tell which objects apart.
+"""Finds descriptions of the objects of a scene: sets of attributes that fit one object or several.
 
-A description is a set of attributes of an object, as bits: `SIZE`, `TEXTURE`, `COLOUR` and `NOUN`
-(the shape's name; without it the noun is a generic one). A set of objects is kept as bits as well.
+A description is a bit mask of the attributes `SIZE`, `TEXTURE`, `COLOUR` and `NOUN` (the shape's name; without it
+the noun is a generic one). A set of objects is a bit mask as well.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SIZE, TEXTURE, COLOUR, NOUN = 1, 2, 4, 8
 ADJECTIVES = SIZE | TEXTURE | COLOUR
 _NAMES = ("size", "texture", "colour", "shape")
 _COUNT = tuple((bits & ADJECTIVES).bit_count() for bits in range(16))
-USUAL_SIZE_WORD_SHARE = 0.7  # "small", "large"; else "little", "big"
-MOST_ADJECTIVES = 3  # of both phrases of an order-sensitive relation together
+USUAL_SIZE_WORD_FRACTION = 0.7  # "small", "large"; otherwise "little", "big"
+MAX_ADJECTIVES = 3  # in both phrases of an order-sensitive relation
 
-# The relations that differ in more than their words, each with all its words.
+# Relations with distinct meanings, each with all its words.
 _SYNONYMS: dict[str, list[str]] = {BESIDE: [BESIDE]}
 for _relation, _direction in RELATIONS.items():
     _same = next(word for word, direction in RELATIONS.items() if direction == _direction)
@@ -32,7 +32,7 @@ DISTINCT_RELATIONS = tuple(_SYNONYMS)
 
 @dataclass(frozen=True)
 class RelationChoice:
-    """A relation between two described objects, to be put into words."""
+    """A relation between two described objects."""
 
     relation: str
     target_bits: int
@@ -44,17 +44,16 @@ class Descriptions:
     """Descriptions of the objects of one layout.
 
     Args:
-        layout: the objects.
+        layout: Objects of the scene.
 
     Attributes:
-        fits: for object i and description bits, `fits[i][bits]` are the objects that the
-            description of object i fits, as bits.
+        fits: `fits[i][bits]` are the objects, as a bit mask, that have the attributes `bits` of object i.
     """
 
     def __init__(self, layout: Sequence[SceneObject]) -> None:
         self._layout = layout
         everyone = (1 << len(layout)) - 1
-        sharing: dict[str, int] = defaultdict(int)  # the names of two attributes never coincide
+        sharing: dict[str, int] = defaultdict(int)  # values of different attributes never coincide
         for i, item in enumerate(layout):
             for name in _NAMES:
                 sharing[getattr(item, name)] |= 1 << i
@@ -68,10 +67,10 @@ class Descriptions:
                 fits[bits] = fits[bits ^ lowest] & sharing[value]
             self.fits.append(fits)
 
-    def least(self, target: int, *, generic: bool) -> list[int]:
-        """Descriptions that fit the target alone, with no adjective to spare.
+    def minimal(self, target: int, *, generic: bool) -> list[int]:
+        """Returns descriptions that fit only the target, without redundant adjectives.
 
-        With a generic noun where asked for and possible, else with the shape's name.
+        With `generic`, descriptions with a generic noun are preferred; otherwise they have the shape's name.
         """
         fits = self.fits[target]
         only = 1 << target
@@ -86,27 +85,27 @@ class Descriptions:
                 return found
         return []
 
-    def shared(self, target: int, fewest: int, *, generic: bool) -> list[int]:
-        """Descriptions with up to two adjectives that fit at least `fewest` objects.
+    def ambiguous(self, target: int, minimum: int, *, generic: bool) -> list[int]:
+        """Returns descriptions with up to two adjectives that fit at least `minimum` objects.
 
-        Those with fewer adjectives stand in the list more often.
+        Those with fewer adjectives are repeated, so that they are chosen more often.
         """
         noun = 0 if generic else NOUN
         fits = self.fits[target]
         return [
             bits
             for bits in range(noun, noun + 8)
-            if fits[bits].bit_count() >= fewest
+            if fits[bits].bit_count() >= minimum
             for _ in range((4, 2, 1, 0)[_COUNT[bits]])
         ]
 
     def phrase(self, target: int, bits: int, random: Random) -> Phrase:
-        """The description in words, with a random choice among words of one meaning."""
+        """Writes a description as a phrase, with a random choice among synonyms."""
         item = self._layout[target]
         adjectives = []
         if bits & SIZE:
             usual, other = SIZE_WORDS[item.size]
-            adjectives.append(usual if random.random() < USUAL_SIZE_WORD_SHARE else other)
+            adjectives.append(usual if random.random() < USUAL_SIZE_WORD_FRACTION else other)
         if bits & TEXTURE:
             adjectives.append(item.texture)
         if bits & COLOUR:
@@ -117,17 +116,17 @@ class Descriptions:
     def order_sensitive_relations(
         self, interpreter: Interpreter, *, generic: bool
     ) -> list[list[RelationChoice]]:
-        """For every object, the relations whose words also make one that means another object.
+        """Returns for every object the relations whose words, reordered, refer to another object.
 
-        All relations that identify their target are sorted by their bag of attributes; a bag with
-        two targets holds expressions of which each is the other with its words in another order.
+        All relations that identify their target are grouped by their bag of attributes. The expressions of a
+        bag with two targets are reorderings of each other.
 
         Args:
-            interpreter: of the same layout.
-            generic: whether generic nouns are used too.
+            interpreter: Interpreter of the same layout.
+            generic: Also use generic nouns.
         """
         tried = [bits for bits in range(0 if generic else NOUN, 16) if _COUNT[bits] < 3]
-        weights = [self._bags(item) for item in self._layout]
+        weights = [self._attribute_bags(item) for item in self._layout]
         bags: dict[tuple[str, int], list[tuple[int, int, int, int]]] = defaultdict(list)
         for anchor, anchor_fits in enumerate(self.fits):
             names = [bits for bits in tried if anchor_fits[bits] == 1 << anchor]
@@ -142,7 +141,7 @@ class Descriptions:
                         if fits[bits] & possible != 1 << target:
                             continue
                         for name in names:
-                            if _COUNT[bits] + _COUNT[name] <= MOST_ADJECTIVES:
+                            if _COUNT[bits] + _COUNT[name] <= MAX_ADJECTIVES:
                                 bag = weights[target][bits] + weights[anchor][name]
                                 bags[relation, bag].append((target, bits, anchor, name))
         found: list[list[RelationChoice]] = [[] for _ in self._layout]
@@ -152,12 +151,12 @@ class Descriptions:
                     found[target].append(RelationChoice(relation, bits, anchor, name))
         return found
 
-    def _bags(self, item: SceneObject) -> list[int]:
-        """For each description of an object a number; sums of two say which attributes went in."""
+    def _attribute_bags(self, item: SceneObject) -> list[int]:
+        """A number for each description; the sum of two numbers identifies the bag of their attributes."""
         one = [1 << 2 * self._numbers[getattr(item, name)] for name in _NAMES]
         return [sum(one[i] for i in range(4) if bits >> i & 1) for bits in range(16)]
 
 
 def synonym(relation: str, random: Random) -> str:
-    """One of the ways to say a relation: "right of" or "to the right of"."""
+    """Returns a random synonym of a relation, such as "right of" or "to the right of"."""
     return pick(random, _SYNONYMS[relation])

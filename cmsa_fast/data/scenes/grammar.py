@@ -1,7 +1,4 @@
-"""The grammar of the drawn scenes: its forms, their words, and what one word means.
-
-A form is the meaning of an expression as a small tree; `words_of` says it.
-"""
+"""The grammar of the synthetic scenes: words, and the forms (parse trees) of expressions."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from .rendering import COLOURS, SHAPES, TEXTURES
 
 GENERIC_NOUNS = ("object", "thing", "shape")
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
-# What a word says of an object: the attribute's name and its value. Generic nouns say nothing.
+# Attribute and value that a word stands for. Generic nouns stand for none.
 MEANING: dict[str, tuple[str, str]] = {
     **{shape: ("shape", shape) for shape in SHAPES},
     **{colour: ("colour", colour) for colour in COLOURS},
@@ -21,7 +18,7 @@ MEANING: dict[str, tuple[str, str]] = {
     **{word: ("size", size) for size, words in SIZE_WORDS.items() for word in words},
 }
 
-# A direction is a pair of weights for x and y: the object furthest that way has the largest sum.
+# A direction is a pair of weights of x and y; the object furthest in that direction has the largest sum.
 EXTREMES = {
     "top": (0, -1),
     "bottom": (0, 1),
@@ -79,7 +76,7 @@ WORDS: tuple[str, ...] = tuple(
         }
     )
 )
-ADJECTIVE_SORTS = ("size", "texture", "colour")  # in the order in which they are said
+ADJECTIVES = ("size", "texture", "colour")  # in the order in which they are written
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Attribute:
-    """An object by its own look: "small red circle"."""
+    """Names an object by its attributes: "small red circle"."""
 
     target: Phrase
     kind = "attribute"
@@ -103,7 +100,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Place:
-    """An object by its place in the image: "top square", "ring on the left"."""
+    """Names an object by its position in the image: "top square", "circle on the left"."""
 
     target: Phrase
     place: str
@@ -112,7 +109,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Relation:
-    """An object by its place relative to another one: "star left of the blue square"."""
+    """Names an object by its position relative to another one: "star left of the blue square"."""
 
     target: Phrase
     relation: str
@@ -122,7 +119,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Ordinal:
-    """An object by counting: "second circle from the left"."""
+    """Names an object by counting: "second circle from the left"."""
 
     target: Phrase
     rank: str
@@ -134,7 +131,7 @@ Form = Attribute | Place | Relation | Ordinal
 
 
 def words_of(form: Form) -> str:
-    """The form in words: lower case, single blanks, no punctuation."""
+    """Writes a form as an expression in lower case without punctuation."""
     target = form.target.words()
     match form:
         case Attribute():
@@ -149,18 +146,17 @@ def words_of(form: Form) -> str:
 
 
 def other_readings(form: Form) -> Iterator[Form]:
-    """Every other form of the grammar whose expression has the same words, each as often.
+    """Yields all other forms of the grammar whose expressions are permutations of the same words.
 
-    Only a relation has any: its two nouns may change places and each adjective may go to either of
-    them, as long as none gets two of a sort. The other kinds have one noun, and a bag of their
-    words leaves one way to say them.
+    Only relations have any: the two nouns may be exchanged and each adjective may belong to either noun, as long
+    as no noun has two adjectives of one attribute. The words of the other kinds have only one valid order.
     """
     if not isinstance(form, Relation):
         return
     splits: list[tuple[tuple[str, str], ...]] = []
-    for sort in ADJECTIVE_SORTS:
+    for attribute in ADJECTIVES:
         first, second = (
-            next((word for word in phrase.adjectives if MEANING[word][0] == sort), "")
+            next((word for word in phrase.adjectives if MEANING[word][0] == attribute), "")
             for phrase in (form.target, form.anchor)
         )
         if first != second:

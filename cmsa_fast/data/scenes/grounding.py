@@ -1,8 +1,8 @@
-"""What the expressions of the drawn scenes mean: the independent judge of every expression told.
+"""Resolves expressions of the synthetic scenes: which object, if exactly one, a form refers to.
 
-It knows words and coordinates only, nothing of how an expression was come by, and finds no object as
-soon as a second one could be meant: all words for places have a margin between what is clearly so
-and what is clearly not.
+The interpreter verifies every generated expression. It uses only words and coordinates, independently of
+generation.py, and keeps a margin between positions that clearly fit a word and those that clearly do not, so
+that an expression is never ambiguous.
 """
 
 from __future__ import annotations
@@ -27,63 +27,63 @@ from .grammar import (
     Relation,
     other_readings,
 )
-from .rendering import MOST_OBJECTS, SceneObject
+from .rendering import MAX_OBJECTS, SceneObject
 
-# Margins, as shares of the image's side.
-EXTREME_LEAD = 0.08  # "top": how far the centre leads the centre of every other
-HALF_INSIDE = 0.08  # "on the left": how far the centre is beyond the midline
-CORNER_INSIDE = 0.1  # "bottom right": how far the centre is beyond both midlines
-CORNER_LEAD = 0.2  # and how far it leads every other in the sum of both coordinates
-MIDDLE_INSIDE = 0.13  # "in the middle": how far the centre is from the image's centre at most
-MIDDLE_OUTSIDE = 0.24  # and every other at least
-RELATION_LEAD = 0.1  # "left of": how far to the left
-RELATION_SLANT = 0.6  # and how far up or down, at most, as a share of that
-RELATION_NOT = 2.5  # clearly not "left of": this many times as far up or down as to the left
-BESIDE_GAP = 0.05  # "next to": the gap between the circles that hold the two objects, at most
-BESIDE_NOT = 0.13  # clearly not "next to": the gap at least
-RANK_LEAD = 0.07  # "second from the left": how far every other is away along the axis
+# Margins, as fractions of the image's side.
+EXTREME_LEAD = 0.08  # "top": lead of the centre over the centres of all others
+HALF_INSIDE = 0.08  # "on the left": distance of the centre beyond the midline
+CORNER_INSIDE = 0.1  # "bottom right": distance of the centre beyond both midlines
+CORNER_LEAD = 0.2  # and lead over all others in the sum of both coordinates
+MIDDLE_INSIDE = 0.13  # "in the middle": largest distance of the centre from the image's centre
+MIDDLE_OUTSIDE = 0.24  # and smallest distance of all others
+RELATION_LEAD = 0.1  # "left of": distance to the left
+RELATION_SLANT = 0.6  # and largest vertical offset, as a fraction of that distance
+RELATION_NOT = 2.5  # clearly not "left of": vertical offset at least this multiple of the distance
+BESIDE_GAP = 0.05  # "next to": largest gap between the bounding circles
+BESIDE_NOT = 0.13  # clearly not "next to": smallest gap
+RANK_LEAD = 0.07  # "second from the left": distance of all others along the axis
 
 _MEMBERS = tuple(
-    tuple(i for i in range(MOST_OBJECTS) if bits >> i & 1) for bits in range(1 << MOST_OBJECTS)
+    tuple(i for i in range(MAX_OBJECTS) if bits >> i & 1) for bits in range(1 << MAX_OBJECTS)
 )
 
 
 class Interpreter:
-    """What the expressions of the grammar mean in one layout.
+    """Resolves forms in one layout.
 
     Args:
-        layout: the objects, at most 7.
+        layout: At most `MAX_OBJECTS` objects.
     """
 
     def __init__(self, layout: Sequence[SceneObject]) -> None:
         self._layout = layout
-        # Sets of objects are kept as bits: bit i is object i.
+        # Sets of objects are bit masks: bit i is object i.
         self._named: dict[str, int] = {}
         self._related: dict[tuple[str, int], tuple[int, int]] = {}
 
     def refer(self, form: Form) -> int | None:
-        """The index of the one object that the form means.
+        """Returns the index of the object that the form refers to.
 
-        None where no object is meant or more than one could be: where a second object also fits,
-        or is so near to fitting that an observer might take it, or where the object itself fits
-        only just. Rules, with the margins of this module:
+        The rules, with the margins of this module:
 
-        - a phrase fits the objects that have every attribute it names;
-        - "top", "leftmost", ...: the centre is `EXTREME_LEAD` further that way than the centre of
-          every other fitting object, and none of those reaches further with its edge;
-        - "left", "on the left", ...: the only fitting object with its centre in that half, and
+        - a phrase fits the objects that have all attributes it names;
+        - "top", "leftmost", ...: the centre is `EXTREME_LEAD` further in that direction than the centres of all
+          other fitting objects, and none of their edges is further;
+        - "left", "on the left", ...: the only fitting object with its centre in that half, at least
           `HALF_INSIDE` beyond the midline;
-        - "bottom right", ...: beyond both midlines by `CORNER_INSIDE`, and `CORNER_LEAD` ahead of
-          every other fitting object in the sum of both coordinates;
-        - "in the middle": within `MIDDLE_INSIDE` of the image's centre, every other fitting
-          object further than `MIDDLE_OUTSIDE`;
-        - "left of", "above", ...: by `RELATION_LEAD` and off to the side by at most
-          `RELATION_SLANT` of the lead, while every other fitting object is clearly not
-          (`RELATION_NOT`). The anchor's phrase alone must fit exactly one object;
-        - "next to": a gap of at most `BESIDE_GAP`, with `BESIDE_NOT` for every other fitting
-          object;
-        - "second ... from the left": counted by centres; every other fitting object is
-          `RANK_LEAD` away along the axis, and counting by edges puts it on the same side.
+        - "bottom right", ...: beyond both midlines by `CORNER_INSIDE`, and `CORNER_LEAD` ahead of all other
+          fitting objects in the sum of both coordinates;
+        - "in the middle": within `MIDDLE_INSIDE` of the image's centre, all other fitting objects further away
+          than `MIDDLE_OUTSIDE`;
+        - "left of", "above", ...: by at least `RELATION_LEAD`, with a sideways offset of at most `RELATION_SLANT`
+          of that distance; all other fitting objects clearly not (`RELATION_NOT`). The anchor's phrase must fit
+          exactly one object;
+        - "next to": a gap of at most `BESIDE_GAP`, and at least `BESIDE_NOT` for all other fitting objects;
+        - "second ... from the left": counted by centres; all other fitting objects are `RANK_LEAD` away along the
+          axis, and on the same side when counted by edges.
+
+        Returns:
+            None if no object fits, or if another object fits or nearly fits.
         """
         fitting = self._fitting(form.target)
         match form:
@@ -102,14 +102,13 @@ class Interpreter:
                 return self._counted(RANKS[rank], SIDES[side], _MEMBERS[fitting])
 
     def order_sensitive(self, form: Form) -> bool:
-        """Whether the same words in another order mean another object.
+        """Whether the same words in another order refer to another object.
 
-        True where one of `other_readings` means exactly one object, by `refer`, and not the one
-        that the form means.
+        True if `refer` resolves one of `other_readings` to an object other than the form's own.
         """
-        meant = self.refer(form)
-        found = (self.refer(reading) for reading in other_readings(form))
-        return any(other is not None and other != meant for other in found)
+        target = self.refer(form)
+        others = (self.refer(reading) for reading in other_readings(form))
+        return any(other is not None and other != target for other in others)
 
     def _fitting(self, phrase: Phrase) -> int:
         fitting = self._all_named(phrase.noun)
@@ -130,7 +129,7 @@ class Interpreter:
         return named
 
     def related_to(self, relation: str, anchor: int) -> tuple[int, int]:
-        """The objects that clearly stand in the relation, and those that may, as bits."""
+        """Bit masks of the objects for which the relation clearly holds, and of those for which it may hold."""
         sets = self._related.get((relation, anchor))
         if sets is None:
             clear = possible = 0
@@ -198,7 +197,7 @@ class Interpreter:
 
 
 def related(relation: str, item: SceneObject, anchor: SceneObject) -> bool | None:
-    """Whether an object stands in a relation: clearly (True), clearly not (False) or neither."""
+    """Whether a relation clearly holds (True), clearly does not hold (False), or neither (None)."""
     dx, dy = item.x - anchor.x, item.y - anchor.y
     if relation == BESIDE:
         gap = (dx * dx + dy * dy) ** 0.5 - item.reach - anchor.reach

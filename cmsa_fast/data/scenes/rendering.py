@@ -1,8 +1,7 @@
-"""Layouts of drawn scenes and their pixels: what stands where, and how it is painted.
+"""Random layouts of the synthetic scenes, and their rendering to an image and a label map.
 
-A layout is free of pixels: every length is a share of the image's side, x runs right, y runs
-down. Painting a layout at a size gives an image and one label a pixel, from which the mask of any
-object is read.
+A layout does not depend on the image size: lengths are fractions of the image's side, x points right and y
+points down.
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (40, 84, 222),
     "white": (242, 242, 242),
 }
-# Radius, as a share of the side. The ranges are far apart so that "small" and "large" need no
-# second look.
+# Radius. The ranges are far apart so that "small" and "large" are unambiguous.
 SIZES: dict[str, tuple[float, float]] = {"small": (0.098, 0.112), "large": (0.155, 0.185)}
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
-FEWEST_OBJECTS, MOST_OBJECTS = 4, 6
-MOST_LARGE = {4: 3, 5: 3, 6: 2}  # by the number of objects: more leave no room
-GAP = 0.03  # least distance between the circles that hold two objects
-BORDER = 0.015  # least distance between such a circle and the image's edge
+MIN_OBJECTS, MAX_OBJECTS = 4, 6
+MAX_LARGE = {4: 3, 5: 3, 6: 2}  # by the number of objects; more would not fit
+GAP = 0.03  # smallest distance between the bounding circles of two objects
+BORDER = 0.015  # smallest distance between a bounding circle and the image's edge
 
 _TRIANGLE = tuple(math.radians(angle) for angle in (90, 210, 330))
 
@@ -52,8 +50,7 @@ def _triangle(x: Array, y: Array) -> Array:
 
 
 def _star(x: Array, y: Array) -> Array:
-    # All ten edges lie on one line when folded into a tenth of the turn, from a point of the star
-    # (0, outer) to the next notch.
+    # Folded into a tenth of a turn, all ten edges are the line from a tip (0, outer) to the next notch.
     outer, notch, tenth = 1.22, 0.55, math.pi / 5
     turn = np.arctan2(x, -y)
     turn = np.abs(turn - 2 * tenth * np.round(turn / (2 * tenth)))
@@ -70,10 +67,8 @@ def _cross(x: Array, y: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Shape:
-    distance: Callable[
-        [Array, Array], Array
-    ]  # signed distance to the outline, radius 1, negative inside
-    reach: float  # radius of the circle that holds it, in units of the object's radius
+    distance: Callable[[Array, Array], Array]  # signed, at radius 1; negative inside
+    reach: float  # radius of the bounding circle at radius 1
 
 
 _SHAPES: dict[str, _Shape] = {
@@ -91,11 +86,15 @@ class SceneObject:
     """One object of a layout.
 
     Attributes:
-        shape, colour, size, texture: its names, from `SHAPES`, `COLOURS`, `SIZES` and `TEXTURES`.
-        x, y: centre, as a share of the side.
-        radius: nominal radius, as a share of the side.
-        turn: rotation in radians, small enough to leave the shape its name.
-        tone: its own RGB colour, near that of `COLOURS[colour]`.
+        shape: One of `SHAPES`.
+        colour: One of `COLOURS`.
+        size: One of `SIZES`.
+        texture: One of `TEXTURES`.
+        x: Centre, horizontally.
+        y: Centre, vertically.
+        radius: Nominal radius.
+        turn: Rotation in radians, small enough that the shape keeps its name.
+        tone: RGB colour, close to `COLOURS[colour]`.
     """
 
     shape: str
@@ -110,17 +109,17 @@ class SceneObject:
 
     @property
     def reach(self) -> float:
-        """Radius of the circle that holds the whole object, as a share of the side."""
+        """Radius of the bounding circle."""
         return self.radius * _SHAPES[self.shape].reach
 
 
 def pick(random: Random, items: Sequence[_Item]) -> _Item:
-    """One item at random, by `Random.random` alone: the one method promised never to change."""
+    """Returns a random item; uses only `Random.random`, whose results never change between versions."""
     return items[int(random.random() * len(items))]
 
 
 def shuffled(random: Random, items: Sequence[_Item]) -> list[_Item]:
-    """The items in random order, by `Random.random` alone."""
+    """Returns the items in random order; uses only `Random.random`."""
     return [item for _, item in sorted(((random.random(), item) for item in items), key=_first)]
 
 
@@ -128,25 +127,24 @@ def _first(pair: tuple[float, object]) -> float:
     return pair[0]
 
 
-def draw_layout(random: Random) -> tuple[SceneObject, ...]:
-    """4 to 6 objects that do not overlap and share most of their attributes.
+def generate_layout(random: Random) -> tuple[SceneObject, ...]:
+    """Generates 4 to 6 objects that do not overlap and share most of their attributes.
 
-    A scene owns few shapes, colours and textures, so that most objects have others like them in all
-    but one attribute: a single word rarely tells an object apart.
+    A scene uses few shapes, colours and textures, so that a single word rarely identifies an object.
     """
-    count = FEWEST_OBJECTS + int(random.random() * (MOST_OBJECTS - FEWEST_OBJECTS + 1))
+    count = MIN_OBJECTS + int(random.random() * (MAX_OBJECTS - MIN_OBJECTS + 1))
     shapes = shuffled(random, SHAPES)[: pick(random, (2, 2, 3))]
     colours = shuffled(random, tuple(COLOURS))[: pick(random, (3, 4, 5))]
     textures = shuffled(random, TEXTURES)[: pick(random, (1, 1, 1, 2, 3))]
     while True:
         large = 0
-        drawn = []
+        attributes = []
         for _ in range(count):
-            big = large < MOST_LARGE[count] and random.random() < 0.5
+            big = large < MAX_LARGE[count] and random.random() < 0.5
             large += big
             size = "large" if big else "small"
             low, high = SIZES[size]
-            drawn.append(
+            attributes.append(
                 (
                     low + (high - low) * random.random(),
                     pick(random, shapes),
@@ -155,18 +153,18 @@ def draw_layout(random: Random) -> tuple[SceneObject, ...]:
                     pick(random, textures),
                 )
             )
-        drawn.sort(reverse=True)  # the largest first: they are the hardest to place
-        placed = _place(random, drawn)
+        attributes.sort(reverse=True)  # the largest first, because they are the hardest to place
+        placed = _place(random, attributes)
         if placed is not None:
             return tuple(placed)
 
 
 def _place(
-    random: Random, drawn: list[tuple[float, str, str, str, str]]
+    random: Random, attributes: list[tuple[float, str, str, str, str]]
 ) -> list[SceneObject] | None:
     circles: list[tuple[float, float, float]] = []
     placed = []
-    for radius, shape, colour, size, texture in drawn:
+    for radius, shape, colour, size, texture in attributes:
         reach = radius * _SHAPES[shape].reach
         margin = reach + BORDER
         for _ in range(30):
@@ -192,22 +190,21 @@ def _place(
     return placed
 
 
-def paint(
+def render(
     layout: Sequence[SceneObject], size: int, random: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Paints a layout, anti-aliased, on a textured ground.
+    """Renders a layout, anti-aliased, on a textured background.
 
     Args:
-        layout: objects that do not overlap.
-        size: side of the image in pixels.
-        random: where ground, stripes and grain come from.
+        layout: Objects that do not overlap.
+        size: Side of the image in pixels.
+        random: Source of the background, the stripes and the noise.
 
     Returns:
-        The image, uint8 [size, size, 3], RGB, and the labels, uint8 [size, size]: 0 on the ground
-        and k + 1 where object k covers at least half the pixel (its outline's signed distance to
-        the pixel's centre is at most 0).
+        The image, uint8 `[size, size, 3]`, RGB, and the labels, uint8 `[size, size]`: 0 for the background
+        and k + 1 where object k covers at least half of the pixel (the pixel's centre is inside its outline).
     """
-    canvas = _ground(size, random)
+    canvas = _background(size, random)
     labels = np.zeros((size, size), np.uint8)
     for number, item in enumerate(layout, 1):
         reach = item.reach * size + 1.0
@@ -225,14 +222,14 @@ def paint(
         fill = _fill(item, x, y, distance, size, random)
         canvas[window] += coverage * (fill - canvas[window])
         labels[window][distance <= 0] = number
-    canvas += random.standard_normal((size, size, 1), np.float32) * 2.5  # grain, over everything
+    canvas += random.standard_normal((size, size, 1), np.float32) * 2.5  # noise
     return np.clip(canvas, 0, 255).round().astype(np.uint8), labels
 
 
 def _fill(
     item: SceneObject, x: Array, y: Array, distance: Array, size: int, random: np.random.Generator
 ) -> Array:
-    """The object's colours at x, y, [h, w, 3], given the signed distance to its outline."""
+    """Colours of the object at x, y, `[h, w, 3]`, given the signed distance to its outline."""
     tone = np.array(item.tone, np.float32)
     if item.texture == "plain":
         return np.broadcast_to(tone, (1, 1, 3))
@@ -246,14 +243,14 @@ def _fill(
         beside = (math.cos(angle) * y - math.sin(angle) * x) / period
         along, beside = along - np.round(along), beside - np.round(beside)
         edge = (0.33 - np.hypot(along, beside)) * period
-    # A rim in the object's own colour keeps its outline whole where the pattern is like the ground.
+    # A rim in the object's own colour keeps its outline visible on a similar background.
     edge = np.minimum(edge, -distance - 0.01 * size)
     return tone + np.clip(0.5 + edge, 0.0, 1.0)[..., None] * (second - tone)
 
 
-def _ground(size: int, random: np.random.Generator) -> Array:
-    """A muted ground, float32 [size, size, 3]: two near tones in one of four patterns."""
-    tones = _muted(random), _muted(random)
+def _background(size: int, random: np.random.Generator) -> Array:
+    """A background of low saturation, float32 `[size, size, 3]`: two similar tones in one of four patterns."""
+    tones = _muted_colour(random), _muted_colour(random)
     tones = tones[0], tones[0] + 0.45 * (tones[1] - tones[0])
     x = np.arange(size, dtype=np.float32)[None] / size
     y = np.arange(size, dtype=np.float32)[:, None] / size
@@ -277,8 +274,8 @@ def _ground(size: int, random: np.random.Generator) -> Array:
     return (tones[0] + blend[..., None] * (tones[1] - tones[0])).astype(np.float32)
 
 
-def _muted(random: np.random.Generator) -> Array:
-    """A colour of little saturation and middle brightness, float32 [3]."""
+def _muted_colour(random: np.random.Generator) -> Array:
+    """A colour of low saturation and medium brightness, float32 `[3]`."""
     hue = random.random() + np.array([0, 1 / 3, 2 / 3])
     wheel = np.cos(2 * math.pi * hue) * 255 * random.uniform(0.02, 0.11)
     return (random.uniform(95, 165) + wheel).astype(np.float32)

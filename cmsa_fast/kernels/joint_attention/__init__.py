@@ -1,0 +1,1 @@
+"""Softmax attention over all tokens, for fusions that do not factorise."""

@@ -1,12 +1,11 @@
-"""Softmax attention of every token over every key, in plain PyTorch, forward and backward, on any device.
+"""The joint attention in plain PyTorch, forward and backward, on any device.
 
-It is for tokens that are not a sum of a place part and a word part, where nothing can be factorised. Query rows
-are taken in blocks: the softmax of a block is made, used and dropped, and made again in backward, so that no
-array over all queries and all keys exists, and only the inputs are kept between forward and backward. A block
-holds whole rows, so each row's softmax is that of the literal form, and no running maximum is needed.
+Query rows are taken in blocks: the softmax of a block is computed, used and dropped, and computed again in
+backward, so no array over all queries and all keys exists, and only the inputs are kept between forward and
+backward. A block holds whole rows, so each row's softmax is that of the literal form, without a running maximum.
 
-Masked keys are left out before the products, so they cost nothing either. 16-bit input is computed in float32,
-one batch entry at a time.
+Masked keys are removed before the products, so they cost nothing. 16-bit input is computed in float32, one batch
+entry at a time.
 """
 
 from collections.abc import Iterator
@@ -15,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of a [rows, Tk] array; there are two in forward, and in backward.
+from ..backends import compute_dtype
+from ..library import without_derivative
+
+# Elements of a [rows, Tk] array; forward holds two of them, and so does backward.
 _BLOCK = 2**20
 
 
@@ -26,10 +28,10 @@ def joint_attention(
     key_mask: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """`cmsa_fast.kernels.joint_attention` in blocks of queries; arguments are not checked here.
+    """`cmsa_fast.kernels.joint_attention` in blocks of queries; arguments are not checked.
 
     Raises:
-        RuntimeError: on differentiating the gradient; it has no derivative of its own.
+        RuntimeError: The gradient is differentiated again.
     """
     return _Joint.apply(query, key, value, key_mask, scale)
 
@@ -41,12 +43,8 @@ def blocks(rows: int, width: int, limit: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, rows, size))
 
 
-def compute_dtype(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
-
-
 class _Entry:
-    """One batch entry: its true keys [K, d] and their values [K, e], in the dtype to compute in."""
+    """One batch entry: its unmasked keys [K, d] and their values [K, e], in the dtype to compute in."""
 
     def __init__(
         self,
@@ -57,15 +55,15 @@ class _Entry:
         key_mask: Tensor | None,
         scale: float,
     ) -> None:
-        self.dtype = compute_dtype(query)
+        self.dtype = compute_dtype(query.dtype)
         self.query = query[number]  # [Tq, d]
         self.scale = scale
-        self.true = slice(None) if key_mask is None else key_mask[number].nonzero().flatten()
-        self.key = key[number][self.true].to(self.dtype)
-        self.value = value[number][self.true].to(self.dtype)
+        self.unmasked = slice(None) if key_mask is None else key_mask[number].nonzero().flatten()
+        self.key = key[number][self.unmasked].to(self.dtype)
+        self.value = value[number][self.unmasked].to(self.dtype)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows, their queries times the scale [r, d], and their softmax [r, K]."""
+        """Yield rows, their queries times the scale [r, d], and their softmax [r, K]."""
         for rows in blocks(len(self.query), len(self.key), _BLOCK):
             scaled = self.query[rows].to(self.dtype) * self.scale
             yield rows, scaled, (scaled @ self.key.T).softmax(-1)
@@ -88,43 +86,32 @@ class _Joint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_JointGradient.apply(grad, *ctx.saved_tensors, ctx.scale), None, None
+        return *without_derivative(_backward, grad, *ctx.saved_tensors, ctx.scale), None, None
 
 
-class _JointGradient(torch.autograd.Function):
-    """The three gradients; a function of its own, so that to differentiate them again is refused in words."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        grad: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_mask: Tensor | None,
-        scale: float,
-    ) -> tuple[Tensor, ...]:
-        grads = tuple(part.new_zeros(part.shape) for part in (query, key, value))
-        with torch.autocast(grad.device.type, enabled=False):
-            for number in range(len(query)):
-                entry = _Entry(number, query, key, value, key_mask, scale)
-                of_query, of_key, of_value = (part[number] for part in grads)
-                grad_key, grad_value = torch.zeros_like(entry.key), torch.zeros_like(entry.value)
-                for rows, scaled, softmax in entry.blocks():
-                    upstream = grad[number, rows].to(entry.dtype)
-                    grad_value.addmm_(softmax.T, upstream)
-                    of_softmax = upstream @ entry.value.T
-                    of_softmax -= torch.linalg.vecdot(softmax, of_softmax)[:, None]
-                    of_logits = of_softmax.mul_(softmax)
-                    of_query[rows] = (of_logits @ entry.key).mul_(scale)
-                    grad_key.addmm_(of_logits.T, scaled)
-                of_key[entry.true] = grad_key.to(of_key.dtype)
-                of_value[entry.true] = grad_value.to(of_value.dtype)
-        return grads
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise RuntimeError(
-            "joint_attention's torch backend has no second derivative: its gradient cannot be "
-            'differentiated again (create_graph=True). Use backend="reference" for double backward.'
-        )
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_mask: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, ...]:
+    """The gradients of query, key and value."""
+    grads = tuple(part.new_zeros(part.shape) for part in (query, key, value))
+    with torch.autocast(grad.device.type, enabled=False):
+        for number in range(len(query)):
+            entry = _Entry(number, query, key, value, key_mask, scale)
+            grad_query = grads[0][number]
+            grad_key, grad_value = torch.zeros_like(entry.key), torch.zeros_like(entry.value)
+            for rows, scaled, softmax in entry.blocks():
+                upstream = grad[number, rows].to(entry.dtype)
+                grad_value.addmm_(softmax.T, upstream)
+                grad_logits = upstream @ entry.value.T
+                grad_logits -= torch.linalg.vecdot(softmax, grad_logits)[:, None]
+                grad_logits *= softmax
+                grad_query[rows] = (grad_logits @ entry.key).mul_(scale)
+                grad_key.addmm_(grad_logits.T, scaled)
+            grads[1][number][entry.unmasked] = grad_key.to(key.dtype)
+            grads[2][number][entry.unmasked] = grad_value.to(value.dtype)
+    return grads

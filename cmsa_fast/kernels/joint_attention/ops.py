@@ -1,6 +1,7 @@
-"""The joint attention's Triton kernels as operators: schemas, fake implementations, autograd and FLOP formulas.
+"""PyTorch operators of the Triton kernels of the joint attention and of its tail.
 
-As in `ops`, the kernels are imported when an operator first runs, and nothing looks at the values of a tensor.
+As in `separable_attention.ops`, the kernels are imported when an operator first runs, and nothing here reads the
+values of a tensor.
 """
 
 from typing import Any
@@ -9,11 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..backends import check_triton, compute_dtype
 from ..library import register, register_gradient
-from ..validation import check_triton
 
 _TOKENS = "Tensor query, Tensor key, Tensor value, Tensor? key_mask, float scale"
 _TAIL = "Tensor attended, Tensor weight, Tensor? bias, Tensor? word_mask, bool relu"
+
+
+def joint_attention(*arguments: Any) -> Tensor:
+    """`cmsa_fast.kernels.joint_attention` by the Triton kernels; arguments are not checked."""
+    return torch.ops.cmsa_fast.joint_forward(*arguments)[0]
+
+
+def joint_attention_tail(*arguments: Any) -> Tensor:
+    """`cmsa_fast.kernels.joint_attention_tail` by the Triton kernels; arguments are not checked."""
+    return torch.ops.cmsa_fast.joint_tail_forward(*arguments)
 
 
 def _joint_forward(
@@ -34,10 +45,9 @@ def _joint_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tens
 def _fake_joint_forward(
     query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    exact = torch.float64 if query.dtype == torch.float64 else torch.float32
     return (
         query.new_empty(*query.shape[:2], value.shape[2]),
-        query.new_empty(*query.shape[:2], 2, dtype=exact),
+        query.new_empty(*query.shape[:2], 2, dtype=compute_dtype(query.dtype)),
     )
 
 
@@ -82,13 +92,13 @@ def _tail_backward(
     word_mask: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of an absent bias is an empty tensor: an operator returns no None."""
+    """The gradient of an absent bias is an empty tensor, because an operator cannot return None."""
     from .triton.projection_backward import launch_tail_backward
 
-    of_attended, of_weight, of_bias = launch_tail_backward(
+    grad_attended, grad_weight, grad_bias = launch_tail_backward(
         grad, attended, weight, bias, word_mask, relu
     )
-    return of_attended, of_weight, weight.new_empty(0) if of_bias is None else of_bias
+    return grad_attended, grad_weight, weight.new_empty(0) if grad_bias is None else grad_bias
 
 
 def _fake_tail_forward(attended: Tensor, weight: Tensor, *_: Any) -> Tensor:
@@ -112,10 +122,10 @@ def _save_tail(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_tail(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     attended, weight, bias, word_mask = ctx.saved_tensors
-    of_attended, of_weight, of_bias = torch.ops.cmsa_fast.joint_tail_backward(
+    grad_attended, grad_weight, grad_bias = torch.ops.cmsa_fast.joint_tail_backward(
         grad, attended, weight, bias, word_mask, ctx.relu
     )
-    return of_attended, of_weight, None if bias is None else of_bias, None, None
+    return grad_attended, grad_weight, None if bias is None else grad_bias, None, None
 
 
 register("joint_forward", f"({_TOKENS}) -> (Tensor, Tensor)", _joint_forward, _fake_joint_forward)
@@ -136,34 +146,16 @@ register(
 register_gradient("joint_tail_forward", _differentiate_tail, _save_tail, "joint_tail_backward")
 
 
-def joint_attention(
-    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float
-) -> Tensor:
-    """`cmsa_fast.kernels.joint_attention` by the Triton kernels; arguments are not checked here."""
-    return torch.ops.cmsa_fast.joint_forward(query, key, value, key_mask, scale)[0]
-
-
-def joint_attention_tail(
-    attended: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    word_mask: Tensor | None,
-    relu: bool,
-) -> Tensor:
-    """`cmsa_fast.kernels.joint_attention_tail` by the Triton kernels; arguments are not checked here."""
-    return torch.ops.cmsa_fast.joint_tail_forward(attended, weight, bias, word_mask, relu)
-
-
 @register_flop_formula(torch.ops.cmsa_fast.joint_forward)
 def _joint_forward_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Two products over every pair of tokens."""
+    """Two products over every pair of query and key."""
     batch, queries, width = query
     return 2 * batch * queries * key[1] * (width + value[2])
 
 
 @register_flop_formula(torch.ops.cmsa_fast.joint_backward)
 def _joint_backward_flop(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Five: the logits computed anew, those of the gradient, and one for each of the three gradients."""
+    """Five products: recomputed logits, gradient of the weights, and the gradients of query, key and value."""
     batch, queries, width = query
     return 2 * batch * queries * key[1] * (3 * width + 2 * value[2])
 
@@ -172,7 +164,7 @@ def _joint_backward_flop(grad: Any, query: Any, key: Any, value: Any, *_: Any, *
 def _tail_forward_flop(
     attended: Any, weight: Any, bias: Any, word_mask: Any, relu: bool, *_: Any, **__: Any
 ) -> int:
-    """One product for each token, and for each place alone where no ReLU stands before the mean."""
+    """One product for each token, or for each place if there is no ReLU before the mean."""
     batch, places, words, width = attended
     return 2 * batch * places * (words if relu else 1) * width * weight[0]
 
@@ -181,6 +173,6 @@ def _tail_forward_flop(
 def _tail_backward_flop(
     grad: Any, attended: Any, weight: Any, bias: Any, word_mask: Any, relu: bool, *_: Any, **__: Any
 ) -> int:
-    """Two more, and with a ReLU its argument computed anew."""
+    """Two products, and with ReLU a third that recomputes its argument."""
     batch, places, words, width = attended
     return 2 * batch * places * (3 * words if relu else 2) * width * weight[0]

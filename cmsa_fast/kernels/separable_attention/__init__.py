@@ -1,0 +1,1 @@
+"""Softmax attention over all (place, word) pairs by the exact factorisation."""

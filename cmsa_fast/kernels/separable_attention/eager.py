@@ -1,18 +1,18 @@
-"""CMSA attention by its exact factorisation, in plain PyTorch, forward and backward, on any device.
+"""The separable attention by its exact factorisation, in plain PyTorch, forward and backward, on any device.
 
 A token's query is a sum of a place part and a word part, q_pn = x_p + y_n, and so are its key and value. The
 softmax over all pairs (p', n') is then the product of a softmax over places and one over words, and the mean
-over words of the attended values (what Eq. 4 of the paper needs) is
+over words of the attended values (Eq. 4 of the paper needs no more) is
 
     W x_value + V y_value,
     W[p, p'] = mean_n softmax_p'((x_query_p + y_query_n) . x_key_p')
     V[p, n'] = mean_n softmax_n'((x_query_p + y_query_n) . y_key_n')
 
-The two halves are one operation with other keys, `mean_softmax`.
+Both halves are the same operation with different keys, `mean_softmax`.
 
-Numerics. A common offset of the places' queries moves to the words, and those of keys and values are taken out
-(and, of values, added to the result): nothing depends on them but rounding. 16-bit input is computed in float32,
-since the factors span more than its range.
+Numerics. A common offset of the places' queries is moved to the words' queries; common offsets of keys are
+subtracted, and those of values are subtracted and added to the result. This changes rounding only. 16-bit input
+is computed in float32.
 
 Memory. One image at a time with as many of its expressions, and as many rows of W, as keep a [S, rows, P] array
 under `_BLOCK` elements; three such arrays in forward, four in backward, none kept between them.
@@ -27,15 +27,15 @@ from torch import Tensor
 from ..library import (
     EVERY_DEVICE,
     SEPARABLE_INPUTS,
-    refuse_second_derivative,
     register,
     register_gradient,
+    without_derivative,
 )
 from .mean_softmax import Block, Gradients, Keys, prepare, times
-from .numerics import common_offset
+from .numerics import split_offset, word_weights
 
-# Elements of a [S, rows, P] array, and the fewest rows for whose sake expressions are done apart: a product with
-# fewer is slow.
+# Elements of a [S, rows, P] array, and the fewest rows per product: fewer would be slow, so then fewer
+# expressions are taken at a time.
 _BLOCK = 2**20
 _ROWS = 64
 
@@ -51,10 +51,10 @@ def separable_attention(
     *,
     image_index: Tensor | None = None,
 ) -> Tensor:
-    """`cmsa_fast.kernels.cross_modal_attention` by the factorisation; arguments are not checked here.
+    """`cmsa_fast.kernels.cross_modal_attention` by the factorisation; arguments are not checked.
 
     Raises:
-        RuntimeError: on differentiating the gradient; it has no derivative of its own.
+        RuntimeError: The gradient is differentiated again.
     """
     weight = word_weights(word_mask, word_query)
     inputs = (place_query, place_key, place_value, word_query, word_key, word_value)
@@ -71,35 +71,27 @@ def received_word_attention(
     *,
     image_index: Tensor | None = None,
 ) -> Tensor:
-    """The attention each word receives, averaged over places and true words: the mean of V's rows.
+    """The attention each word receives, averaged over places and real words: the mean of V's rows.
 
-    The place keys drop out, because the softmax over places sums to one. Not differentiable.
+    The place keys have no influence, because the softmax over places sums to one. Not differentiable.
 
     Returns:
-        [B, N], summing to 1 over true words, 0 on padding.
+        [B, N], summing to 1 over real words, 0 on padding.
     """
     weight = word_weights(word_mask, word_query)
     received = torch.empty_like(weight)
     with torch.no_grad(), torch.autocast(place_query.device.type, enabled=False):
         for image, expressions in _groups(len(word_query), image_index, place_query.shape[1]):
-            query, offset = _split_offset(place_query[image].to(weight.dtype))
-            words = _Words.of((word_query, word_key, word_key), weight, expressions)
+            query, offset = split_offset(place_query[image].to(weight.dtype))
+            words = _Words.prepare((word_query, word_key, word_key), weight, expressions)
             received[expressions] = Block(words.keys(offset), query).mean_softmax().mean(1)
     return received.to(place_query.dtype)
-
-
-def word_weights(word_mask: Tensor | None, words: Tensor) -> Tensor:
-    """[B, N]: 1 / (number of true words) on true words, 0 on padding, in the dtype to compute in."""
-    compute = torch.float64 if words.dtype == torch.float64 else torch.float32
-    if word_mask is None:
-        return words.new_full(words.shape[:2], 1 / words.shape[1], dtype=compute)
-    return word_mask.to(compute) / word_mask.sum(1, keepdim=True)
 
 
 def _groups(
     expressions: int, image_index: Tensor | None, places: int
 ) -> Iterator[tuple[int, slice | list[int]]]:
-    """Each image with (some of) its expressions, as many at a time as `_BLOCK` allows."""
+    """Yield each image with its expressions, as many at a time as `_BLOCK` allows."""
     if image_index is None:
         yield from ((index, slice(index, index + 1)) for index in range(expressions))
         return
@@ -113,20 +105,14 @@ def _groups(
 
 
 def _blocks(expressions: int, places: int) -> Iterator[slice]:
-    """Rows of W, in blocks of even size as large as `_BLOCK` allows."""
+    """Rows of W in blocks of even size, as large as `_BLOCK` allows."""
     rows = min(places, max(1, _BLOCK // (expressions * places)))
     rows = -(-places // -(-places // rows))
     return (slice(start, start + rows) for start in range(0, places, rows))
 
 
-def _split_offset(features: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """[..., R, d] rows and the offset they have in common: (rows - offset, offset [..., 1, d])."""
-    offset = common_offset(features, weight)
-    return (features - offset if offset.any() else features), offset
-
-
 class _Places(NamedTuple):
-    """One image's queries and keys [P, d] and values [P, e] less their offsets."""
+    """Queries and keys [P, d] and values [P, e] of one image, less their offsets."""
 
     query: Tensor
     key: Tensor
@@ -135,15 +121,15 @@ class _Places(NamedTuple):
     value_offset: Tensor
 
     @classmethod
-    def of(cls, features: tuple[Tensor, ...], dtype: torch.dtype, image: int) -> "_Places":
+    def prepare(cls, features: tuple[Tensor, ...], dtype: torch.dtype, image: int) -> "_Places":
         query, key, value = (part[image].to(dtype) for part in features)
-        query, query_offset = _split_offset(query)
-        value, value_offset = _split_offset(value)
-        return cls(query, _split_offset(key)[0], value, query_offset, value_offset)
+        query, query_offset = split_offset(query)
+        value, value_offset = split_offset(value)
+        return cls(query, split_offset(key)[0], value, query_offset, value_offset)
 
 
 class _Words(NamedTuple):
-    """Some expressions' queries and keys [S, N, d] and values [S, N, e], the last two less their offsets."""
+    """Queries [S, N, d] of some expressions, and their keys [S, N, d] and values [S, N, e] less their offsets."""
 
     query: Tensor
     key: Tensor
@@ -152,7 +138,7 @@ class _Words(NamedTuple):
     weight: Tensor
 
     @classmethod
-    def of(
+    def prepare(
         cls, features: tuple[Tensor, ...], weight: Tensor, expressions: slice | list[int]
     ) -> "_Words":
         weight = weight[expressions]
@@ -160,11 +146,11 @@ class _Words(NamedTuple):
         query, key, value = (
             part[expressions].to(weight.dtype).masked_fill(padding, 0) for part in features
         )
-        value, value_offset = _split_offset(value, weight)
-        return cls(query, _split_offset(key, weight)[0], value, value_offset, weight)
+        value, value_offset = split_offset(value, weight)
+        return cls(query, split_offset(key, weight)[0], value, value_offset, weight)
 
     def keys(self, query_offset: Tensor, place_key: Tensor | None = None) -> Keys:
-        """The softmax over the image's places, or without `place_key` over the words themselves."""
+        """The softmax over the image's places, or over the expressions' own words if `place_key` is None."""
         real = self.weight > 0
         query = self.query + query_offset * real[..., None]
         if place_key is None:
@@ -182,14 +168,14 @@ def _forward(
     weight: Tensor,
     image_index: Tensor | None,
 ) -> Tensor:
-    of_places = (place_query, place_key, place_value)
-    of_words = (word_query, word_key, word_value)
+    place_features = (place_query, place_key, place_value)
+    word_features = (word_query, word_key, word_value)
     count, places = len(word_query), place_query.shape[1]
     attended = place_query.new_empty(count, places, place_value.shape[2])
     with torch.autocast(place_query.device.type, enabled=False):
         for image, group in _groups(count, image_index, places):
-            place = _Places.of(of_places, weight.dtype, image)
-            words = _Words.of(of_words, weight, group)
+            place = _Places.prepare(place_features, weight.dtype, image)
+            words = _Words.prepare(word_features, weight, group)
             keys = words.keys(place.query_offset, place.key)
             result = Block(words.keys(place.query_offset), place.query).mean_softmax()
             result = torch.bmm(result, words.value).add_(place.value_offset + words.value_offset)
@@ -212,35 +198,35 @@ def _backward(
     image_index: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """The six gradients."""
-    of_places = (place_query, place_key, place_value)
-    of_words = (word_query, word_key, word_value)
+    place_features = (place_query, place_key, place_value)
+    word_features = (word_query, word_key, word_value)
     place_grads, word_grads = (
         [torch.zeros(part.shape, dtype=weight.dtype, device=part.device) for part in features]
-        for features in (of_places, of_words)
+        for features in (place_features, word_features)
     )
     places = place_query.shape[1]
     with torch.autocast(grad.device.type, enabled=False):
         for image, group in _groups(len(word_query), image_index, places):
-            place = _Places.of(of_places, weight.dtype, image)
-            words = _Words.of(of_words, weight, group)
+            place = _Places.prepare(place_features, weight.dtype, image)
+            words = _Words.prepare(word_features, weight, group)
             upstream = grad[group].to(weight.dtype)
-            of_query, of_key, of_value = (part[image] for part in place_grads)
+            grad_query, grad_key, grad_value = (part[image] for part in place_grads)
 
             own = words.keys(place.query_offset)
             own_grads = Gradients.zeros(own, words.value)
-            Block(own, place.query).backward(upstream, words.value, of_query, own_grads)
+            Block(own, place.query).backward(upstream, words.value, grad_query, own_grads)
             own_grads.finish(own)
 
             keys = words.keys(place.query_offset, place.key)
             grads = Gradients.zeros(keys, place.value[None])
             for rows in _blocks(len(words.query), places):
                 Block(keys, place.query[rows]).backward(
-                    upstream[:, rows], place.value[None], of_query[rows], grads
+                    upstream[:, rows], place.value[None], grad_query[rows], grads
                 )
             grads.finish(keys)
 
-            of_key += grads.key[0]
-            of_value += grads.value[0]
+            grad_key += grads.key[0]
+            grad_value += grads.value[0]
             word_grads[0][group] = own_grads.words + grads.words
             word_grads[1][group] = own_grads.key
             word_grads[2][group] = own_grads.value
@@ -255,19 +241,7 @@ class _Separable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_SeparableGradient.apply(grad, *ctx.saved_tensors), None, None
-
-
-class _SeparableGradient(torch.autograd.Function):
-    """The six gradients; a function of its own, so that to differentiate them again is refused in words."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        return _backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> None:
-        refuse_second_derivative(ctx)
+        return *without_derivative(_backward, grad, *ctx.saved_tensors), None, None
 
 
 def _fake_forward(*arguments: Any) -> Tensor:
@@ -287,7 +261,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *torch.ops.cmsa_fast.factored_backward(grad, *ctx.saved_tensors), None, None
 
 
-# While a graph is traced the two are operators, so that it has no branch or loop that depends on data.
+# While a graph is traced, both are operators: the graph then has no branch or loop that depends on data.
 register(
     "factored_forward", f"({SEPARABLE_INPUTS}) -> Tensor", _forward, _fake_forward, EVERY_DEVICE
 )

@@ -1,8 +1,8 @@
-"""The separable attention's Triton kernels as operators: schemas, fake implementations, autograd, FLOP formulas.
+"""PyTorch operators of the separable attention's Triton kernels and of the level tail's.
 
-This module knows torch alone. The kernels are imported when an operator first runs: a graph can be traced, and the
-package imported, where Triton is not installed. Nothing here looks at the values of a tensor: where the kernels
-way depends on data they branch on the GPU, so that CUDA graphs can capture them.
+Each operator has a schema, a fake implementation, a gradient and a FLOP formula. This module imports torch alone;
+the kernels are imported when an operator first runs, so graphs can be traced without Triton. Nothing here reads
+the values of a tensor: branches that depend on data are taken on the GPU, so CUDA graphs can capture the kernels.
 """
 
 from typing import Any
@@ -11,31 +11,56 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..backends import check_triton
 from ..library import SEPARABLE_INPUTS, register, register_gradient
-from ..validation import check_triton
-from .eager import word_weights
-from .flops import separable_backward_flop, separable_forward_flop
+from .numerics import word_weights
+from .projection_eager import attended_gradient, image_gradient, weight_gradient
 
-# The result, then what backward needs of the softmaxes: E_C over places and over words, and for each of the two
-# the five tensors of its statistics.
+# The state that forward returns for backward: E_C over places and over words, and for each of the two the five
+# tensors of its row statistics.
 _STATE = 12
+
+
+def separable_attention(
+    place_query: Tensor,
+    place_key: Tensor,
+    place_value: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_value: Tensor,
+    word_mask: Tensor | None = None,
+    *,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """`cmsa_fast.kernels.cross_modal_attention` by the Triton kernels; arguments are not checked.
+
+    Raises:
+        RuntimeError: The gradient is differentiated again.
+    """
+    weight = word_weights(word_mask, word_query)
+    features = (place_query, place_key, place_value, word_query, word_key, word_value)
+    return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
+
+
+def level_tail(*arguments: Any) -> Tensor:
+    """`cmsa_fast.kernels.level_tail` by the Triton kernel; arguments are not checked."""
+    return torch.ops.cmsa_fast.level_tail_forward(*arguments)
 
 
 def _separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
     *features, weight, image_index = arguments
     check_triton(features[0])
-    from .triton import plans as separable
+    from .triton import plans
 
-    attended, state = separable.forward(features, weight, image_index)
+    attended, state = plans.forward(features, weight, image_index)
     return attended, *state
 
 
 def _separable_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    from .triton import plans as separable
+    from .triton import plans
 
     *features, weight, image_index, attended, state = arguments
-    gradients = separable.backward(grad, features, weight, image_index, attended, state)
-    return tuple(gradients)
+    return tuple(plans.backward(grad, features, weight, image_index, attended, state))
 
 
 def _fake_separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -75,6 +100,73 @@ def _differentiate_separable(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[An
     return *gradients, None, None
 
 
+def _tail_forward(attended: Tensor, *arguments: Any) -> Tensor:
+    check_triton(attended)
+    from .triton.projection import launch_level_tail
+
+    return launch_level_tail(attended, *arguments)
+
+
+def _tail_backward(
+    grad: Tensor,
+    attended: Tensor,
+    output_weight: Tensor,
+    image_index: Tensor | None,
+    images: int,
+    visual_channels: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of attended, weight and images; without image_index the last is a view of grad, here empty."""
+    grad_visual = grad.new_empty(0)
+    if image_index is not None:
+        grad_visual = image_gradient(grad[:, :visual_channels], image_index, images)
+    return attended_gradient(grad, output_weight), weight_gradient(grad, attended), grad_visual
+
+
+def _fake_tail_forward(attended: Tensor, output_weight: Tensor, *_: Any) -> Tensor:
+    return attended.new_empty(len(attended), len(output_weight), attended.shape[1])
+
+
+def _fake_tail_backward(
+    grad: Tensor,
+    attended: Tensor,
+    output_weight: Tensor,
+    image_index: Tensor | None,
+    images: int,
+    visual_channels: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (0,) if image_index is None else (images, visual_channels, grad.shape[2])
+    return (
+        attended.new_empty(attended.shape),
+        output_weight.new_empty(output_weight.shape),
+        grad.new_empty(shape),
+    )
+
+
+def _save_tail(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    attended, output_weight, unit_visual, mean_word, coordinates, image_index = inputs
+    ctx.save_for_backward(attended, output_weight, image_index)
+    ctx.images = len(unit_visual)
+    ctx.sizes = [unit_visual.shape[2], mean_word.shape[1], len(coordinates)]
+
+
+def _differentiate_tail(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    attended, output_weight, image_index = ctx.saved_tensors
+    grad_attended, grad_weight, grad_images = torch.ops.cmsa_fast.level_tail_backward(
+        grad, attended, output_weight, image_index, ctx.images, ctx.sizes[0]
+    )
+    grad_visual, grad_word, grad_coordinates = grad.split(ctx.sizes, dim=1)
+    if image_index is not None:
+        grad_visual = grad_images
+    return (
+        grad_attended,
+        grad_weight,
+        grad_visual.mT,
+        grad_word.sum(2),
+        grad_coordinates.sum(0),
+        None,
+    )
+
+
 register(
     "separable_forward",
     f"({SEPARABLE_INPUTS}) -> ({', '.join(['Tensor'] * (1 + _STATE))})",
@@ -90,28 +182,59 @@ register(
 register_gradient(
     "separable_forward", _differentiate_separable, _save_separable, "separable_backward"
 )
+register(
+    "level_tail_forward",
+    "(Tensor attended, Tensor output_weight, Tensor unit_visual, Tensor mean_word, Tensor coordinates, "
+    "Tensor? image_index) -> Tensor",
+    _tail_forward,
+    _fake_tail_forward,
+)
+register(
+    "level_tail_backward",
+    "(Tensor grad, Tensor attended, Tensor output_weight, Tensor? image_index, SymInt images, "
+    "SymInt visual_channels) -> (Tensor, Tensor, Tensor)",
+    _tail_backward,
+    _fake_tail_backward,
+)
+register_gradient("level_tail_forward", _differentiate_tail, _save_tail, "level_tail_backward")
 
 
-def separable_attention(
-    place_query: Tensor,
-    place_key: Tensor,
-    place_value: Tensor,
-    word_query: Tensor,
-    word_key: Tensor,
-    word_value: Tensor,
-    word_mask: Tensor | None = None,
-    *,
-    image_index: Tensor | None = None,
-) -> Tensor:
-    """`cmsa_fast.kernels.cross_modal_attention` by the Triton kernels; arguments are not checked here.
-
-    Raises:
-        RuntimeError: on differentiating the gradient; it has no derivative of its own.
-    """
-    weight = word_weights(word_mask, word_query)
-    features = (place_query, place_key, place_value, word_query, word_key, word_value)
-    return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
+def _separable_flop(place_query: Any, place_value: Any, word_query: Any) -> tuple[int, int]:
+    """FLOP of all products over places and over words: forward, and backward with the logits recomputed."""
+    (_, places, width), (_, _, value_width), (batch, words, _) = (
+        place_query,
+        place_value,
+        word_query,
+    )
+    forward = backward = 0
+    for keys in (places, words):
+        pairs = 2 * batch * places * keys
+        word_logits = 2 * batch * words * keys * width
+        forward += pairs * (width + value_width + 2 * words) + word_logits
+        backward += pairs * (3 * width + 2 * value_width + 6 * words) + 2 * word_logits
+    return forward, backward
 
 
-register_flop_formula(torch.ops.cmsa_fast.separable_forward)(separable_forward_flop)
-register_flop_formula(torch.ops.cmsa_fast.separable_backward)(separable_backward_flop)
+@register_flop_formula(torch.ops.cmsa_fast.separable_forward)
+def _separable_forward_flop(
+    place_query: Any, place_key: Any, place_value: Any, word_query: Any, *_: Any, **__: Any
+) -> int:
+    return _separable_flop(place_query, place_value, word_query)[0]
+
+
+@register_flop_formula(torch.ops.cmsa_fast.separable_backward)
+def _separable_backward_flop(
+    grad: Any, place_query: Any, place_key: Any, place_value: Any, word_query: Any, *_: Any, **__: Any
+) -> int:  # fmt: skip
+    return _separable_flop(place_query, place_value, word_query)[1]
+
+
+@register_flop_formula(torch.ops.cmsa_fast.level_tail_forward)
+def _tail_forward_flop(attended: Any, output_weight: Any, *_: Any, **__: Any) -> int:
+    batch, places, width = attended
+    return 2 * batch * places * width * output_weight[0]
+
+
+@register_flop_formula(torch.ops.cmsa_fast.level_tail_backward)
+def _tail_backward_flop(grad: Any, attended: Any, output_weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * _tail_forward_flop(attended, output_weight)

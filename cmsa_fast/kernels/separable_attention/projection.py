@@ -1,20 +1,13 @@
-"""The tail of a CMSA level, Eq. 4 of Ye et al., CVPR 2019, written straight to [B, C, P]."""
+"""The output projection plus residual of a CMSA level (Eq. 4 of Ye et al., CVPR 2019) as a public function."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..validation import (
-    autocast,
-    check_alike,
-    check_backend,
-    check_floating,
-    check_image_index,
-    check_range,
-    check_triton,
-)
-from . import projection_eager as tail_torch
+from ..backends import autocast, check_backend, check_triton
+from ..validation import check_features, check_images, check_shape, check_size
+from . import projection_eager
 
 _AXES = {
     "attended": "batch, places, width",
@@ -35,44 +28,58 @@ def level_tail(
     image_index: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Output projection plus residual: Eq. 4 of Ye et al., CVPR 2019, once the mean over words is taken.
+    """Output projection plus residual: Eq. 4 of Ye et al., CVPR 2019, after the mean over words.
 
-    result[b] = output_weight attended[b]^T + [unit_visual[b]^T; mean_word[b] at every place; coordinates],
-    the residual's three parts one below the other. Neither this concatenation nor a transposed copy of the result
-    is made, forward or backward: only "reference" makes both.
+    result[b] = output_weight attended[b]^T + [unit_visual[b]^T; mean_word[b] at every place; coordinates], with
+    the residual's three parts concatenated along channels. "torch" and "triton" make neither this concatenation
+    nor a transposed copy of the result, forward or backward.
 
-    The visual features are of unit length already, because the attention's projections need them so; their mean
-    over words, and that of the coordinates, are what they are.
+    Unit visual features and coordinates equal their own mean over words; only the word part is averaged.
 
     Args:
         attended: [B, P, d]; any strides, as all arguments.
         output_weight: [C, d], the paper's W_vhat, with C = Cv + Cl + S.
         unit_visual: [B, P, Cv], or [B_images, P, Cv] with image_index. Fastest as the transpose of [B, Cv, P],
-            which is how normalised features of [B, Cv, H, W] lie in memory.
+            the memory layout of normalised features [B, Cv, H, W].
         mean_word: [B, Cl], the mean over real words of the unit word vectors.
-        coordinates: [S, P], of all images; S is 8 in the paper.
-        image_index: int64 [B], which of the B_images images each expression belongs to. None: expression b belongs
-            to image b.
-        backend: "reference" is the literal form; "torch" fills the result with the residual and lets the
-            library's matmul add to it; "triton" is one kernel, with its gradients by the library's matmul; "auto"
-            is "torch" everywhere, because "triton" is not yet measured against it on a GPU. A backend asked for
-            by name never gives way to another.
+        coordinates: [S, P], the same for all images; S is 8 in the paper.
+        image_index: int64 [B], the image of each expression among B_images. None: Expression b belongs to
+            image b.
+        backend: "reference" is the literal form; "torch" fills the result with the residual and accumulates the
+            projection by matmul; "triton" is one kernel, whose gradients are matmuls; "auto" is "torch"
+            everywhere, because "triton" has not been measured against it on a GPU. A backend other than "auto"
+            is never replaced by another.
 
     Returns:
-        [B, C, P], contiguous but for "reference", in the inputs' dtype (under autocast in autocast's). All dtypes
-        are float64, float32, bfloat16 or float16. Products are summed in float32, or in float64 for float64.
+        [B, C, P], contiguous except for "reference", in the inputs' dtype (under autocast in autocast's). All
+        dtypes are float64, float32, bfloat16 or float16. Products are summed in float32, or in float64 for
+        float64.
 
     Raises:
-        TypeError: an argument is no tensor or has the wrong dtype.
-        ValueError: shapes or devices do not fit, image_index is out of range, or backend is unknown; or "triton"
-            is asked for by name where it cannot run.
-        ImportError: "triton" is asked for by name and not installed.
-        RuntimeError: the gradient of "triton" is differentiated again.
+        TypeError: An argument is no tensor or has the wrong dtype.
+        ValueError: Shapes or devices do not fit, image_index is out of range, backend is unknown, or "triton"
+            cannot run on the inputs.
+        ImportError: backend is "triton" and Triton is not installed.
+        RuntimeError: The gradient of "triton" is differentiated again.
     """
     check_backend(backend)
-    parts = _cast((attended, output_weight, unit_visual, mean_word, coordinates))
-    _check_shapes(*parts)
-    _check_images(parts[2], len(parts[0]), image_index)
+    parts = (attended, output_weight, unit_visual, mean_word, coordinates)
+    _check(*parts, image_index)
+    return unchecked_level_tail(*parts, image_index=image_index, backend=backend)
+
+
+def unchecked_level_tail(
+    attended: Tensor,
+    output_weight: Tensor,
+    unit_visual: Tensor,
+    mean_word: Tensor,
+    coordinates: Tensor,
+    *,
+    image_index: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`level_tail` without argument checks, for callers that have made them (`cmsa_fast.nn`)."""
+    parts = autocast(attended, output_weight, unit_visual, mean_word, coordinates)
     if backend == "triton":
         check_triton(parts[0])
     with torch.autocast(parts[0].device.type, enabled=False):
@@ -83,10 +90,10 @@ def _implementation(backend: str) -> Callable[..., Tensor]:
     if backend == "reference":
         return _literal
     if backend == "triton":
-        from . import projection_ops as tail_ops
+        from . import ops
 
-        return tail_ops.level_tail
-    return tail_torch.level_tail
+        return ops.level_tail
+    return projection_eager.level_tail
 
 
 def _literal(
@@ -110,30 +117,18 @@ def _literal(
     return (torch.nn.functional.linear(attended, output_weight) + residual).mT
 
 
-def _cast(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Floating tensors of one dtype, once autocast has cast them, and one device."""
-    for name, part in zip(_AXES, parts, strict=True):
-        check_floating(name, part)
-    parts = autocast(*parts)
-    for name, part in zip(_AXES, parts, strict=True):
-        check_alike(name, part, "attended", parts[0])
-    return parts
-
-
-def _check_shapes(
+def _check(
     attended: Tensor,
     output_weight: Tensor,
     unit_visual: Tensor,
     mean_word: Tensor,
     coordinates: Tensor,
+    image_index: Tensor | None,
 ) -> None:
     parts = (attended, output_weight, unit_visual, mean_word, coordinates)
+    check_features(dict(zip(_AXES, parts, strict=True)))
     for (name, axes), part in zip(_AXES.items(), parts, strict=True):
-        sizes = part.shape[1:] if axes.startswith("batch") else part.shape
-        if part.ndim != axes.count(",") + 1 or 0 in sizes:
-            raise ValueError(
-                f"{name} must have shape [{axes}] with at least one of each; got {list(part.shape)}."
-            )
+        check_shape(name, part, axes)
     batch, places, width = attended.shape
     channels = unit_visual.shape[2] + mean_word.shape[1] + len(coordinates)
     if output_weight.shape != (channels, width):
@@ -141,32 +136,7 @@ def _check_shapes(
             f"output_weight must have shape [channels, width] = [{channels}, {width}], channels being the sum "
             f"of those of unit_visual, mean_word and coordinates; got {list(output_weight.shape)}."
         )
-    if unit_visual.shape[1] != places:
-        raise ValueError(
-            f"unit_visual must have the places of attended, {places}; got {unit_visual.shape[1]}."
-        )
-    if len(mean_word) != batch:
-        raise ValueError(
-            f"mean_word must have the batch of attended, {batch}; got {len(mean_word)}."
-        )
-    if coordinates.shape[1] != places:
-        raise ValueError(
-            f"coordinates must have the places of attended, {places}; got {coordinates.shape[1]}."
-        )
-
-
-def _check_images(unit_visual: Tensor, expressions: int, image_index: Tensor | None) -> None:
-    images = len(unit_visual)
-    if image_index is None:
-        if images != expressions:
-            raise ValueError(
-                f"unit_visual must have the batch of attended, {expressions}, unless image_index says which "
-                f"image each expression belongs to; got {images}."
-            )
-        return
-    check_image_index(image_index, expressions, "attended", unit_visual.device)
-    if expressions and not images:
-        raise ValueError(
-            f"unit_visual must hold at least one image for {expressions} expressions; got 0."
-        )
-    check_range("image_index", image_index, images)
+    check_size("unit_visual", unit_visual.shape[1], "places", "attended", places)
+    check_size("mean_word", len(mean_word), "batch", "attended", batch)
+    check_size("coordinates", coordinates.shape[1], "places", "attended", places)
+    check_images("unit_visual", len(unit_visual), "attended", batch, image_index, attended.device)

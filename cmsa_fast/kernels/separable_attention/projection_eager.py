@@ -1,14 +1,16 @@
-"""The tail of a CMSA level in plain PyTorch, forward and backward, on any device.
+"""The output projection plus residual of a CMSA level in plain PyTorch, forward and backward, on any device.
 
-Memory. The result [B, C, P] begins as the residual, whose parts are copied each to its channels, and the library's
-matmul adds the projection in place. In backward the gradients of the residual's parts are views or sums of the
-result's gradient; the weight's is summed over expressions one product [C, d] at a time.
+Memory. The residual's parts are copied into their channels of the result [B, C, P], and the matmul accumulates
+the projection into it. In backward the gradients of the residual's parts are views or sums of the result's
+gradient, and the weight's is summed one expression's product [C, d] at a time.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..backends import compute_dtype
 
 
 def level_tail(
@@ -19,56 +21,46 @@ def level_tail(
     coordinates: Tensor,
     image_index: Tensor | None,
 ) -> Tensor:
-    """`cmsa_fast.kernels.level_tail` by the library's matmul; arguments are not checked here."""
-    if torch.compiler.is_compiling():
-        return _traced(attended, output_weight, unit_visual, mean_word, coordinates, image_index)
-    return _Tail.apply(attended, output_weight, unit_visual, mean_word, coordinates, image_index)
-
-
-def _traced(
-    attended: Tensor,
-    output_weight: Tensor,
-    unit_visual: Tensor,
-    mean_word: Tensor,
-    coordinates: Tensor,
-    image_index: Tensor | None,
-) -> Tensor:
-    """For a graph: compilers differentiate a product into its own buffer wrongly (torch 2.11 gives zeros)."""
+    """`cmsa_fast.kernels.level_tail` with PyTorch's matmul; arguments are not checked."""
+    if not torch.compiler.is_compiling():
+        return _Tail.apply(
+            attended, output_weight, unit_visual, mean_word, coordinates, image_index
+        )
+    # In a graph the concatenation is explicit, because compilers differentiate a product that accumulates into
+    # its own buffer wrongly (zeros in torch 2.11).
     batch, places, _ = attended.shape
-    visual = unit_visual if image_index is None else unit_visual[image_index]
     parts = [
-        visual.mT,
+        (unit_visual if image_index is None else unit_visual[image_index]).mT,
         mean_word[..., None].expand(-1, -1, places),
         coordinates.expand(batch, -1, -1),
     ]
     return torch.baddbmm(torch.cat(parts, dim=1), output_weight.expand(batch, -1, -1), attended.mT)
 
 
-def gradient_of_attended(grad: Tensor, output_weight: Tensor) -> Tensor:
+def attended_gradient(grad: Tensor, output_weight: Tensor) -> Tensor:
     """[B, P, d]."""
     return torch.bmm(grad.mT, output_weight.expand(len(grad), -1, -1))
 
 
-def gradient_of_weight(grad: Tensor, attended: Tensor) -> Tensor:
-    """[C, d], summed over expressions one after the other, in float32 where they are 16-bit."""
-    exact = torch.float32 if grad.dtype.itemsize == 2 else grad.dtype
-    total = grad.new_zeros(grad.shape[1], attended.shape[2], dtype=exact)
-    for of_result, tokens in zip(grad, attended, strict=True):
-        total += of_result @ tokens
+def weight_gradient(grad: Tensor, attended: Tensor) -> Tensor:
+    """[C, d], summed over expressions in order, in float32 for 16-bit inputs."""
+    total = grad.new_zeros(grad.shape[1], attended.shape[2], dtype=compute_dtype(grad.dtype))
+    for grad_result, tokens in zip(grad, attended, strict=True):
+        total += grad_result @ tokens
     return total.to(grad.dtype)
 
 
-def gradient_of_images(grad: Tensor, image_index: Tensor, images: int) -> Tensor:
+def image_gradient(grad: Tensor, image_index: Tensor, images: int) -> Tensor:
     """[B, Cv, P] -> [B_images, Cv, P], the sum over the expressions of each image."""
     total = grad.new_zeros(images, *grad.shape[1:])
-    # Which of the two has no atomics depends on the device.
+    # Which of the two needs no atomics depends on the device.
     if grad.is_cuda:
         return total.index_put_((image_index,), grad, accumulate=True)
     return total.index_add_(0, image_index, grad)
 
 
 class _Tail(torch.autograd.Function):
-    """Its backward consists of differentiable operations, and so it can be differentiated again."""
+    """Its backward is made of differentiable operations, so it can be differentiated twice."""
 
     @staticmethod
     def forward(
@@ -85,28 +77,28 @@ class _Tail(torch.autograd.Function):
         ctx.sizes = [unit_visual.shape[2], mean_word.shape[1], len(coordinates)]
         batch, places, _ = attended.shape
         result = attended.new_empty(batch, len(output_weight), places)
-        of_visual, of_word, of_spatial = result.split(ctx.sizes, dim=1)
+        visual_part, word_part, coordinate_part = result.split(ctx.sizes, dim=1)
         visual = unit_visual.mT
-        of_visual.copy_(visual if image_index is None else visual[image_index])
-        of_word.copy_(mean_word[..., None])
-        of_spatial.copy_(coordinates)
+        visual_part.copy_(visual if image_index is None else visual[image_index])
+        word_part.copy_(mean_word[..., None])
+        coordinate_part.copy_(coordinates)
         weight = output_weight.expand(batch, -1, -1)
-        # PyTorch's FLOP counter knows the product in this form and not as baddbmm_.
+        # PyTorch's FLOP counter counts this product, but not baddbmm_.
         return torch.baddbmm(result, weight, attended.mT, out=result)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         attended, output_weight, image_index = ctx.saved_tensors
-        of_visual, of_word, of_spatial = grad.split(ctx.sizes, dim=1)
+        grad_visual, grad_word, grad_coordinates = grad.split(ctx.sizes, dim=1)
         needed = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):
             if needed[2] and image_index is not None:
-                of_visual = gradient_of_images(of_visual, image_index, ctx.images)
+                grad_visual = image_gradient(grad_visual, image_index, ctx.images)
             return (
-                gradient_of_attended(grad, output_weight) if needed[0] else None,
-                gradient_of_weight(grad, attended) if needed[1] else None,
-                of_visual.mT if needed[2] else None,
-                of_word.sum(2) if needed[3] else None,
-                of_spatial.sum(0) if needed[4] else None,
+                attended_gradient(grad, output_weight) if needed[0] else None,
+                weight_gradient(grad, attended) if needed[1] else None,
+                grad_visual.mT if needed[2] else None,
+                grad_word.sum(2) if needed[3] else None,
+                grad_coordinates.sum(0) if needed[4] else None,
                 None,
             )

@@ -1,1 +1,1 @@
-"""The Triton kernels and their launchers. Nothing outside imports this package before a kernel is to run."""
+"""Parts that the Triton kernels of both operations share, imported when a kernel first runs."""

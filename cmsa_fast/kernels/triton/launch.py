@@ -1,21 +1,54 @@
-"""What every launcher shares: the architecture, the launch itself, dtypes and precisions."""
+"""What all launchers share: tile sizes, the architecture, dtypes and precisions, and the launch itself."""
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import uses_tf32
-
-# 0 stands for Triton's interpreter; the rest are those with tiles in every table.
+# Architectures (compute capability times ten) that have tiles in every table; 0 is Triton's interpreter.
 INTERPRETER = 0
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
-# The most programs that CUDA allows along the second and third axis of a grid.
+# CUDA's limit on programs along the second and third axis of a grid.
 _MOST_PROGRAMS = 65535
+
+# Programs that keep every current GPU busy: about one for each multiprocessor.
+_PROGRAMS = 128
+
+
+class Tile(NamedTuple):
+    """Sizes of one program's work; powers of two, at least 16."""
+
+    rows: int  # of the queries' side
+    keys: int  # of the keys' side
+    channels: int  # of a contraction over the width, at a time
+    warps: int
+    stages: int  # loads in flight
+    slice: int = 512  # channels of a wide accumulator; wider tensors are spread over the grid
+
+
+# The interpreter runs any size; with small tiles, small inputs span several.
+INTERPRETED = Tile(rows=16, keys=16, channels=16, warps=1, stages=1)
+
+
+def word_block(words: int) -> int:
+    """The number of words padded to a size that `tl.dot` takes."""
+    return max(16, triton.next_power_of_2(words))
+
+
+def slice_width(width: int, tile: Tile) -> int:
+    """Channels that one program accumulates."""
+    return min(tile.slice, max(16, triton.next_power_of_2(width)))
+
+
+def row_splits(rows: int, block: int, programs: int, architecture: int) -> tuple[int, int]:
+    """The number of parts that a loop over rows is split into to fill a GPU, and the rows in each part."""
+    wanted = 2 if not architecture else max(1, _PROGRAMS // max(1, programs))
+    per_part = triton.cdiv(triton.cdiv(rows, wanted), block) * block
+    return triton.cdiv(rows, per_part), per_part
 
 
 def interpreted() -> bool:
@@ -24,10 +57,10 @@ def interpreted() -> bool:
 
 
 def architecture() -> int:
-    """The newest of ARCHITECTURES that the current GPU's own is not older than, or INTERPRETER.
+    """The newest of ARCHITECTURES that is not newer than the current GPU, or INTERPRETER.
 
     Raises:
-        RuntimeError: the GPU is older than all of them.
+        RuntimeError: The GPU is older than all of them.
     """
     if interpreted():
         return INTERPRETER
@@ -42,7 +75,7 @@ def architecture() -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """kernel[grid](*arguments, **constants) on the device of the first tensor; nothing for an empty grid."""
+    """Run kernel[grid](*arguments, **constants) on the device of the first tensor, unless the grid is empty."""
     if 0 in grid:
         return
     if max(grid[1:], default=0) > _MOST_PROGRAMS:
@@ -64,10 +97,24 @@ def accumulator(dtype: torch.dtype) -> Any:
 def precision(dtype: torch.dtype) -> str:
     """`input_precision` of products of float32 numbers: PyTorch's own setting for float32 input.
 
-    For 16-bit input they are float32 intermediates, for which TF32's 10 bits are enough.
+    For 16-bit input such products have float32 intermediates, for which TF32's 10 bits are enough.
     """
     if dtype == torch.float64:
         return "ieee"
     if dtype == torch.float32:
-        return "tf32" if uses_tf32() else "ieee"
+        return "tf32" if _uses_tf32() else "ieee"
     return "tf32"
+
+
+def arithmetic(dtype: torch.dtype) -> str:
+    """How products are computed: "half" for 16-bit input, "tf32" or "ieee" for float32 as PyTorch is set."""
+    if dtype.itemsize == 2:
+        return "half"
+    if dtype == torch.float32 and _uses_tf32():
+        return "tf32"
+    return "ieee"
+
+
+def _uses_tf32() -> bool:
+    """PyTorch's setting for float32 products; both of its interfaces change it."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"

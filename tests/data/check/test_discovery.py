@@ -1,4 +1,4 @@
-"""Which data sets are recognised under a root, by their files' names alone."""
+"""Tests of recognising data sets by the names of their files."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def test_every_form_is_recognised(tmp_path: Path) -> None:
         "refcocog/refs(google).p",
         "refcocog/refs(umd).p",
         "own data/refs(me).p",
+        "own data/refs(you).json",
         "grefcoco/grefs(unc).json",
         "grefcoco/instances.json",
         "anns/refcoco/train.json",
@@ -40,6 +41,7 @@ def test_every_form_is_recognised(tmp_path: Path) -> None:
     assert found.gaps == ()
     assert found.sources == (
         Source(form="refer", root=tmp_path, name="own data", split_by="me"),
+        Source(form="refer", root=tmp_path, name="own data", split_by="you"),
         Source(form="refer", root=tmp_path, name="refcoco", split_by="unc"),
         Source(form="refer", root=tmp_path, name="refcocog", split_by="google"),
         Source(form="refer", root=tmp_path, name="refcocog", split_by="umd"),
@@ -64,12 +66,12 @@ def test_every_form_is_recognised(tmp_path: Path) -> None:
         ("referit/referit_query_all.json", "referit"),
     ],
 )
-def test_the_root_itself_may_be_the_data_set(tmp_path: Path, file: str, form: str) -> None:
+def test_root_can_be_the_data_set(tmp_path: Path, file: str, form: str) -> None:
     touch(tmp_path, file)
     assert [(one.form, one.root) for one in discover(tmp_path).sources] == [(form, tmp_path)]
 
 
-def test_a_published_folder_without_records_is_left_to_its_reader(tmp_path: Path) -> None:
+def test_published_folder_without_records_is_a_source(tmp_path: Path) -> None:
     touch(tmp_path, "refcoco+/instances.json")
     (tmp_path / "grefcoco").mkdir()
     assert discover(tmp_path).sources == (
@@ -78,7 +80,7 @@ def test_a_published_folder_without_records_is_left_to_its_reader(tmp_path: Path
     )
 
 
-def test_a_folder_of_unknown_name_without_references(tmp_path: Path) -> None:
+def test_other_folder_without_references_is_a_gap(tmp_path: Path) -> None:
     touch(tmp_path, "own/instances.json")
     found = discover(tmp_path)
     assert found.sources == ()
@@ -86,31 +88,31 @@ def test_a_folder_of_unknown_name_without_references(tmp_path: Path) -> None:
     assert "own has instances.json, but no refs(<split_by>).p" in found.gaps[0]
 
 
-def test_lmdb_without_the_files_it_was_made_of(tmp_path: Path) -> None:
+def test_lmdb_without_the_annotations(tmp_path: Path) -> None:
     touch(tmp_path, "lmdb/refcoco/train.lmdb")
     assert [one.form for one in discover(tmp_path).sources] == ["anns-masks"]
 
 
-def test_nothing_is_there(tmp_path: Path) -> None:
+def test_empty_root(tmp_path: Path) -> None:
     (gap,) = discover(tmp_path).gaps
-    assert "holds no data set" in gap
+    assert "holds no known data set" in gap
     assert "refcoco/refs(unc).p" in gap
 
 
-def test_one_folder_too_deep_or_too_high(tmp_path: Path) -> None:
+def test_root_one_level_too_deep_or_too_high(tmp_path: Path) -> None:
     touch(tmp_path, "refer/refcoco/refs(unc).p")
     (gap,) = discover(tmp_path / "refer" / "refcoco").gaps
-    assert "give the folder above it" in gap
+    assert "name the folder above it" in gap
     (gap,) = discover(tmp_path).gaps
     assert f"{tmp_path / 'refer'} looks like such a root" in gap
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_missing_root(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder .*absent"):
         discover(tmp_path / "absent")
 
 
-def test_the_images_folder_is_given_to_every_source(tmp_path: Path) -> None:
+def test_image_folder_applies_to_every_source(tmp_path: Path) -> None:
     touch(tmp_path, "refcoco/refs(unc).p", "anns/refcoco/val.json")
     found = discover(tmp_path, image_folder=tmp_path / "elsewhere")
     assert [one.image_folder for one in found.sources] == [tmp_path / "elsewhere"] * 2

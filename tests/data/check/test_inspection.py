@@ -1,4 +1,4 @@
-"""What `data check` finds in sound and in damaged roots."""
+"""Tests of `data check` on intact and damaged data sets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cmsa_fast.data.check.findings import (
 )
 from cmsa_fast.data.check.inspection import inspect_root
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.formats.converted.convert import convert
-from cmsa_fast.data.formats.refer_layout import PUBLISHED_EXPRESSIONS
+from cmsa_fast.data.formats.convert import convert
+from cmsa_fast.data.formats.published import PUBLISHED_EXPRESSIONS
 from cmsa_fast.data.images import read_image, read_image_size
 from cmsa_fast.data.source import Source
 
@@ -41,7 +41,7 @@ def own(root: Path, name: str = "own") -> ReferLayout:
     return layout
 
 
-def found(result: CheckResult) -> dict[str, int]:
+def counts(result: CheckResult) -> dict[str, int]:
     return {finding.kind: len(finding.details) for finding in result.findings}
 
 
@@ -50,7 +50,7 @@ def details(result: CheckResult, kind: str) -> tuple[str, ...]:
     return finding.details
 
 
-def test_a_sound_root(tmp_path: Path) -> None:
+def test_intact_root(tmp_path: Path) -> None:
     result = inspect_root(own(tmp_path).write())
     assert result.ok
     assert result.findings == ()
@@ -64,7 +64,7 @@ def test_a_sound_root(tmp_path: Path) -> None:
     assert len(text.splitlines()) < 8
 
 
-def test_counts_against_the_published_ones(tmp_path: Path) -> None:
+def test_counts_are_compared_with_published_ones(tmp_path: Path) -> None:
     result = inspect_root(small_refcoco(tmp_path).write())
     assert result.ok
     train, val, test_a, test_b = result.data_sets[0].splits
@@ -73,23 +73,23 @@ def test_counts_against_the_published_ones(tmp_path: Path) -> None:
     assert (test_a.references, test_b.published_references) == (0, 1_810)
     assert len(details(result, "count")) == 4
     assert "2 expressions (published: 10834)" in details(result, "count")[1]
-    assert "testB is not there" in details(result, "count")[3]
+    assert "testB is missing" in details(result, "count")[3]
     assert "1 kind of warning" in format_check(result)
 
 
-def test_tables_of_published_counts_name_published_splits() -> None:
+def test_tables_of_published_counts_are_consistent() -> None:
     for table in (PUBLISHED_REFERENCES, PUBLISHED_IMAGES):
         for (name, split_by), splits in table.items():
             expressions = PUBLISHED_EXPRESSIONS[name][split_by]
             assert splits.keys() <= expressions.keys()
             assert all(count < expressions[split] for split, count in splits.items())
-    counts = [
-        count
-        for made in PUBLISHED_EXPRESSIONS.values()
-        for one in made.values()
-        for count in one.values()
+    numbers = [
+        number
+        for authors in PUBLISHED_EXPRESSIONS.values()
+        for splits in authors.values()
+        for number in splits.values()
     ]
-    assert len(counts) == len(set(counts))  # a split is recognised by its number of expressions
+    assert len(numbers) == len(set(numbers))  # a split is recognised by its number of expressions
 
 
 def test_missing_and_damaged_images(tmp_path: Path) -> None:
@@ -105,25 +105,25 @@ def test_missing_and_damaged_images(tmp_path: Path) -> None:
     names[3].write_bytes(names[3].read_bytes()[:-2000])
     result = inspect_root(root)
     assert not result.ok
-    assert found(result) == {"image-missing": 1, "image-unreadable": 1}
+    assert counts(result) == {"image-missing": 1, "image-unreadable": 1}
     assert names[0].name in details(result, "image-missing")[0]
     assert str(names[1]) in details(result, "image-unreadable")[0]
-    assert "Not whole: 2 kinds of error" in format_check(result)
+    assert "Incomplete or damaged: 2 kinds of error" in format_check(result)
     decoded = inspect_root(root, read_images=True)
-    assert found(decoded) == {"image-missing": 1, "image-unreadable": 2}
+    assert counts(decoded) == {"image-missing": 1, "image-unreadable": 2}
     assert str(names[3]) in details(decoded, "image-unreadable")[1]
 
 
-def test_a_image_of_another_size(tmp_path: Path) -> None:
+def test_image_of_another_size(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.images[1]["height"] += 1
     result = inspect_root(layout.write())
-    assert found(result) == {"image-size": 1}
+    assert counts(result) == {"image-size": 1}
     assert "41 x 29" in details(result, "image-size")[0]
     assert "42 x 29" in details(result, "image-size")[0]
 
 
-def test_a_image_that_fits_upright_only(tmp_path: Path) -> None:
+def test_image_that_fits_only_with_its_orientation(tmp_path: Path) -> None:
     layout = own(tmp_path)
     root = layout.write()
     exif = Image.Exif()
@@ -132,53 +132,63 @@ def test_a_image_that_fits_upright_only(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((37, 23, 3), np.uint8)).save(file, "JPEG", exif=exif)
     result = inspect_root(root)
     assert result.ok
-    assert found(result) == {"image-turned": 1}
+    assert counts(result) == {"image-turned": 1}
 
 
-def test_no_folder_of_images(tmp_path: Path) -> None:
+def test_missing_image_folder(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.annotations[0]["segmentation"] = [square(30, 30, 5)]
     root = layout.write()
     layout.image_folder.rename(tmp_path / "elsewhere")
     result = inspect_root(root)
     assert not result.ok
-    # The records are checked all the same, and the images are not told one by one.
-    assert found(result) == {"incomplete": 1, "mask-empty": 1}
+    # The records are checked nevertheless, and the images are not reported one by one.
+    assert counts(result) == {"incomplete": 1, "mask-empty": 1}
     assert "images/mscoco/images/train2014" in details(result, "incomplete")[0]
     assert result.images == 0
     assert len(result.data_sets[0].splits) == 2
-    assert found(inspect_root(root, image_folder=tmp_path / "elsewhere")) == {"mask-empty": 1}
+    assert counts(inspect_root(root, image_folder=tmp_path / "elsewhere")) == {"mask-empty": 1}
 
 
 @pytest.mark.parametrize("name", ["refs(unc).p", "instances.json"])
-def test_a_missing_file_of_records(tmp_path: Path, name: str) -> None:
+def test_missing_annotation_file(tmp_path: Path, name: str) -> None:
     root = small_refcoco(tmp_path).write()
     (root / "refcoco" / name).unlink()
     result = inspect_root(root)
     assert not result.ok
-    assert found(result) == {"incomplete": 1}
+    assert counts(result) == {"incomplete": 1}
     assert str(root / "refcoco" / name) in details(result, "incomplete")[0]
     assert "could not be read" in format_check(result)
 
 
-def test_a_file_cut_short_spoils_its_data_set_only(tmp_path: Path) -> None:
+def test_truncated_file_affects_only_its_data_set(tmp_path: Path) -> None:
     own(tmp_path, "sound").write()
     root = own(tmp_path, "short").write()
     file = root / "short" / "refs(unc).p"
     file.write_bytes(file.read_bytes()[:-7])
     result = inspect_root(root)
-    assert found(result) == {"not-readable": 1}
+    assert counts(result) == {"not-readable": 1}
     assert [len(one.splits) for one in result.data_sets] == [0, 2]
 
 
-def test_damaged_records_are_counted_and_the_rest_is_checked(tmp_path: Path) -> None:
+def test_unusable_records_are_reported_and_others_checked(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.add_reference(7, [square(1, 1, 4)], ["spoon"])
     del layout.references[0]["sentences"]
     result = inspect_root(layout.write())
-    assert found(result) == {"record-unusable": 1}
+    assert counts(result) == {"record-unusable": 1}
     assert "reference 0" in details(result, "record-unusable")[0]
     assert [split.expressions for split in result.data_sets[0].splits] == [1, 1]
+
+
+def test_repeated_reference_is_reported(tmp_path: Path) -> None:
+    layout = own(tmp_path)
+    layout.references.append(layout.references[0])
+    result = inspect_root(layout.write())
+    assert not result.ok
+    assert counts(result) == {"record-unusable": 1}
+    assert "reference 2 repeats ref_id 100 of reference 0" in details(result, "record-unusable")[0]
+    assert result.data_sets[0].splits[0] == SplitCount("train", 1, 2, 1)
 
 
 def test_masks(tmp_path: Path) -> None:
@@ -186,41 +196,41 @@ def test_masks(tmp_path: Path) -> None:
     layout.add_reference(7, [square(40, 30, 5)], ["beside the image"])
     layout.add_reference(7, [], ["no part"])
     layout.add_reference(7, [square(3, 3, 5), [1.0, 2.0, 3.0, 4.0]], ["one part of two"])
-    layout.add_reference(7, [square(30, 3, 9.5)], ["reaches out"])
-    layout.add_reference(7, [square(30, 3, 8)], ["reaches out a little"])
+    layout.add_reference(7, [square(30, 3, 9.5)], ["extends beyond the image"])
+    layout.add_reference(7, [square(30, 3, 8)], ["extends beyond the image a little"])
     layout.add_reference(7, [square(300, 3, 8)], ["far away"])
     pixels = np.asfortranarray(np.ones((11, 13), np.uint8))
-    counts = coco_mask.encode(pixels)["counts"].decode()
-    layout.add_reference(11, {"size": [11, 13], "counts": counts}, ["another size"])
+    runs = coco_mask.encode(pixels)["counts"].decode()
+    layout.add_reference(11, {"size": [11, 13], "counts": runs}, ["another size"])
     result = inspect_root(layout.write())
-    assert found(result) == {
+    assert counts(result) == {
         "mask-empty": 2,
         "mask-part-degenerate": 1,
         "mask-outside": 1,
         "mask-unfit": 1,
         "image-size": 1,
     }
-    assert "(ref_id 105) passes the edge of 23 x 37 by 2.5" in details(result, "mask-outside")[0]
+    assert "(ref_id 105) extends beyond 23 x 37 by 2.5" in details(result, "mask-outside")[0]
     assert "(ref_id 107)" in details(result, "mask-unfit")[0]
     assert "11 x 13" in details(result, "image-size")[0]
 
 
-def test_a_recorded_size_beyond_memory(tmp_path: Path) -> None:
+def test_recorded_size_beyond_memory(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.images[0].update(height=10**9, width=10**9)
     root = layout.write()
     (layout.image_folder / layout.images[0]["file_name"]).unlink()
-    assert found(inspect_root(root)) == {"image-missing": 1, "mask-unfit": 1}
+    assert counts(inspect_root(root)) == {"image-missing": 1, "mask-unfit": 1}
 
 
 def test_expressions(tmp_path: Path) -> None:
     layout = own(tmp_path)
-    said = ["le café", " . ", "cup", "cup", "Cup", "\udc80"]
-    layout.add_reference(7, [square(1, 1, 4)], said)
+    texts = ["le café", " . ", "cup", "cup", "Cup", "\udc80"]
+    layout.add_reference(7, [square(1, 1, 4)], texts)
     root = layout.write()
     result = inspect_root(root)
     assert result.ok
-    assert found(result) == {
+    assert counts(result) == {
         "expression-without-word": 1,
         "expression-non-ascii": 2,
         "expression-repeated": 1,
@@ -230,7 +240,7 @@ def test_expressions(tmp_path: Path) -> None:
     format_check(result).encode("utf-8")
 
 
-def test_images_shared_between_training_and_evaluation(tmp_path: Path) -> None:
+def test_images_in_training_and_evaluation_splits(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.add_reference(7, [square(1, 1, 4)], ["spoon"], split="val")
     layout.write()
@@ -244,7 +254,7 @@ def test_images_shared_between_training_and_evaluation(tmp_path: Path) -> None:
         root=root, num_workers=0, json=tmp_path / "all.json", write_exclusions=tmp_path / "ex.json"
     )
     result = run_data_check(options)
-    assert result.ok  # leakage is told and is no damage
+    assert result.ok  # leaks are reported, but are no error
     shared = {(leak.training, leak.evaluation): leak.images for leak in result.leaks}
     assert shared == {
         (("own (unc)", "train"), ("own (unc)", "val")): (7,),
@@ -252,9 +262,9 @@ def test_images_shared_between_training_and_evaluation(tmp_path: Path) -> None:
         (("other (unc)", "train"), ("own (unc)", "val")): (7, 11),
     }
     assert {leak.numbering for leak in result.leaks} == {"COCO"}
-    assert json.loads((tmp_path / "ex.json").read_text()) == {"pictures": {"COCO": [7, 11]}}
+    assert json.loads((tmp_path / "ex.json").read_text()) == {"images": {"COCO": [7, 11]}}
     written = json.loads((tmp_path / "all.json").read_text())
-    assert sorted(leak["pictures"] for leak in written["leaks"]) == [[7], [7, 11], [11]]
+    assert sorted(leak["images"] for leak in written["leaks"]) == [[7], [7, 11], [11]]
     assert "share 2 images (COCO: 7, 11)" in format_check(result)
     assert "--write-exclusions" in format_check(result)
 
@@ -282,7 +292,7 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
     (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(content))
     convert(
         Source(form="refer", root=root, name="refcoco"),
-        root / "fast",
+        root / "fast.parquet",
         errors=ErrorCollector(strict=True),
     )
     (root / "anns" / "mine").mkdir(parents=True)
@@ -324,8 +334,7 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
 
 
 def test_images_inside_parquet_files(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="parquet files are read by pyarrow (parquet)")
-    import parquet_layout as layout
+    from support import parquet_layout as layout
 
     rows = []
     for i, image_id in enumerate((7, 9, 11)):
@@ -341,19 +350,19 @@ def test_images_inside_parquet_files(tmp_path: Path) -> None:
     assert [(one.form, one.root) for one in result.data_sets] == [("parquet", tmp_path / "hub")]
     (val,) = (split for split in result.data_sets[0].splits if split.references)
     assert val == SplitCount("refcoco_unc_val", 3, 3, 3, 3_811, 10_834, 1_500)
-    assert found(result)["image-unreadable"] == 1
+    assert counts(result)["image-unreadable"] == 1
     assert "000000000011" in details(result, "image-unreadable")[0]
-    assert found(inspect_root(tmp_path, read_images=True))["image-unreadable"] == 2
+    assert counts(inspect_root(tmp_path, read_images=True))["image-unreadable"] == 2
 
 
-def test_everything_is_in_the_json(tmp_path: Path) -> None:
+def test_json_has_all_findings(tmp_path: Path) -> None:
     layout = own(tmp_path)
     for i in range(9):
         layout.add_reference(7, [], [f"it {i}"])
     root = layout.write()
     result = run_data_check(DataCheckOptions(root=root, num_workers=0, json=tmp_path / "all.json"))
     text = format_check(result)
-    assert text.count("has no part left") == 3
+    assert text.count("has no valid part") == 3
     assert "and 6 more" in text
     written: dict[str, Any] = json.loads((tmp_path / "all.json").read_text())
     (finding,) = written["findings"]
@@ -363,15 +372,15 @@ def test_everything_is_in_the_json(tmp_path: Path) -> None:
     assert written["data_sets"][0]["splits"][0]["references"] == 10
 
 
-def test_nothing_there_is_an_error(tmp_path: Path) -> None:
+def test_empty_root_is_an_error(tmp_path: Path) -> None:
     result = inspect_root(tmp_path)
     assert not result.ok
-    assert "holds no data set" in format_check(result)
+    assert "holds no known data set" in format_check(result)
     with pytest.raises(FileNotFoundError, match="absent"):
         inspect_root(tmp_path / "absent")
 
 
-def test_a_folder_to_write_to_is_looked_for_first(tmp_path: Path) -> None:
+def test_missing_output_folder_is_reported_first(tmp_path: Path) -> None:
     absent = tmp_path / "absent" / "file.json"
     with pytest.raises(FileNotFoundError, match=r"\(json\)"):
         run_data_check(DataCheckOptions(root=tmp_path, json=absent))
@@ -379,9 +388,9 @@ def test_a_folder_to_write_to_is_looked_for_first(tmp_path: Path) -> None:
         run_data_check(DataCheckOptions(root=tmp_path, write_exclusions=absent))
 
 
-def test_processes_find_the_same(tmp_path: Path) -> None:
+def test_workers_find_the_same(tmp_path: Path) -> None:
     layout = ReferLayout(tmp_path, "own")
-    for number in range(1, 231):  # fewer start no process
+    for number in range(1, 231):  # fewer start no worker
         layout.add_image(number, 5 + number % 3, 7)
         layout.add_reference(number, [square(1, 1, 1 + number % 9)], ["it"])
     root = layout.write()
@@ -389,22 +398,24 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
         (layout.image_folder / image["file_name"]).unlink()
     alone, together = (inspect_root(root, num_workers=workers) for workers in (0, 2))
     assert alone == together
-    assert found(alone)["image-missing"] == 5
+    assert counts(alone)["image-missing"] == 5
 
 
-def test_the_real_root(real: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_real_root(real: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         result = inspect_root(real / "refer", read_images=True)
     assert result.ok
     assert result.images == 58
     assert [split.expressions for split in result.data_sets[0].splits] == [37, 19, 10, 0]
-    assert set(found(result)) <= {"count", "expression-repeated"}
+    assert set(counts(result)) <= {"count", "expression-repeated"}
     assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_the_size_is_the_decoded_one(tmp_path: Path, kind: str, orientation: int) -> None:
+def test_read_image_size_agrees_with_read_image(
+    tmp_path: Path, kind: str, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     Image.fromarray(np.zeros((5, 9, 3), np.uint8)).save(tmp_path / "a", kind, exif=exif)
@@ -413,7 +424,7 @@ def test_the_size_is_the_decoded_one(tmp_path: Path, kind: str, orientation: int
         assert size == read_image(tmp_path / "a", apply_orientation=upright).shape[1:]
 
 
-def test_the_size_of_no_image(tmp_path: Path) -> None:
+def test_read_image_size_of_invalid_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"a cannot be read as an image"):
         read_image_size(tmp_path / "a")

@@ -1,4 +1,4 @@
-"""gRefCOCO: one object, several, or none; what contradicts itself; what is damaged."""
+"""gRefCOCO: one object, several or none, contradictions, and damage."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 import torch
 from support.refer_layout import ReferLayout, square
 
+from cmsa_fast.data import Source, open_split, read_records
 from cmsa_fast.data.dataset import RecordDataset
 from cmsa_fast.data.errors import ErrorCollector
-from cmsa_fast.data.source import Source, open_split, read_records
 
 HEIGHT, WIDTH = 23, 37
 FIRST, SECOND = square(3, 2, 10), square(8, 7, 10)  # overlap by 5 x 5
@@ -128,11 +128,6 @@ def test_all_splits_at_once_and_missing_ones(layout: GrefLayout) -> None:
         open_split(source, "test")
 
 
-def test_raw_expressions(layout: GrefLayout) -> None:
-    source = Source(form="grefcoco", root=layout.write(), text="raw")
-    assert open_split(source, "train").expressions()[1] == "THE CUPS — CAFÉ"
-
-
 @pytest.mark.parametrize(("ann_id", "area"), [(1101, 100), ("1101", 100), (-1, 0)])
 def test_scalar_identifiers(layout: GrefLayout, ann_id: Any, area: int) -> None:
     layout.references[1].update(ann_id=ann_id, no_target=ann_id == -1)
@@ -151,7 +146,7 @@ def test_no_annotation_at_all_that_is_marked_so(layout: GrefLayout) -> None:
     assert opened(layout).records[2].names_nothing
 
 
-def test_the_pickle_of_older_releases(layout: GrefLayout, caplog: Any) -> None:
+def test_pickle_of_older_releases(layout: GrefLayout, caplog: Any) -> None:
     root = layout.write()
     file = root / "grefcoco" / "grefs(unc).json"
     older = file.with_suffix(".p")
@@ -209,14 +204,14 @@ def test_records_that_contradict_themselves(
         ({"ref_id": None}, "reference 1 has .*NoneType as its 'ref_id'"),
         ({"image_id": [7]}, "reference 1 has .*list as its 'image_id'"),
         ({"split": 1}, "reference 1 has .*int as its 'split'"),
-        ({"sentences": None}, "reference 1 has .*NoneType as its 'expressions'"),
-        ({"sentences": [{"sent_id": 1}]}, "reference 1 expression 0 has no 'sent'"),
+        ({"sentences": None}, "reference 1 has .*NoneType as its 'sentences'"),
+        ({"sentences": [{"sent_id": 1}]}, "reference 1 sentence 0 has no 'sent'"),
         ({"ann_id": [1101, 777]}, "no annotation 777, which ref_id 101 needs"),
         ({"ann_id": [1101, 1103]}, "annotation 1103 is of image 9, but ref_id 101"),
         ({"image_id": 8, "ann_id": [-1], "no_target": True}, "no image 8, which ref_id 101"),
     ],
 )
-def test_a_damaged_reference(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
+def test_damaged_reference(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
     layout.references[1].update(change)
     with pytest.raises(ValueError, match=message):
         opened(layout)
@@ -226,7 +221,7 @@ def test_a_damaged_reference(layout: GrefLayout, change: dict[str, Any], message
     assert "\n" not in errors.messages[0]
 
 
-def test_an_empty_list_without_no_target(layout: GrefLayout) -> None:
+def test_empty_list_without_no_target(layout: GrefLayout) -> None:
     layout.references[1]["ann_id"] = []
     del layout.references[1]["no_target"]
     with pytest.raises(ValueError, match="reference 1 has an empty 'ann_id' and no 'no_target'"):
@@ -241,13 +236,13 @@ def test_an_empty_list_without_no_target(layout: GrefLayout) -> None:
         ({"image_id": 9}, "annotation 1102 is of image 9"),
     ],
 )
-def test_a_damaged_annotation(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
+def test_damaged_annotation(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
     layout.annotations[1].update(change)
     with pytest.raises(ValueError, match=message):
         opened(layout)
 
 
-def test_a_reference_that_is_no_dictionary(layout: GrefLayout) -> None:
+def test_reference_that_is_no_dictionary(layout: GrefLayout) -> None:
     layout.references[1] = "left cup"  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="reference 1 is a value of type str where a dictionary"):
         opened(layout)
@@ -286,10 +281,3 @@ def test_folders_that_are_missing(layout: GrefLayout, tmp_path: Path) -> None:
     folder = root / "pictures" / "train2014"
     data = open_split(Source(form="grefcoco", root=root, image_folder=folder), "train")
     assert data[0].image.shape == (3, HEIGHT, WIDTH)
-
-
-def test_records_pickle(layout: GrefLayout) -> None:
-    data = opened(layout)
-    copy = pickle.loads(pickle.dumps(data))
-    assert torch.equal(copy[0].mask, data[0].mask)
-    assert copy.records[2].names_nothing

@@ -1,4 +1,4 @@
-"""The REFER data set on real expressions, against published boxes and scores."""
+"""Real RefCOCO expressions against published boxes and scores."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.refer_layout import open_refer
 
-from cmsa_fast.data.formats.refer import ReferDataset
-from cmsa_fast.data.sample import Sample
+from cmsa_fast.data.types import Sample
 
 COUNTS = {"train": 37, "val": 19, "testA": 10}
 
 
 def every_sample(real: Path) -> Iterator[Sample]:
     for split in COUNTS:
-        data = ReferDataset(real / "refer", split=split)
+        data = open_refer(real / "refer", split=split)
         for i in range(len(data)):
             yield data[i]
 
 
 @pytest.mark.parametrize("split", COUNTS)
 def test_number_of_expressions(real: Path, split: str) -> None:
-    data = ReferDataset(real / "refer", split=split)
+    data = open_refer(real / "refer", split=split)
     assert len(data) == data.report.recorded_expressions == COUNTS[split]
     assert data.report.degenerate_parts == data.report.objects_without_mask == 0
 

@@ -1,61 +1,96 @@
-"""Damaged REFER records are refused with their place."""
+"""Fields of records in the layout of REFER, and damage with its location."""
 
 from __future__ import annotations
 
 import gc
+import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from support.refer_layout import ReferLayout, small_refcoco, square
+from support.refer_layout import ReferLayout, open_refer, small_refcoco, square
 
-from cmsa_fast.data.formats.refer_records import read_references, read_targets
+from cmsa_fast.data import ErrorCollector, Record, Source, read_records
+from cmsa_fast.data.formats.refer import Reference, read_references
 
 
 def references_file(layout: ReferLayout) -> Path:
     return layout.write() / layout.name / f"refs({layout.split_by}).p"
 
 
-def read_both(layout: ReferLayout) -> list[Any]:
-    references = read_references(references_file(layout), "sent")
-    return read_targets(layout.root / layout.name / "instances.json", references)
+def references(path: Path, text: Any = "sent") -> list[Reference]:
+    return read_references(path, text, ErrorCollector(strict=True)).references
+
+
+def records(layout: ReferLayout, errors: ErrorCollector | None = None) -> list[Record]:
+    source = Source(form="refer", root=layout.write(), name=layout.name)
+    return list(read_records(source, None, errors or ErrorCollector(strict=True)).records)
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
 def test_references_in_the_order_of_the_file(tmp_path: Path, protocol: int) -> None:
     layout = small_refcoco(tmp_path)
     layout.write(protocol)
-    references = read_references(tmp_path / "refcoco" / "refs(unc).p", "sent")
-    assert [reference.ref_id for reference in references] == [100, 101, 102, 103]
-    assert [reference.image_id for reference in references] == [7, 11, 7, 13]
-    assert [reference.split for reference in references] == ["train", "train", "train", "val"]
-    assert references[0].expressions == ((0, "left cup"), (1, "café on the left"))
-    raw = read_references(tmp_path / "refcoco" / "refs(unc).p", "raw")
+    found = references(tmp_path / "refcoco" / "refs(unc).p")
+    assert [reference.ref_id for reference in found] == [100, 101, 102, 103]
+    assert [reference.image_id for reference in found] == [7, 11, 7, 13]
+    assert [reference.split for reference in found] == ["train", "train", "train", "val"]
+    assert found[0].expressions == ((0, "left cup"), (1, "café on the left"))
+    raw = references(tmp_path / "refcoco" / "refs(unc).p", "raw")
     assert raw[0].expressions == ((0, "LEFT CUP"), (1, "CAFÉ ON THE LEFT"))
 
 
-def test_records_as_python2_wrote_them(tmp_path: Path) -> None:
+def test_references_of_python2(tmp_path: Path) -> None:
     file = tmp_path / "refs(unc).p"
     # [{"ref_id": 5, "ann_id": u"38_1", "image_id": 38, "split": "train",
-    #   "expressions": [{"sent_id": 9, "sent": "caf\xc3\xa9"}]}] at protocol 0 of Python 2.7
+    #   "sentences": [{"sent_id": 9, "sent": "caf\xc3\xa9"}]}] at protocol 0 of Python 2.7
     file.write_bytes(
         b"(lp0\n(dp1\nS'ref_id'\np2\nI5\nsS'ann_id'\np3\nV38_1\np4\nsS'image_id'\np5\nL38L\n"
         b"sS'split'\np6\nS'train'\np7\nsS'sentences'\np8\n(lp9\n(dp10\nS'sent_id'\np11\nI9\n"
         b"sS'sent'\np12\nS'caf\\xc3\\xa9'\np13\nsasa."
     )
-    (reference,) = read_references(file, "sent")
+    (reference,) = references(file)
     assert (reference.ref_id, reference.annotations, reference.image_id) == (5, ("38_1",), 38)
     assert reference.expressions == ((9, "café"),)
 
 
-def test_targets_follow_the_references(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_references_with_numpy_numbers(tmp_path: Path, protocol: int) -> None:
+    layout = small_refcoco(tmp_path)
+    before = records(layout)
+    for reference in layout.references:
+        for key in ("ref_id", "ann_id", "image_id"):
+            reference[key] = np.int64(reference[key])
+        for sentence in reference["sentences"]:
+            sentence["sent_id"] = np.int32(sentence["sent_id"])
+    layout.write(protocol)
+    source = Source(form="refer", root=layout.root)
+    after = read_records(source, None, ErrorCollector(strict=True)).records
+    assert [(one.ref_id, one.expressions) for one in after] == [
+        (one.ref_id, one.expressions) for one in before
+    ]
+
+
+def test_json_is_read_where_the_pickle_is_missing(tmp_path: Path) -> None:
+    layout = small_refcoco(tmp_path)
+    file = references_file(layout)
+    file.with_suffix(".json").write_text(json.dumps(layout.references[:1]))
+    assert len(open_refer(tmp_path)) == 5
+    file.unlink()
+    assert open_refer(tmp_path).expressions() == ["left cup", "café on the left"]
+
+
+def test_records_follow_the_references(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.annotations.reverse()
     layout.images.reverse()
-    targets = read_both(layout)
-    assert [target.size for target in targets] == [(23, 37), (41, 29), (23, 37), (31, 31)]
-    assert targets[1].file_name == "COCO_train2014_000000000011.jpg"
-    assert [int(target.masks[0].decode(*target.size).sum()) for target in targets] == [
+    found = records(layout)
+    assert [record.size for record in found] == [(23, 37), (41, 29), (23, 37), (31, 31)]
+    assert found[1].image.name.endswith("COCO_train2014_000000000011.jpg")
+    assert [int(record.mask(*record.size or (0, 0)).sum()) for record in found] == [
         175,
         81,
         49,
@@ -68,158 +103,190 @@ def test_identifiers_may_be_text(tmp_path: Path) -> None:
     layout.add_image(38, 5, 9, "38.jpg")
     layout.add_reference(38, [square(1, 1, 3)], ["sky"], ann_id="38_1")
     layout.references[0]["image_id"] = "38"
-    assert read_both(layout)[0].masks[0].decode(5, 9).sum() == 9
+    assert records(layout)[0].mask(5, 9).sum() == 9
 
 
-@pytest.mark.parametrize("key", ["ref_id", "ann_id", "image_id", "split", "sentences"])
-def test_a_reference_without_a_field(tmp_path: Path, key: str) -> None:
+def without(*path: Any) -> Callable[[ReferLayout], None]:
+    def change(layout: ReferLayout) -> None:
+        *way, last = path
+        inner = vars(layout)
+        for key in way:
+            inner = inner[key]
+        del inner[last]
+
+    return change
+
+
+def put(*path: Any, value: Any) -> Callable[[ReferLayout], None]:
+    def change(layout: ReferLayout) -> None:
+        *way, last = path
+        inner = vars(layout)
+        for key in way:
+            inner = inner[key]
+        inner[last] = value
+
+    return change
+
+
+def appended(table: str) -> Callable[[ReferLayout], None]:
+    return lambda layout: getattr(layout, table).append(dict(getattr(layout, table)[1]))
+
+
+REFERENCE = r"refs\(unc\)\.p: reference 1 "
+DAMAGE: list[tuple[Callable[[ReferLayout], None], str]] = [
+    *(
+        (without("references", 1, key), rf"{REFERENCE}has no '{key}'")
+        for key in ("ref_id", "ann_id", "image_id", "split", "sentences")
+    ),
+    *(
+        (without("references", 1, "sentences", 0, key), rf"{REFERENCE}sentence 0 has no '{key}'")
+        for key in ("sent", "sent_id")
+    ),
+    (
+        put("references", 1, "ref_id", value=1.5),
+        f"{REFERENCE}.*float as its 'ref_id', not an integer",
+    ),
+    (
+        put("references", 1, "ref_id", value=True),
+        f"{REFERENCE}.*bool as its 'ref_id', not an integer",
+    ),
+    (
+        put("references", 1, "image_id", value="seven"),
+        f"{REFERENCE}.*str as its 'image_id', not an",
+    ),
+    (put("references", 1, "split", value=3), f"{REFERENCE}.*int as its 'split', not text"),
+    (
+        put("references", 1, "sentences", value="man"),
+        f"{REFERENCE}.*str as its 'sentences', not a list",
+    ),
+    (
+        put("references", 1, "sentences", value=["man"]),
+        f"{REFERENCE}sentence 0 is a value of type str",
+    ),
+    (put("references", 1, "ann_id", value=[1101, 1102]), f"{REFERENCE}.*gRefCOCO"),
+    (put("references", 1, "ann_id", value=None), f"{REFERENCE}.*NoneType as its 'ann_id'"),
+    (put("references", 1, value=7), f"{REFERENCE}is a value of type int"),
+    *(
+        (without("images", 1, key), rf"instances\.json: image 11 has no '{key}'")
+        for key in ("file_name", "height", "width")
+    ),
+    (put("images", 1, "width", value=0), "image 11 has the size 41 x 0"),
+    (
+        put("annotations", 1, "segmentation", value={"size": [41, 29], "counts": [5]}),
+        r"instances\.json: annotation 1101: .*add up to 5",
+    ),
+    (without("annotations", 1, "segmentation"), "annotation 1101 has no 'segmentation'"),
+    (without("annotations", 1), "no annotation 1101, which ref_id 101"),
+    (without("images", 1), "no image 11, which ref_id 101"),
+    (appended("annotations"), "two entries of id 1101 in its 'annotations'"),
+    (appended("images"), "two entries of id 11 in its 'images'"),
+    (put("annotations", 1, "image_id", value=7), "annotation 1101 is of image 7, but ref_id 101"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGE, ids=[message for _, message in DAMAGE])
+def test_damaged_record(
+    tmp_path: Path, change: Callable[[ReferLayout], None], message: str
+) -> None:
     layout = small_refcoco(tmp_path)
-    del layout.references[2][key]
-    with pytest.raises(ValueError, match=rf"refs\(unc\)\.p: reference 2 has no '{key}'"):
-        read_both(layout)
+    change(layout)
+    with pytest.raises(ValueError, match=message):
+        records(layout)
+    errors = ErrorCollector(strict=False)
+    assert [record.ref_id for record in records(layout, errors)] == [100, 102, 103]
+    assert errors.count == 1
 
 
-@pytest.mark.parametrize("key", ["sent", "sent_id"])
-def test_a_expression_without_a_field(tmp_path: Path, key: str) -> None:
-    layout = small_refcoco(tmp_path)
-    del layout.references[3]["sentences"][1][key]
-    with pytest.raises(ValueError, match=rf"reference 3 expression 1 has no '{key}'"):
-        read_both(layout)
-
-
-def test_only_the_text_asked_for_is_needed(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    del layout.references[1]["sentences"][0]["raw"]
-    assert len(read_references(references_file(layout), "sent")) == 4
-    with pytest.raises(ValueError, match="reference 1 expression 0 has no 'raw'"):
-        read_references(references_file(layout), "raw")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("ref_id", 1.5, "float as its 'ref_id', not an integer"),
-        ("ref_id", True, "bool as its 'ref_id', not an integer"),
-        ("image_id", "seven", "str as its 'image_id', not an integer"),
-        ("split", 3, "int as its 'split', not text"),
-        ("sentences", "man", "str as its 'expressions', not a list"),
-        ("sentences", ["man"], "expression 0 is a value of type str where a dictionary"),
-        ("ann_id", [1101, 1102], "gRefCOCO"),
-        ("ann_id", None, "NoneType as its 'ann_id'"),
-    ],
-)
-def test_a_field_of_another_type(tmp_path: Path, key: str, value: Any, message: str) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.references[1][key] = value
-    with pytest.raises(ValueError, match=rf"refs\(unc\)\.p: reference 1 .*{message}"):
-        read_both(layout)
-
-
-def test_references_that_are_no_list(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.references = {"refs": []}  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="dict where a list"):
-        read_references(references_file(layout), "sent")
-    layout.references = [7]  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="reference 0 is a value of type int"):
-        read_references(references_file(layout), "sent")
-
-
-@pytest.mark.parametrize("key", ["file_name", "height", "width"])
-def test_a_image_without_a_field(tmp_path: Path, key: str) -> None:
-    layout = small_refcoco(tmp_path)
-    del layout.images[1][key]
-    with pytest.raises(ValueError, match=rf"instances\.json: image 11 has no '{key}'"):
-        read_both(layout)
-
-
-def test_records_without_an_identifier(tmp_path: Path) -> None:
+def test_entry_without_identifier(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     del layout.images[1]["id"]
     with pytest.raises(ValueError, match=r"instances\.json: images 1 has no 'id'"):
-        read_both(layout)
+        records(layout)
+    errors = ErrorCollector(strict=False)
+    assert len(records(layout, errors)) == 3
+    assert "no image 11, which ref_id 101 needs" in errors.messages[0]
 
 
-def test_a_image_of_no_size(tmp_path: Path) -> None:
+def test_only_the_requested_text_is_needed(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
-    layout.images[0]["width"] = 0
-    with pytest.raises(ValueError, match="image 7 has the size 23 x 0"):
-        read_both(layout)
+    del layout.references[1]["sentences"][0]["raw"]
+    assert len(references(references_file(layout))) == 4
+    with pytest.raises(ValueError, match="reference 1 sentence 0 has no 'raw'"):
+        references(references_file(layout), "raw")
 
 
-def test_a_bad_mask_names_its_annotation(tmp_path: Path) -> None:
+def test_damage_in_other_splits_is_not_reported(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
-    layout.annotations[2]["segmentation"] = {"size": [23, 37], "counts": [5]}
-    with pytest.raises(ValueError, match=r"instances\.json: annotation 1102: .*add up to 5"):
-        read_both(layout)
-    del layout.annotations[2]["segmentation"]
-    with pytest.raises(ValueError, match="annotation 1102 has no 'segmentation'"):
-        read_both(layout)
+    del layout.references[0]["sentences"]
+    layout.annotations[1]["segmentation"] = "nonsense"
+    layout.write()
+    data = open_refer(tmp_path, split="val")
+    assert data.report.unusable_records == 0
+    errors = ErrorCollector(strict=False)
+    data = open_refer(tmp_path, split="train", errors=errors)
+    assert data.report.unusable_records == errors.count == 2
+    assert data.report.references == 1
 
 
-def test_annotations_nobody_refers_to_are_passed_over(tmp_path: Path) -> None:
+def test_repeated_reference(tmp_path: Path) -> None:
+    layout = small_refcoco(tmp_path)
+    layout.references += [dict(reference) for reference in layout.references[:2]]
+    layout.references.append(
+        {**layout.references[0], "ref_id": 999}
+    )  # another one of the same object
+    with pytest.raises(ValueError, match=r"\.p: reference 4 repeats ref_id 100 of reference 0"):
+        records(layout)
+    errors = ErrorCollector(strict=False)
+    data = open_refer(tmp_path, errors=errors)
+    assert len(data) == 7
+    assert data.report.unusable_records == 2
+    assert "reference 5 repeats ref_id 101 of reference 1" in errors.messages[1]
+
+
+def test_unused_annotations_are_not_checked(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.annotations.append({"id": 5, "image_id": 7, "segmentation": "nonsense"})
-    assert len(read_both(layout)) == 4
+    assert len(records(layout)) == 4
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [("annotations", "no annotation 1101, which ref_id 101"), ("images", "no image 11, which")],
-)
-def test_a_missing_entry(tmp_path: Path, table: str, message: str) -> None:
-    layout = small_refcoco(tmp_path)
-    del getattr(layout, table)[1]
-    with pytest.raises(ValueError, match=message):
-        read_both(layout)
-
-
-@pytest.mark.parametrize("table", ["annotations", "images"])
-def test_an_entry_that_is_there_twice(tmp_path: Path, table: str) -> None:
-    layout = small_refcoco(tmp_path)
-    getattr(layout, table).append(dict(getattr(layout, table)[0]))
-    with pytest.raises(ValueError, match=f"two entries of id .* in its '{table}'"):
-        read_both(layout)
-
-
-def test_an_annotation_of_another_image(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.annotations[0]["image_id"] = 11
-    with pytest.raises(ValueError, match="annotation 1100 is of image 11, but ref_id 100"):
-        read_both(layout)
+@pytest.mark.parametrize("content", [{"refs": []}, "refs", None])
+def test_references_that_are_no_list(tmp_path: Path, content: Any) -> None:
+    file = tmp_path / "refs(unc).p"
+    file.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=f"{type(content).__name__} where a list of references"):
+        references(file)
 
 
 @pytest.mark.parametrize(
     "content",
     [b"", b"<html>404</html>", b'{"images": [', b"\xff\xfe\x00", b"[" * 200_000, b"[]", b"{}"],
 )
-def test_instances_that_are_no_json_of_that_form(tmp_path: Path, content: bytes) -> None:
-    references = read_references(references_file(small_refcoco(tmp_path)), "sent")
-    file = tmp_path / "refcoco" / "instances.json"
-    file.write_bytes(content)
+def test_instances_of_another_form(tmp_path: Path, content: bytes) -> None:
+    root = small_refcoco(tmp_path).write()
+    (root / "refcoco" / "instances.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"instances\.json"):
-        read_targets(file, references)
+        open_refer(root)
 
 
 def test_tables_that_are_no_lists(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.images = {"7": {}}  # type: ignore[assignment]
     with pytest.raises(ValueError, match="dict as its 'images', not a list"):
-        read_both(layout)
+        records(layout)
 
 
-def test_reading_leaves_the_garbage_collector_as_it_was(tmp_path: Path) -> None:
+def test_garbage_collector_is_left_as_it_was(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     assert gc.isenabled()
-    read_both(layout)
+    records(layout)
     assert gc.isenabled()
     layout.references[0].clear()
     with pytest.raises(ValueError, match="reference 0"):
-        read_both(layout)
+        records(layout)
     assert gc.isenabled()
     gc.disable()
     try:
-        read_references(references_file(small_refcoco(tmp_path)), "sent")
+        references(references_file(small_refcoco(tmp_path)))
         assert not gc.isenabled()
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""Reading pickles of Python 2 and 3, and refusing those that want more than plain containers."""
+"""Pickles of Python 2 and 3 are read; those that name functions or classes are refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cmsa_fast.data.formats.safe_pickle import load_plain_pickle, loads_plain_pickle
@@ -54,6 +55,76 @@ def test_byte_strings_that_are_not_utf8_are_latin1_and_logged(
     assert "Latin-1" in caplog.text
 
 
+NUMBERS = [
+    np.int64(-5),
+    np.uint8(200),
+    np.int32(7),
+    np.float32(0.5),
+    np.float64(2.5),
+    np.bool_(True),
+]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_numpy_numbers_become_python_numbers(protocol: int, module: bytes) -> None:
+    data = pickle.dumps(NUMBERS, protocol=protocol)
+    for written in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
+        if protocol < 4:  # later protocols write the length of the name
+            data = data.replace(written + b"\n", module + b"\n")
+    loaded = loads_plain_pickle(data, "numbers.p")
+    assert loaded == [-5, 200, 7, 0.5, 2.5, True]
+    assert [type(one) for one in loaded] == [int, int, int, float, float, bool]
+
+
+def test_numpy_numbers_of_big_endian_machines_and_of_python2() -> None:
+    data = pickle.dumps(np.int32(258), protocol=2).replace(b"X\x01\0\0\0<", b"X\x01\0\0\0>")
+    assert loads_plain_pickle(data, "big.p") == int.from_bytes((258).to_bytes(4, "little"), "big")
+    python2 = (
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'i4'\nI0\nI1\ntR"
+        b"(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbS'\\x02\\x01\\x00\\x00'\ntR."
+    )
+    assert loads_plain_pickle(python2, "old.p") == 258
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_bytes_of_every_protocol(protocol: int) -> None:
+    content = [b"", b"abc", bytes(range(256)) * 2]
+    assert loads_plain_pickle(pickle.dumps(content, protocol=protocol), "bytes.p") == content
+
+
+DTYPE = b"cnumpy\ndtype\n(V%s\nI00\nI01\ntR"
+STATE = b"(I3\nV<\nNNNI-1\nI-1\nI0\ntb"
+SCALAR = b"cnumpy._core.multiarray\nscalar\n("
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        DTYPE % b"O" + b".",
+        DTYPE % b"V1000000000" + b".",
+        DTYPE % b"i8" + b"(I3\nV<\n(VxtNNI-1\nI-1\nI0\ntb.",  # with fields
+        DTYPE % b"i8" + b"Vx\nb.",
+        SCALAR + DTYPE % b"i8" + STATE + b"Vabc\ntR.",  # of another size
+        SCALAR + b"Vi8\nV12345678\ntR.",
+        b"c_codecs\nencode\n(Vabc\nVzlib\ntR.",
+        b"c_codecs\nencode\n(V\\u4e00\nVlatin1\ntR.",
+        b"c__builtin__\nbytes\n(I1000000000\ntR.",
+        b"c_codecs\nencode\n(N(dV__call__\nNstb.",  # sets an attribute
+        b"c_codecs\nencode\n(dV__call__\nNsb.",
+        b"c_codecs\nencode\n)\x81.",
+        b"cnumpy\nndarray\n.",
+        b"cnumpy._core.multiarray\n_reconstruct\n.",
+        b"c_codecs\ndecode\n.",
+        b"cbuiltins\nbytearray\n.",
+    ],
+)
+def test_misuse_of_the_permitted_functions_is_refused(hostile: bytes) -> None:
+    with pytest.raises(ValueError, match="hostile.p"):
+        loads_plain_pickle(hostile, "hostile.p")
+    assert loads_plain_pickle(pickle.dumps([b"a", np.int8(1)], 2), "sound.p") == [b"a", 1]
+
+
 class _Shell:
     def __init__(self, command: str) -> None:
         self.command = command
@@ -63,7 +134,7 @@ class _Shell:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_that_calls_the_shell_runs_nothing(tmp_path: Path, protocol: int) -> None:
+def test_pickle_that_calls_the_shell_runs_nothing(tmp_path: Path, protocol: int) -> None:
     witness = tmp_path / "witness"
     hostile = pickle.dumps([_Shell(f"touch {witness}")], protocol=protocol)
     file = tmp_path / "refs(unc).p"
@@ -124,6 +195,6 @@ def test_deep_nesting_is_read(tmp_path: Path) -> None:
     assert measured == depth
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent.p"):
         load_plain_pickle(tmp_path / "absent.p")

@@ -14,8 +14,7 @@ from support.joint_oracle import draw_joint, draw_tail, run_joint
 from torch import Tensor
 
 from cmsa_fast import kernels
-from cmsa_fast.kernels import BACKENDS, joint_attention, joint_attention_tail
-from cmsa_fast.kernels import validation as checks
+from cmsa_fast.kernels import BACKENDS, backends, joint_attention, joint_attention_tail
 
 
 def attention_arguments(**changed: Any) -> dict[str, Any]:
@@ -256,13 +255,13 @@ def test_what_auto_stands_for(
     installed: bool,
 ) -> None:
     found = SimpleNamespace() if installed else None
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: found)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     device = torch.device("cuda" if is_cuda else "cpu")
     tensor = SimpleNamespace(is_cuda=is_cuda, dtype=dtype, device=device)
-    checks._obstacle.cache_clear()
-    backend = checks.automatic_backend((tensor,))  # type: ignore[arg-type]
-    checks._obstacle.cache_clear()
+    backends._obstacle.cache_clear()
+    backend = backends.automatic_backend(tensor)  # type: ignore[arg-type]
+    backends._obstacle.cache_clear()
     assert backend == ("triton" if has_kernels and is_cuda and installed else "torch")
     assert backend in BACKENDS
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmsa_fast.kernels import joint_attention, joint_attention_tail
 from cmsa_fast.kernels.joint_attention import eager as joint
-from cmsa_fast.kernels.joint_attention import projection as joint_tail
+from cmsa_fast.kernels.joint_attention import projection_eager as joint_tail
 
 Draw = Callable[..., JointCase]
 

@@ -18,7 +18,7 @@ from support.joint_oracle import (
 from torch import Tensor
 
 from cmsa_fast.kernels import joint_attention_tail
-from cmsa_fast.kernels.joint_attention import projection as joint_tail
+from cmsa_fast.kernels.joint_attention import projection_eager as joint_tail
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SEEDS = range(11)

@@ -12,8 +12,7 @@ from support.tail_oracle import DEVICE, TRITON, draw, needs_triton, tail
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmsa_fast.kernels import BACKENDS, level_tail
-from cmsa_fast.kernels import validation as checks
+from cmsa_fast.kernels import BACKENDS, backends, level_tail
 from cmsa_fast.nn import CMSA
 
 
@@ -31,7 +30,7 @@ def test_second_derivatives_of_the_kernel_are_refused() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("images", [None, 2])
 def test_opcheck(images: int | None) -> None:
-    from cmsa_fast.kernels.separable_attention import projection_ops as tail_ops  # noqa: F401
+    from cmsa_fast.kernels.separable_attention import ops  # noqa: F401
 
     case = draw(5, 4, 3, 2, 2, images=images).to(DEVICE)
     index = case.options["image_index"]
@@ -166,8 +165,8 @@ MESSAGES = [
     (
         {"unit_visual": torch.zeros(1, 6, 3)},
         ValueError,
-        "unit_visual must have the batch of attended, 2, unless image_index says which image each "
-        "expression belongs to; got 1.",
+        "unit_visual has 1 images and attended 2 expressions; they must be equal unless image_index says "
+        "which image each expression belongs to.",
     ),
     (
         {"image_index": torch.zeros(2)},
@@ -202,7 +201,7 @@ def test_messages(changed: dict[str, Any], error: type[Exception], message: str)
 
 def test_triton_by_name_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     refusal: Callable[..., str] = lambda device: "cannot run here."  # noqa: E731
-    monkeypatch.setattr(checks, "_obstacle", refusal)
+    monkeypatch.setattr(backends, "_obstacle", refusal)
     with pytest.raises(
         ValueError, match=r'^backend="triton" cannot run here\. Use backend="torch"'
     ):

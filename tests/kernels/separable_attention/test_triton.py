@@ -246,7 +246,7 @@ def test_backward_inside_autocast_computes_as_forward_did() -> None:
 
 
 def test_work_is_split_for_a_gpu_even_where_there_is_none() -> None:
-    from cmsa_fast.kernels.triton.tiles import row_splits
+    from cmsa_fast.kernels.triton.launch import row_splits
 
     assert row_splits(5, 16, 0, 90) == (1, 16)
     assert row_splits(1600, 64, 25, 90) == (5, 320)

@@ -1,26 +1,39 @@
-"""Which parquet files make up a data set, and which of them a split."""
+"""Finds and reads the Parquet files of a data set: shards, rows, embedded images."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path, PurePath
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from ...errors import one_line
+from ...images import read_image
 from ...source import Source
+from ...types import Record
+from ..parsing import Where, place
 from ..refer import missing_split
 
 _logger = logging.getLogger(__name__)
 
 _WHAT_BELONGS = (
-    "The root of a parquet data set is the repository's folder, the folder 'data' inside it, or one "
-    "file; the files are named <split>-00000-of-0000N.parquet, with or without more after the N"
+    "The root of a Parquet data set is the repository's folder, its folder 'data', or one file; the files "
+    "are named <split>-00000-of-0000N.parquet, optionally with a suffix after the N"
 )
-
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?")
+_BATCH = 256  # rows decoded at once
+_READ_AHEAD = 1 << 20  # bytes; otherwise a whole column of a row group is read at once
 
-# What the repositories call a data set, and what it is.
+# The names that repositories use, and the data set.
 DATASET_NAMES = {
     "refcoco": "refcoco",
     "refcoco+": "refcoco+",
@@ -36,7 +49,7 @@ class Shard:
 
     Attributes:
         path: The file.
-        split: The split as the file's name has it.
+        split: Name of the split in the file's name.
         number: Which part of the split it is, from 0.
         count: Number of parts.
     """
@@ -47,18 +60,48 @@ class Shard:
     count: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a Parquet file.
+
+    Attributes:
+        path: The file.
+        number: Its number in the file, from 0.
+        group: Number of its row group.
+        number_in_group: Its number in that group, from 0.
+        content: The values of its columns, or the error of decoding them.
+    """
+
+    path: Path
+    number: int
+    group: int
+    number_in_group: int
+    content: dict[str, Any] | ValueError
+
+    @property
+    def where(self) -> Where:
+        """File and row, for messages."""
+        return (self.path, "row", self.number)
+
+    def values(self) -> dict[str, Any]:
+        """The value of every column; ValueError if one cannot be decoded."""
+        if isinstance(self.content, ValueError):
+            raise ValueError(f"{place(self.where)}: {self.content}") from self.content
+        return self.content
+
+
 def find_shards(source: Source) -> list[Shard]:
-    """Finds the parquet files of a source.
+    """Finds the Parquet files of a data set.
 
     Args:
-        source: Its root is one file, or a folder that has the files itself, in its folder `data`,
-            in its folder `source.name`, or in the folder `data` of that.
+        source: Its root is one file, or a folder that has the files itself, in its folder `data`, in its
+            folder `source.name`, or in the folder `data` of that.
 
     Returns:
-        The files, at least one, in the order of their names.
+        At least one file, in the order of their names.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no parquet file in it.
+        FileNotFoundError: There is no such folder, or no Parquet file in it.
         ValueError: `source.name` is neither a data set nor a folder.
     """
     root, name = source.root, source.name
@@ -71,39 +114,34 @@ def find_shards(source: Source) -> list[Shard]:
     dataset = DATASET_NAMES.get(name)
     same = [one for one, known in DATASET_NAMES.items() if name and known == dataset]
     named = [root / one for one in (name, *same) if one and (root / one).is_dir()]
-    base = named[0] if named else root
-    folders = [base, base / "data"]
     if name and not named and dataset is None:
         raise ValueError(
             f"name {name!r} is no folder of {root} and none of {', '.join(DATASET_NAMES)}"
         )
+    base = named[0] if named else root
+    folders = [base, base / "data"]
     for folder in folders:
         files = sorted(file for file in folder.glob("*.parquet") if file.is_file())
         if files:
             return [_shard(file) for file in files]
-    inside = sorted(
-        {
-            file.relative_to(root).parts[0]
-            for pattern in ("*/*.parquet", "*/data/*.parquet")
-            for file in root.glob(pattern)
-        }
-    )
-    hint = f" Parquet files lie in its {', '.join(inside)}: name one of them." if inside else ""
+    patterns = ("*/*.parquet", "*/data/*.parquet")
+    inside = {file.relative_to(root).parts[0] for one in patterns for file in root.glob(one)}
+    hint = f" Its {', '.join(sorted(inside))} has some: give its name." if inside else ""
     raise FileNotFoundError(
-        f"there is no parquet file in {' or '.join(map(str, folders))}.{hint} {_WHAT_BELONGS}."
+        f"there is no Parquet file in {' or '.join(map(str, folders))}.{hint} {_WHAT_BELONGS}."
     )
 
 
 def check_complete(shards: Sequence[Shard], source: Source) -> None:
-    """Sees to it that every part of the splits is there, and once.
+    """Checks that every part of the splits exists, and only once.
 
     Args:
         shards: All files of one or more splits.
-        source: Where they come from; a root that is one file is taken as it is.
+        source: The data set; a root that is one file is used as it is.
 
     Raises:
         FileNotFoundError: A part of a split is missing.
-        ValueError: A part is there twice, as where two data sets were put into one folder.
+        ValueError: A part exists twice, as if two data sets were put into one folder.
     """
     if source.root.is_file():
         if shards[0].count > 1:
@@ -127,46 +165,161 @@ def check_complete(shards: Sequence[Shard], source: Source) -> None:
             )
 
 
-def find_dataset(source: Source, shards: Sequence[Shard]) -> str | None:
-    """Which data set a copy without a name of its own is.
-
-    Args:
-        source: Its name says so, or the folders do.
-        shards: Its files.
-
-    Returns:
-        "refcoco", "refcoco+", "refcocog", or None where nothing says.
-
-    Raises:
-        ValueError: The source's name and the folder's contradict each other.
-    """
-    asked = DATASET_NAMES.get(source.name)
-    folder = shards[0].path.absolute().parent
-    named = folder.parent.name if folder.name == "data" else folder.name
-    if folder.parent.parent.name == "snapshots":  # as downloads are cached: of a revision
-        named = folder.parent.parent.parent.name
-    found = DATASET_NAMES.get(named.lower().rpartition("--")[2])
-    if asked and found and asked != found:
-        raise ValueError(
-            f"name {source.name!r} contradicts the folder {folder}, which is {found} by its name"
-        )
-    return asked or found
-
-
 def split_names(shards: Iterable[Shard]) -> str:
-    """The splits that files are of, for a message."""
+    """The splits of the files, for messages."""
     return ", ".join(dict.fromkeys(shard.split for shard in shards))
 
 
-def nothing_read(split: str | None, shards: Sequence[Shard], recorded: Iterable[str]) -> ValueError:
-    """The error where no record is left.
+def require_records(
+    records: Sequence[Record],
+    split: str | None,
+    shards: Sequence[Shard],
+    recorded: Iterable[str] = (),
+) -> None:
+    """Raises ValueError if there is no record.
 
     Args:
+        records: The records of the split.
         split: The split asked for.
-        shards: The files read.
-        recorded: The splits of the records that were passed over.
+        shards: The files that were read.
+        recorded: The splits of all rows of these files.
     """
-    return ValueError(missing_split(split, shards[0].path.parent, recorded))
+    if not records:
+        raise ValueError(missing_split(split, shards[0].path.parent, recorded))
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[pq.ParquetFile]:
+    """Opens a Parquet file; errors that pyarrow raises in the block become ValueError.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no Parquet file, or is damaged.
+    """
+    try:
+        with pq.ParquetFile(
+            path, buffer_size=_READ_AHEAD, page_checksum_verification=True
+        ) as table:
+            yield table
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no Parquet file at {path}") from None
+    except (pa.lib.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # an error of the disk
+        raise ValueError(
+            f"{path} is no Parquet file, is damaged, or truncated: {one_line(error)}"
+        ) from error
+
+
+def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
+    """Reads some columns of a file, a few rows at a time.
+
+    Args:
+        path: The file.
+        columns: Columns that must exist.
+        optional: Columns that are read if they exist.
+
+    Yields:
+        Every row, in order.
+
+    Raises:
+        ValueError: The file lacks a column, or is damaged.
+        FileNotFoundError: As `open_table`.
+    """
+    with open_table(path) as table:
+        names = table.schema_arrow.names
+        missing = [name for name in columns if name not in names]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {missing[0]!r}, unlike other files of its folder; it has "
+                f"{', '.join(names)}"
+            )
+        wanted = [*columns, *(name for name in optional if name in names)]
+        number = 0
+        for group in range(table.num_row_groups):
+            first = number
+            for batch in table.iter_batches(
+                _BATCH, row_groups=[group], columns=wanted, use_threads=False
+            ):
+                for content in _contents(batch):
+                    yield Row(path, number, group, number - first, content)
+                    number += 1
+
+
+def _contents(batch: pa.RecordBatch) -> list[dict[str, Any] | ValueError]:
+    try:
+        rows: list[dict[str, Any] | ValueError] = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [ValueError(f"its text is not UTF-8 ({error})")]
+        rows = [row for i in range(batch.num_rows) for row in _contents(batch.slice(i, 1))]
+    return rows
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image in a column of a Parquet file, read when it is needed.
+
+    Parquet files are read by row groups: the images of the last two groups are kept in memory in each
+    process, so that reading in order reads each group once. No file stays open.
+
+    Attributes:
+        file: The Parquet file.
+        row_group: Number of its row group.
+        row: Its row in that group, from 0.
+        file_name: Name of the image.
+    """
+
+    file: Path
+    row_group: int
+    row: int
+    file_name: str
+
+    @property
+    def name(self) -> str:
+        """Name and location of the image."""
+        return f"{self.file_name} in {self.file} (row group {self.row_group}, row {self.row})"
+
+    def read_bytes(self) -> bytes:
+        """The encoded image as stored in the file.
+
+        Raises:
+            FileNotFoundError: The Parquet file is missing.
+            ValueError: It is damaged, or has no image there.
+        """
+        try:
+            status = self.file.stat()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no Parquet file at {self.file}") from None
+        version = (status.st_ino, status.st_size, status.st_mtime_ns)
+        column = _image_column(self.file, version, self.row_group)
+        if self.row >= len(column):
+            raise ValueError(f"{self.file} has no row {self.row} in its row group {self.row_group}")
+        value = column[self.row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise ValueError(f"{self.name}: the column 'image' holds no image there")
+        return data
+
+    def read(self, *, apply_orientation: bool) -> Tensor:
+        """`read_image`, with the errors of that and of `read_bytes`."""
+        stream = BytesIO(self.read_bytes())
+        stream.name = self.name
+        return read_image(stream, apply_orientation=apply_orientation)
+
+
+@lru_cache(maxsize=2)
+def _image_column(file: Path, version: tuple[int, ...], group: int) -> Sequence[Any]:
+    """The encoded images of a row group; `version` tells a replaced file from the one read before."""
+    with open_table(file) as table:
+        if group >= table.num_row_groups or "image" not in table.schema_arrow.names:
+            return ()
+        # In batches: pyarrow cannot read a group of 2 GiB or more in one piece.
+        batches = list(
+            table.iter_batches(64, row_groups=[group], columns=["image"], use_threads=False)
+        )
+        column: Sequence[Any] = pa.Table.from_batches(batches).column(0) if batches else ()
+        return column
 
 
 def _shard(path: Path) -> Shard:

@@ -1,0 +1,1 @@
+"""Triton kernels of the joint attention, imported when one first runs."""

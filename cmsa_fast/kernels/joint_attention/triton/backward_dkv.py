@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...backends import compute_dtype
 from ...triton import launch
 from . import tile_sizes as joint_tiles
 from .blocks import LOG2_E, block_product, in_wide_range, load_block, load_logsumexp, real_keys
@@ -330,7 +331,7 @@ def _split(programs: int, query_count: int, rows: int) -> tuple[int, int]:
 
 def _parts(splits: int, like: Tensor) -> Tensor:
     """[splits, *like.shape]: the gradient itself if there is one part, else in the dtype sums are taken in."""
-    dtype = like.dtype if splits == 1 else joint_tiles.summed_in(like.dtype)
+    dtype = like.dtype if splits == 1 else compute_dtype(like.dtype)
     return like.new_empty(splits, *like.shape, dtype=dtype)
 
 

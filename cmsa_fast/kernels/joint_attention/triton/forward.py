@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...backends import compute_dtype
 from ...triton import launch
 from . import tile_sizes as joint_tiles
 from .blocks import LOG2_E, block_product, load_block, real_keys
@@ -131,7 +132,7 @@ def launch_joint_forward(
     whole = joint_tiles.fits_whole(tile, width, joint_tiles.slice_width(value_width))
     values = joint_tiles.slice_width(value_width)
     attended = query.new_empty(batch, query_count, value_width)
-    logsumexp = query.new_empty(batch, query_count, 2, dtype=joint_tiles.summed_in(query.dtype))
+    logsumexp = query.new_empty(batch, query_count, 2, dtype=compute_dtype(query.dtype))
     launch.launch(
         _joint_forward,
         (batch * triton.cdiv(query_count, tile.rows), triton.cdiv(value_width, values)),

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
+from ...backends import compute_dtype
 from ...triton import launch
 from . import tile_sizes as joint_tiles
 from .blocks import block_product
@@ -144,7 +145,7 @@ def real_words(word_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 def mean_over_words(attended: Tensor, word_mask: Tensor | None) -> Tensor:
     """[B, P, N, d] -> [B, P, d] in the dtype sums are taken in, without a copy of `attended`."""
-    wide = joint_tiles.summed_in(attended.dtype)
+    wide = compute_dtype(attended.dtype)
     if word_mask is None:
         return attended.sum(2, dtype=wide) / attended.shape[2]
     total = torch.zeros_like(attended[:, :, 0], dtype=wide, memory_format=torch.contiguous_format)

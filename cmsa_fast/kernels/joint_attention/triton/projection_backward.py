@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ...backends import compute_dtype
 from ...triton import launch
 from . import tile_sizes as joint_tiles
 from .blocks import block_product, load_block
@@ -267,14 +268,14 @@ def _launch_weight_gradient(
     word_order: Tensor | None,
     word_counts: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Partial sums, one for each expression and split; expressions divide by different counts of words."""
+    """Sums of one part per expression and split, because expressions have different numbers of words."""
     batch, places, words, width = attended.shape
     channels = len(weight)
     tile = joint_tiles.tail_weight_gradient_tile(attended.dtype)
     slice_width = joint_tiles.slice_width(width)
     blocks, slices = triton.cdiv(channels, tile.keys), triton.cdiv(width, slice_width)
     splits = joint_tiles.splits(batch * blocks * slices, words * triton.cdiv(places, tile.rows))
-    wide = joint_tiles.summed_in(weight.dtype)
+    wide = compute_dtype(weight.dtype)
     of_weight = weight.new_empty(batch * splits, channels, width, dtype=wide)
     of_bias = weight.new_empty(batch * splits, channels, dtype=wide)
     launch.launch(

@@ -8,7 +8,7 @@ import torch
 import triton
 
 from ...triton import launch
-from ...triton.tiles import INTERPRETED, Tile
+from ...triton.launch import INTERPRETED, Tile
 
 # The most channels that one program accumulates; wider results are cut over the grid.
 WIDEST_SLICE = 512
@@ -185,11 +185,6 @@ def tail_weight_gradient_tile(dtype: torch.dtype) -> Tile:
     if launch.architecture() in _LARGE:
         return _one_tile(_TAIL_ATTENDED_GRADIENT, dtype)
     return _one_tile(_TAIL_WEIGHT_GRADIENT, dtype)
-
-
-def summed_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums over `dtype`: see `launch.accumulator`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def padded(width: int) -> int:

@@ -1,0 +1,1 @@
+"""Triton kernels of the separable attention, imported when one first runs."""

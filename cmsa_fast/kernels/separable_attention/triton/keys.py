@@ -9,9 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...triton.launch import accumulator, architecture, launch, precision
+from ...triton.launch import (
+    accumulator,
+    architecture,
+    launch,
+    precision,
+    row_splits,
+    slice_width,
+    word_block,
+)
 from ...triton.primitives import any_true, column, direct_softmax, load_tile, products, store_tile
-from ...triton.tiles import row_splits, slice_width, word_block
 from .operands import WordLogits
 from .row_statistics import Keys, Statistics
 from .rows import RowGradients

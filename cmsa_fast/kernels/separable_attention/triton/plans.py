@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...triton.tiles import arithmetic
+from ...triton.launch import arithmetic
 from . import fused, tiled
 from .operands import Operands, prepare
 from .row_statistics import Keys, Statistics

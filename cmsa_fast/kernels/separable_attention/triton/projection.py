@@ -5,9 +5,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...triton.launch import accumulator, architecture, launch, precision
+from ...triton.launch import (
+    INTERPRETED,
+    Tile,
+    accumulator,
+    architecture,
+    arithmetic,
+    launch,
+    precision,
+)
 from ...triton.primitives import load_tile, products, store_tile
-from ...triton.tiles import INTERPRETED, Tile, arithmetic
 
 # Rows are output channels and keys places. One table for all architectures: it fits the smallest of them.
 _TILES = {

@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...triton.launch import accumulator, architecture, launch, precision
+from ...triton.launch import accumulator, architecture, launch, precision, slice_width, word_block
 from ...triton.primitives import any_true, column, direct_softmax, load_tile, products, store_tile
-from ...triton.tiles import slice_width, word_block
 from .row_statistics import Keys, Statistics
 from .rows import RowGradients
 from .tile_sizes import separable_tile

@@ -7,9 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...triton.launch import accumulator, architecture, launch, precision
+from ...triton.launch import accumulator, architecture, launch, precision, word_block
 from ...triton.primitives import any_true, load_tile, products, store_tile, token_products
-from ...triton.tiles import word_block
 from .tile_sizes import FLOOR, separable_tile
 
 

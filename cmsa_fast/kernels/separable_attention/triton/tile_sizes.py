@@ -2,7 +2,7 @@
 
 import torch
 
-from ...triton.tiles import INTERPRETED, Tile, arithmetic
+from ...triton.launch import INTERPRETED, Tile, arithmetic
 
 # Rows whose Z falls below take the direct form; see `cmsa_fast.kernels.separable_attention.mean_softmax`.
 FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...triton.launch import accumulator, architecture, launch, precision
+from ...triton.launch import accumulator, architecture, launch, precision, word_block
 from ...triton.primitives import (
     any_true,
     column,
@@ -14,7 +14,6 @@ from ...triton.primitives import (
     store_tile,
     token_products,
 )
-from ...triton.tiles import word_block
 from .row_statistics import Keys, Statistics
 from .tile_sizes import FLOOR, separable_tile
 

@@ -5,9 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...triton.launch import accumulator, architecture, launch, precision
+from ...triton.launch import accumulator, architecture, launch, precision, word_block
 from ...triton.primitives import load_tile, store_tile
-from ...triton.tiles import word_block
 from .tile_sizes import separable_tile
 
 

@@ -1,0 +1,286 @@
+"""Writes a data set of any form as one Parquet table, which `converted` reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
+
+from ...system.files import write_atomically
+from ..errors import ErrorCollector
+from ..images import ImageFile, read_image_size
+from ..source import Reading, Source, read_records
+from ..types import EmbeddedImage, ImageSource, ObjectMask, Record
+from .converted import METADATA_KEY, SCHEMA, Description, ImageFolders, TableRecords
+
+_GROUP_ROWS = 16_384
+_GROUP_BYTES = 4 << 20  # of embedded images: a group is read to decode one of them
+
+
+@dataclass
+class SplitCounts:
+    """Numbers of what was written of a split."""
+
+    references: int = 0
+    expressions: int = 0
+    masks: int = 0
+    images: set[ImageSource] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written.
+
+    Attributes:
+        path: The converted data set.
+        description: Its metadata.
+        splits: What each split contains.
+        embedded: Number of images in the file.
+        size: Bytes of the file.
+    """
+
+    path: Path
+    description: Description
+    splits: Mapping[str, SplitCounts]
+    embedded: int
+    size: int
+
+
+def convert(
+    source: Source,
+    to: Path,
+    *,
+    splits: Sequence[str] = (),
+    copy_images: bool = False,
+    errors: ErrorCollector | None = None,
+) -> Conversion:
+    """Converts a data set.
+
+    Args:
+        source: The data set.
+        to: The file to write, `<name>.parquet`; must not exist.
+        splits: The splits to convert, by their names in this form. Empty: all.
+        copy_images: Embed the bytes of the image files. Otherwise images are read from where they are
+            now; images that are embedded in other files are always embedded.
+        errors: Collects the records that cannot be used. None: the first one is raised.
+
+    Returns:
+        What was written. The file exists as a whole or not at all.
+
+    Raises:
+        FileExistsError: `to` exists.
+        FileNotFoundError, ValueError, ImportError: As `read_records`; `to` does not end in ".parquet"; a
+            record cannot be used (see `errors`); two of the splits share records.
+    """
+    _check_free(to)
+    errors = errors or ErrorCollector(strict=True)
+    readings = [read_records(source, split, errors) for split in (splits or (None,))]
+    seen: dict[str, str] = {}
+    for asked, reading in zip(splits, readings, strict=False):
+        for split in sorted({record.split for record in reading.records}):
+            if split in seen:
+                raise ValueError(
+                    f"splits {seen[split]!r} and {asked!r} share the records of {split!r}, which "
+                    "would be converted twice: give one of them"
+                )
+            seen[split] = asked
+    reading = Reading(
+        [record for reading in readings for record in reading.records],
+        " and ".join(dict.fromkeys(reading.title for reading in readings)),
+        {name: n for reading in readings for name, n in reading.published_expressions.items()},
+    )
+    return convert_records(
+        reading, to, origin=_origin(source, readings[0]), copy_images=copy_images, errors=errors
+    )
+
+
+def convert_records(
+    reading: Reading,
+    to: Path,
+    *,
+    origin: Mapping[str, str],
+    copy_images: bool = False,
+    errors: ErrorCollector | None = None,
+) -> Conversion:
+    """Writes records as a converted data set.
+
+    Each mask is decoded once, at the size that the record states or else at the image's own, and written
+    as compressed run lengths. Arguments and errors are those of `convert`; `origin` states where the
+    records come from, and the messages of `errors` are written into the metadata.
+    """
+    _check_free(to)
+    to = to.resolve()
+    errors = errors or ErrorCollector(strict=True)
+    table = _Table(to.parent, copy_images)
+
+    def describe() -> Description:
+        return Description(
+            title=reading.title,
+            origin=origin,
+            published_expressions=reading.published_expressions,
+            image_folders=tuple(table.folders),
+            errors=tuple(errors.messages),
+        )
+
+    def write(path: Path) -> None:
+        options = {"compression": "zstd", "write_page_checksum": True}
+        with pq.ParquetWriter(path, SCHEMA, **options) as file:
+            for record in tqdm(reading.records, desc="convert", unit="record", dynamic_ncols=True):
+                with errors:
+                    table.add(record)
+                if table.is_full:
+                    file.write_table(table.take())
+            if not table.splits:
+                raise ValueError(f"{reading.title} has no record that can be converted")
+            file.write_table(table.take())
+            file.add_key_value_metadata({METADATA_KEY: describe().to_json()})
+        _check_free(to)
+
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(to, write)
+    return Conversion(to, describe(), table.splits, len(table.embedded), to.stat().st_size)
+
+
+class _Table:
+    """Turns records into the rows of the next row group."""
+
+    def __init__(self, folder: Path, copy_images: bool) -> None:
+        self.splits: dict[str, SplitCounts] = {}
+        self.folders: list[ImageFolders] = []
+        self.embedded: dict[object, int] = {}  # the row with the bytes, by what they are a copy of
+        self._folder, self._copy_images = folder, copy_images
+        self._rows: list[pa.RecordBatch] = []
+        self._written = self._bytes = 0
+        self._sizes: dict[ImageSource, tuple[int, int]] = {}
+        self._counted: dict[tuple[str, int], ObjectMask] = {}  # objects with dropped parts
+
+    def add(self, record: Record) -> None:
+        """Adds a record as a whole, or raises and adds nothing."""
+        size = self._mask_size(record)
+        image, copied = self._image_columns(record.image)
+        try:
+            row = {
+                "ref_id": record.ref_id,
+                "image_id": record.image_id,
+                "split": record.split,
+                **_size_columns(record.size),
+                "sentences": [
+                    {"sent_id": sent_id, "sent": sent} for sent_id, sent in record.expressions
+                ],
+                "masks": [self._mask_columns(one, size, record.split) for one in record.objects],
+                **image,
+            }
+            batch = pa.RecordBatch.from_pylist([row], SCHEMA)
+        except (
+            ValueError,
+            OverflowError,
+        ) as error:  # also numbers of over 64 bits, invalid Unicode
+            raise ValueError(f"{record.where}: ref_id {record.ref_id}: {error}") from error
+        if copied is not None:
+            self.embedded.setdefault(copied, self._written + len(self._rows))
+        self._bytes += len(image.get("image") or b"")
+        self._rows.append(batch)
+        self._counted |= {(record.split, id(one)): one for one in record.objects if one.dropped}
+        counts = self.splits.setdefault(record.split, SplitCounts())
+        counts.references += 1
+        counts.expressions += len(record.expressions)
+        counts.masks += len(record.objects)
+        counts.images.add(record.image)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the rows fill a row group."""
+        return len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES
+
+    def take(self) -> pa.Table:
+        """The rows since the last call."""
+        rows = pa.Table.from_batches(self._rows, SCHEMA).combine_chunks()
+        self._written += len(self._rows)
+        self._rows, self._bytes = [], 0
+        return rows
+
+    def _mask_size(self, record: Record) -> tuple[int, int] | None:
+        """The size at which to decode the masks of a record, None if there is nothing to decode."""
+        if all(one.is_empty for one in record.objects):
+            return None
+        if record.mask_size is not None:
+            return record.mask_size
+        image = record.image
+        if image not in self._sizes:
+            if isinstance(image, ImageFile):
+                self._sizes[image] = read_image_size(image.locate(), apply_orientation=False)
+            else:
+                _, height, width = image.read(apply_orientation=False).shape
+                self._sizes[image] = (height, width)
+        return self._sizes[image]
+
+    def _mask_columns(
+        self, one: ObjectMask, size: tuple[int, int] | None, split: str
+    ) -> dict[str, Any]:
+        # Parts of an object that several records share are counted at its first record.
+        dropped = 0 if (split, id(one)) in self._counted else one.dropped
+        if one.is_empty or size is None:
+            return {"counts": b"", **_size_columns(one.size), "dropped": dropped}
+        pixels: Any = np.asfortranarray(one.decode(*size).numpy().view(np.uint8))
+        return {**coco_mask.encode(pixels), **_size_columns(size), "dropped": dropped}
+
+    def _image_columns(self, image: ImageSource) -> tuple[dict[str, Any], object]:
+        """The columns of an image, and what its embedded bytes are a copy of."""
+        key: object
+        read: Callable[[], bytes]
+        if isinstance(image, ImageFile):
+            if not self._copy_images:
+                folders = self._describe(image.folders)
+                if folders not in self.folders:
+                    self.folders.append(folders)
+                folder = self.folders.index(folders)
+                return {"file_name": image.file_name, "folder": folder}, None
+            path = image.locate()
+            key, read = os.path.realpath(path), path.read_bytes
+        elif isinstance(image, EmbeddedImage):
+            key, read = image, image.read_bytes
+        else:
+            raise TypeError(
+                f"{image.name} is an image of type {type(image).__name__}, which has neither a "
+                "file nor bytes to embed"
+            )
+        if (row := self.embedded.get(key)) is not None:
+            return {"file_name": image.file_name, "image_row": row}, key
+        row = self._written + len(self._rows)
+        return {"file_name": image.file_name, "image_row": row, "image": read()}, key
+
+    def _describe(self, folders: tuple[Path, ...]) -> ImageFolders:
+        return ImageFolders(
+            absolute=tuple(os.path.abspath(folder) for folder in folders),
+            relative=tuple(
+                os.path.relpath(os.path.realpath(folder), self._folder) for folder in folders
+            ),
+        )
+
+
+def _size_columns(size: tuple[int, int] | None) -> dict[str, int | None]:
+    height, width = size or (None, None)
+    return {"height": height, "width": width}
+
+
+def _origin(source: Source, reading: Reading) -> Mapping[str, str]:
+    """Where the records come from, for the metadata."""
+    if isinstance(reading.records, TableRecords):
+        return reading.records.origin
+    fields = {key: getattr(source, key) for key in ("form", "name", "split_by", "text")}
+    return {**fields, "root": str(source.root.resolve())}
+
+
+def _check_free(to: Path) -> None:
+    if to.suffix != ".parquet":
+        raise ValueError(f"to must be a file name that ends in .parquet, not {to}")
+    if to.exists():
+        raise FileExistsError(f"to must not exist; {to} exists and is never overwritten")

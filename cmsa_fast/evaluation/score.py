@@ -1,0 +1,181 @@
+"""Scores of an evaluation: metrics of all expressions and of groups of them, and what they leave out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from .. import __version__
+from ..data.dataset import RecordDataset
+from ..data.types import ReferringDataset
+from .conventions import Convention
+from .metrics import GeneralizedMetrics, SegmentationMetrics
+from .results import LENGTH_GROUPS, SIZE_GROUPS, ExpressionResult, length_group, size_group
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a split the metrics cover.
+
+    Attributes:
+        measured: Expressions in the metrics.
+        published: Expressions of the published split; None if unknown.
+        unusable_records: Damaged records, each with one expression or more.
+        without_words: Expressions without a word.
+        unreadable: Expressions whose image or mask cannot be used.
+        checksum: See `checksum`.
+    """
+
+    measured: int = 0
+    published: int | None = None
+    unusable_records: int = 0
+    without_words: int = 0
+    unreadable: int = 0
+    checksum: str = ""
+
+    @property
+    def missing(self) -> int:
+        """Expressions of the split that are in no metric, a damaged record counted as one."""
+        return self.unusable_records + self.without_words + self.unreadable
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics over all expressions, and over groups of them.
+
+    Attributes:
+        expressions: Number of evaluated expressions.
+        overall: See `SegmentationMetrics.compute`.
+        by_kind: The same for each label.
+        counts: Number of expressions of each label.
+        by_length: The same metrics, and the number of expressions, for each group of expression lengths.
+        by_size: The same for each group of object sizes.
+        generalized: See `GeneralizedMetrics.compute`; None if every expression names something.
+        convention: Name of the convention.
+        coverage: How much of the split was evaluated.
+        results: The result of every expression, in the data set's order.
+    """
+
+    expressions: int
+    overall: dict[str, float]
+    by_kind: dict[str, dict[str, float]]
+    counts: dict[str, int]
+    by_length: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_size: dict[str, dict[str, float]] = field(default_factory=dict)
+    generalized: dict[str, float | None] | None = None
+    convention: str = "native"
+    coverage: Coverage = Coverage()
+    results: list[ExpressionResult] = field(default_factory=list, repr=False)
+
+    def summary(self) -> dict[str, object]:
+        """Everything except the single results, with the versions of the software, for evaluation.json."""
+        content = {name: value for name, value in vars(self).items() if name != "results"}
+        return {
+            **content,
+            "coverage": {**asdict(self.coverage), "missing": self.coverage.missing},
+            "versions": {
+                "cmsa_fast": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def score(
+    results: list[ExpressionResult],
+    dataset: ReferringDataset,
+    convention: Convention,
+    labels: Sequence[Sequence[str]] | None = None,
+) -> Evaluation:
+    """Scores of a data set.
+
+    Args:
+        results: In the data set's order; expressions of the data set without a result are unreadable.
+        dataset: The evaluated split.
+        convention: The convention of the results.
+        labels: For every expression of the data set the labels it is counted under. None: its own kind.
+    """
+    kinds: dict[str, list[ExpressionResult]] = {}
+    for result in results:
+        own = [result.kind] if result.kind else []
+        for kind in own if labels is None else labels[result.index]:
+            kinds.setdefault(kind, []).append(result)
+    report = dataset.report if isinstance(dataset, RecordDataset) else None
+    return Evaluation(
+        expressions=len(results),
+        overall=metrics(results, convention),
+        by_kind={kind: metrics(kinds[kind], convention) for kind in sorted(kinds)},
+        counts={kind: len(kinds[kind]) for kind in sorted(kinds)},
+        by_length=_grouped(results, length_group, LENGTH_GROUPS, convention),
+        by_size=_grouped(results, size_group, SIZE_GROUPS, convention),
+        generalized=generalized_metrics(results),
+        convention=convention.name,
+        coverage=Coverage(
+            measured=len(results),
+            published=report.published_expressions if report else None,
+            unusable_records=report.unusable_records if report else 0,
+            without_words=report.empty_expressions if report else 0,
+            unreadable=len(dataset) - len(results),
+            checksum=checksum(results),
+        ),
+        results=results,
+    )
+
+
+def metrics(results: Iterable[ExpressionResult], convention: Convention) -> dict[str, float]:
+    """`SegmentationMetrics.compute` of some results, by the convention's rules."""
+    counts: SegmentationMetrics = convention.metrics()
+    for result in results:
+        counts.add(result.intersection, result.predicted, result.true)
+    return counts.compute()
+
+
+def generalized_metrics(results: Sequence[ExpressionResult]) -> dict[str, float | None] | None:
+    """`GeneralizedMetrics.compute` of some results; None if every expression names something."""
+    if not any(result.names_nothing for result in results):
+        return None
+    counts = GeneralizedMetrics()
+    for result in results:
+        counts.add(result.intersection, result.predicted, result.true)
+    return counts.compute()
+
+
+def checksum(results: Iterable[ExpressionResult]) -> str:
+    """SHA-256 of what was evaluated: numbers, expression, image size and object size, sorted by the numbers.
+
+    It depends neither on predictions and conventions nor on the form the data set was read from.
+    """
+    rows = sorted(
+        (
+            *(result.image_id, result.ref_id, result.sent_id, result.expression),
+            *(result.height, result.width, round(result.share * result.height * result.width)),
+        )
+        for result in results
+    )
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def percent(value: float) -> str:
+    """A fraction as papers print it: 0.74308 -> "74.31"."""
+    return f"{100 * value:.2f}"
+
+
+def _grouped(
+    results: Iterable[ExpressionResult],
+    group_of: Callable[[ExpressionResult], str],
+    order: Sequence[str],
+    convention: Convention,
+) -> dict[str, dict[str, float]]:
+    groups: dict[str, list[ExpressionResult]] = {}
+    for result in results:
+        groups.setdefault(group_of(result), []).append(result)
+    return {
+        name: {"expressions": len(groups[name]), **metrics(groups[name], convention)}
+        for name in order
+        if name in groups
+    }

@@ -1,0 +1,149 @@
+"""State of a training run: everything that a checkpoint holds, saved and restored together."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..data.types import ReferringDataset
+from ..models.base import ReferringModel
+from ..models.checkpoint import ModelConfig
+from ..system.files import write_atomically
+from .optimization import build_average, build_optimizer
+from .recipe import Recipe
+
+STATE = "checkpoint.pt"
+
+
+@dataclass(eq=False)
+class TrainingState:
+    """Model, optimiser and progress of a training run.
+
+    Attributes:
+        model: The model that is trained.
+        optimizer: Its optimiser.
+        schedule: Its learning-rate schedule.
+        average: The moving average of the model's weights, or None.
+        fingerprint: Model configuration and size of the data set, which a restored checkpoint must have too.
+        step: Steps taken.
+        seconds: Wall time of the training, validation included, over all starts.
+        losses: Losses since the last line of metrics.
+        ious: IoU of the training batches since the last line of metrics.
+        validated: Step of the last validation; 0: none yet.
+        best: Step and overall IoU of the best validation; None: none yet.
+    """
+
+    model: ReferringModel
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    average: AveragedModel | None
+    fingerprint: dict[str, Any]
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    ious: list[float] = field(default_factory=list)
+    validated: int = 0
+    best: tuple[int, float] | None = None
+
+    @classmethod
+    def start(
+        cls, model: ReferringModel, recipe: Recipe, config: ModelConfig, dataset: ReferringDataset
+    ) -> Self:
+        """The state before the first step."""
+        optimizer, schedule = build_optimizer(model, recipe)
+        # The backend is left out: all backends compute the same.
+        options = {name: value for name, value in config.options.items() if name != "backend"}
+        fingerprint = {**vars(config), "options": options, "sentences": len(dataset)}
+        return cls(model, optimizer, schedule, build_average(model, recipe), fingerprint)
+
+    @property
+    def inference_model(self) -> nn.Module:
+        """The model that is evaluated and saved: the average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def add(self, loss: Tensor, iou: Tensor) -> None:
+        """Add the loss and the IoU of a step to the next line of metrics."""
+        self.losses.append(float(loss))
+        self.ious.append(float(iou))
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and IoU since the last line of metrics."""
+        return sum(self.losses) / len(self.losses), sum(self.ious) / len(self.ious)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint atomically."""
+        content = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "losses": self.losses,
+            "ious": self.ious,
+            "validated": self.validated,
+            "best": self.best,
+            "data": self.fingerprint,
+        }
+        save_state(path, content)
+
+    def restore(self, path: Path) -> None:
+        """Load a checkpoint.
+
+        Raises:
+            FileNotFoundError: There is no checkpoint.
+            ValueError: It is damaged, or was written by a run with another model, other data or another optimiser.
+        """
+        content = load_state(path)
+        if content.get("data") != self.fingerprint:
+            raise ValueError(
+                f"{path} was written with another model, vocabulary or number of expressions than this run "
+                "has; a run must be resumed with the data it was started with."
+            )
+        try:
+            groups = len(content["optimizer"]["param_groups"])
+            if groups < len(self.optimizer.param_groups):
+                raise ValueError(
+                    "it was written by version 0.1, whose weight decay acted on all parameters; start anew"
+                )
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
+            if self.average is not None:
+                self.average.load_state_dict(content["average"])
+            self.losses, self.ious = list(content["losses"]), list(content["ious"])
+            self.step, self.seconds = int(content["step"]), float(content["seconds"])
+            # Version 0.1 did not validate.
+            self.validated, self.best = content.get("validated", 0), content.get("best")
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not fit this run: {error}") from error
+
+
+def save_state(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint atomically."""
+    write_atomically(path, lambda target: torch.save(content, target))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, without executing code from the file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or was not written by this library.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint to resume from: {path} does not exist.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # PyTorch's message is a page long and recommends to load the file unsafely.
+        raise ValueError(
+            f"{path} is not a readable checkpoint: it is damaged, or holds more than tensors and plain "
+            f"containers ({type(error).__name__})."
+        ) from error
+    if not isinstance(content, dict) or "step" not in content:
+        raise ValueError(f"{path} is not a checkpoint of this library.")
+    return content

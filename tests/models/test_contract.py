@@ -1,0 +1,136 @@
+"""What every registered model and every inference form must do."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from support.small_models import INDEX, MASK, WORDS, build, images
+
+from cmsa_fast.models import MODELS, build_model, for_inference
+from cmsa_fast.models.base import ExplainsWords, ReferringModel
+from cmsa_fast.nn import segmentation_loss
+from cmsa_fast.training.recipe import PRESETS
+
+FOLDED = "cmsa for inference"
+
+
+def small(name: str) -> ReferringModel:
+    return for_inference(build("cmsa")) if name == FOLDED else build(name)
+
+
+@pytest.mark.parametrize("name", [*MODELS, FOLDED])
+@torch.no_grad()
+def test_calls_agree(name: str) -> None:
+    model = small(name)
+    logits = model(images(), WORDS, MASK, INDEX)
+    assert logits.shape == (3, 1, 37, 50)
+    features = model.encode_image(images())
+    text = model.encode_text(WORDS, MASK)
+    assert torch.equal(model.segment(features, WORDS, MASK, INDEX), logits)
+    assert torch.equal(model.decode(features, text, INDEX), logits)
+    gathered = model(images()[INDEX], WORDS, MASK)
+    torch.testing.assert_close(gathered, logits, rtol=1e-4, atol=1e-5)
+    without_padding = model(images()[1:], WORDS[:1, 1:])
+    torch.testing.assert_close(without_padding, logits[:1], rtol=1e-4, atol=1e-5)
+    ids_of_padding = torch.where(MASK, WORDS, 8 - WORDS)
+    assert torch.equal(model.segment(features, ids_of_padding, MASK, INDEX), logits)
+    other_words = model.segment(features, WORDS.flip(1), None, INDEX)
+    assert (other_words - logits).abs().max() > 1e-4
+    if isinstance(model, ExplainsWords):
+        explained, received = model.explain(features, text, INDEX)
+        assert torch.equal(explained, logits)
+        assert received.shape == (3, 3, 3)
+        torch.testing.assert_close(received.sum(2), torch.ones(3, 3))
+        assert (received.mT[~MASK] == 0).all()
+
+
+@pytest.mark.parametrize("name", [*MODELS, FOLDED])
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ((WORDS.float(), MASK, INDEX), TypeError, "words must be an int64 tensor"),
+        ((WORDS[0], None, INDEX), ValueError, r"words must have shape \[batch, words\]"),
+        ((WORDS + 1, MASK, INDEX), ValueError, r"words must lie in 0\.\.8; got .* 1 to 9"),
+        ((WORDS, MASK[:, 1:], INDEX), ValueError, "word_mask must have shape"),
+        ((WORDS, MASK & False, INDEX), ValueError, "word_mask must have a true word in every"),
+        ((WORDS, MASK, None), ValueError, "features has 2 images and words 3 expressions"),
+        ((WORDS, MASK, INDEX + 1), ValueError, r"image_index must lie in 0\.\.1; got .* 1 to 2"),
+    ],
+)
+@torch.no_grad()
+def test_wrong_arguments_are_named(
+    name: str, given: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        small(name)(images(), *given)
+
+
+@pytest.mark.parametrize("name", [*MODELS, FOLDED])
+@torch.no_grad()
+def test_arguments_are_checked_once(name: str) -> None:
+    model = small(name)
+    checks: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.endswith("validation.py"):
+            checks[frame.f_code.co_name] += 1
+
+    sys.setprofile(count)
+    try:
+        model(images(), WORDS, MASK, INDEX)
+    finally:
+        sys.setprofile(None)
+    assert checks.pop("values_can_be_read") == 3
+    assert checks.pop("check_range") == 2  # word ids and image_index
+    assert set(checks.values()) == {1}
+    assert {"check_word_mask", "check_image_index"} <= set(checks)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_frozen_backbone_is_an_option(name: str) -> None:
+    frozen, model = build(name, freeze_backbone=True).train(), build(name)
+    frozen.load_state_dict(model.state_dict())
+    frozen(images(), WORDS, MASK, INDEX).sum().backward()
+    with_gradient = {key for key, part in frozen.named_parameters() if part.grad is not None}
+    expected = {key for key, _ in model.named_parameters() if not key.startswith("backbone.")}
+    assert with_gradient == expected
+    assert torch.equal(frozen.eval()(images(), WORDS[:2]), model(images(), WORDS[:2]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dilation_of_the_backbone_is_an_option(name: str) -> None:
+    for dilation, first in (("torchvision", 1), ("deeplab", 2)):
+        model = build(name, backbone="resnet18", backbone_dilation=dilation)
+        assert model.backbone.body.layer3[0].conv1.dilation == (first, first)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_of_the_narrow_backbone_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match='backbone="narrow", which has no published weights'):
+        build(name, backbone_weights="imagenet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_part_of_the_full_size_model_trains(name: str) -> None:
+    torch.manual_seed(0)
+    recipe = PRESETS["paper"]
+    model = build_model(name, vocabulary_size=12112).train()
+    optimizer = torch.optim.Adam(
+        [part for part in model.parameters() if part.requires_grad], lr=recipe.learning_rate
+    )
+    pixels = torch.rand(1, 3, recipe.size, recipe.size)
+    masks = torch.zeros(1, recipe.size, recipe.size, dtype=torch.bool)
+    masks[:, 100:200, 50:150] = True
+    before = {key: part.detach().clone() for key, part in model.named_parameters()}
+    loss = segmentation_loss(model(pixels, torch.randint(12112, (1, 20))), masks)
+    loss.backward()
+    optimizer.step()
+    after = model.named_parameters()
+    moved = {key.split(".")[0] for key, part in after if not torch.equal(part, before[key])}
+    assert moved == {key.split(".")[0] for key in before}
