@@ -72,8 +72,8 @@ def _run(
 def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
     """Train a referring segmentation model, evaluate it, and draw predicted masks.
 
-    Without options this trains the demo preset, a narrow CMSA model, on drawn scenes, which takes minutes on two
-    CPU cores. The run folder then holds model.safetensors, evaluation.json, metrics.jsonl and examples/.
+    Without options this trains the demo preset, a narrow CMSA model, on synthetic scenes, which takes minutes on
+    two CPU cores. The run folder then holds model.safetensors, evaluation.json, metrics.jsonl and examples/.
 
     The full-size model on RefCOCO:
     python train.py --preset paper --data refer --root DATA --evaluate-split val

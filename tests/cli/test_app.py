@@ -61,7 +61,7 @@ def test_help_describes_every_option(shown: str) -> None:
         text = re.sub(r"\(default: [^)]*\)", "", found[option])
         assert len(text.split()) >= 4, (option, text)
     assert "Train a referring segmentation model" in shown
-    assert "drawn scenes" in shown
+    assert "synthetic scenes" in shown
 
 
 def test_help_shows_the_values_of_both_presets(shown: str) -> None:
