@@ -67,7 +67,7 @@ class TrainOptions(DataOptions):
     """Scenes to evaluate on at the end with --data scenes; each has two expressions."""
 
     validate_expressions: int = 200
-    """Expressions of a validation (see --validate-every), spread over the evaluation split."""
+    """Expressions of a validation: evenly spaced in the evaluation split, or of scenes that are not in it."""
 
     exclude: Annotated[Path | None, without_default("FILE", "default: none")] = None
     """List of images to leave out of the training split, from `cmsa-fast data check --write-exclusions`."""
@@ -134,13 +134,11 @@ class TrainOptions(DataOptions):
     power: Annotated[float | None, _of_preset("power")] = None
     """Power of --schedule poly."""
     weight_decay: Annotated[float | None, _of_preset("weight_decay")] = None
-    """Decoupled weight decay (AdamW) of the convolutions of backbone and mask head, with cmsa-released also of
-    the Res5 squeeze. Word embedding, attention, fusion, biases and normalisation have none."""
+    """Decoupled weight decay of the convolutions of backbone, mask head and Res5 squeeze; no others decay."""
     ema_decay: Annotated[float | None, _of_preset("ema_decay")] = None
-    """Decay of a moving average of the weights, updated every step, which is evaluated and saved; 0: none."""
+    """Decay of the moving average of the weights, which is then evaluated and saved; 0: no average."""
     validate_every: Annotated[int | None, _of_preset("validate_every")] = None
-    """Steps between validations; model.safetensors keeps the weights with the best overall IoU, and
-    last.safetensors the last ones. 0: no validation, the last weights are kept."""
+    """Steps between validations, of which model.safetensors keeps the best; 0: it keeps the last weights."""
     dice_weight: Annotated[float | None, _of_preset("dice_weight")] = None
     """Weight of the Dice loss added to the cross-entropy of Eq. 7."""
     max_words: Annotated[int | None, _of_preset("max_words")] = None

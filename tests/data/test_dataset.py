@@ -102,7 +102,7 @@ def test_another_number_of_expressions_than_published_is_logged(
     assert "10834" in caplog.text
 
 
-def test_missing_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
+def test_missing_image_is_an_error_on_access(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     (layout.image_folder / layout.images[1]["file_name"]).unlink()
     data = open_refer(layout.write())
@@ -111,7 +111,7 @@ def test_missing_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
         data[2]
 
 
-def test_truncated_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
+def test_truncated_image_is_an_error_on_access(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     file = layout.image_folder / layout.images[1]["file_name"]
     file.write_bytes(file.read_bytes()[:-300])
@@ -156,7 +156,7 @@ def write_turned(layout: ReferLayout, image: int, orientation: int) -> np.ndarra
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_masks_lie_over_the_stored_pixels(
+def test_masks_apply_to_the_stored_pixels(
     tmp_path: Path, orientation: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     layout = small_refcoco(tmp_path)

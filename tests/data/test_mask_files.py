@@ -17,7 +17,7 @@ def png(folder: Path, pixels: np.ndarray) -> PngMask:
     return PngMask((folder / "absent", folder), "5.png")
 
 
-def test_whatever_is_not_black_belongs_to_the_mask(tmp_path: Path) -> None:
+def test_every_pixel_that_is_not_black_is_in_the_mask(tmp_path: Path) -> None:
     values = np.zeros((5, 9), np.uint8)
     values[1, 2:6] = [1, 127, 254, 255]
     expected = torch.from_numpy(values != 0)
@@ -34,7 +34,7 @@ def test_whatever_is_not_black_belongs_to_the_mask(tmp_path: Path) -> None:
     assert torch.equal(png(tmp_path, grey_alpha).decode(5, 9), expected)
 
 
-def test_palette_masks_go_by_their_index(tmp_path: Path) -> None:
+def test_palette_masks_use_the_index(tmp_path: Path) -> None:
     values = np.zeros((3, 4), np.uint8)
     values[2, 1] = 1
     image = Image.frombytes("P", (4, 3), values.tobytes())

@@ -220,10 +220,10 @@ def test_steps_without_a_usable_expression_change_no_weights(tmp_path: Path, at:
     assert progress.step == recipe.steps
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", recipe=recipe, collate=Interrupted(at))
-    found, expected = state_of(tmp_path / "failing"), state_of(tmp_path / "broken")
-    assert (found["step"], expected["step"]) == (at + 4, at)
-    assert same(found["model"], expected["model"])
-    assert same(found["optimizer"]["state"], expected["optimizer"]["state"])
+    actual, expected = state_of(tmp_path / "failing"), state_of(tmp_path / "broken")
+    assert (actual["step"], expected["step"]) == (at + 4, at)
+    assert same(actual["model"], expected["model"])
+    assert same(actual["optimizer"]["state"], expected["optimizer"]["state"])
     assert set(errors.messages) == {"unusable"}
     assert errors.count <= 8  # every item is reported once
 
@@ -412,7 +412,7 @@ def test_best_weights_are_written_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 class Dropping(nn.Module):
-    """The tiny model with dropout, which draws from the global generator."""
+    """The tiny model, freshly seeded, with dropout, which draws from the global generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -425,7 +425,6 @@ class Dropping(nn.Module):
 def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
     states = {}
     for name, every in (("without", 0), ("with", 2)):
-        torch.manual_seed(5)
         recipe = replace(RECIPE, steps=5, validate_every=every)
         with pytest.raises(KeyboardInterrupt):  # a whole run would load the best weights
             run(
@@ -439,6 +438,14 @@ def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
     assert states["with"]["validated"] == 4
     for part in ("model", "optimizer", "schedule"):
         assert same(states["without"][part], states["with"][part])
+
+
+def test_resuming_restores_the_random_generator(tmp_path: Path) -> None:
+    run(tmp_path / "whole", model=Dropping())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", model=Dropping(), collate=Interrupted(4))
+    run(tmp_path / "broken", model=Dropping(), resume=True, num_workers=1)
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "broken"))
 
 
 @pytest.mark.parametrize("at", [2, 3, 4, 12])

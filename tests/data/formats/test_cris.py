@@ -21,7 +21,7 @@ IMAGE = "COCO_train2014_000000000007.jpg"
 
 
 class AnnsLayout:
-    """Collects records, writes their images and masks at once and the JSON files in the end."""
+    """Writes images and masks as records are added, and the JSON files in `write`."""
 
     def __init__(self, root: Path, name: str = "refcoco", images: str = "images/train2014"):
         self.root, self.name = root, name
@@ -132,7 +132,7 @@ def test_names_of_the_folder(
     assert data[0].mask.any()
 
 
-def test_folder_named_by_its_split_comes_first_where_the_split_is_given(tmp_path: Path) -> None:
+def test_split_by_selects_the_folder_named_after_it(tmp_path: Path) -> None:
     for folder, expression in (("refcocog", "umd's"), ("refcocog_g", "google's")):
         layout = AnnsLayout(tmp_path, folder)
         layout.add("val", expression)
@@ -141,7 +141,7 @@ def test_folder_named_by_its_split_comes_first_where_the_split_is_given(tmp_path
     assert opened(layout, name="refcocog").expressions() == ["umd's"]
 
 
-def test_arguments_that_name_nothing(layout: AnnsLayout) -> None:
+def test_invalid_arguments(layout: AnnsLayout) -> None:
     with pytest.raises(ValueError, match="'refcoco.' is no folder of .*anns, which has refcoco$"):
         opened(layout, name="refcoco+")
     with pytest.raises(ValueError, match="split_by 'google' of 'refcoco' is not unc"):
@@ -155,14 +155,14 @@ def test_arguments_that_name_nothing(layout: AnnsLayout) -> None:
 @pytest.mark.parametrize(
     "folder", ["images/mscoco/images/train2014", "images/saiapr_tc-12", "../images/train2014"]
 )
-def test_places_of_the_images(tmp_path: Path, folder: str) -> None:
+def test_folders_of_the_images(tmp_path: Path, folder: str) -> None:
     (tmp_path / "data_v2").mkdir()
     layout = AnnsLayout(tmp_path / "data_v2", images=folder)
     layout.add("val", "man")
     assert opened(layout)[0].image.shape == (3, HEIGHT, WIDTH)
 
 
-def test_image_folder_of_ones_own(tmp_path: Path) -> None:
+def test_given_image_folder(tmp_path: Path) -> None:
     layout = AnnsLayout(tmp_path, images="photos")
     layout.add("val", "man")
     with pytest.raises(FileNotFoundError, match="no folder of images.*--generate_mask"):
@@ -236,7 +236,7 @@ def test_number_of_expressions_may_be_missing(layout: AnnsLayout) -> None:
     assert len(opened(layout)) == 4
 
 
-def test_files_damaged_as_a_whole(layout: AnnsLayout) -> None:
+def test_damaged_files(layout: AnnsLayout) -> None:
     file = layout.write() / "anns" / "refcoco" / "val.json"
     source = Source(form="anns-masks", root=layout.root)
     whole = file.read_bytes()
@@ -278,7 +278,7 @@ def test_folder_of_anns_without_json(layout: AnnsLayout) -> None:
 
 
 @pytest.mark.parametrize("inner", ["lmdb/refcoco", "."])
-def test_lmdb_is_refused_with_what_to_do(tmp_path: Path, inner: str) -> None:
+def test_lmdb_is_refused_with_an_alternative(tmp_path: Path, inner: str) -> None:
     (tmp_path / inner).mkdir(parents=True, exist_ok=True)
     (tmp_path / inner / "train.lmdb").write_bytes(b"")
     with pytest.raises(ValueError, match="LMDB files.*not supported.*data_process.py"):
@@ -289,7 +289,7 @@ def mask_file(layout: AnnsLayout, place: int = 0) -> Path:
     return layout.masks / f"{layout.splits['val'][place]['segment_id']}.png"
 
 
-def test_missing_mask_or_image_is_an_error_when_it_is_read(layout: AnnsLayout) -> None:
+def test_missing_mask_or_image_is_an_error_on_access(layout: AnnsLayout) -> None:
     mask_file(layout).unlink()
     data = opened(layout)
     with pytest.raises(FileNotFoundError, match=r"there is no mask .*51\.png"):

@@ -141,7 +141,7 @@ def test_records_without_no_target(layout: GrefLayout) -> None:
     assert [record.names_nothing for record in data.records] == [False, False, True]
 
 
-def test_no_annotation_at_all_that_is_marked_so(layout: GrefLayout) -> None:
+def test_empty_list_of_annotations_with_no_target(layout: GrefLayout) -> None:
     layout.references[2]["ann_id"] = []
     assert opened(layout).records[2].names_nothing
 
@@ -249,7 +249,7 @@ def test_reference_that_is_no_dictionary(layout: GrefLayout) -> None:
 
 
 @pytest.mark.parametrize("file", ["grefs(unc).json", "instances.json"])
-def test_files_that_are_cut_short(layout: GrefLayout, file: str) -> None:
+def test_truncated_files(layout: GrefLayout, file: str) -> None:
     path = layout.write() / "grefcoco" / file
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"\.json is not a JSON file"):
@@ -259,13 +259,13 @@ def test_files_that_are_cut_short(layout: GrefLayout, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["grefs(unc).json", "instances.json"])
-def test_files_that_are_missing(layout: GrefLayout, file: str) -> None:
+def test_missing_files(layout: GrefLayout, file: str) -> None:
     (layout.write() / "grefcoco" / file).unlink()
     with pytest.raises(FileNotFoundError, match=r"A gRefCOCO folder holds grefcoco/grefs\(unc\)"):
         open_split(Source(form="grefcoco", root=layout.root), "train")
 
 
-def test_folders_that_are_missing(layout: GrefLayout, tmp_path: Path) -> None:
+def test_missing_folders(layout: GrefLayout, tmp_path: Path) -> None:
     root = layout.write()
     with pytest.raises(FileNotFoundError, match="there is no folder .*absent"):
         open_split(Source(form="grefcoco", root=tmp_path / "absent"), "train")

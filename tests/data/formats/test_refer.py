@@ -63,7 +63,7 @@ def test_overlapping_parts_are_united(tmp_path: Path) -> None:
     assert int(sample.mask.sum()) == 100 + 100 - 25
 
 
-def test_every_writing_of_a_mask(tmp_path: Path) -> None:
+def test_every_form_of_a_mask(tmp_path: Path) -> None:
     height, width = 23, 37
     pixels = np.random.default_rng(5).random((height, width)) < 0.4
     rle: dict[str, Any] = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
@@ -101,14 +101,14 @@ def test_raw_expressions(tmp_path: Path) -> None:
         ("test", ["testA", "testB", "testC", "testAB", "testBC", "testAC"]),
     ],
 )
-def test_splits_are_matched_as_refer_does(tmp_path: Path, asked: str, found: list[str]) -> None:
+def test_splits_match_as_in_refer(tmp_path: Path, asked: str, found: list[str]) -> None:
     everything = ["train", "val", "testA", "testB", "testC", "testAB", "testBC", "testAC"]
     data = open_refer(refclef(tmp_path, everything), "refclef", "unc", asked)
     assert data.expressions() == found
 
 
 @pytest.mark.parametrize("split", ["testA", "validation", "Train", "", "testAB"])
-def test_split_with_nothing_lists_what_there_is(tmp_path: Path, split: str) -> None:
+def test_missing_split_lists_the_others(tmp_path: Path, split: str) -> None:
     small_refcoco(tmp_path).write()
     with pytest.raises(ValueError, match=r"train \(3 references\), val \(1 references\)"):
         open_refer(tmp_path, split=split)

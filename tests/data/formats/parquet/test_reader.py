@@ -59,7 +59,7 @@ def test_refcoco_roots(tmp_path: Path) -> None:
         assert data.report.published_expressions == 120_624
 
 
-def test_refcoco_in_a_folder_that_does_not_say_what_it_is(tmp_path: Path) -> None:
+def test_refcoco_in_a_folder_of_another_name(tmp_path: Path) -> None:
     root = write_refcoco(tmp_path / "copy")
     data = open_split(source(root), "val")
     assert data.report.published_expressions is None
@@ -128,13 +128,13 @@ def test_all_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", ["Train", "testAB", "", "testC"])
-def test_split_that_is_not_there(tmp_path: Path, asked: str) -> None:
+def test_missing_split_lists_the_others(tmp_path: Path, asked: str) -> None:
     root = write_refcoco(tmp_path / "refcoco")
     with pytest.raises(ValueError, match=r"which has test, testB, train, validation"):
         open_split(source(root), asked)
 
 
-def test_split_by_that_is_not_there(tmp_path: Path) -> None:
+def test_unknown_split_by(tmp_path: Path) -> None:
     root = write_refcoco(tmp_path / "refcoco")
     with pytest.raises(ValueError, match="split_by 'google' of 'refcoco'.*has unc"):
         open_split(source(root, split_by="google"), "val")
