@@ -147,6 +147,21 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
     assert_same_run(whole, tmp_path)
 
 
+def test_resumed_run_with_muon_and_batch_norm_equals_uninterrupted(tmp_path: Path) -> None:
+    config = replace(CONFIG, options=OPTIONS | {"backbone": "compact", "mask_scale": 2})
+    given: dict[str, Any] = {"recipe": replace(RECIPE, optimizer="muon"), "config": config}
+
+    def model(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return config.build()
+
+    run(tmp_path / "whole", model=model(0), **given)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", collate=Interrupted(6), model=model(0), **given)
+    run(tmp_path / "broken", model=model(7), resume=True, **given)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
 def test_ctrl_c_while_an_item_is_read_writes_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, InterruptedItem(images().samples))
@@ -397,7 +412,7 @@ def test_best_weights_are_written_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 class Dropping(nn.Module):
-    """The tiny model with dropout, which draws from the global generator."""
+    """The tiny model, freshly seeded, with dropout, which draws from the global generator."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -410,7 +425,6 @@ class Dropping(nn.Module):
 def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
     states = {}
     for name, every in (("without", 0), ("with", 2)):
-        torch.manual_seed(5)
         recipe = replace(RECIPE, steps=5, validate_every=every)
         with pytest.raises(KeyboardInterrupt):  # a whole run would load the best weights
             run(
@@ -424,6 +438,14 @@ def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
     assert states["with"]["validated"] == 4
     for part in ("model", "optimizer", "schedule"):
         assert same(states["without"][part], states["with"][part])
+
+
+def test_resuming_restores_the_random_generator(tmp_path: Path) -> None:
+    run(tmp_path / "whole", model=Dropping())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", model=Dropping(), collate=Interrupted(4))
+    run(tmp_path / "broken", model=Dropping(), resume=True, num_workers=1)
+    assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "broken"))
 
 
 @pytest.mark.parametrize("at", [2, 3, 4, 12])
