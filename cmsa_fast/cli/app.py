@@ -72,8 +72,8 @@ def _run(
 def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
     """Train a referring segmentation model, evaluate it, and draw predicted masks.
 
-    Without options this trains the demo preset, a narrow CMSA model, on drawn scenes, which takes minutes on two
-    CPU cores. The run folder then holds model.safetensors, evaluation.json, metrics.jsonl and examples/.
+    Without options this trains the demo preset, a narrow CMSA model, on synthetic scenes, which takes minutes on
+    two CPU cores. The run folder then holds model.safetensors, evaluation.json, metrics.jsonl and examples/.
 
     The full-size model on RefCOCO:
     python train.py --preset paper --data refer --root DATA --evaluate-split val
@@ -114,19 +114,19 @@ def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
     """
     from .compare import format_compare, run_compare
 
-    print(format_compare(run_compare(options)))
+    print(format_compare(options, run_compare(options)))
     return 0
 
 
 def _data(arguments: tyro.conf.Positional[tuple[str, ...]]) -> int:
-    """Check, download or convert data sets; `cmsa-fast data --help` lists how."""
-    raise ValueError("data takes one of the commands that `cmsa-fast data --help` lists.")
+    """Check, download or convert data sets; `cmsa-fast data --help` lists the commands."""
+    raise ValueError("data must be followed by a command; `cmsa-fast data --help` lists them.")
 
 
 def _data_check(options: Annotated[DataCheckOptions, _UNNAMED]) -> int:
-    """Look at a folder of data sets: what is there, what is missing, damaged or shared between splits.
+    """Check a folder of data sets: what it holds, and what is missing, damaged or shared between splits.
 
-    The exit status is 1 where something is missing or damaged, 0 with warnings only.
+    The exit status is 1 if something is missing or damaged, 0 with warnings only.
 
     cmsa-fast data check DATA
     """
@@ -149,7 +149,7 @@ def _data_download(options: Annotated[DownloadOptions, _UNNAMED]) -> int:
 
 
 def _data_convert(options: Annotated[ConvertOptions, _UNNAMED]) -> int:
-    """Convert a data set of any form to one that loads fast and needs no pickle.
+    """Convert a data set to a Parquet table, which loads fast and needs no pickle.
 
     cmsa-fast data convert --data refer --root DATA --to CONVERTED
     """

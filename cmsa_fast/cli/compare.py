@@ -40,24 +40,7 @@ class CompareOptions:
     """JSON file for everything, with every expression that differs; must not exist."""
 
 
-@dataclass(frozen=True)
-class CompareResult:
-    """Result of a comparison.
-
-    Attributes:
-        first: Name of the first evaluation.
-        second: Name of the second evaluation.
-        comparison: Metrics, intervals and expressions.
-        listed: How many expressions to list.
-    """
-
-    first: str
-    second: str
-    comparison: Comparison
-    listed: int
-
-
-def run_compare(options: CompareOptions) -> CompareResult:
+def run_compare(options: CompareOptions) -> Comparison:
     """Compare two evaluations as `cmsa-fast compare` does.
 
     Raises:
@@ -94,9 +77,9 @@ def run_compare(options: CompareOptions) -> CompareResult:
                 "second": str(paths[1]),
                 "expressions": comparison.expressions,
                 "images": comparison.images,
-                "confidence": comparison.confidence,
-                "resamples": comparison.resamples,
-                "seed": comparison.seed,
+                "confidence": options.confidence,
+                "resamples": options.resamples,
+                "seed": options.seed,
                 "measures": {
                     name: {**asdict(measure), "difference": measure.difference}
                     for name, measure in comparison.measures.items()
@@ -116,19 +99,18 @@ def run_compare(options: CompareOptions) -> CompareResult:
                 ],
             },
         )
-    return CompareResult(str(options.first), str(options.second), comparison, options.expressions)
+    return comparison
 
 
-def format_compare(result: CompareResult) -> str:
+def format_compare(options: CompareOptions, comparison: Comparison) -> str:
     """The report: each metric with its interval in percent, and the expressions that differ most."""
     from ..evaluation.score import percent
     from .report import metric_title
 
-    comparison = result.comparison
     one, two = comparison.pairs[0]
     lines = [
-        f"first:  {result.first}",
-        f"second: {result.second}",
+        f"first:  {options.first}",
+        f"second: {options.second}",
         f"{comparison.expressions} expressions about {comparison.images} images",
     ]
     if one.convention != two.convention:
@@ -136,7 +118,7 @@ def format_compare(result: CompareResult) -> str:
             f"evaluated under different conventions, {one.convention} and {two.convention}, which explain a part "
             "of the change"
         )
-    interval = f"{100 * comparison.confidence:g} % interval"
+    interval = f"{100 * options.confidence:g} % interval"
     lines += ["", f"{'percent':<14}{'first':>9}{'second':>9}{'change':>10}   {interval}"]
     for name, measure in comparison.measures.items():
         # With a single image all bootstrap samples are the same, so the interval has no meaning.
@@ -152,10 +134,10 @@ def format_compare(result: CompareResult) -> str:
     equal = comparison.expressions - comparison.better - comparison.worse
     lines += [
         "",
-        f"Paired bootstrap over images, {comparison.resamples} samples; * marks an interval without 0.",
+        f"Paired bootstrap over images, {options.resamples} samples; * marks an interval without 0.",
         f"The second is better in {comparison.better} expressions, worse in {comparison.worse}, equal in {equal}.",
     ]
-    changed = comparison.changed(result.listed)
+    changed = comparison.changed(options.expressions)
     if changed:
         lines += ["", "   first  second   image_id   sent_id  expression"]
         lines += [

@@ -90,39 +90,17 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
 
 def check_as_dict(result: CheckResult) -> dict[str, Any]:
     """The result as a dictionary for JSON."""
+    findings = [
+        {**asdict(finding), "severity": finding.severity, "count": len(finding.details)}
+        for finding in result.findings
+    ]
+    data_sets = [{**asdict(data_set), "root": str(data_set.root)} for data_set in result.data_sets]
     return {
+        **asdict(result),
         "root": str(result.root),
         "ok": result.ok,
-        "images": result.images,
-        "decoded": result.decoded,
-        "data_sets": [
-            {
-                "label": one.label,
-                "form": one.form,
-                "root": str(one.root),
-                "splits": [asdict(split) for split in one.splits],
-            }
-            for one in result.data_sets
-        ],
-        "findings": [
-            {
-                "data_set": finding.data_set,
-                "kind": finding.kind,
-                "severity": finding.severity,
-                "count": len(finding.details),
-                "details": list(finding.details),
-            }
-            for finding in result.findings
-        ],
-        "leaks": [
-            {
-                "training": {"data_set": leak.training[0], "split": leak.training[1]},
-                "evaluation": {"data_set": leak.evaluation[0], "split": leak.evaluation[1]},
-                "numbering": leak.numbering,
-                "images": list(leak.images),
-            }
-            for leak in result.leaks
-        ],
+        "data_sets": data_sets,
+        "findings": findings,
     }
 
 
@@ -195,8 +173,8 @@ def _leak(leak: Leak) -> str:
     shown = ", ".join(map(str, leak.images[:_EXAMPLES]))
     more = ", ..." if len(leak.images) > _EXAMPLES else ""
     return (
-        f"  {' '.join(leak.training)} and {' '.join(leak.evaluation)} share {len(leak.images)} "
-        f"images ({leak.numbering}: {shown}{more})"
+        f"  {leak.training} and {leak.evaluation} share {len(leak.images)} images "
+        f"({leak.numbering}: {shown}{more})"
     )
 
 

@@ -112,12 +112,15 @@ def _coverage_lines(coverage: Coverage) -> list[str]:
     lines = []
     if coverage.missing:
         parts = {
-            "in damaged records (at least)": coverage.unusable_records,
-            "without a word": coverage.without_words,
-            "with an unusable image or mask": coverage.unreadable,
+            "damaged or repeated records": coverage.unusable_records,
+            "expressions without a word": coverage.without_words,
+            "expressions with an unusable image or mask": coverage.unreadable,
         }
         listing = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
-        lines.append(f"NOT EVALUATED, in no figure: {coverage.missing} expressions; {listing}.")
+        more = " or more" if coverage.unusable_records else ""
+        lines.append(
+            f"NOT EVALUATED: {coverage.missing} expressions{more} are in no figure ({listing})."
+        )
     if coverage.published not in (None, coverage.measured):
         lines.append(
             f"{coverage.measured} of the split's {coverage.published} published expressions were evaluated: "

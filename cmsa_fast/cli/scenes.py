@@ -1,4 +1,4 @@
-"""Drawn scenes that runs are validated and evaluated on, and the groups their expressions are reported in."""
+"""Synthetic scenes that runs are validated and evaluated on, and the groups their expressions are reported in."""
 
 from ..data.scenes.dataset import ScenesDataset
 from ..data.types import ReferringDataset

@@ -205,6 +205,7 @@ def _model(
         "word_channels": recipe.word_channels if embedding is None else embedding.embedding_dim,
         "attention_channels": recipe.attention_channels,
         "fused_channels": recipe.fused_channels,
+        "mask_scale": recipe.mask_scale,
         "backend": options.backend,
     }
     if options.freeze_backbone:
@@ -269,6 +270,9 @@ def _validation(
         dataset = validation_scenes(options.validate_expressions, recipe.size)
     else:
         dataset = _Subset(evaluated, options.validate_expressions)
+    errors = ErrorCollector(
+        strict=options.strict
+    )  # one for all validations, to log each error once
 
     def validate(model: Any) -> Mapping[str, float]:
         return evaluate(
@@ -278,7 +282,7 @@ def _validation(
             device=device,
             num_workers=options.num_workers,
             title="validate",
-            errors=ErrorCollector(strict=options.strict),
+            errors=errors,
         ).overall
 
     return validate

@@ -9,7 +9,7 @@ records that cannot be used. An item is a `Sample`: image, mask, expression and 
     batch = Collate(vocabulary, size=320)([dataset[0], dataset[1]])
 
 A data set is built from `Record`s: expressions that refer to the same objects of one image.
-`RecordDataset` makes a data set of any records, `ScenesDataset` draws scenes and needs no files.
+`RecordDataset` makes a data set of any records, `ScenesDataset` renders synthetic scenes and needs no files.
 """
 
 from .batch import Batch, Collate

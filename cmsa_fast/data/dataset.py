@@ -180,14 +180,20 @@ class RecordDataset:
     def _log(self, for_training: bool) -> None:
         report, title = self.report, self.title
         _logger.info("%s: %d expressions, %d images", title, report.expressions, report.images)
-        if report.empty_expressions:
-            _logger.warning(
-                "%s: left out %d expressions without a word", title, report.empty_expressions
+        if report.excluded_images:
+            _logger.info(
+                "%s: left out %d expressions about %d excluded images",
+                title,
+                report.excluded_expressions,
+                report.excluded_images,
             )
-        if report.degenerate_parts:
-            _logger.warning(
-                "%s: left out %d polygons that enclose nothing", title, report.degenerate_parts
-            )
+        for count, what in (
+            (report.empty_expressions, "expressions without a word"),
+            (report.degenerate_parts, "polygons that enclose nothing"),
+            (report.unusable_records, "damaged records"),
+        ):
+            if count:
+                _logger.warning("%s: left out %d %s", title, count, what)
         if report.objects_without_mask:
             _logger.warning(
                 "%s: %d objects have no mask; their %d expressions are %s",
@@ -196,15 +202,6 @@ class RecordDataset:
                 report.expressions_without_mask,
                 "left out" if for_training else "kept with an empty mask",
             )
-        if report.excluded_images:
-            _logger.info(
-                "%s: left out %d expressions about %d excluded images",
-                title,
-                report.excluded_expressions,
-                report.excluded_images,
-            )
-        if report.unusable_records:
-            _logger.warning("%s: left out %d damaged records", title, report.unusable_records)
         if report.published_expressions not in (None, report.recorded_expressions):
             _logger.warning(
                 "%s: the files have %d expressions, the published split has %d; results on this copy "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..system.processes import ignore_interrupts
@@ -47,6 +48,7 @@ class BatchLoader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             worker_init_fn=ignore_interrupts,
+            generator=torch.Generator(),  # the global one belongs to the training
         )
 
     def __iter__(self) -> Iterator[Batch | None]:

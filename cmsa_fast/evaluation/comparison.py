@@ -53,9 +53,6 @@ class Comparison:
         better: Expressions whose IoU is higher in the second evaluation.
         worse: Expressions whose IoU is lower in the second evaluation.
         pairs: Both results of every expression, in the order of the first evaluation.
-        confidence: Of the intervals.
-        resamples: Bootstrap samples drawn for them.
-        seed: Of the bootstrap.
     """
 
     expressions: int
@@ -64,9 +61,6 @@ class Comparison:
     better: int
     worse: int
     pairs: list[_Pair]
-    confidence: float
-    resamples: int
-    seed: int
 
     def changed(self, most: int) -> list[_Pair]:
         """Up to `most` expressions whose IoU differs, the largest change first."""
@@ -127,9 +121,6 @@ def compare(
         better=int((changes > 0).sum()),
         worse=int((changes < 0).sum()),
         pairs=pairs,
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
     )
 
 

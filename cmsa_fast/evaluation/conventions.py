@@ -102,9 +102,7 @@ class Convention:
             TypeError: `mask` is not a bool tensor.
             ValueError: It is not `[H, W]` or has no pixel.
         """
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a bool tensor, but it is {_describe(mask)}.")
-        _check_plane("mask", mask)
+        _check("mask", mask, "bool", isinstance(mask, Tensor) and mask.dtype == torch.bool)
         if self._side is None:
             return mask
         image = Image.fromarray(mask.to("cpu", torch.uint8).numpy())
@@ -189,34 +187,26 @@ def _cris(probability: Tensor, letterbox: Letterbox, threshold: Threshold) -> Te
 
 
 def _checked(probability: Tensor, shape: tuple[int, int] | None) -> Tensor:
-    if not isinstance(probability, Tensor) or not probability.is_floating_point():
-        raise TypeError(
-            f"probability must be a floating-point tensor, but it is {_describe(probability)}."
-        )
-    _check_plane("probability", probability)
+    floating = isinstance(probability, Tensor) and probability.is_floating_point()
+    _check("probability", probability, "floating-point", floating)
     if shape is not None and probability.shape != shape:
-        raise ValueError(f"probability must be {list(shape)}, but it is {_describe(probability)}.")
-    low, high = (float(value) for value in probability.detach().aminmax())
+        raise ValueError(f"probability must be {list(shape)}; got {list(probability.shape)}.")
+    values = probability.detach()
+    low, high = (float(value) for value in values.aminmax())
     # A resize can leave [0, 1] by rounding; logits are further off. NaN fails the comparison.
     if not -1e-3 <= low <= high <= 1 + 1e-3:
         raise ValueError(
-            f"probability must be in [0, 1], but it goes from {low} to {high}; logits need a sigmoid first."
+            f"probability must be in [0, 1], but it is from {low} to {high}; logits need a sigmoid first."
         )
-    values = probability.detach()
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
-def _check_plane(name: str, value: Tensor) -> None:
+def _check(name: str, value: Tensor, kind: str, has_kind: bool) -> None:
+    if not has_kind:
+        given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a {kind} tensor; got {given}.")
     if value.ndim != 2 or 0 in value.shape:
-        raise ValueError(
-            f"{name} must be [H, W] with at least one pixel, but it is {_describe(value)}."
-        )
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor {list(value.shape)}"
-    return f"a {type(value).__name__}"
+        raise ValueError(f"{name} must be [H, W] with at least one pixel; got {list(value.shape)}.")
 
 
 _NATIVE = Convention(

@@ -73,15 +73,15 @@ def staged(destination: Path) -> Iterator[Path]:
     start = f".{destination.name}.unfinished-"
     for left in destination.parent.glob(f"{glob.escape(start)}*"):
         _remove_abandoned(left)
-    folder, lock = _locked_folder(destination.parent, start)
+    folder = destination.parent / f"{start}{uuid4().hex}"
+    folder.mkdir()
     try:
-        yield folder
-        _rename(folder, destination)
+        with locked(folder):
+            yield folder
+            _rename(folder, destination)
     finally:
         if folder.is_dir():
             shutil.rmtree(folder)
-        if lock is not None:
-            os.close(lock)
 
 
 @contextmanager
@@ -97,43 +97,24 @@ def locked(folder: Path) -> Iterator[bool]:
     Raises:
         BlockingIOError: Another process holds the lock.
     """
-    descriptor = _lock(folder)
-    try:
-        yield descriptor is not None
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _lock(folder: Path) -> int | None:
-    """The descriptor that holds the lock until it is closed or the process ends."""
     if sys.platform == "win32":
-        return None
+        yield False
+        return
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
+    held = True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
         raise BlockingIOError(f"another process is working in {folder}; wait for it") from error
     except OSError:  # some network file systems have no locks
+        held = False
+    try:
+        yield held
+    finally:
         os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _locked_folder(parent: Path, start: str) -> tuple[Path, int | None]:
-    while True:
-        folder = parent / f"{start}{uuid4().hex}"
-        folder.mkdir()
-        # Until it is locked, another process may take the folder for an abandoned one and remove it.
-        with suppress(FileNotFoundError, BlockingIOError):
-            lock = _lock(folder)
-            if folder.is_dir():
-                return folder, lock
-            if lock is not None:
-                os.close(lock)
 
 
 def _remove_abandoned(folder: Path) -> None:

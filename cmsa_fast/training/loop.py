@@ -128,6 +128,7 @@ def train(
         ValueError: No expression can be used, in two passes over the data or in the whole training.
         KeyboardInterrupt: Ctrl-C, after the current step; a checkpoint was written.
     """
+    on_cuda = torch.device(device).type == "cuda"
     state = TrainingState.start(model, recipe, model_config, dataset)
     if resume:
         state.restore(folder / STATE)
@@ -142,12 +143,13 @@ def train(
         """Returns whether these are the best weights so far."""
         if validate is None or not _validation_due(state, recipe):
             return False
-        with torch.random.fork_rng():  # a DataLoader draws from the generator that training uses
+        # A DataLoader draws from the generator that training uses.
+        with torch.random.fork_rng(devices=[device] if on_cuda else []):
             metrics = dict(validate(state.inference_model))
         with interrupts_deferred():
             state.validated = state.step
             _write_line(lines, step=state.step, validation=metrics, seconds=elapsed())
-            if state.best is not None and metrics["overall_iou"] <= state.best[1]:
+            if state.best is not None and metrics["overall_iou"] < state.best[1]:
                 return False
             state.best = (state.step, metrics["overall_iou"])
             save_model(folder / WEIGHTS, state.inference_model, model_config)
@@ -161,7 +163,7 @@ def train(
         StepBatches(sampler, state.step, recipe.steps),
         collate,
         num_workers=num_workers,
-        pin_memory=torch.device(device).type == "cuda",
+        pin_memory=on_cuda,
         errors=errors,
     )
     model.train()
@@ -186,7 +188,7 @@ def train(
                         "images of the training split."
                     )
                 with interrupts_deferred():
-                    rate = state.schedule.get_last_lr()[0]
+                    rate = state.schedule.get_last_lr()[-1]
                     if batch is not None:
                         moved = batch.to(device)
                         state.add(*training_step(model, state.optimizer, moved, recipe.dice_weight))

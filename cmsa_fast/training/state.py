@@ -86,6 +86,7 @@ class TrainingState:
             "ious": self.ious,
             "validated": self.validated,
             "best": self.best,
+            "random": _random_state(),
             "data": self.fingerprint,
         }
         save_state(path, content)
@@ -116,10 +117,24 @@ class TrainingState:
                 self.average.load_state_dict(content["average"])
             self.losses, self.ious = list(content["losses"]), list(content["ious"])
             self.step, self.seconds = int(content["step"]), float(content["seconds"])
-            # Version 0.1 did not validate.
+            # Version 0.1 had neither validation nor random states.
             self.validated, self.best = content.get("validated", 0), content.get("best")
+            _restore_random_state(content.get("random", []))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit this run: {error}") from error
+
+
+def _random_state() -> list[Tensor]:
+    """States of the global generators, of the CPU and of the CUDA devices; dropout draws from them."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def _restore_random_state(states: list[Tensor]) -> None:
+    if states:
+        torch.set_rng_state(states[0])
+    if torch.cuda.is_available() and len(states) == 1 + torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def save_state(path: Path, content: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ def test_help_describes_every_option(shown: str) -> None:
         text = re.sub(r"\(default: [^)]*\)", "", found[option])
         assert len(text.split()) >= 4, (option, text)
     assert "Train a referring segmentation model" in shown
-    assert "drawn scenes" in shown
+    assert "synthetic scenes" in shown
 
 
 def test_help_shows_the_values_of_both_presets(shown: str) -> None:
@@ -144,7 +144,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "large seed": (lambda _: ["--seed", str(2**64)], "--seed must be below 2**63"),
     "workers": (lambda _: ["--num-workers", "-2"], "--num-workers must be at least 0; got -2."),
     "scenes": (lambda _: ["--evaluate-scenes", "1"], "--evaluate-scenes must be at least 2"),
-    "sentences": (
+    "expressions": (
         lambda _: ["--expressions-per-image", "13"],
         "--expressions-per-image must be at most 12 with --data scenes; got 13.",
     ),
@@ -171,7 +171,7 @@ def test_mistake_gives_one_line(
     if mistake == "damaged image":
         assert "DataLoader" not in line
     else:
-        assert not (tmp_path / "run").exists()  # found before anything was written
+        assert not (tmp_path / "run").exists()  # detected before anything was written
 
 
 def test_run_folder_is_never_overwritten(tmp_path: Path, capsys: Capture) -> None:

@@ -1,9 +1,8 @@
-"""`cmsa-fast evaluate`: a run, other data, missing expressions, a dense CRF, several processes, mistakes."""
+"""`cmsa-fast evaluate`: a run, other data, a dense CRF, several processes, mistakes."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -11,49 +10,25 @@ import sys
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from support.refer_layout import small_refcoco, square
-from support.small_training import OPTIONS
+from support.small_evaluation import content_of, evaluate_run
 from torch import Tensor
 
 import cmsa_fast
 from cmsa_fast.cli import main
 from cmsa_fast.cli.run_folder import read_options, write_options
-from cmsa_fast.cli.train_options import TrainOptions
-from cmsa_fast.data.vocabulary import Vocabulary
 from cmsa_fast.evaluation.crf_pool import RefinementPool
 from cmsa_fast.evaluation.results import read_results
 from cmsa_fast.evaluation.score import checksum
-from cmsa_fast.models.checkpoint import ModelConfig, save_model
 
 Capture = pytest.CaptureFixture[str]
-WORDS = ["left cup", "man right other one", "dog brown"]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run folder on a small data set in the layout of REFER, with an untrained model."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    root = small_refcoco(tmp_path / "data").write()
-    vocabulary = Vocabulary.from_expressions(WORDS)
-    options = {**OPTIONS, "vocabulary_size": len(vocabulary)}
-    config = ModelConfig("cmsa", options, vocabulary.tokens, 64, 20)
-    save_model(folder / "model.safetensors", config.build(), config)
-    write_options(folder, TrainOptions(data="refer", root=root, evaluate_split="val"))
-    return folder
-
-
-def content_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "evaluation.json").read_text())
 
 
 def test_run_on_its_own_data(run: Path, capsys: Capture) -> None:
-    assert main(["evaluate", str(run), "--num-workers", "0"]) == 0
+    assert evaluate_run(run, "--examples=6") == 0
     shown = capsys.readouterr().out
     assert "refcoco (unc) val, convention native" in shown
     folder = run / "evaluation-refer-val-native"
@@ -69,13 +44,13 @@ def test_run_on_its_own_data(run: Path, capsys: Capture) -> None:
     with Image.open(folder / "examples" / "overview.png") as sheet:
         assert sheet.width > 500
     # A second evaluation overwrites nothing.
-    assert main(["evaluate", str(run), "--num-workers", "0", "--examples", "0"]) == 0
+    assert evaluate_run(run) == 0
     assert (run / "evaluation-refer-val-native-2" / "sentences.csv").is_file()
     assert not (run / "evaluation-refer-val-native-2" / "examples").exists()
 
 
 def test_evaluation_file_says_what_was_evaluated_and_how(run: Path, capsys: Capture) -> None:
-    assert main(["evaluate", str(run), "--num-workers", "0", "--examples", "0"]) == 0
+    assert evaluate_run(run) == 0
     folder = run / "evaluation-refer-val-native"
     content = content_of(folder)
     # Of a split with the published name, but not all of it.
@@ -113,16 +88,15 @@ def test_full_disk_reports_the_metrics(
     def full(path: Path, content: object) -> None:
         raise OSError(28, "No space left on device")
 
-    command = ["evaluate", str(run), "--num-workers", "0", "--examples", "0"]
     monkeypatch.setattr("cmsa_fast.evaluation.results.write_results", full)
-    assert main(command) == 1
+    assert evaluate_run(run) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "cmsa-fast:" in line]
     folder = run / "evaluation-refer-val-native"
     assert len(lines) == 1
     assert f"No space left on device Not all could be written to {folder}." in lines[0]
     assert not folder.exists()
     monkeypatch.undo()
-    assert main(command) == 0
+    assert evaluate_run(run) == 0
     overall = content_of(folder)["overall"]
     assert f"overall_iou {overall['overall_iou']:.4f}, mean_iou" in lines[0]
 
@@ -134,7 +108,7 @@ def test_failed_drawing_keeps_the_report(
         raise RuntimeError("Pillow was built without FreeType")
 
     monkeypatch.setattr("cmsa_fast.evaluation.visualization.save_examples", failing)
-    assert main(["evaluate", str(run), "--num-workers", "0"]) == 0
+    assert evaluate_run(run, "--examples=6") == 0
     shown = capsys.readouterr().out
     assert "all expressions" in shown
     assert "Look at" not in shown
@@ -165,87 +139,24 @@ def test_folder_is_created_before_the_evaluation(
 
 
 def test_text_option_overrides_that_of_the_run(run: Path, capsys: Capture) -> None:
-    common = ["evaluate", str(run), "--num-workers", "0", "--examples", "0"]
-    assert main([*common, "--text", "raw"]) == 0
+    assert evaluate_run(run, "--text=raw") == 0
     assert content_of(run / "evaluation-refer-val-native")["options"]["text"] == "raw"
     # Also for a run that was trained on the other text.
     started = read_options(run)
     write_options(run, replace(started, text="raw"))
-    for given, read in (([], "raw"), (["--text", "sent"], "sent")):
+    for given, read in (([], "raw"), (["--text=sent"], "sent")):
         out = run / f"out-{read}"
-        assert main([*common, *given, "--out", str(out)]) == 0
+        assert evaluate_run(run, *given, f"--out={out}") == 0
         expressions = [one.expression for one in read_results(out / "sentences.csv")]
         assert (expressions[0] == "DOG") == (read == "raw")
 
 
 def test_scenes(run: Path, capsys: Capture) -> None:
-    assert main(["evaluate", str(run), "--data", "scenes", "--scenes", "3", "--examples", "0"]) == 0
+    assert evaluate_run(run, "--data=scenes", "--scenes=3") == 0
     assert "3 unseen scenes" in capsys.readouterr().out
     content = content_of(run / "evaluation-scenes-val-native")
     assert content["expressions"] == 6
     assert content["by_kind"]
-
-
-def test_unusable_image_is_an_error_unless_missing_expressions_are_allowed(
-    run: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    images = tmp_path / "data/images/mscoco/images/train2014"
-    (images / "COCO_train2014_000000000011.jpg").unlink()
-    command = ["evaluate", str(run), "--split", "train", "--num-workers", "0"]
-    assert main(command) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cmsa-fast:" in line]
-    assert "000000000011.jpg" in line
-    assert "--allow-missing leaves out what cannot be used" in line
-    folder = run / "evaluation-refer-train-native"
-    assert not folder.exists() or not (folder / "evaluation.json").exists()
-    out = tmp_path / "out"
-    assert main([*command, "--allow-missing", "--out", str(out)]) == 3
-    shown = capsys.readouterr().out
-    assert "in no figure: 1 expressions; 1 with an unusable image or mask." in shown
-    assert "1 records or images could not be used" in shown
-    content = content_of(out)
-    assert content["expressions"] == 4
-    assert content["coverage"]["missing"] == content["coverage"]["unreadable"] == 1
-    assert len(content["errors"]) == 1
-    (images / "COCO_train2014_000000000007.jpg").write_bytes(b"")
-    assert main([*command, "--allow-missing"]) == 1
-    assert "None of the 5 expressions can be evaluated" in capsys.readouterr().err
-
-
-def test_damaged_records_are_an_error_unless_missing_expressions_are_allowed(
-    run: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    """Records that cannot be read when the split is opened are in the report and in the exit status."""
-    layout = small_refcoco(tmp_path / "data")
-    for number in range(10):
-        layout.add_reference(13, [square(5, 5, 11)], [f"dog {number}"], split="val")
-    for reference in layout.references[4:9]:
-        reference["sentences"][0]["sent"] = None
-    layout.write()
-    command = ["evaluate", str(run), "--num-workers", "0", "--examples", "0"]
-    assert main(command) == 1
-    assert "--allow-missing leaves out" in capsys.readouterr().err
-    assert main([*command, "--allow-missing"]) == 3
-    shown = capsys.readouterr().out
-    assert "in no figure: 5 expressions; 5 in damaged records (at least)." in shown
-    content = content_of(run / "evaluation-refer-val-native")
-    coverage = content["coverage"]
-    assert (coverage["measured"], coverage["missing"], coverage["unusable_records"]) == (7, 5, 5)
-    assert len(content["errors"]) == 5
-
-
-def test_expressions_without_a_word_are_an_error_unless_missing_expressions_are_allowed(
-    run: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    layout = small_refcoco(tmp_path / "data")
-    layout.references[3]["sentences"][0]["sent"] = "."
-    layout.write()
-    command = ["evaluate", str(run), "--num-workers", "0", "--examples", "0"]
-    assert main(command) == 1
-    message = "refcoco (unc) val has 1 expressions without a word. --allow-missing"
-    assert message in capsys.readouterr().err
-    assert main([*command, "--allow-missing"]) == 3
-    assert "in no figure: 1 expressions; 1 without a word." in capsys.readouterr().out
 
 
 @pytest.mark.skipif(
@@ -253,9 +164,9 @@ def test_expressions_without_a_word_are_an_error_unless_missing_expressions_are_
 )
 @pytest.mark.parametrize("convention", ["native", "cmsa"])
 def test_crf(run: Path, convention: str, capsys: Capture) -> None:
-    command = ["evaluate", str(run), "--convention", convention, "--examples", "1"]
-    assert main([*command, "--crf", "--crf-processes", "1"]) == 0
-    assert main(command) == 0
+    options = f"--convention={convention}"
+    assert evaluate_run(run, options, "--crf", "--crf-processes=1", "--examples=1") == 0
+    assert evaluate_run(run, options) == 0
     refined = read_results(run / f"evaluation-refer-val-{convention}-crf" / "sentences.csv")
     plain = read_results(run / f"evaluation-refer-val-{convention}" / "sentences.csv")
     assert [one.true for one in refined] == [one.true for one in plain]
@@ -277,7 +188,7 @@ def test_killed_process_of_the_crf_is_an_error(
         return future
 
     monkeypatch.setattr(RefinementPool, "submit", killed)
-    assert main(["evaluate", str(run), "--crf", "--crf-processes", "1", "--num-workers", "0"]) == 1
+    assert evaluate_run(run, "--crf", "--crf-processes=1") == 1
     shown = capsys.readouterr().err
     assert "cmsa-fast: A process of the refinement pool ended before its work was done" in shown
     assert not (run / "evaluation-refer-val-native-crf").exists()
@@ -288,7 +199,7 @@ def test_without_the_crf_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    assert main(["evaluate", str(run), "--crf"]) == 1
+    assert evaluate_run(run, "--crf") == 1
     assert "pip install" in capsys.readouterr().err
     assert not (run / "evaluation-refer-val-native-crf").exists()
 
@@ -358,8 +269,7 @@ def test_results_of_a_stopped_evaluation_are_kept(
         return measured(index, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(evaluation, "_result", stopped)
-    command = ["evaluate", str(run), "--split", "train", "--num-workers", "0"]
-    assert main([*command, "--images-per-batch", "1"]) == 130
+    assert evaluate_run(run, "--split=train", "--images-per-batch=1") == 130
     folder = run / "evaluation-refer-train-native"
     # The expressions of an image are consecutive: the first image has 0, 1, 3 and 4.
     kept = read_results(folder / "sentences-so-far.csv")

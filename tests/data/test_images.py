@@ -1,4 +1,4 @@
-"""Every kind of image file as uint8 RGB."""
+"""Image files of every mode as uint8 RGB, damaged files, and the cache."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_rgb_is_read_unchanged(tmp_path: Path) -> None:
         assert image.shape == (3, HEIGHT, WIDTH)
         assert image.is_contiguous()
         np.testing.assert_array_equal(channels_last(image), pixels)
-    image += 1  # the memory is the caller's own
+    image += 1  # the caller owns the memory
 
 
 def test_grey_has_three_equal_channels() -> None:
@@ -100,7 +100,7 @@ def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
     assert torch.equal(image[0], image[2])
 
 
-def test_what_is_transparent_lies_over_white() -> None:
+def test_transparent_pixels_are_composed_over_white() -> None:
     rgba = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
     rgba[..., 0] = 200  # the colour under a clear pixel must not show
     rgba[:, 5:, 3] = 255
@@ -173,7 +173,7 @@ def test_missing_image_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "absent.jpg")
 
 
-def test_source_of_another_type() -> None:
+def test_source_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError, match="ndarray"):
         read_image(noise(HEIGHT, WIDTH, 3))  # type: ignore[arg-type]
 
@@ -188,14 +188,14 @@ def test_truncated_images_are_named(tmp_path: Path, kind: str) -> None:
             read_image(file)
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     file = tmp_path / "page.jpg"
     file.write_bytes(b"<html>404</html>" * 50)
     with pytest.raises(ValueError, match="page.jpg"):
         read_image(file)
 
 
-def test_failing_disk_is_not_blamed_on_the_image() -> None:
+def test_errors_of_the_disk_are_passed_on() -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
@@ -235,7 +235,7 @@ def test_too_many_pixels_where_warnings_are_errors(monkeypatch: pytest.MonkeyPat
         read_image(file)
 
 
-def test_cache_decodes_a_image_once(tmp_path: Path) -> None:
+def test_cache_decodes_an_image_once(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for number, file in enumerate(files):
         Image.fromarray(noise(HEIGHT, WIDTH + number, 3)).save(file)
@@ -244,7 +244,7 @@ def test_cache_decodes_a_image_once(tmp_path: Path) -> None:
     assert cache.read(files[0]) is first
     second = cache.read(files[1])
     assert cache.read(files[0]) is first
-    cache.read(files[2])  # pushes out the one used longest ago, which is the second
+    cache.read(files[2])  # evicts the least recently used, which is the second
     assert cache.read(files[0]) is first
     assert cache.read(files[1]) is not second
 
@@ -289,7 +289,7 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
     assert not wrong
 
 
-def test_cache_of_no_image() -> None:
+def test_cache_capacity_is_checked() -> None:
     with pytest.raises(ValueError, match="capacity"):
         ImageCache(0)
 

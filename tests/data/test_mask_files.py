@@ -1,14 +1,15 @@
-"""Masks in PNG files."""
+"""Masks in PNG and MATLAB files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from cmsa_fast.data.mask_files import PngMask
+from cmsa_fast.data.mask_files import MatlabMask, PngMask
 
 
 def png(folder: Path, pixels: np.ndarray) -> PngMask:
@@ -16,7 +17,7 @@ def png(folder: Path, pixels: np.ndarray) -> PngMask:
     return PngMask((folder / "absent", folder), "5.png")
 
 
-def test_whatever_is_not_black_belongs_to_the_mask(tmp_path: Path) -> None:
+def test_every_pixel_that_is_not_black_is_in_the_mask(tmp_path: Path) -> None:
     values = np.zeros((5, 9), np.uint8)
     values[1, 2:6] = [1, 127, 254, 255]
     expected = torch.from_numpy(values != 0)
@@ -33,7 +34,7 @@ def test_whatever_is_not_black_belongs_to_the_mask(tmp_path: Path) -> None:
     assert torch.equal(png(tmp_path, grey_alpha).decode(5, 9), expected)
 
 
-def test_palette_masks_go_by_their_index(tmp_path: Path) -> None:
+def test_palette_masks_use_the_index(tmp_path: Path) -> None:
     values = np.zeros((3, 4), np.uint8)
     values[2, 1] = 1
     image = Image.frombytes("P", (4, 3), values.tobytes())
@@ -41,3 +42,15 @@ def test_palette_masks_go_by_their_index(tmp_path: Path) -> None:
     image.save(tmp_path / "5.png")
     mask = PngMask((tmp_path,), "5.png").decode(3, 4)
     assert torch.equal(mask, torch.from_numpy(values != 0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float64, np.bool_])
+@pytest.mark.parametrize("version", ["4", "5"])
+def test_matlab_masks_of_every_number_type(tmp_path: Path, dtype: type, version: str) -> None:
+    scipy_io = pytest.importorskip("scipy.io", reason="scipy reads the masks of ReferIt")
+    values = (np.arange(15).reshape(3, 5) % 4 > 0).astype(dtype)
+    stored = values.astype(np.uint8) if dtype is np.bool_ and version == "4" else values
+    scipy_io.savemat(tmp_path / "1_1.mat", {"segimg_t": stored, "more": 3}, format=version)
+    mask = MatlabMask((tmp_path / "absent", tmp_path), "1_1.mat").decode(3, 5)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask, torch.from_numpy(values == 0))

@@ -1,4 +1,4 @@
-"""Masks in every form COCO-style files use."""
+"""Masks in every form that COCO-style files have."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_polygons_as_arrays_of_integers() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_run_lengths_in_every_writing(seed: int) -> None:
+def test_run_lengths_in_every_form(seed: int) -> None:
     pixels = blob(seed)
     rle = compressed(pixels)
     forms = [
@@ -130,7 +130,7 @@ def test_polygon_in_other_units_is_refused() -> None:
         source.decode(HEIGHT, WIDTH)
 
 
-def test_polygon_that_overshoots_a_little_is_drawn() -> None:
+def test_polygon_slightly_outside_the_image_is_decoded() -> None:
     source = parse_segmentation(
         [[-2.0, -2.0, WIDTH + 2.5, -2.0, WIDTH + 2.5, HEIGHT, -2.0, HEIGHT]]
     )
@@ -172,7 +172,7 @@ WHOLE = compressed(blob())
         ([compressed(blob()), compressed(np.ones((5, 7)))], f"5 x 7, {HEIGHT} x {WIDTH}"),
     ],
 )
-def test_what_is_no_mask_says_why(segmentation: object, message: str) -> None:
+def test_invalid_segmentation_states_the_reason(segmentation: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_segmentation(segmentation)
 

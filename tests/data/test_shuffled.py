@@ -1,4 +1,4 @@
-"""Expressions shuffled among images."""
+"""Control data sets whose expressions are shuffled among images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def test_no_expression_stays_with_its_image(
 
 
 @pytest.mark.parametrize("counts", LOPSIDED)
-def test_as_few_as_possible_stay(counts: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_as_few_expressions_as_possible_stay(
+    counts: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         shuffled = ShuffledExpressions(data(counts))
     least = 2 * max(counts) - sum(counts)

@@ -77,7 +77,7 @@ LOST: list[tuple[Callable[[Path], Source], str]] = [
 
 @pytest.mark.parametrize(("write", "reason"), LOST)
 @pytest.mark.parametrize("split", ["train", None])
-def test_data_set_that_lost_every_record_is_one_error(
+def test_data_set_without_usable_record_is_one_error(
     tmp_path: Path, write: Callable[[Path], Source], reason: str, split: str | None
 ) -> None:
     source = write(tmp_path)

@@ -319,12 +319,12 @@ def test_table() -> None:
     ("bad", "error", "message"),
     [
         (torch.ones(8, 8, dtype=torch.bool), TypeError, "must be a floating-point tensor"),
-        (np.ones((8, 8)), TypeError, "must be a floating-point tensor, but it is a ndarray"),
+        (np.ones((8, 8)), TypeError, "must be a floating-point tensor; got ndarray"),
         (torch.ones(1, 8, 8), ValueError, r"must be \[H, W\] with at least one pixel"),
-        (torch.ones(8, 9), ValueError, r"must be \[8, 8\], but it is a torch.float32 tensor"),
-        (torch.full((8, 8), 3.0), ValueError, "it goes from 3.0 to 3.0; logits need a sigmoid"),
+        (torch.ones(8, 9), ValueError, r"must be \[8, 8\]; got \[8, 9\]"),
+        (torch.full((8, 8), 3.0), ValueError, "it is from 3.0 to 3.0; logits need a sigmoid"),
         (torch.full((8, 8), -0.1), ValueError, r"must be in \[0, 1\]"),
-        (torch.full((8, 8), torch.nan), ValueError, r"must be in \[0, 1\], but it goes from nan"),
+        (torch.full((8, 8), torch.nan), ValueError, r"must be in \[0, 1\], but it is from nan"),
     ],
 )
 def test_wrong_probabilities(name: str, bad: Tensor, error: type[Exception], message: str) -> None:
@@ -339,7 +339,7 @@ def test_wrong_probabilities(name: str, bad: Tensor, error: type[Exception], mes
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        (torch.ones(3, 4), TypeError, "mask must be a bool tensor, but it is a torch.float32"),
+        (torch.ones(3, 4), TypeError, "mask must be a bool tensor; got torch.float32"),
         (torch.ones(3, dtype=torch.bool), ValueError, r"mask must be \[H, W\]"),
         (torch.ones(3, 0, dtype=torch.bool), ValueError, "at least one pixel"),
     ],

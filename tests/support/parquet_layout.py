@@ -1,4 +1,4 @@
-"""Writes small parquet data sets with the columns and types of the published ones, for tests."""
+"""Small Parquet data sets with the columns and types of the published ones."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ MIXED = pa.schema(
 
 
 def write(path: Path, rows: Rows, schema: pa.Schema, row_group_size: int = 2) -> Path:
-    """Writes rows as a parquet file of small row groups.
+    """Writes rows as a Parquet file of small row groups.
 
     Args:
         path: The file.
-        rows: What it is to hold.
+        rows: Content of the file.
         schema: Names and types of the columns.
         row_group_size: Rows in a group.
 

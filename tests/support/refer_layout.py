@@ -1,4 +1,4 @@
-"""Builds small data sets in the REFER layout, for tests."""
+"""Small data sets in the layout of REFER."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COCO_FOLDER = "images/mscoco/images/train2014"
 
 
 class ReferLayout:
-    """Collects images and references, and writes them as one data set.
+    """Collects images and references and writes them as one data set.
 
-    Records are plain dictionaries in `references`, `images` and `annotations`: a test that wants
-    them damaged changes them before `write`.
+    Records are dictionaries in `references`, `images` and `annotations`; a test can damage them before
+    `write`.
 
     Args:
         root: The folder to write to.
@@ -76,7 +76,7 @@ class ReferLayout:
 
         Args:
             image_id: The image's number.
-            segmentation: As `instances.json` is to hold it.
+            segmentation: Its `segmentation` in `instances.json`.
             expressions: The expressions; "raw" gets them in upper case.
             split: The split.
             ann_id: The annotation's identifier; a number of its own where None.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from cmsa_fast.cli import main
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.evaluation.results import ExpressionResult
 
@@ -33,6 +37,15 @@ def damaged(data: Listed, *places: int) -> Listed:
         for place, one in enumerate(data.samples)
     ]
     return Listed(samples)
+
+
+def evaluate_run(run: Path, *options: str) -> int:
+    """The exit status of `cmsa-fast evaluate` without workers and drawings."""
+    return main(["evaluate", str(run), "--num-workers=0", "--examples=0", *options])
+
+
+def content_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation.json").read_text())
 
 
 def random_results(

@@ -12,24 +12,33 @@ _TRAINING = ("train", "trainval")
 
 
 @dataclass(frozen=True)
+class SplitName:
+    """A split of a data set."""
+
+    data_set: str
+    split: str
+
+    def __str__(self) -> str:
+        return f"{self.data_set} {self.split}"
+
+
+@dataclass(frozen=True)
 class SplitImages:
     """The images of one split.
 
     Attributes:
-        data_set: Label of the data set.
-        split: Name of the split.
+        name: Label of the data set, and the split.
         numbers: `(numbering, number)` of each image. Only numbers of the same numbering are compared: "COCO",
             "SAIAPR TC-12", or the data set itself.
     """
 
-    data_set: str
-    split: str
+    name: SplitName
     numbers: frozenset[tuple[str, int]]
 
     @property
     def is_training(self) -> bool:
         """Whether it is a training split."""
-        return self.split in _TRAINING
+        return self.name.split in _TRAINING
 
 
 @dataclass(frozen=True)
@@ -43,15 +52,15 @@ class Leak:
         images: Image numbers, ascending.
     """
 
-    training: tuple[str, str]
-    evaluation: tuple[str, str]
+    training: SplitName
+    evaluation: SplitName
     numbering: str
     images: tuple[int, ...]
 
     @property
     def is_within(self) -> bool:
         """Whether both splits belong to one data set."""
-        return self.training[0] == self.evaluation[0]
+        return self.training.data_set == self.evaluation.data_set
 
 
 def split_images(
@@ -71,7 +80,10 @@ def split_images(
     for record in records:
         number = (record_numbering(record, data_set, numbering), record.image_id)
         splits.setdefault(record.split, set()).add(number)
-    return [SplitImages(data_set, split, frozenset(numbers)) for split, numbers in splits.items()]
+    return [
+        SplitImages(SplitName(data_set, split), frozenset(numbers))
+        for split, numbers in splits.items()
+    ]
 
 
 def find_leaks(splits: Sequence[SplitImages]) -> list[Leak]:
@@ -88,21 +100,14 @@ def find_leaks(splits: Sequence[SplitImages]) -> list[Leak]:
     leaks = []
     for training in (split for split in splits if split.is_training):
         for evaluation in (split for split in splits if not split.is_training):
-            is_own = training.data_set == evaluation.data_set
-            if is_own and (training.split, evaluation.split) == ("trainval", "val"):
+            is_own = training.name.data_set == evaluation.name.data_set
+            if is_own and (training.name.split, evaluation.name.split) == ("trainval", "val"):
                 continue
             shared: dict[str, list[int]] = {}
             for numbering, number in sorted(training.numbers & evaluation.numbers):
                 shared.setdefault(numbering, []).append(number)
             for numbering, numbers in shared.items():
-                leaks.append(
-                    Leak(
-                        (training.data_set, training.split),
-                        (evaluation.data_set, evaluation.split),
-                        numbering,
-                        tuple(numbers),
-                    )
-                )
+                leaks.append(Leak(training.name, evaluation.name, numbering, tuple(numbers)))
     return sorted(leaks, key=lambda leak: not leak.is_within)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from ...system.files import write_atomically
 from ..errors import ErrorCollector
 from ..images import ImageFile, read_image_size
 from ..source import Reading, Source, read_records
@@ -37,21 +37,13 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written.
-
-    Attributes:
-        path: The converted data set.
-        description: Its metadata.
-        splits: What each split contains.
-        embedded: Number of images in the file.
-        size: Bytes of the file.
-    """
+    """What was written."""
 
     path: Path
     description: Description
     splits: Mapping[str, SplitCounts]
-    embedded: int
-    size: int
+    embedded: int  # number of images in the file
+    size: int  # bytes of the file
 
 
 def convert(
@@ -113,71 +105,54 @@ def convert_records(
     """Writes records as a converted data set.
 
     Each mask is decoded once, at the size that the record states or else at the image's own, and written
-    as compressed run lengths.
-
-    Args:
-        reading: The records, of one split or several.
-        to: As for `convert`.
-        origin: Where the records come from, for the metadata.
-        copy_images: As for `convert`.
-        errors: As for `convert`; its messages are written into the metadata.
-
-    Raises:
-        FileExistsError: As `convert`.
-        TypeError, ValueError, OSError: A record cannot be written (see `errors`), or none can.
+    as compressed run lengths. Arguments and errors are those of `convert`; `origin` states where the
+    records come from, and the messages of `errors` are written into the metadata.
     """
     _check_free(to)
     to = to.resolve()
     errors = errors or ErrorCollector(strict=True)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = to.with_name(f".{to.name}.unfinished-{uuid4().hex}")
-    try:
-        with pq.ParquetWriter(
-            unfinished, SCHEMA, compression="zstd", write_page_checksum=True
-        ) as file:
-            table = _Table(file, to.parent, copy_images)
+    table = _Table(to.parent, copy_images)
+
+    def describe() -> Description:
+        return Description(
+            title=reading.title,
+            origin=origin,
+            published_expressions=reading.published_expressions,
+            image_folders=tuple(table.folders),
+            errors=tuple(errors.messages),
+        )
+
+    def write(path: Path) -> None:
+        options = {"compression": "zstd", "write_page_checksum": True}
+        with pq.ParquetWriter(path, SCHEMA, **options) as file:
             for record in tqdm(reading.records, desc="convert", unit="record", dynamic_ncols=True):
                 with errors:
                     table.add(record)
-                table.write()
+                if table.is_full:
+                    file.write_table(table.take())
             if not table.splits:
                 raise ValueError(f"{reading.title} has no record that can be converted")
-            table.write(all_rows=True)
-            description = Description(
-                title=reading.title,
-                origin=origin,
-                published_expressions=reading.published_expressions,
-                image_folders=tuple(table.folders),
-                errors=tuple(errors.messages),
-            )
-            file.add_key_value_metadata({METADATA_KEY: description.to_json()})
+            file.write_table(table.take())
+            file.add_key_value_metadata({METADATA_KEY: describe().to_json()})
         _check_free(to)
-        unfinished.rename(to)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return Conversion(to, description, table.splits, len(table.embedded), to.stat().st_size)
+
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(to, write)
+    return Conversion(to, describe(), table.splits, len(table.embedded), to.stat().st_size)
 
 
 class _Table:
-    """Turns records into rows and writes them in row groups.
+    """Turns records into the rows of the next row group."""
 
-    Args:
-        file: The file.
-        folder: Its folder.
-        copy_images: Embed image files.
-    """
-
-    def __init__(self, file: pq.ParquetWriter, folder: Path, copy_images: bool) -> None:
+    def __init__(self, folder: Path, copy_images: bool) -> None:
         self.splits: dict[str, SplitCounts] = {}
         self.folders: list[ImageFolders] = []
         self.embedded: dict[object, int] = {}  # the row with the bytes, by what they are a copy of
-        self._file, self._folder, self._copy_images = file, folder, copy_images
+        self._folder, self._copy_images = folder, copy_images
         self._rows: list[pa.RecordBatch] = []
         self._written = self._bytes = 0
         self._sizes: dict[ImageSource, tuple[int, int]] = {}
-        self._counted: dict[
-            tuple[str, int], ObjectMask
-        ] = {}  # objects with dropped parts, by identity
+        self._counted: dict[tuple[str, int], ObjectMask] = {}  # objects with dropped parts
 
     def add(self, record: Record) -> None:
         """Adds a record as a whole, or raises and adds nothing."""
@@ -212,13 +187,17 @@ class _Table:
         counts.masks += len(record.objects)
         counts.images.add(record.image)
 
-    def write(self, *, all_rows: bool = False) -> None:
-        """Writes the rows added so far, if they fill a row group or are the last."""
-        is_full = len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES
-        if self._rows and (all_rows or is_full):
-            self._file.write_table(pa.Table.from_batches(self._rows).combine_chunks())
-            self._written += len(self._rows)
-            self._rows, self._bytes = [], 0
+    @property
+    def is_full(self) -> bool:
+        """Whether the rows fill a row group."""
+        return len(self._rows) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES
+
+    def take(self) -> pa.Table:
+        """The rows since the last call."""
+        rows = pa.Table.from_batches(self._rows, SCHEMA).combine_chunks()
+        self._written += len(self._rows)
+        self._rows, self._bytes = [], 0
+        return rows
 
     def _mask_size(self, record: Record) -> tuple[int, int] | None:
         """The size at which to decode the masks of a record, None if there is nothing to decode."""

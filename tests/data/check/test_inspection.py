@@ -22,6 +22,7 @@ from cmsa_fast.data.check.findings import (
     SplitCount,
 )
 from cmsa_fast.data.check.inspection import inspect_root
+from cmsa_fast.data.check.leakage import SplitImages, SplitName, find_leaks
 from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.formats.convert import convert
 from cmsa_fast.data.formats.published import PUBLISHED_EXPRESSIONS
@@ -117,8 +118,9 @@ def test_missing_and_damaged_images(tmp_path: Path) -> None:
 def test_image_of_another_size(tmp_path: Path) -> None:
     layout = own(tmp_path)
     layout.images[1]["height"] += 1
+    layout.add_reference(11, [square(300, 300, 5)], ["far away"])
     result = inspect_root(layout.write())
-    assert counts(result) == {"image-size": 1}
+    assert counts(result) == {"image-size": 1}  # once, and without findings about its masks
     assert "41 x 29" in details(result, "image-size")[0]
     assert "42 x 29" in details(result, "image-size")[0]
 
@@ -195,6 +197,8 @@ def test_masks(tmp_path: Path) -> None:
     layout = own(tmp_path)  # image 7: 23 x 37 (height x width)
     layout.add_reference(7, [square(40, 30, 5)], ["beside the image"])
     layout.add_reference(7, [], ["no part"])
+    layout.add_reference(7, [], ["the same object"])
+    layout.references[-1]["ann_id"] = layout.references[-2]["ann_id"]
     layout.add_reference(7, [square(3, 3, 5), [1.0, 2.0, 3.0, 4.0]], ["one part of two"])
     layout.add_reference(7, [square(30, 3, 9.5)], ["extends beyond the image"])
     layout.add_reference(7, [square(30, 3, 8)], ["extends beyond the image a little"])
@@ -210,8 +214,8 @@ def test_masks(tmp_path: Path) -> None:
         "mask-unfit": 1,
         "image-size": 1,
     }
-    assert "(ref_id 105) extends beyond 23 x 37 by 2.5" in details(result, "mask-outside")[0]
-    assert "(ref_id 107)" in details(result, "mask-unfit")[0]
+    assert "(ref_id 106) extends beyond 23 x 37 by 2.5" in details(result, "mask-outside")[0]
+    assert "(ref_id 108)" in details(result, "mask-unfit")[0]
     assert "11 x 13" in details(result, "image-size")[0]
 
 
@@ -220,7 +224,9 @@ def test_recorded_size_beyond_memory(tmp_path: Path) -> None:
     layout.images[0].update(height=10**9, width=10**9)
     root = layout.write()
     (layout.image_folder / layout.images[0]["file_name"]).unlink()
-    assert counts(inspect_root(root)) == {"image-missing": 1, "mask-unfit": 1}
+    result = inspect_root(root)
+    assert counts(result) == {"image-missing": 1, "mask-unfit": 1}
+    assert "more than the" in details(result, "mask-unfit")[0]
 
 
 def test_expressions(tmp_path: Path) -> None:
@@ -255,11 +261,11 @@ def test_images_in_training_and_evaluation_splits(tmp_path: Path) -> None:
     )
     result = run_data_check(options)
     assert result.ok  # leaks are reported, but are no error
-    shared = {(leak.training, leak.evaluation): leak.images for leak in result.leaks}
+    shared = {(str(leak.training), str(leak.evaluation)): leak.images for leak in result.leaks}
     assert shared == {
-        (("own (unc)", "train"), ("own (unc)", "val")): (7,),
-        (("other (unc)", "train"), ("other (unc)", "other")): (11,),
-        (("other (unc)", "train"), ("own (unc)", "val")): (7, 11),
+        ("own (unc) train", "own (unc) val"): (7,),
+        ("other (unc) train", "other (unc) other"): (11,),
+        ("other (unc) train", "own (unc) val"): (7, 11),
     }
     assert {leak.numbering for leak in result.leaks} == {"COCO"}
     assert json.loads((tmp_path / "ex.json").read_text()) == {"images": {"COCO": [7, 11]}}
@@ -267,6 +273,14 @@ def test_images_in_training_and_evaluation_splits(tmp_path: Path) -> None:
     assert sorted(leak["images"] for leak in written["leaks"]) == [[7], [7, 11], [11]]
     assert "share 2 images (COCO: 7, 11)" in format_check(result)
     assert "--write-exclusions" in format_check(result)
+
+
+def test_val_is_part_of_its_own_trainval_by_design() -> None:
+    names = [("a", "trainval"), ("b", "val"), ("a", "val"), ("a", "test")]
+    splits = [SplitImages(SplitName(*name), frozenset({("COCO", 1)})) for name in names]
+    leaks = find_leaks(splits)
+    assert [str(leak.evaluation) for leak in leaks] == ["a test", "b val"]
+    assert [leak.is_within for leak in leaks] == [True, False]
 
 
 def test_numbers_of_different_collections_are_not_compared(tmp_path: Path) -> None:
@@ -328,7 +342,9 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
         ("mine", "mask-unfit"): 2,  # one of another size, one missing
         ("mine", "mask-empty"): 1,
     }
-    shared = {(leak.training[0], leak.evaluation[0]): leak.images for leak in result.leaks}
+    shared = {
+        (leak.training.data_set, leak.evaluation.data_set): leak.images for leak in result.leaks
+    }
     trained = ("refcoco (unc)", "refcoco (unc), converted", "grefcoco (unc)")
     assert shared == {(one, "mine"): (7,) for one in trained}
 

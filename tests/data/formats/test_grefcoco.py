@@ -1,4 +1,4 @@
-"""gRefCOCO: one object, several, or none; what contradicts itself; what is damaged."""
+"""gRefCOCO: one object, several or none, contradictions, and damage."""
 
 from __future__ import annotations
 
@@ -128,11 +128,6 @@ def test_all_splits_at_once_and_missing_ones(layout: GrefLayout) -> None:
         open_split(source, "test")
 
 
-def test_raw_expressions(layout: GrefLayout) -> None:
-    source = Source(form="grefcoco", root=layout.write(), text="raw")
-    assert open_split(source, "train").expressions()[1] == "THE CUPS — CAFÉ"
-
-
 @pytest.mark.parametrize(("ann_id", "area"), [(1101, 100), ("1101", 100), (-1, 0)])
 def test_scalar_identifiers(layout: GrefLayout, ann_id: Any, area: int) -> None:
     layout.references[1].update(ann_id=ann_id, no_target=ann_id == -1)
@@ -146,7 +141,7 @@ def test_records_without_no_target(layout: GrefLayout) -> None:
     assert [record.names_nothing for record in data.records] == [False, False, True]
 
 
-def test_no_annotation_at_all_that_is_marked_so(layout: GrefLayout) -> None:
+def test_empty_list_of_annotations_with_no_target(layout: GrefLayout) -> None:
     layout.references[2]["ann_id"] = []
     assert opened(layout).records[2].names_nothing
 
@@ -254,7 +249,7 @@ def test_reference_that_is_no_dictionary(layout: GrefLayout) -> None:
 
 
 @pytest.mark.parametrize("file", ["grefs(unc).json", "instances.json"])
-def test_files_that_are_cut_short(layout: GrefLayout, file: str) -> None:
+def test_truncated_files(layout: GrefLayout, file: str) -> None:
     path = layout.write() / "grefcoco" / file
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"\.json is not a JSON file"):
@@ -264,13 +259,13 @@ def test_files_that_are_cut_short(layout: GrefLayout, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["grefs(unc).json", "instances.json"])
-def test_files_that_are_missing(layout: GrefLayout, file: str) -> None:
+def test_missing_files(layout: GrefLayout, file: str) -> None:
     (layout.write() / "grefcoco" / file).unlink()
     with pytest.raises(FileNotFoundError, match=r"A gRefCOCO folder holds grefcoco/grefs\(unc\)"):
         open_split(Source(form="grefcoco", root=layout.root), "train")
 
 
-def test_folders_that_are_missing(layout: GrefLayout, tmp_path: Path) -> None:
+def test_missing_folders(layout: GrefLayout, tmp_path: Path) -> None:
     root = layout.write()
     with pytest.raises(FileNotFoundError, match="there is no folder .*absent"):
         open_split(Source(form="grefcoco", root=tmp_path / "absent"), "train")
@@ -286,10 +281,3 @@ def test_folders_that_are_missing(layout: GrefLayout, tmp_path: Path) -> None:
     folder = root / "pictures" / "train2014"
     data = open_split(Source(form="grefcoco", root=root, image_folder=folder), "train")
     assert data[0].image.shape == (3, HEIGHT, WIDTH)
-
-
-def test_records_pickle(layout: GrefLayout) -> None:
-    data = opened(layout)
-    copy = pickle.loads(pickle.dumps(data))
-    assert torch.equal(copy[0].mask, data[0].mask)
-    assert copy.records[2].names_nothing

@@ -1,22 +1,18 @@
-"""The REFER data set: its items, splits, masks, and what it says about what it leaves out."""
+"""The layout of REFER: samples, splits, forms of masks, and pickles that would run code."""
 
 from __future__ import annotations
 
-import logging
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pycocotools import mask as coco_mask
 from support.refer_layout import ReferLayout, open_refer, small_refcoco, square
-from torch.utils.data import DataLoader
 
-from cmsa_fast.data.types import ReferringDataset, Sample
+from cmsa_fast.data.types import ReferringDataset
 
 LOGGER = "cmsa_fast.data.dataset"
 FLAT = [4.0, 5.0, 9.0, 9.0]  # two points, which enclose nothing
@@ -28,10 +24,6 @@ def refclef(root: Path, splits: list[str]) -> Path:
     for i, split in enumerate(splits):
         layout.add_reference(38, [square(1, 1, 3)], [split], split, ann_id=f"38_{i}")
     return layout.write()
-
-
-def first(batch: list[Sample]) -> Sample:
-    return batch[0]
 
 
 def test_one_item_per_expression_in_file_order(tmp_path: Path) -> None:
@@ -47,6 +39,10 @@ def test_one_item_per_expression_in_file_order(tmp_path: Path) -> None:
     assert [sample.ref_id for sample in samples] == [100, 100, 101, 102, 102]
     assert [sample.sent_id for sample in samples] == [0, 1, 2, 3, 4]
     assert {sample.kind for sample in samples} == {""}
+    assert data[-1].expression == data[np.int64(4)].expression == "the other one"
+    with pytest.raises(IndexError):
+        data[5]
+    assert repr(data) == "RecordDataset(refcoco (unc) train): 5 expressions"
 
 
 def test_images_and_masks(tmp_path: Path) -> None:
@@ -67,7 +63,7 @@ def test_overlapping_parts_are_united(tmp_path: Path) -> None:
     assert int(sample.mask.sum()) == 100 + 100 - 25
 
 
-def test_every_writing_of_a_mask(tmp_path: Path) -> None:
+def test_every_form_of_a_mask(tmp_path: Path) -> None:
     height, width = 23, 37
     pixels = np.random.default_rng(5).random((height, width)) < 0.4
     rle: dict[str, Any] = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
@@ -85,29 +81,11 @@ def test_every_writing_of_a_mask(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data[i].mask.numpy(), pixels)
 
 
-def test_grey_images_have_three_channels(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    grey = np.random.default_rng(0).integers(0, 256, (41, 29), np.uint8)
-    Image.fromarray(grey).save(layout.image_folder / layout.images[1]["file_name"], "PNG")
-    image = open_refer(layout.write())[2].image
-    assert image.shape == (3, 41, 29)
-    np.testing.assert_array_equal(image[2].numpy(), grey)
-
-
 def test_raw_expressions(tmp_path: Path) -> None:
     data = open_refer(small_refcoco(tmp_path).write(), text="raw")
     assert data.expressions()[:2] == ["LEFT CUP", "CAFÉ ON THE LEFT"]
     with pytest.raises(ValueError, match="text must be one of sent, raw, not 'tokens'"):
         open_refer(tmp_path, text="tokens")  # type: ignore[arg-type]
-
-
-def test_indices(tmp_path: Path) -> None:
-    data = open_refer(small_refcoco(tmp_path).write())
-    assert data[-1].expression == "the other one"
-    assert data[np.int64(2)].expression == "man"
-    assert len(list(iter(data))) == 5
-    with pytest.raises(IndexError):
-        data[5]
 
 
 @pytest.mark.parametrize(
@@ -123,14 +101,14 @@ def test_indices(tmp_path: Path) -> None:
         ("test", ["testA", "testB", "testC", "testAB", "testBC", "testAC"]),
     ],
 )
-def test_splits_are_matched_as_refer_does(tmp_path: Path, asked: str, found: list[str]) -> None:
+def test_splits_match_as_in_refer(tmp_path: Path, asked: str, found: list[str]) -> None:
     everything = ["train", "val", "testA", "testB", "testC", "testAB", "testBC", "testAC"]
     data = open_refer(refclef(tmp_path, everything), "refclef", "unc", asked)
     assert data.expressions() == found
 
 
 @pytest.mark.parametrize("split", ["testA", "validation", "Train", "", "testAB"])
-def test_split_with_nothing_lists_what_there_is(tmp_path: Path, split: str) -> None:
+def test_missing_split_lists_the_others(tmp_path: Path, split: str) -> None:
     small_refcoco(tmp_path).write()
     with pytest.raises(ValueError, match=r"train \(3 references\), val \(1 references\)"):
         open_refer(tmp_path, split=split)
@@ -141,216 +119,6 @@ def test_file_without_references(tmp_path: Path) -> None:
     layout.references.clear()
     with pytest.raises(ValueError, match="none at all"):
         open_refer(layout.write())
-
-
-def test_empty_expressions_are_left_out_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.add_reference(11, [square(1, 1, 3)], ["", "tree", " \t", " . "])
-    with caplog.at_level(logging.WARNING, LOGGER):
-        data = open_refer(layout.write())
-    assert data.expressions()[5:] == ["tree"]
-    assert data[5].sent_id == 8
-    assert data.report.empty_expressions == 3
-    assert data.report.recorded_expressions == 9
-    assert data.report.expressions == 6
-    assert "left out 3 expressions without a word" in caplog.text
-
-
-def test_split_of_empty_expressions_has_no_item(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.add_reference(11, [square(1, 1, 3)], ["", " "], split="blank")
-    with pytest.raises(ValueError, match="no usable expression.*empty_expressions=2"):
-        open_refer(layout.write(), split="blank")
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_objects_without_a_mask(
-    tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    layout = ReferLayout(tmp_path)
-    layout.add_image(7, 23, 37)
-    layout.add_reference(7, [FLAT, square(3, 2, 10)], ["partly flat"], split)
-    layout.add_reference(7, [FLAT, []], ["flat", "nothing there"], split)
-    with caplog.at_level(logging.WARNING, LOGGER):
-        data = open_refer(layout.write(), split=split)
-    assert int(data[0].mask.sum()) == 100
-    assert data.report.degenerate_parts == 3
-    assert data.report.objects_without_mask == 1
-    assert data.report.expressions_without_mask == 2
-    assert caplog.text.count("3 polygons") == 1
-    if split == "train":
-        assert data.expressions() == ["partly flat"]
-        assert "left out" in caplog.text
-    else:
-        assert data.expressions() == ["partly flat", "flat", "nothing there"]
-        assert data[1].mask.shape == (23, 37)
-        assert not data[1].mask.any()
-        assert "kept with an empty mask" in caplog.text
-
-
-def test_parts_shared_by_two_references_count_once(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.annotations[1]["segmentation"].append(FLAT)
-    layout.references.append({**layout.references[1], "ref_id": 999})
-    data = open_refer(layout.write())
-    assert data.report.references == 4
-    assert data.report.degenerate_parts == 1
-
-
-def test_clean_split_reports_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.split_by = "google"
-    with caplog.at_level(logging.WARNING, LOGGER):
-        report = open_refer(layout.write(), split_by="google").report
-    assert (report.references, report.expressions, report.images) == (3, 5, 2)
-    assert report.empty_expressions == report.degenerate_parts == report.objects_without_mask == 0
-    assert report.published_expressions is None
-    assert not caplog.records
-
-
-def test_another_number_of_expressions_than_published_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    small_refcoco(tmp_path).write()
-    with caplog.at_level(logging.WARNING, LOGGER):
-        data = open_refer(tmp_path, split="val")
-    assert data.report.published_expressions == 10834
-    assert "2 expressions" in caplog.text
-    assert "10834" in caplog.text
-
-
-def test_missing_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    (layout.image_folder / layout.images[1]["file_name"]).unlink()
-    data = open_refer(layout.write())
-    assert data[0].image_id == 7
-    with pytest.raises(FileNotFoundError, match=r"COCO_train2014_000000000011\.jpg"):
-        data[2]
-
-
-def test_truncated_image_is_an_error_when_it_is_read(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    file = layout.image_folder / layout.images[1]["file_name"]
-    file.write_bytes(file.read_bytes()[:-300])
-    data = open_refer(layout.write())
-    with pytest.raises(ValueError, match=r"COCO_train2014_000000000011\.jpg.*truncated"):
-        data[2]
-
-
-def test_image_of_another_size_than_recorded(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.images[1].update(height=42)
-    data = open_refer(layout.write())
-    with pytest.raises(ValueError, match="41 x 29.*ref_id 101.*42 x 29"):
-        data[2]
-
-
-def test_run_lengths_of_another_size_than_the_image(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.annotations[1]["segmentation"] = {"size": [5, 7], "counts": [3, 4, 28]}
-    data = open_refer(layout.write())
-    with pytest.raises(ValueError, match="41 x 29.*ref_id 101.*5 x 7"):
-        data[2]
-
-
-def test_polygon_in_other_units_names_its_annotation(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.annotations[1]["segmentation"] = [square(10, 10, 1e8)]
-    data = open_refer(layout.write())
-    with pytest.raises(ValueError, match=r"instances\.json: annotation 1101: a polygon"):
-        data[2]
-
-
-def write_turned(layout: ReferLayout, image: int, orientation: int) -> np.ndarray:
-    """Gives an image an EXIF orientation; its pixels stay as they are stored."""
-    file = layout.image_folder / layout.images[image]["file_name"]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    with Image.open(file) as photo:
-        pixels = np.array(photo)
-    Image.fromarray(pixels).save(file, "PNG", exif=exif)
-    return pixels
-
-
-@pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_masks_lie_over_the_stored_pixels(
-    tmp_path: Path, orientation: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    layout = small_refcoco(tmp_path)
-    pixels = write_turned(layout, 1, orientation)
-    data = open_refer(layout.write())
-    caplog.clear()
-    sample = data[2]
-    np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), pixels)
-    assert sample.mask.shape == (41, 29)
-    assert not caplog.records
-
-
-def test_mask_that_fits_only_the_upright_image(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    layout = small_refcoco(tmp_path)
-    pixels = write_turned(layout, 0, 6)
-    layout.images[0].update(height=37, width=23)
-    data = open_refer(layout.write())
-    caplog.clear()
-    for i in (0, 1, 3):
-        sample = data[i]
-        np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), np.rot90(pixels, -1))
-        assert sample.mask.shape == (37, 23)
-    assert caplog.text.count("turned upright") == 1
-
-
-def test_expressions_of_one_image_decode_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import cmsa_fast.data.images as images
-
-    read: list[str] = []
-    original = images.read_image
-
-    def counted(source: Any, **options: Any) -> torch.Tensor:
-        read.append(Path(source).name)
-        return original(source, **options)
-
-    monkeypatch.setattr(images, "read_image", counted)
-    data = open_refer(small_refcoco(tmp_path).write())
-    for i in range(len(data)):
-        data[i]
-    assert len(read) == 2
-
-
-def test_nothing_is_loaded_for_expressions_and_image_ids(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    for image in layout.images:
-        (layout.image_folder / image["file_name"]).unlink()
-    data = open_refer(layout.write())
-    assert len(data.expressions()) == len(data.image_ids()) == 5
-
-
-def test_pickled_data_set_reads_the_same(tmp_path: Path) -> None:
-    data = open_refer(small_refcoco(tmp_path).write())
-    data[0]
-    copy = pickle.loads(pickle.dumps(data))
-    assert copy.expressions() == data.expressions()
-    assert copy.report == data.report
-    assert torch.equal(copy[3].mask, data[3].mask)
-    assert torch.equal(copy[3].image, data[3].image)
-
-
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_read_the_same(tmp_path: Path, start: str) -> None:
-    data = open_refer(small_refcoco(tmp_path).write())
-    loader = DataLoader(
-        data, batch_size=1, num_workers=2, collate_fn=first, multiprocessing_context=start
-    )
-    for i, sample in enumerate(loader):
-        here = data[i]
-        assert sample.expression == here.expression
-        assert torch.equal(sample.image, here.image)
-        assert torch.equal(sample.mask, here.mask)
 
 
 class _Shell:
@@ -367,9 +135,3 @@ def test_records_that_run_code_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"refs\(unc\)\.p"):
         open_refer(layout.write())
     assert not (tmp_path / "witness").exists()
-
-
-def test_repr_names_the_split(tmp_path: Path) -> None:
-    data = open_refer(small_refcoco(tmp_path).write(), split="val")
-    assert "refcoco (unc) val" in repr(data)
-    assert repr(data).endswith("2 expressions")

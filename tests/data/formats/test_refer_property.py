@@ -57,7 +57,7 @@ def read_all(root: Path, errors: ErrorCollector) -> list[Record]:
 
 
 def assert_usable(records: list[Record]) -> None:
-    """Images, masks and expressions can be had, or are refused in one expression that says where."""
+    """Checks that images, masks and expressions are readable, or refused with their location."""
     for record in records:
         assert isinstance(record.image_id, int)
         assert isinstance(record.ref_id, int)
@@ -106,7 +106,7 @@ def check(root: Path, references: int | None) -> None:
     assert_usable(lenient)
 
 
-# Every place of a record that a damaged or foreign file may have filled with anything.
+# Every place of a record that a damaged file may fill with anything.
 PLACES = [
     *(("references", 0, key) for key in ("ref_id", "ann_id", "image_id", "split", "sentences")),
     ("references", 1, "sentences", 0),
@@ -148,7 +148,7 @@ AWKWARD: dict[tuple[Any, ...], tuple[Any, ...]] = {
     second=pickle_junk,
     remove=st.booleans(),
 )
-def test_anything_in_any_field(
+def test_arbitrary_values_in_any_field(
     sound: ReferLayout,
     place: tuple[Any, ...],
     other: tuple[Any, ...],
@@ -192,7 +192,7 @@ def test_awkward_values(sound: ReferLayout, path: tuple[Any, ...], value: Any) -
     at=st.floats(0, 1, exclude_max=True),
     change=st.integers(0, 255),
 )
-def test_file_cut_short_or_with_a_changed_byte(
+def test_truncated_file_or_changed_byte(
     sound: ReferLayout, protocol: int, name: str, at: float, change: int
 ) -> None:
     sound.write(protocol)
@@ -210,7 +210,7 @@ def test_file_cut_short_or_with_a_changed_byte(
 
 @few(100)
 @given(said=anything_text, protocol=st.sampled_from([0, 2, 4]), escaped=st.booleans())
-def test_expressions_come_through_files_unchanged(
+def test_expressions_are_read_unchanged(
     sound: ReferLayout, said: str, protocol: int, escaped: bool
 ) -> None:
     record = pickle.loads(pickle.dumps(sound.references[0]))
@@ -227,7 +227,7 @@ def test_expressions_come_through_files_unchanged(
 
 def _write(root: Path, references: Any, instances: Any) -> None:
     (root / "refcoco" / FILES[0]).write_bytes(pickle.dumps(references, protocol=2))
-    # As a file that was edited by hand, where any number may stand.
+    # Without a limit on the digits of integers, as in a file edited by hand.
     limit = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     try:
@@ -242,7 +242,7 @@ def _put(whole: Any, path: tuple[Any, ...], new: Any, remove: bool) -> None:
         try:
             whole = whole[step]
         except (KeyError, IndexError, TypeError):
-            return  # the other change has taken it away
+            return  # the other change removed it
     if isinstance(whole, dict) and remove and len(path) > 2:
         whole.pop(last, None)
     elif isinstance(whole, dict) or (

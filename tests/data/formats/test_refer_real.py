@@ -1,4 +1,4 @@
-"""The REFER data set on real expressions, against published boxes and scores."""
+"""Real RefCOCO expressions against published boxes and scores."""
 
 from __future__ import annotations
 

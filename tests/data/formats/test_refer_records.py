@@ -1,10 +1,9 @@
-"""Records in the layout of REFER: their fields, damage with its location, and the cache of instances."""
+"""Fields of records in the layout of REFER, and damage with its location."""
 
 from __future__ import annotations
 
 import gc
 import json
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from support.refer_layout import ReferLayout, open_refer, small_refcoco, square
 
 from cmsa_fast.data import ErrorCollector, Record, Source, read_records
-from cmsa_fast.data.formats import instances
+from cmsa_fast.data.check.inspection import inspect_root
 from cmsa_fast.data.formats.refer import Reference, read_references
 
 
@@ -245,6 +244,15 @@ def test_repeated_reference(tmp_path: Path) -> None:
     assert "reference 5 repeats ref_id 101 of reference 1" in errors.messages[1]
 
 
+def test_data_check_names_a_repeated_reference(tmp_path: Path) -> None:
+    layout = small_refcoco(tmp_path)
+    layout.references.append(dict(layout.references[0]))
+    (finding,) = (
+        one for one in inspect_root(layout.write()).findings if one.kind == "record-unusable"
+    )
+    assert "reference 4 repeats ref_id 100 of reference 0" in finding.details[0]
+
+
 def test_unused_annotations_are_not_checked(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.annotations.append({"id": 5, "image_id": 7, "segmentation": "nonsense"})
@@ -275,64 +283,6 @@ def test_tables_that_are_no_lists(tmp_path: Path) -> None:
     layout.images = {"7": {}}  # type: ignore[assignment]
     with pytest.raises(ValueError, match="dict as its 'images', not a list"):
         records(layout)
-
-
-@pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that `instances` parses."""
-    paths: list[Path] = []
-
-    def load(path: Path) -> Any:
-        paths.append(path)
-        return json.loads(path.read_bytes())
-
-    monkeypatch.setattr(instances, "load_json", load)
-    return paths
-
-
-def settle(file: Path, seconds: int = 100) -> None:
-    """Makes a file look old enough to be kept in memory."""
-    os.utime(file, (seconds, seconds))
-
-
-def test_instances_are_parsed_once_for_all_splits(tmp_path: Path, parsed: list[Path]) -> None:
-    file = small_refcoco(tmp_path).write() / "refcoco" / "instances.json"
-    settle(file)
-    train, val = open_refer(tmp_path), open_refer(tmp_path, split="val")
-    assert parsed == [file]
-    assert int(train[0].mask.sum()) == 175
-    assert int(val[0].mask.sum()) == 121
-
-
-def test_changed_instances_are_parsed_again(tmp_path: Path, parsed: list[Path]) -> None:
-    layout = small_refcoco(tmp_path)
-    file = layout.write() / "refcoco" / "instances.json"
-    settle(file)
-    open_refer(tmp_path)
-    layout.annotations[0]["segmentation"] = [
-        square(4, 2, 10),
-        square(8, 7, 10),
-    ]  # same size of file
-    layout.write()
-    assert int(open_refer(tmp_path)[0].mask.sum()) == 170  # too recent to be kept
-    assert int(open_refer(tmp_path)[0].mask.sum()) == 170
-    settle(file, 200)
-    assert int(open_refer(tmp_path)[0].mask.sum()) == 170
-    open_refer(tmp_path)
-    assert len(parsed) == 4
-
-
-def test_other_references_of_the_same_instances(tmp_path: Path, parsed: list[Path]) -> None:
-    layout = small_refcoco(tmp_path)
-    more, layout.references = layout.references[3:], layout.references[:3]
-    file = layout.write() / "refcoco" / "instances.json"
-    layout.split_by, layout.references = "google", more
-    layout.write()
-    settle(file)
-    for _ in range(2):
-        assert len(open_refer(tmp_path)) == 5
-        assert len(open_refer(tmp_path, split_by="google", split="val")) == 2
-    assert len(parsed) == 2
 
 
 def test_garbage_collector_is_left_as_it_was(tmp_path: Path) -> None:

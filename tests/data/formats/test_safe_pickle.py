@@ -1,4 +1,4 @@
-"""Reading pickles of Python 2 and 3, and refusing those that want more than plain containers."""
+"""Pickles of Python 2 and 3 are read; those that name functions or classes are refused."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_pickle_that_calls_the_shell_runs_nothing(tmp_path: Path, protocol: int)
         b"\x80\x04\x8c\x02os\x8c\x06system\x93.",  # STACK_GLOBAL
     ],
 )
-def test_every_way_to_ask_for_an_object_is_refused(hostile: bytes) -> None:
+def test_every_operation_that_names_an_object_is_refused(hostile: bytes) -> None:
     with pytest.raises(ValueError, match="hostile.p"):
         loads_plain_pickle(hostile, "hostile.p")
 

@@ -1,4 +1,4 @@
-"""Pickles with arbitrary content or damage are read as they are, or refused within little memory."""
+"""Pickles with arbitrary content or damage are read or refused, within little memory."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_every_byte_of_a_pickle(protocol: int) -> None:
         b"c_codecs\nencode\n0]p99999999999\n.",
     ],
 )
-def test_pickle_that_asks_for_all_memory(damage: bytes) -> None:
+def test_pickle_that_would_take_all_memory(damage: bytes) -> None:
     with pytest.raises(ValueError, match="it is a damaged pickle: it numbers an object"):
         loads_plain_pickle(damage, "it")
 
 
 @few(100)
 @given(content=pickle_junk, protocol=st.sampled_from([0, 1, 2, 3, 4, 5]), shared=st.booleans())
-def test_sound_pickles_are_read_as_they_are(content: Any, protocol: int, shared: bool) -> None:
+def test_plain_pickles_are_read_unchanged(content: Any, protocol: int, shared: bool) -> None:
     content = [content] * 2 + [{"again": content}] if shared else content
     try:
         data = pickle.dumps(content, protocol=protocol)
