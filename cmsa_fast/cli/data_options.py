@@ -21,7 +21,7 @@ FOLDERS_HELP = (
     "`cmsa-fast data convert`."
 )
 FORMS_HELP = (
-    "scenes: scenes drawn on the fly, nothing to download. The other formats are read from the folder --root. "
+    "scenes: synthetic scenes, nothing to download. The other formats are read from the folder --root. "
     + FOLDERS_HELP
 )
 
@@ -92,5 +92,5 @@ class DataOptions:
             self.source()
         elif self.root is not None:
             raise ValueError(
-                "--root cannot be used with --data scenes, which draws its images; name another format."
+                "--root cannot be used with --data scenes, which renders its images; name another format."
             )

@@ -205,6 +205,7 @@ def _model(
         "word_channels": recipe.word_channels if embedding is None else embedding.embedding_dim,
         "attention_channels": recipe.attention_channels,
         "fused_channels": recipe.fused_channels,
+        "mask_scale": recipe.mask_scale,
         "backend": options.backend,
     }
     if options.freeze_backbone:

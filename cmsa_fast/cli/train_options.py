@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import tyro
 
 from ..models.registry import MODELS
-from ..training.recipe import PRESETS, PresetName, Recipe, Schedule
+from ..training.recipe import PRESETS, OptimizerName, PresetName, Recipe, Schedule
 from .data_options import FORMS_HELP, DataForm, DataOptions, without_default
 
 if TYPE_CHECKING:
     ModelName = str
 else:
     ModelName = Literal[tuple(MODELS)]
-Backbone = Literal["narrow", "resnet18", "resnet34", "resnet50", "resnet101"]
+Backbone = Literal["narrow", "compact", "resnet18", "resnet34", "resnet50", "resnet101"]
 
 
 def _of_preset(name: str, choices: Any = None) -> Any:
@@ -119,8 +119,12 @@ class TrainOptions(DataOptions):
     """Images in a batch."""
     expressions_per_image: Annotated[int | None, _of_preset("expressions_per_image")] = None
     """Expressions sampled for each image of a batch."""
+    optimizer: Annotated[OptimizerName | None, _of_preset("optimizer")] = None
+    """adamw, or muon: orthogonalised steps for the matrices (convolutions, linear layers), Adam's for others."""
     learning_rate: Annotated[float | None, _of_preset("learning_rate")] = None
-    """Learning rate of AdamW after the warm-up."""
+    """Learning rate after the warm-up; with --optimizer muon of all parameters but the matrices."""
+    matrix_rate: Annotated[float | None, _of_preset("matrix_rate")] = None
+    """Learning rate of the matrices after the warm-up, with --optimizer muon."""
     end_learning_rate: Annotated[float | None, _of_preset("end_learning_rate")] = None
     """Learning rate at the end of the schedule (the published code: 1e-05)."""
     warmup_steps: Annotated[int | None, _of_preset("warmup_steps")] = None
@@ -149,6 +153,8 @@ class TrainOptions(DataOptions):
     """Width of query, key and value; with cmsa-released at Res5, less at Res4 and Res3."""
     fused_channels: Annotated[int | None, _of_preset("fused_channels")] = None
     """Channels of the gated fusion."""
+    mask_scale: Annotated[int | None, _of_preset("mask_scale")] = None
+    """Rows and columns of logits for each place, with --model cmsa; the paper has 1."""
 
     def recipe(self) -> Recipe:
         """The recipe of the preset, with the given options in place of its values.

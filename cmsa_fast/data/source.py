@@ -91,7 +91,7 @@ def read_records(source: Source, split: str | None, errors: ErrorCollector) -> R
     """
     module, function = _READERS[source.form]
     read: Callable[[Source, str | None, ErrorCollector], Reading]
-    read = getattr(import_module(f"cmsa_fast.data.formats.{module}"), function)
+    read = getattr(import_module(f".formats.{module}", __package__), function)
     before = errors.count
     try:
         reading = read(source, split, errors)

@@ -30,10 +30,11 @@ class CMSAModel(ExplainsWords):
         backbone_dilation: str = "torchvision",
         freeze_backbone: bool = False,
         freeze_batch_norm: bool = True,
-        narrow_widths: Sequence[int] = (24, 48, 64, 96, 128),
+        narrow_widths: Sequence[int] | None = None,
         word_channels: int = 1000,
         attention_channels: int = 512,
         fused_channels: int = 500,
+        mask_scale: int = 1,
         backend: str = "auto",
     ) -> None:
         """
@@ -43,6 +44,8 @@ class CMSAModel(ExplainsWords):
             word_channels: Cl (1000 in the paper).
             attention_channels: d, the width of query, key and value (512).
             fused_channels: Channels of each level in the fusion (500).
+            mask_scale: r, for r x r logits per place (1 in Eq. 6); the mask convolution then has r * r channels
+                (sub-pixel convolution, Shi et al., CVPR 2016).
             backend: Of the attention; see `cmsa_fast.kernels.cross_modal_attention`.
 
         Raises:
@@ -50,6 +53,8 @@ class CMSAModel(ExplainsWords):
             FileNotFoundError: backbone_weights name a file that is missing or cannot be downloaded.
         """
         super().__init__()
+        if mask_scale < 1:
+            raise ValueError(f"mask_scale must be at least 1; got {mask_scale}.")
         self.backbone = build_backbone(
             backbone,
             weights=backbone_weights,
@@ -66,7 +71,9 @@ class CMSAModel(ExplainsWords):
         self.fusion = GatedFusion(
             [cast(CMSA, level).out_channels for level in self.attention], fused_channels
         )
-        self.mask = nn.Conv2d(fused_channels, 1, 3, padding=1)  # Eq. 6, before its sigmoid
+        self.mask_scale = mask_scale
+        # Eq. 6, before its sigmoid.
+        self.mask = nn.Conv2d(fused_channels, mask_scale**2, 3, padding=1)
         if self.mask.bias is not None:
             # Objects cover about an eighth of an image: start there instead of at one half.
             nn.init.constant_(self.mask.bias, -2.0)
@@ -99,7 +106,7 @@ class CMSAModel(ExplainsWords):
 
     def read_out(self, projected: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Fuse the projected levels, [B, fused_channels, H/8, W/8] each, into logits [B, 1, *size]."""
-        logits = self.mask(self.fusion.fuse(projected))
+        logits = F.pixel_shuffle(self.mask(self.fusion.fuse(projected)), self.mask_scale)
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def _project(

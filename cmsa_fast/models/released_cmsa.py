@@ -40,7 +40,7 @@ class ReleasedCMSAModel(ReferringModel):
         backbone_dilation: str = "torchvision",
         freeze_backbone: bool = False,
         freeze_batch_norm: bool = True,
-        narrow_widths: Sequence[int] = (24, 48, 64, 96, 128),
+        narrow_widths: Sequence[int] | None = None,
         word_channels: int = 1000,
         res5_channels: int | None = None,
         attention_channels: int = 512,

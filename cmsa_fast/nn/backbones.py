@@ -1,6 +1,6 @@
 """Backbones with three levels at one eighth of the resolution: Res3, Res4 and Res5."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +14,19 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 # Dilations of the first units of layer3 and layer4; the other units have 2 and 4.
 _FIRST_DILATIONS = {"torchvision": (1, 2), "deeplab": (2, 4)}
 
+Norm = Callable[[int], nn.Module]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation in groups of 8 channels."""
+    return nn.GroupNorm(channels // 8, channels)
+
+
+_NARROW: dict[str, tuple[tuple[int, ...], Norm]] = {
+    "narrow": ((24, 48, 64, 96, 128), group_norm),
+    "compact": ((32, 48, 64, 96, 128), nn.BatchNorm2d),
+}
+
 # Statistics of ImageNet for RGB in [0, 1]; torchvision's weights expect them.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -26,35 +39,37 @@ def build_backbone(
     dilation: str = "torchvision",
     frozen: bool = False,
     freeze_batch_norm: bool = True,
-    narrow_widths: Sequence[int] = (24, 48, 64, 96, 128),
+    narrow_widths: Sequence[int] | None = None,
 ) -> "Backbone":
     """Build a backbone by name.
 
     Args:
-        name: "resnet18", "resnet34", "resnet50", "resnet101" (the depth of the paper) or "narrow".
+        name: "resnet18", "resnet34", "resnet50", "resnet101" (the depth of the paper), or one of the small
+            `NarrowBackbone`s: "narrow" with group normalisation, "compact" with batch normalisation.
         weights: "imagenet", "voc-labels", the path of a file, or None for random weights; see
-            `cmsa_fast.nn.pretrained.load_backbone_weights`. The narrow backbone has no published weights.
+            `cmsa_fast.nn.pretrained.load_backbone_weights`. The small backbones have no published weights.
         dilation: See `DilatedResNet`.
         frozen: Whether to exclude the backbone from training; see `Backbone.freeze`.
         freeze_batch_norm: See `DilatedResNet`.
-        narrow_widths: See `NarrowBackbone`; only used by "narrow".
+        narrow_widths: Widths of a `NarrowBackbone`. None: those of its name.
 
     Raises:
-        ValueError: An option is unknown or out of range, or weights are given for the narrow backbone.
+        ValueError: An option is unknown or out of range, or weights are given for a small backbone.
         FileNotFoundError: weights name a file that is missing or cannot be downloaded.
     """
     backbone: Backbone
-    if name != "narrow":
+    if name not in _NARROW:
         backbone = DilatedResNet(
             name, weights=weights, dilation=dilation, freeze_batch_norm=freeze_batch_norm
         )
     elif weights is not None:
         raise ValueError(
-            'backbone_weights must be None for backbone="narrow", which has no published weights; '
+            f'backbone_weights must be None for backbone="{name}", which has no published weights; '
             f"got {str(weights)!r}."
         )
     else:
-        backbone = NarrowBackbone(narrow_widths)
+        widths, norm = _NARROW[name]
+        backbone = NarrowBackbone(narrow_widths or widths, norm=norm)
     return backbone.freeze() if frozen else backbone
 
 
@@ -198,17 +213,25 @@ def _dilate(layer: nn.Sequential, *, first: int, rest: int) -> None:
 class NarrowBackbone(Backbone):
     """A small residual network with the same three levels, for images of about 100 pixels on a CPU.
 
-    Group normalisation (Wu and He, ECCV 2018) needs neither large batches nor pretrained statistics. Each level
-    ends in a 1x1 convolution without ReLU: CMSA normalises features to unit length, and the directions of
-    rectified features all lie in one orthant, close to each other.
+    Group normalisation (Wu and He, ECCV 2018) depends on neither the batch nor gathered statistics; with batch
+    normalisation the network learns faster from batches of a few images. Each level ends in a 1x1 convolution
+    without ReLU: CMSA normalises features to unit length, and the directions of rectified features all lie in one
+    orthant, close to each other.
     """
 
-    def __init__(self, widths: Sequence[int] = (24, 48, 64, 96, 128), *, blocks: int = 2) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int] = (24, 48, 64, 96, 128),
+        *,
+        blocks: int = 2,
+        norm: Norm = group_norm,
+    ) -> None:
         """
         Args:
             widths: Channels of the stem, of Res2 (stride 4), and of Res3, Res4 and Res5 (stride 8); each
                 divisible by 8, the size of a group.
             blocks: Residual blocks in each of Res3, Res4 and Res5; Res2 has one.
+            norm: Returns a normalisation layer for a number of channels.
 
         Raises:
             ValueError: widths are not five multiples of 8, or blocks is below 1.
@@ -220,15 +243,15 @@ class NarrowBackbone(Backbone):
             raise ValueError(f"blocks must be at least 1; got {blocks}.")
         stem, res2, res3, res4, res5 = widths
         self.stem = nn.Sequential(
-            nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False), _group_norm(stem), nn.ReLU()
+            nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False), norm(stem), nn.ReLU()
         )
-        self.res2 = _residual_layer(stem, res2, blocks=1, stride=2)
-        self.res3 = _residual_layer(res2, res3, blocks=blocks, stride=2)
-        self.res4 = _residual_layer(res3, res4, blocks=blocks, dilation=2)
-        self.res5 = _residual_layer(res4, res5, blocks=blocks, dilation=4)
+        self.res2 = _residual_layer(stem, res2, norm, blocks=1, stride=2)
+        self.res3 = _residual_layer(res2, res3, norm, blocks=blocks, stride=2)
+        self.res4 = _residual_layer(res3, res4, norm, blocks=blocks, dilation=2)
+        self.res5 = _residual_layer(res4, res5, norm, blocks=blocks, dilation=4)
         self.channels = (res3, res4, res5)
         self.outputs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 1, bias=False), _group_norm(width))
+            nn.Sequential(nn.Conv2d(width, width, 1, bias=False), norm(width))
             for width in self.channels
         )
 
@@ -242,21 +265,23 @@ class NarrowBackbone(Backbone):
 class _ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut (He et al., CVPR 2016)."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, norm: Norm, stride: int, dilation: int
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(
             in_channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
         )
-        self.norm1 = _group_norm(channels)
+        self.norm1 = norm(channels)
         self.conv2 = nn.Conv2d(
             channels, channels, 3, padding=dilation, dilation=dilation, bias=False
         )
-        self.norm2 = _group_norm(channels)
+        self.norm2 = norm(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False),
-                _group_norm(channels),
+                norm(channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -265,12 +290,14 @@ class _ResidualBlock(nn.Module):
 
 
 def _residual_layer(
-    in_channels: int, channels: int, *, blocks: int, stride: int = 1, dilation: int = 1
+    in_channels: int,
+    channels: int,
+    norm: Norm,
+    *,
+    blocks: int,
+    stride: int = 1,
+    dilation: int = 1,
 ) -> nn.Sequential:
-    first = _ResidualBlock(in_channels, channels, stride, dilation)
-    rest = [_ResidualBlock(channels, channels, 1, dilation) for _ in range(blocks - 1)]
+    first = _ResidualBlock(in_channels, channels, norm, stride, dilation)
+    rest = [_ResidualBlock(channels, channels, norm, 1, dilation) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(channels // 8, channels)

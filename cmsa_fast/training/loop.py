@@ -187,7 +187,7 @@ def train(
                         "images of the training split."
                     )
                 with interrupts_deferred():
-                    rate = state.schedule.get_last_lr()[0]
+                    rate = state.schedule.get_last_lr()[-1]
                     if batch is not None:
                         moved = batch.to(device)
                         state.add(*training_step(model, state.optimizer, moved, recipe.dice_weight))

@@ -4,10 +4,12 @@ import math
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..models.base import ReferringModel
+from .muon import Muon
 from .recipe import Recipe
 
 
@@ -41,10 +43,18 @@ def parameter_groups(model: ReferringModel, weight_decay: float) -> list[dict[st
     ]
 
 
-def build_optimizer(model: ReferringModel, recipe: Recipe) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """AdamW (Adam with decoupled weight decay) over `parameter_groups`, and its learning-rate schedule."""
+def build_optimizer(model: ReferringModel, recipe: Recipe) -> tuple[Optimizer, LambdaLR]:
+    """The optimiser of the recipe over `parameter_groups`, and its learning-rate schedule.
+
+    "adamw" is Adam with decoupled weight decay.
+    """
     groups = parameter_groups(model, recipe.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    optimizer: Optimizer
+    if recipe.optimizer == "muon":
+        rates = {"matrix_rate": recipe.matrix_rate, "learning_rate": recipe.learning_rate}
+        optimizer = Muon(model, groups, **rates)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     return optimizer, LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
 
 

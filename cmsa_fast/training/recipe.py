@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 PresetName = Literal["demo", "paper"]
+OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["poly", "cosine"]
 
 
@@ -19,8 +20,10 @@ class Recipe:
         steps: Number of optimiser steps.
         images_per_step: Images in a batch.
         expressions_per_image: Expressions sampled for each image; the image is encoded once for all of them.
-        learning_rate: Learning rate of AdamW after the warm-up.
-        end_learning_rate: Learning rate at the end of the schedule.
+        optimizer: "adamw", or "muon" (`cmsa_fast.training.muon.Muon`).
+        learning_rate: Learning rate after the warm-up, with "muon" of all parameters but the matrices.
+        matrix_rate: Learning rate of the matrices with "muon", after the warm-up.
+        end_learning_rate: Learning rate at the end of the schedule; with "muon" both rates fall in proportion.
         warmup_steps: Steps over which the learning rate rises linearly from 0.
         schedule: "poly" or "cosine"; see `cmsa_fast.training.optimization.learning_rate_factor`.
         power: Power of schedule "poly".
@@ -29,18 +32,21 @@ class Recipe:
         validate_every: Steps between validations; 0: none.
         dice_weight: Weight of the Dice loss added to Eq. 7.
         max_words: Maximum number of words of an expression.
-        backbone: "narrow", "resnet18", "resnet34", "resnet50" or "resnet101".
+        backbone: "narrow", "compact", "resnet18", "resnet34", "resnet50" or "resnet101".
         backbone_weights: "imagenet", "voc-labels", "none", or the path of a file.
         word_channels: Cl, width of the word embedding.
         attention_channels: d, width of query, key and value (in cmsa-released: at Res5).
         fused_channels: Channels of the gated fusion.
+        mask_scale: Rows and columns of logits for each place.
     """
 
     size: int
     steps: int
     images_per_step: int
     expressions_per_image: int
+    optimizer: OptimizerName = "adamw"
     learning_rate: float
+    matrix_rate: float = 1e-2
     end_learning_rate: float = 0.0
     warmup_steps: int
     schedule: Schedule = "poly"
@@ -55,11 +61,12 @@ class Recipe:
     word_channels: int
     attention_channels: int
     fused_channels: int
+    mask_scale: int = 1
 
     def __post_init__(self) -> None:
         at_least_one = (
             "size steps images_per_step expressions_per_image max_words word_channels "
-            "attention_channels fused_channels"
+            "attention_channels fused_channels mask_scale"
         )
         for name in at_least_one.split():
             if getattr(self, name) < 1:
@@ -67,14 +74,15 @@ class Recipe:
         not_negative = (
             "end_learning_rate weight_decay power dice_weight warmup_steps validate_every"
         )
-        for name in ("learning_rate", *not_negative.split()):
+        for name in ("learning_rate", "matrix_rate", *not_negative.split()):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
         for name in not_negative.split():
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0; got {self.learning_rate}.")
+        for name in ("learning_rate", "matrix_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0; got {getattr(self, name)}.")
         if self.end_learning_rate > self.learning_rate:
             raise ValueError(
                 f"end_learning_rate must not be above learning_rate, {self.learning_rate}; "
@@ -82,30 +90,34 @@ class Recipe:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be from 0 to below 1; got {self.ema_decay}.")
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(
-                f"schedule must be one of {', '.join(get_args(Schedule))}; got {self.schedule!r}."
-            )
+        for name, choices in {"schedule": Schedule, "optimizer": OptimizerName}.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(get_args(choices))}; got {getattr(self, name)!r}."
+                )
 
 
 PRESETS: dict[PresetName, Recipe] = {
     "demo": Recipe(
         size=128,
-        steps=2250,
-        images_per_step=8,
-        expressions_per_image=4,
-        learning_rate=1.5e-3,
-        warmup_steps=200,
-        power=0.9,
+        steps=3000,
+        images_per_step=4,
+        expressions_per_image=8,
+        optimizer="muon",
+        learning_rate=3e-3,
+        matrix_rate=1e-2,
+        warmup_steps=60,
+        power=1.0,
         weight_decay=0.0,
-        validate_every=750,
+        validate_every=1000,
         dice_weight=1.0,
         max_words=20,
-        backbone="narrow",
+        backbone="compact",
         backbone_weights="none",
         word_channels=64,
-        attention_channels=64,
+        attention_channels=32,
         fused_channels=64,
+        mask_scale=4,
     ),
     # Section 4 of the paper. Batch, steps and final learning rate are those of the published code, because the
     # paper does not give them; docs/deviations.md compares the two.

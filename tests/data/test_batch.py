@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -38,17 +37,6 @@ def four() -> list[Sample]:
         sample(7, "man", (31, 47), 2),
         sample(7, "the right hat", (31, 47), 3),
     ]
-
-
-class Items(Sequence[Sample]):
-    def __init__(self, samples: list[Sample]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        return self.samples[index]
 
 
 class TestCollate:
@@ -173,9 +161,8 @@ class TestCollate:
         )
 
     def test_data_loader_with_sampler_and_collate(self) -> None:
-        items = Items(four())
         sampler = ImageBatchSampler([7, 2, 7, 7], 1, 2, shuffle=False)
-        loader = DataLoader(items, batch_sampler=sampler, collate_fn=Collate(VOCABULARY, 17))
+        loader = DataLoader(four(), batch_sampler=sampler, collate_fn=Collate(VOCABULARY, 17))
         expressions = [[item.expression for item in batch.samples] for batch in loader]
         assert expressions == [["the left man", "man"], ["the right hat"], ["hat"]]
         assert len(loader) == 3

@@ -98,30 +98,26 @@ def test_iou_at_the_threshold_passes(tenths: int) -> None:
     assert below.compute()[f"precision@0.{tenths}"] == 0
 
 
-def test_precision_ignores_expressions_without_target() -> None:
-    values = measured(("..", ".."), ("#.", ".."), ("##", "##")).compute()
-    assert values["precision@0.9"] == 1
-    assert values["T_acc"] == 1
-
-
-def test_every_expression_targeted() -> None:
-    values = measured(("##.", "###"), ("...", ".#.")).compute()
-    assert values["N_acc"] is None
-    assert values["T_acc"] == 0.5
-    assert values["gIoU"] == pytest.approx(1 / 3)
-
-
-def test_no_targeted_expression() -> None:
-    values = measured(("...", "..."), ("#..", "...")).compute()
-    assert values["N_acc"] == 0.5
-    assert values["gIoU"] == 0.5
-    assert values["cIoU"] == 0
-    assert [values[key] for key in ("T_acc", "precision@0.7", "precision@0.9")] == [None] * 3
-
-
-def test_only_correct_empty_predictions() -> None:
-    values = measured(("...", "...")).compute()
-    assert (values["gIoU"], values["cIoU"], values["N_acc"]) == (1, 1, 1)
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        # Precision ignores expressions without target.
+        ([("..", ".."), ("#.", ".."), ("##", "##")], {"precision@0.9": 1, "T_acc": 1}),
+        # Every expression is targeted.
+        ([("##.", "###"), ("...", ".#.")], {"N_acc": None, "T_acc": 0.5, "gIoU": 1 / 3}),
+        # No expression is targeted.
+        (
+            [("...", "..."), ("#..", "...")],
+            {"N_acc": 0.5, "gIoU": 0.5, "cIoU": 0, "T_acc": None, "precision@0.7": None},
+        ),
+        ([("...", "...")], {"gIoU": 1, "cIoU": 1, "N_acc": 1}),
+    ],
+)
+def test_with_and_without_targets(
+    pairs: list[tuple[str, str]], expected: dict[str, float | None]
+) -> None:
+    values = measured(*pairs).compute()
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
 
 
 def test_without_empty_masks_generalized_ious_are_mean_and_overall_iou() -> None:

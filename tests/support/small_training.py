@@ -35,6 +35,8 @@ RECIPE = replace(
     steps=13,
     images_per_step=2,
     expressions_per_image=1,
+    optimizer="adamw",
+    learning_rate=1.5e-3,
     warmup_steps=3,
 )
 

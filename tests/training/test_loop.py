@@ -147,6 +147,21 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
     assert_same_run(whole, tmp_path)
 
 
+def test_resumed_run_with_muon_and_batch_norm_equals_uninterrupted(tmp_path: Path) -> None:
+    config = replace(CONFIG, options=OPTIONS | {"backbone": "compact", "mask_scale": 2})
+    given: dict[str, Any] = {"recipe": replace(RECIPE, optimizer="muon"), "config": config}
+
+    def model(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return config.build()
+
+    run(tmp_path / "whole", model=model(0), **given)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", collate=Interrupted(6), model=model(0), **given)
+    run(tmp_path / "broken", model=model(7), resume=True, **given)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
 def test_ctrl_c_while_an_item_is_read_writes_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, InterruptedItem(images().samples))

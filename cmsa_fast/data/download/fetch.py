@@ -109,7 +109,7 @@ def instructions(name: str, collection: Collection, root: Path) -> str:
     """Explains how to get the files without this command, or with a client that can resume."""
     folder = root / "downloads" / name
     commands = "; ".join(
-        f"curl -L -C - --create-dirs -o {shlex.quote(str(folder / file.name))} {shlex.quote(file.url)}"
+        f"curl -fL -C - --create-dirs -o {shlex.quote(str(folder / file.name))} {shlex.quote(file.url)}"
         for file in collection.files
     )
     content = " and ".join(collection.required) or "the images"

@@ -37,21 +37,13 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written.
-
-    Attributes:
-        path: The converted data set.
-        description: Its metadata.
-        splits: What each split contains.
-        embedded: Number of images in the file.
-        size: Bytes of the file.
-    """
+    """What was written."""
 
     path: Path
     description: Description
     splits: Mapping[str, SplitCounts]
-    embedded: int
-    size: int
+    embedded: int  # number of images in the file
+    size: int  # bytes of the file
 
 
 def convert(

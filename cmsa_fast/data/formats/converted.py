@@ -59,16 +59,10 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ImageFolders:
-    """Folders in which some images lie.
-
-    Attributes:
-        absolute: Their full paths at the time of the conversion.
-        relative: The same folders relative to the converted file, which are used if none of the full paths
-            exists: the file was moved together with its images.
-    """
+    """Folders of images at the time of the conversion."""
 
     absolute: tuple[str, ...]
-    relative: tuple[str, ...]
+    relative: tuple[str, ...]  # to the converted file, if it was moved together with the images
 
     def find(self, file: Path) -> tuple[Path, ...]:
         """The folders that exist; FileNotFoundError if there is none."""
@@ -84,21 +78,13 @@ class ImageFolders:
 
 @dataclass(frozen=True)
 class Description:
-    """The metadata of a converted data set.
-
-    Attributes:
-        title: Its name, for messages.
-        origin: form, root, name, split_by and text of the original.
-        published_expressions: Number of expressions of each published split, as far as known.
-        image_folders: Where the images are that are not embedded.
-        errors: One message for each record that the conversion left out.
-    """
+    """The metadata of a converted data set."""
 
     title: str
-    origin: Mapping[str, str]
+    origin: Mapping[str, str]  # form, root, name, split_by and text of the original
     published_expressions: Mapping[str, int]
-    image_folders: tuple[ImageFolders, ...]
-    errors: tuple[str, ...]
+    image_folders: tuple[ImageFolders, ...]  # of images that are not embedded
+    errors: tuple[str, ...]  # one message for each record that the conversion left out
 
     def to_json(self) -> str:
         """What `from_json` reads."""
@@ -188,16 +174,10 @@ def read_converted(source: Source, split: str | None, errors: ErrorCollector) ->
 
 @dataclass(frozen=True, slots=True)
 class StoredMask:
-    """Compressed run lengths of one mask, which are checked when they are decoded.
+    """Compressed run lengths of one mask, which are checked when they are decoded."""
 
-    Attributes:
-        counts: The run lengths; none if the mask is empty.
-        size: Height and width, None if an empty mask has none.
-        dropped: Number of degenerate parts that the original left out.
-    """
-
-    counts: bytes
-    size: tuple[int, int] | None
+    counts: bytes  # empty if the mask is empty
+    size: tuple[int, int] | None  # None if an empty mask has none
     dropped: int
 
     @property
@@ -217,7 +197,7 @@ class TableRecords(Sequence[Record]):
 
     Args:
         path: The file.
-        table: The rows, with the column `row` for their number in the file and without `image`.
+        table: Its rows without `image`, with their numbers in the file as column `row`.
         folders: The folders of images, by their index.
         starts: First row of each row group of the file, and the number of rows.
         origin: Where the records come from (`Description.origin`).

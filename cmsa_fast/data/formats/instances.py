@@ -28,30 +28,19 @@ _Entry = TypeVar("_Entry")
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One object.
+    """One object."""
 
-    Attributes:
-        image_id: Identifier of its image, None if not stated.
-        mask: Its mask, not decoded.
-        is_crowd: The field `iscrowd`, unchecked.
-    """
-
-    image_id: str | None
+    image_id: str | None  # None if not stated
     mask: MaskSource
-    is_crowd: Any
+    is_crowd: Any  # the field `iscrowd`, unchecked
 
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """One image.
-
-    Attributes:
-        file_name: Name of its file.
-        size: Height and width in pixels.
-    """
+    """One image."""
 
     file_name: str
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width
 
 
 @dataclass(frozen=True)

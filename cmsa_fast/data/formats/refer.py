@@ -45,37 +45,25 @@ ReadAnnotations = Callable[[Any, Where], tuple[str, ...]]
 class Reference:
     """Referred objects and their expressions.
 
-    Attributes:
-        ref_id: Number of the reference.
-        image_id: Number of the image.
-        annotations: Identifiers of the objects' annotations, as text (RefCLEF's are text, COCO's are
-            numbers). REFER has one; none means that the expressions refer to nothing.
-        split: Name of the split in the file.
-        expressions: `(sent_id, expression)` in the order of the file.
+    Annotations are identified by text, because RefCLEF's identifiers are text. REFER has one annotation in
+    a reference; none means that the expressions refer to nothing.
     """
 
     ref_id: int
     image_id: int
     annotations: tuple[str, ...]
     split: str
-    expressions: tuple[tuple[int, str], ...]
+    expressions: tuple[tuple[int, str], ...]  # (sent_id, expression)
 
 
 @dataclass(frozen=True)
 class References:
-    """What a file of references holds.
+    """What a file of references holds."""
 
-    Attributes:
-        references: The usable references of the split asked for, in the order of the file.
-        splits: Number of records of each split of the file.
-        annotations: Identifiers of the annotations of all splits.
-        images: Identifiers of the images of all splits.
-    """
-
-    references: list[Reference]
-    splits: Counter[str]
-    annotations: set[str]
-    images: set[str]
+    references: list[Reference]  # the usable ones of the split asked for
+    splits: Counter[str]  # number of records of each split
+    annotations: set[str]  # identifiers in all splits
+    images: set[str]  # identifiers in all splits
 
 
 def read_refer(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
@@ -145,12 +133,6 @@ def refer_records(
         matches: Whether a recorded split is part of the split asked for.
         annotations: Reads the identifiers of the annotations of a reference.
         skip_crowds: Give annotations marked `iscrowd` an empty mask; a warning gives their number.
-
-    Returns:
-        One record for each usable reference, in order.
-
-    Raises:
-        ValueError: The split has no reference, or a file is damaged.
     """
 
     def is_wanted(recorded: str) -> bool:

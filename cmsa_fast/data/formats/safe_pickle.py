@@ -109,16 +109,10 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-class _Replacement:
-    """A callable whose attributes a pickle cannot change."""
-
-    __slots__ = ()
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise pickle.UnpicklingError("it changes a function")
+# The replacements have no __dict__, and each is made anew: a pickle cannot change what they do.
 
 
-class _Encode(_Replacement):
+class _Encode:
     """`_codecs.encode`, with which protocols 0 to 2 write bytes."""
 
     __slots__ = ()
@@ -129,7 +123,7 @@ class _Encode(_Replacement):
         return text.encode("latin-1")
 
 
-class _EmptyBytes(_Replacement):
+class _EmptyBytes:
     """`bytes()`, with which protocols 0 to 2 write empty bytes."""
 
     __slots__ = ()
@@ -153,7 +147,7 @@ class _NumberType:
         self.code = order + self.code[-2:]
 
 
-class _NumberTypeMaker(_Replacement):
+class _NumberTypeMaker:
     """`numpy.dtype`."""
 
     __slots__ = ()
@@ -164,14 +158,13 @@ class _NumberTypeMaker(_Replacement):
         return _NumberType(code)
 
 
-class _NumberMaker(_Replacement):
+class _NumberMaker:
     """`numpy.core.multiarray.scalar`; gives a Python number."""
 
     __slots__ = ("_encoding",)
-    _encoding: str
 
     def __init__(self, encoding: str) -> None:
-        object.__setattr__(self, "_encoding", encoding)
+        self._encoding = encoding
 
     def __call__(self, kind: _NumberType, value: bytes | str) -> int | float | bool:
         if isinstance(value, str):  # a byte string of Python 2

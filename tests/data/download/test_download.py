@@ -153,7 +153,7 @@ def test_failed_download_leaves_nothing(tmp_path: Path, server: FaultyServer, fa
         download(root, catalogue(url, None))
     message = str(caught.value)
     archive = root / "downloads" / "refcoco" / "refcoco.zip"
-    assert f"`curl -L -C - --create-dirs -o {archive} {url}`, then this command again" in message
+    assert f"`curl -fL -C - --create-dirs -o {archive} {url}`, then this command again" in message
     assert f"put instances.json and refs(unc).p into {root / 'refcoco'}" in message
     assert not list(root.rglob("*"))
     assert files_under(tmp_path) == set()
@@ -334,7 +334,7 @@ def test_dry_run_writes_and_requests_nothing(tmp_path: Path, server: FaultyServe
     root = tmp_path / "root"
     report = download(root, known, dry_run=True)
     images = f"The images are missing: cmsa-fast data download coco-train2014 --root {root}"
-    for part in (f"refcoco.zip (184.3 kB): {url}", str(root / "refcoco"), "curl -L -C -", images):
+    for part in (f"refcoco.zip (184.3 kB): {url}", str(root / "refcoco"), "curl -fL -C -", images):
         assert part in report
     assert not server.requests
     assert not root.exists()

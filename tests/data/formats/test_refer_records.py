@@ -14,6 +14,7 @@ import pytest
 from support.refer_layout import ReferLayout, open_refer, small_refcoco, square
 
 from cmsa_fast.data import ErrorCollector, Record, Source, read_records
+from cmsa_fast.data.check.inspection import inspect_root
 from cmsa_fast.data.formats.refer import Reference, read_references
 
 
@@ -241,6 +242,15 @@ def test_repeated_reference(tmp_path: Path) -> None:
     assert len(data) == 7
     assert data.report.unusable_records == 2
     assert "reference 5 repeats ref_id 101 of reference 1" in errors.messages[1]
+
+
+def test_data_check_names_a_repeated_reference(tmp_path: Path) -> None:
+    layout = small_refcoco(tmp_path)
+    layout.references.append(dict(layout.references[0]))
+    (finding,) = (
+        one for one in inspect_root(layout.write()).findings if one.kind == "record-unusable"
+    )
+    assert "reference 4 repeats ref_id 100 of reference 0" in finding.details[0]
 
 
 def test_unused_annotations_are_not_checked(tmp_path: Path) -> None:

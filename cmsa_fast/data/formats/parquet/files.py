@@ -45,14 +45,7 @@ DATASET_NAMES = {
 
 @dataclass(frozen=True)
 class Shard:
-    """A file that holds a split or a part of one.
-
-    Attributes:
-        path: The file.
-        split: Name of the split in the file's name.
-        number: Which part of the split it is, from 0.
-        count: Number of parts.
-    """
+    """A file that holds part `number` (from 0) of the `count` parts of a split."""
 
     path: Path
     split: str
@@ -62,21 +55,13 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a Parquet file.
-
-    Attributes:
-        path: The file.
-        number: Its number in the file, from 0.
-        group: Number of its row group.
-        number_in_group: Its number in that group, from 0.
-        content: The values of its columns, or the error of decoding them.
-    """
+    """A row of a Parquet file."""
 
     path: Path
-    number: int
+    number: int  # in the file, from 0
     group: int
     number_in_group: int
-    content: dict[str, Any] | ValueError
+    content: dict[str, Any] | ValueError  # the values of its columns, or the error of decoding them
 
     @property
     def where(self) -> Where:
@@ -133,15 +118,9 @@ def find_shards(source: Source) -> list[Shard]:
 
 
 def check_complete(shards: Sequence[Shard], source: Source) -> None:
-    """Checks that every part of the splits exists, and only once.
+    """Raises FileNotFoundError if a part of a split is missing, ValueError if one exists twice.
 
-    Args:
-        shards: All files of one or more splits.
-        source: The data set; a root that is one file is used as it is.
-
-    Raises:
-        FileNotFoundError: A part of a split is missing.
-        ValueError: A part exists twice, as if two data sets were put into one folder.
+    A root that is one file is used as it is.
     """
     if source.root.is_file():
         if shards[0].count > 1:
@@ -176,14 +155,7 @@ def require_records(
     shards: Sequence[Shard],
     recorded: Iterable[str] = (),
 ) -> None:
-    """Raises ValueError if there is no record.
-
-    Args:
-        records: The records of the split.
-        split: The split asked for.
-        shards: The files that were read.
-        recorded: The splits of all rows of these files.
-    """
+    """Raises ValueError if there is no record; `recorded` are the splits of all rows that were read."""
     if not records:
         raise ValueError(missing_split(split, shards[0].path.parent, recorded))
 
@@ -212,19 +184,9 @@ def open_table(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
-    """Reads some columns of a file, a few rows at a time.
+    """Reads some columns of a file, a few rows at a time, with the errors of `open_table`.
 
-    Args:
-        path: The file.
-        columns: Columns that must exist.
-        optional: Columns that are read if they exist.
-
-    Yields:
-        Every row, in order.
-
-    Raises:
-        ValueError: The file lacks a column, or is damaged.
-        FileNotFoundError: As `open_table`.
+    ValueError if the file lacks one of `columns`; those of `optional` are read if they exist.
     """
     with open_table(path) as table:
         names = table.schema_arrow.names
