@@ -1,4 +1,4 @@
-"""The separable attention's second pass: the mean over words of both softmaxes, times the values."""
+"""Forward pass of the separable attention, second kernel: the mean over words of both softmaxes, times values."""
 
 import triton
 import triton.language as tl

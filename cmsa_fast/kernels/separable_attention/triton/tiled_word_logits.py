@@ -1,4 +1,4 @@
-"""The tiled plan's backward kernel of the words' logits C: sums over places."""
+"""Backward kernel of the tiled plan: the gradient of the words' logits C, summed over places."""
 
 import triton
 import triton.language as tl
@@ -147,7 +147,7 @@ def launch_word_logits(
         gradients: the rows'.
 
     Returns:
-        What the gradient of the words' logits is made of.
+        The parts of the gradient of the words' logits.
     """
     batch, number, width = word_query.shape
     places, count = logits.shape[1:]
