@@ -28,17 +28,14 @@ class Difference:
         second: Its value in the second evaluation.
         low: Lower end of the confidence interval of `second - first`.
         high: Upper end of the interval.
+        difference: `second - first`.
     """
 
     first: float
     second: float
     low: float
     high: float
-
-    @property
-    def difference(self) -> float:
-        """`second - first`."""
-        return self.second - self.first
+    difference: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,8 @@ def compare(
         if np.isnan(values).any() or np.isnan(differences).all():
             continue  # no expression of the kind that the metric is about
         low, high = np.nanquantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-        measures[name] = Difference(*map(float, (*values, low, high)))
+        change = values[1] - values[0]
+        measures[name] = Difference(*map(float, (*values, low, high, change)))
     changes = np.array([two.iou - one.iou for one, two in pairs])
     return Comparison(
         expressions=len(pairs),

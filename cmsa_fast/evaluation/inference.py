@@ -115,11 +115,7 @@ def segment_batch(
 
 
 def group_by_image(images: Sequence[int]) -> list[int]:
-    """Number the expressions of each image and divide by `EXPRESSIONS_AT_ONCE`: the group of each expression.
-
-    Args:
-        images: The image of each expression.
-    """
+    """For the image of each expression, its group: its number within the image // `EXPRESSIONS_AT_ONCE`."""
     seen: Counter[int] = Counter()
     groups = []
     for image in images:
