@@ -95,7 +95,7 @@ def run_compare(options: CompareOptions) -> Comparison:
 def format_compare(options: CompareOptions, comparison: Comparison) -> str:
     """The report: each metric with its interval in percent, and the expressions that differ most."""
     from ..evaluation.score import percent
-    from .report import metric_title
+    from .report import METRIC_TITLES
 
     one, two = comparison.pairs[0]
     lines = [
@@ -118,7 +118,7 @@ def format_compare(options: CompareOptions, comparison: Comparison) -> str:
             f"{100 * value:+.2f}" for value in (measure.difference, measure.low, measure.high)
         )
         lines.append(
-            f"{metric_title(name):<14}{first:>9}{second:>9}{change:>10}   {low} to {high}"
+            f"{METRIC_TITLES[name]:<14}{first:>9}{second:>9}{change:>10}   {low} to {high}"
             f"{'  *' if significant else ''}"
         )
     equal = comparison.expressions - comparison.better - comparison.worse

@@ -81,7 +81,7 @@ class EvaluateResult:
     Attributes:
         evaluation: Metrics, and the result of every expression.
         title: What the model was evaluated on.
-        folder: Folder with evaluation.json, sentences.csv and examples/.
+        folder: Folder of the results.
         overview: Image of the best and the worst expressions; None if none were drawn.
         seconds: Duration without loading and drawing.
         errors: One line for each record or image that could not be used.
@@ -248,15 +248,10 @@ def _with_run_data(options: EvaluateOptions) -> EvaluateOptions:
             f"{folder} has no {OPTIONS} with the data of the run; name them by --data and --root."
         )
     started = read_options(folder)
+    names = ("root", "name", "split_by", "text", "image_dir")
+    given = {name: getattr(options, name) or getattr(started, name) for name in names}
     return replace(
-        options,
-        data=started.data,
-        root=options.root or started.root,
-        name=options.name or started.name,
-        split_by=options.split_by or started.split_by,
-        text=options.text or started.text,
-        image_dir=options.image_dir or started.image_dir,
-        split=options.split or started.evaluate_split,
+        options, data=started.data, split=options.split or started.evaluate_split, **given
     )
 
 

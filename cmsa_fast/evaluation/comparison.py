@@ -14,7 +14,6 @@ from .results import ExpressionResult
 _CHUNK = 2_000_000  # random numbers drawn at a time
 _TENTHS = (5, 6, 7, 8, 9)
 
-_Key = tuple[int, int, int, str]
 _Pair = tuple[ExpressionResult, ExpressionResult]
 _Array = NDArray[np.float64]
 
@@ -143,8 +142,10 @@ def _paired(first: Sequence[ExpressionResult], second: Sequence[ExpressionResult
     return pairs
 
 
-def _by_key(results: Sequence[ExpressionResult], which: str) -> dict[_Key, ExpressionResult]:
-    keyed: dict[_Key, ExpressionResult] = {}
+def _by_key(
+    results: Sequence[ExpressionResult], which: str
+) -> dict[tuple[int, int, int, str], ExpressionResult]:
+    keyed = {}
     for result in results:
         key = (result.image_id, result.ref_id, result.sent_id, result.expression)
         if key in keyed:

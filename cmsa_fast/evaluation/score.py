@@ -110,13 +110,9 @@ def score(
     convention: Convention,
     labels: Sequence[Sequence[str]] | None = None,
 ) -> Evaluation:
-    """Scores of a data set.
+    """Scores of a data set; its expressions without a result are unreadable.
 
-    Args:
-        results: In the data set's order; expressions of the data set without a result are unreadable.
-        dataset: The evaluated split.
-        convention: The convention of the results.
-        labels: For every expression of the data set the labels it is counted under. None: its own kind.
+    `labels` are, for every expression of the data set, those it is counted under. None: its own kind.
     """
     kinds: dict[str, list[ExpressionResult]] = {}
     for result in results:
