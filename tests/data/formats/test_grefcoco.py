@@ -28,41 +28,17 @@ class GrefLayout(ReferLayout):
         super().__init__(root, "grefcoco", image_folder="images/train2014")
         self.pixels = self.add_image(7, HEIGHT, WIDTH)
         self.add_image(9, 11, 13)
-        for ann_id, image_id, polygon in (
-            (1101, 7, FIRST),
-            (1102, 7, SECOND),
-            (1103, 9, square(2, 2, 4)),
-        ):
-            self.annotations.append(
-                {
-                    "id": ann_id,
-                    "image_id": image_id,
-                    "segmentation": [polygon],
-                    "iscrowd": 0,
-                    "category_id": 1,
-                }
-            )
+        self.annotations += [
+            {"id": 1101, "image_id": 7, "segmentation": [FIRST], "iscrowd": 0},
+            {"id": 1102, "image_id": 7, "segmentation": [SECOND], "iscrowd": 0},
+            {"id": 1103, "image_id": 9, "segmentation": [square(2, 2, 4)], "iscrowd": 0},
+        ]
 
     def refer(
         self, ann_id: Any, *expressions: str, split: str = "train", image_id: int = 7
     ) -> None:
-        ref_id = 100 + len(self.references)
-        self.references.append(
-            {
-                "ref_id": ref_id,
-                "ann_id": ann_id,
-                "image_id": image_id,
-                "category_id": [-1] if ann_id == [-1] else [1],
-                "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",
-                "no_target": ann_id in ([-1], -1, []),
-                "split": split,
-                "sent_ids": list(range(len(expressions))),
-                "sentences": [
-                    {"sent_id": 10 * ref_id + i, "sent": one, "raw": one.upper(), "tokens": []}
-                    for i, one in enumerate(expressions)
-                ],
-            }
-        )
+        super().refer(ann_id, *expressions, split=split, image_id=image_id)
+        self.references[-1]["no_target"] = ann_id == [-1]
 
     def write(self, protocol: int = 2) -> Path:
         super().write(protocol)
@@ -106,7 +82,7 @@ def test_several_objects_one_and_none(layout: GrefLayout) -> None:
         np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), layout.pixels)
         assert torch.equal(sample.mask, drawn(*polygons))
     assert data[0].mask.sum() == 175
-    assert [data[i].sent_id for i in range(5)] == [1000, 1001, 1010, 1020, 1021]
+    assert [data[i].sent_id for i in range(5)] == [0, 1, 2, 3, 4]
     assert [record.names_nothing for record in data.records] == [False, False, True]
     assert data.report.expressions_naming_nothing == 2
     assert data.report.published_expressions is None

@@ -20,6 +20,7 @@ from support.parquet_layout import (
     source,
     write_benchmark,
 )
+from support.refer_layout import coco_name
 
 from cmsa_fast.data import ErrorCollector, open_split
 
@@ -106,7 +107,7 @@ def test_row_without_a_image(tmp_path: Path, value: Any) -> None:
         data[0]
     rows[0]["image"] = {"bytes": layout.encoded(7, *SIZE)["bytes"][:-200], "path": None}
     layout.write(file, rows, layout.BENCHMARK)
-    with pytest.raises(ValueError, match=rf"{layout.coco_name(7)} in .*truncated"):
+    with pytest.raises(ValueError, match=rf"{coco_name(7)} in .*truncated"):
         open_split(source(root), "refcocog_umd_val")[0]
 
 
@@ -117,18 +118,14 @@ def reannotated_rows() -> layout.Rows:
     sample = {
         "id": 31,
         "image_id": 7,
-        "category": "cup",
-        "supercategory": "kitchen",
-        "label": "cup",
         "sentences": ["left cup", "café"],
-        "bbox": [6.0, 4.0, 14.0, 5.0],
         "mask": {"counts": rle["counts"].decode("ascii"), "size": list(SIZE)},
     }
     return [
         {
             "image": layout.encoded(7, *SIZE),
             "image_id": 7,
-            "file_name": layout.coco_name(7),
+            "file_name": coco_name(7),
             "samples": [sample, {**sample, "id": 32, "sentences": ["cup"]}],
         }
     ]
