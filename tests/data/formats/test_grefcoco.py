@@ -172,15 +172,9 @@ def test_records_that_contradict_themselves(
         ({"ann_id": [1101, -1]}, "reference 1 has .*-1.* can only stand alone"),
         ({"ann_id": [[1101]]}, "reference 1 has .*type list as its 'ann_id'"),
         ({"ann_id": None}, "reference 1 has .*NoneType as its 'ann_id'"),
-        ({"ann_id": [1101.0]}, "reference 1 has .*float as its 'ann_id'"),
         ({"ann_id": [True]}, "reference 1 has .*bool as its 'ann_id'"),
-        ({"ann_id": {"id": 1101}}, "reference 1 has .*dict as its 'ann_id'"),
         ({"no_target": 0}, "reference 1 has .*int as its 'no_target', not true or false"),
         ({"no_target": "false"}, "reference 1 has .*str as its 'no_target'"),
-        ({"ref_id": None}, "reference 1 has .*NoneType as its 'ref_id'"),
-        ({"image_id": [7]}, "reference 1 has .*list as its 'image_id'"),
-        ({"split": 1}, "reference 1 has .*int as its 'split'"),
-        ({"sentences": None}, "reference 1 has .*NoneType as its 'sentences'"),
         ({"sentences": [{"sent_id": 1}]}, "reference 1 sentence 0 has no 'sent'"),
         ({"ann_id": [1101, 777]}, "no annotation 777, which ref_id 101 needs"),
         ({"ann_id": [1101, 1103]}, "annotation 1103 is of image 9, but ref_id 101"),
@@ -204,34 +198,10 @@ def test_empty_list_without_no_target(layout: GrefLayout) -> None:
         opened(layout)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"iscrowd": "no"}, "annotation 1102 has 'no' as its 'iscrowd'"),
-        ({"segmentation": 5}, "annotation 1102: a segmentation must be"),
-        ({"image_id": 9}, "annotation 1102 is of image 9"),
-    ],
-)
-def test_damaged_annotation(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
-    layout.annotations[1].update(change)
-    with pytest.raises(ValueError, match=message):
+def test_damaged_mark_of_a_crowd(layout: GrefLayout) -> None:
+    layout.annotations[1]["iscrowd"] = "no"
+    with pytest.raises(ValueError, match="annotation 1102 has 'no' as its 'iscrowd'"):
         opened(layout)
-
-
-def test_reference_that_is_no_dictionary(layout: GrefLayout) -> None:
-    layout.references[1] = "left cup"  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="reference 1 is a value of type str where a dictionary"):
-        opened(layout)
-
-
-@pytest.mark.parametrize("file", ["grefs(unc).json", "instances.json"])
-def test_truncated_files(layout: GrefLayout, file: str) -> None:
-    path = layout.write() / "grefcoco" / file
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"\.json is not a JSON file"):
-        open_split(
-            Source(form="grefcoco", root=layout.root), "train", errors=ErrorCollector(strict=False)
-        )
 
 
 @pytest.mark.parametrize("file", ["grefs(unc).json", "instances.json"])
