@@ -42,20 +42,20 @@ def rewrite(path: Path, change: Callable[[dict[str, str], dict[str, Any]], objec
     save_file(tensors, str(path), metadata)
 
 
+def changed(**fields: object) -> str:
+    return json.dumps(vars(CONFIG) | fields)
+
+
 DAMAGE: dict[str, Callable[[dict[str, str], dict[str, Any]], object]] = {
     "no config": lambda metadata, _: metadata.pop("config"),
     "no JSON": lambda metadata, _: metadata.update(config="{"),
     "a list": lambda metadata, _: metadata.update(config="[]"),
     "a field too few": lambda metadata, _: metadata.update(config='{"name": "cmsa", "tokens": []}'),
-    "another model": lambda metadata, _: metadata.update(
-        config=json.dumps({**vars(CONFIG), "name": "lstm"})
-    ),
+    "another model": lambda metadata, _: metadata.update(config=changed(name="lstm")),
     "an unknown option": lambda metadata, _: metadata.update(
-        config=json.dumps({**vars(CONFIG), "options": {**CONFIG.options, "depth": 3}})
+        config=changed(options={**CONFIG.options, "depth": 3})
     ),
-    "options of no kind": lambda metadata, _: metadata.update(
-        config=json.dumps({**vars(CONFIG), "options": 3})
-    ),
+    "options of no kind": lambda metadata, _: metadata.update(config=changed(options=3)),
     "a tensor too few": lambda _, tensors: tensors.pop("mask.bias"),
     "another shape": lambda _, tensors: tensors.update({"mask.bias": torch.zeros(2)}),
 }
