@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ import pytest
 from cmsa_fast.system.processes import configure_openmp
 
 configure_openmp()  # before torch is loaded
+# Before NumPy is loaded, and whatever the environment says: Triton's interpreter multiplies with OpenBLAS, whose
+# kernels for Haswell round A B^T and (B A^T)^T differently, so a softmax recomputed in backward would differ from
+# the one in forward. Those for Prescott run on every x86 and round alike.
+if platform.machine() in ("x86_64", "AMD64"):
+    os.environ["OPENBLAS_CORETYPE"] = "Prescott"
 
 import torch  # noqa: E402
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -81,7 +81,7 @@ class EvaluateResult:
     Attributes:
         evaluation: Metrics, and the result of every expression.
         title: What the model was evaluated on.
-        folder: Folder with evaluation.json, sentences.csv and examples/.
+        folder: Folder of the results.
         overview: Image of the best and the worst expressions; None if none were drawn.
         seconds: Duration without loading and drawing.
         errors: One line for each record or image that could not be used.
@@ -121,7 +121,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     from ..evaluation.visualization import draw_or_warn, save_extremes
     from ..models.checkpoint import load_model
     from ..system.processes import joined_processes, select_device
-    from .evaluation_folder import evaluation_folder, write_evaluation, write_partial_results
+    from .evaluation_folder import evaluation_folder, write_partial_results
     from .run_folder import EXAMPLES
     from .scenes import scene_labels
 
@@ -174,8 +174,12 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
         )
         if processes.is_first:
             try:
-                write_evaluation(
-                    options, result, processes.count, torch.get_num_threads(), str(where)
+                _write(
+                    options,
+                    result,
+                    processes=processes.count,
+                    threads=torch.get_num_threads(),
+                    device=str(where),
                 )
             except OSError as error:
                 overall = ", ".join(f"{name} {v:.4f}" for name, v in evaluation.overall.items())
@@ -245,15 +249,10 @@ def _with_run_data(options: EvaluateOptions) -> EvaluateOptions:
             f"{folder} has no {OPTIONS} with the data of the run; name them by --data and --root."
         )
     started = read_options(folder)
+    names = ("root", "name", "split_by", "text", "image_dir")
+    given = {name: getattr(options, name) or getattr(started, name) for name in names}
     return replace(
-        options,
-        data=started.data,
-        root=options.root or started.root,
-        name=options.name or started.name,
-        split_by=options.split_by or started.split_by,
-        text=options.text or started.text,
-        image_dir=options.image_dir or started.image_dir,
-        split=options.split or started.evaluate_split,
+        options, data=started.data, split=options.split or started.evaluate_split, **given
     )
 
 
@@ -306,3 +305,26 @@ def _refiner(options: EvaluateOptions, stack: ExitStack, processes: Processes) -
     if count is None and processes.count > 1:
         count = 1  # the processes of torchrun already share the CPUs
     return stack.enter_context(RefinementPool(count))
+
+
+def _write(options: EvaluateOptions, result: EvaluateResult, **machine: object) -> None:
+    """Write sentences.csv and evaluation.json."""
+    from ..evaluation.results import EXPRESSIONS, write_results
+    from ..system.files import write_json
+    from .run_folder import EVALUATION
+
+    evaluation = result.evaluation
+    write_results(result.folder / EXPRESSIONS, evaluation.results)
+    content = {
+        "title": result.title,
+        **evaluation.summary(),
+        "seconds": round(result.seconds, 2),
+        "expressions_per_second": round(evaluation.expressions / result.seconds, 3),
+        "errors": result.errors,
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+        },
+        **machine,
+    }
+    write_json(result.folder / EVALUATION, content)

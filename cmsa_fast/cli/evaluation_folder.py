@@ -1,4 +1,4 @@
-"""The output folder of an evaluation, and the files in it."""
+"""The output folder of an evaluation, and the results of one that was stopped."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..evaluation.results import ExpressionResult
     from ..system.processes import Processes
-    from .evaluate import EvaluateOptions, EvaluateResult
 
 _logger = logging.getLogger(__name__)
 
@@ -26,12 +24,7 @@ def evaluation_folder(
 
     It is created before the evaluation, so that a place that is not writable is reported early and two
     simultaneous evaluations never use the same folder. At the end of the block it is removed if it is empty.
-
-    Args:
-        out: The folder that the user named. None: a new one in `parent`.
-        parent: An existing folder.
-        stem: Start of the new folder's name.
-        processes: The processes that share the work; the first one creates the folder.
+    Without `out`, the folder that the user named, it is a new one in `parent` whose name starts with `stem`.
 
     Raises:
         NotADirectoryError: `out` is a file.
@@ -57,33 +50,6 @@ def evaluation_folder(
         if created is not None:
             with suppress(OSError):  # it is not empty
                 created.rmdir()
-
-
-def write_evaluation(
-    options: EvaluateOptions, result: EvaluateResult, processes: int, threads: int, device: str
-) -> None:
-    """Write sentences.csv and evaluation.json."""
-    from ..evaluation.results import EXPRESSIONS, write_results
-    from ..system.files import write_json
-    from .run_folder import EVALUATION
-
-    evaluation = result.evaluation
-    write_results(result.folder / EXPRESSIONS, evaluation.results)
-    content: dict[str, Any] = {
-        "title": result.title,
-        **evaluation.summary(),
-        "seconds": round(result.seconds, 2),
-        "expressions_per_second": round(evaluation.expressions / result.seconds, 3),
-        "errors": result.errors,
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(options).items()
-        },
-        "processes": processes,
-        "threads": threads,
-        "device": device,
-    }
-    write_json(result.folder / EVALUATION, content)
 
 
 def write_partial_results(

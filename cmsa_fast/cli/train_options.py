@@ -103,7 +103,7 @@ class TrainOptions(DataOptions):
     """Attention backend: auto, torch (exact factorisation), triton, or reference (all pairs, small sizes)."""
 
     checkpoint_every: int = 200
-    """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
+    """Steps between checkpoints; also written after a validation, at the end and on Ctrl-C."""
 
     examples: int = 12
     """Number of evaluated expressions to draw."""

@@ -103,7 +103,10 @@ class RecordDataset:
             else RecordColumns.from_records(records)
         )
         row = np.repeat(np.arange(len(records)), columns.lengths)  # [expressions]
-        has_word = np.array([_has_word(one) for one in columns.expressions], bool)
+        search = _WORD_CHARACTER.search  # finds most words in a tenth of the time of `tokenize`
+        has_word = np.array(
+            [bool(search(one)) or _has_word(one) for one in columns.expressions], bool
+        )
         is_excluded = np.isin(columns.image_ids, list(excluded))
         lost = columns.has_lost_mask & ~is_excluded
         kept = has_word & ~is_excluded[row]
@@ -337,8 +340,6 @@ def load(form: Form, root: str | os.PathLike[str], split: str, **options: Any) -
 
 
 def _has_word(expression: str) -> bool:
-    if _WORD_CHARACTER.search(expression):
-        return True  # as `tokenize` would find, in a tenth of the time
     try:
         return bool(tokenize(expression))
     except ValueError:

@@ -1,7 +1,7 @@
-"""The literal equations of CMSA (Ye et al., CVPR 2019) over all pairs of (place, word) tokens.
+"""Reference implementation: the equations of CMSA (Ye et al., CVPR 2019) as printed, over all pairs of tokens.
 
-This is the oracle: short, slow, and as printed. It materialises the [B, P*N, P*N] attention matrix, so its
-memory grows with the square of places times words. Nothing fast imports it.
+It materialises the [B, P*N, P*N] attention matrix, so its memory grows with the square of places times words.
+Tests compare the other backends with it, and none of them imports it.
 """
 
 import torch
@@ -21,11 +21,11 @@ def token_attention(
         query: [B, Tq, d].
         key: [B, Tk, d].
         value: [B, Tk, e].
-        key_mask: bool [B, Tk], True where a key may be attended to. None: everywhere.
-        scale: the factor of every logit.
+        key_mask: bool [B, Tk], True where a key may be attended to. None: All keys may be.
+        scale: Factor of every logit.
 
     Returns:
-        [B, Tq, e], the attended values.
+        The attended values, [B, Tq, e].
     """
     if key_mask is not None:
         key, value = (part.masked_fill(~key_mask[..., None], 0) for part in (key, value))
@@ -42,9 +42,9 @@ def joint_attention_tail(
     word_mask: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Eq. 4 without its residual: the mean over true words n of act(attended[b, p, n] weight^T + bias).
+    """Eq. 4 without its residual: the mean over real words n of act(attended[b, p, n] weight^T + bias).
 
-    Shapes and meaning are those of `cmsa_fast.kernels.joint_attention_tail`; arguments are not checked here.
+    Arguments as in `cmsa_fast.kernels.joint_attention_tail`; they are not checked.
 
     Returns:
         [B, P, C].
@@ -54,7 +54,7 @@ def joint_attention_tail(
     projected = attended @ weight.T  # [B, P, N, C]
     if bias is not None:
         projected = projected + bias
-    return _mean_over_true_words(projected.relu() if relu else projected, word_mask)
+    return _mean_over_real_words(projected.relu() if relu else projected, word_mask)
 
 
 def cross_modal_attention(
@@ -68,12 +68,12 @@ def cross_modal_attention(
     *,
     image_index: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 2-3 over tokens q_pn = x_p + y_n (keys and values alike), then the mean over true words.
+    """Eq. 2-3 over tokens q_pn = x_p + y_n (likewise keys and values), then the mean over real words.
 
-    Shapes and meaning are those of `cmsa_fast.kernels.cross_modal_attention`; arguments are not checked here.
+    Arguments as in `cmsa_fast.kernels.cross_modal_attention`; they are not checked.
 
     Returns:
-        [B, P, e]: mean over the true words n of the attended value of token (p, n).
+        [B, P, e], the mean over real words n of the attended values of tokens (p, n).
     """
     place_query, place_key, place_value = _per_expression(
         image_index, place_query, place_key, place_value
@@ -86,7 +86,7 @@ def cross_modal_attention(
         _tokens(place_value, word_value, word_mask),
         _token_mask(word_mask, places),
     )
-    return _mean_over_true_words(attended.unflatten(1, (places, words)), word_mask)
+    return _mean_over_real_words(attended.unflatten(1, (places, words)), word_mask)
 
 
 def received_word_attention(
@@ -98,10 +98,10 @@ def received_word_attention(
     *,
     image_index: Tensor | None = None,
 ) -> Tensor:
-    """The weight each word n' receives: the softmax of Eq. 3 summed over p', averaged over p and true n.
+    """The attention each word n' receives: the softmax of Eq. 3 summed over p', averaged over p and real n.
 
     Returns:
-        [B, N], summing to 1 over true words, 0 on padding.
+        [B, N], summing to 1 over real words, 0 on padding.
     """
     place_query, place_key = _per_expression(image_index, place_query, place_key)
     word_mask = _mask_or_all(word_mask, word_query)
@@ -111,7 +111,7 @@ def received_word_attention(
     )
     logits = logits.masked_fill(~_token_mask(word_mask, places)[:, None, :], -torch.inf)
     weights = logits.softmax(-1).unflatten(2, (places, words)).sum(2)  # [B, P*N, N]
-    return _mean_over_true_words(weights.unflatten(1, (places, words)), word_mask).mean(1)
+    return _mean_over_real_words(weights.unflatten(1, (places, words)), word_mask).mean(1)
 
 
 def cmsa(
@@ -129,11 +129,11 @@ def cmsa(
     the mean over words of W_vhat vhat_pn + f_pn.
 
     Args:
-        visual: [B, Cv, H, W] features of the places.
-        words: [B, N, Cl] features of the words.
+        visual: Visual features, [B, Cv, H, W].
+        words: Word features, [B, N, Cl].
         word_mask: bool [B, N], True where a word is real; padded words are neither attended to nor averaged
-            over. None: all true.
-        query_weight: [d, Cv+Cl+8], the paper's W_k (its row side k_pn is what everyone else calls query).
+            over. None: All are real.
+        query_weight: [d, Cv+Cl+8], the paper's W_k (it writes k_pn for what is usually called the query).
         key_weight: [d, Cv+Cl+8], the paper's W_q.
         value_weight: [d, Cv+Cl+8], the paper's W_v.
         output_weight: [Cv+Cl+8, d], the paper's W_vhat.
@@ -165,12 +165,12 @@ def cmsa(
         _token_mask(word_mask, places),
     )
     updated = attended @ output_weight.T + tokens
-    fused = _mean_over_true_words(updated.unflatten(1, (places, expression_length)), word_mask)
+    fused = _mean_over_real_words(updated.unflatten(1, (places, expression_length)), word_mask)
     return fused.mT.unflatten(2, (height, width))
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Divide by the length; the floor of 1e-6 (the published code's 1e-12 on the square) keeps zero at zero."""
+    """Divide by the length, at least 1e-6 (1e-12 on the square in the published code): zero stays zero."""
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-6)
 
 
@@ -197,7 +197,7 @@ def _mask_or_all(word_mask: Tensor | None, words: Tensor) -> Tensor:
 
 
 def _tokens(places: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
-    """[B, P, d] and [B, N, d] -> [B, P*N, d], place-major; what stands in a padded word is dropped."""
+    """[B, P, d] and [B, N, d] -> [B, P*N, d], place-major; padded words count as zero."""
     words = words.masked_fill(~word_mask[..., None], 0)
     return (places[:, :, None] + words[:, None]).flatten(1, 2)
 
@@ -206,7 +206,7 @@ def _token_mask(word_mask: Tensor, places: int) -> Tensor:
     return word_mask[:, None].expand(-1, places, -1).flatten(1, 2)
 
 
-def _mean_over_true_words(tokens: Tensor, word_mask: Tensor) -> Tensor:
+def _mean_over_real_words(tokens: Tensor, word_mask: Tensor) -> Tensor:
     """[B, P, N, e] -> [B, P, e]."""
     total = tokens.masked_fill(~word_mask[:, None, :, None], 0).sum(2)
     return total / word_mask.sum(1)[:, None, None]

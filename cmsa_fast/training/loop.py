@@ -132,7 +132,7 @@ def train(
     state = TrainingState.start(model, recipe, model_config, dataset)
     if resume:
         state.restore(folder / STATE)
-        _truncate_metrics(folder / METRICS, state.step)
+        _truncate_metrics(folder / METRICS, state)
 
     def save() -> None:
         state.save(folder / STATE)
@@ -140,20 +140,19 @@ def train(
         save_model(folder / target, state.inference_model, model_config)
 
     def validate_if_due(lines: TextIO) -> bool:
-        """Returns whether these are the best weights so far."""
+        """Keep the weights if they are the best so far; return whether a validation was due."""
         if validate is None or not _validation_due(state, recipe):
             return False
-        # A DataLoader draws from the generator that training uses.
+        # Training continues with the same random numbers as without validation.
         with torch.random.fork_rng(devices=[device] if on_cuda else []):
             metrics = dict(validate(state.inference_model))
         with interrupts_deferred():
             state.validated = state.step
             _write_line(lines, step=state.step, validation=metrics, seconds=elapsed())
-            if state.best is not None and metrics["overall_iou"] < state.best[1]:
-                return False
-            state.best = (state.step, metrics["overall_iou"])
-            save_model(folder / WEIGHTS, state.inference_model, model_config)
-            return True
+            if state.best is None or metrics["overall_iou"] >= state.best[1]:
+                state.best = (state.step, metrics["overall_iou"])
+                save_model(folder / WEIGHTS, state.inference_model, model_config)
+        return True
 
     sampler = ImageBatchSampler(
         dataset.image_ids(), recipe.images_per_step, recipe.expressions_per_image, seed=seed
@@ -214,8 +213,8 @@ def train(
                             )
                             state.losses.clear()
                             state.ious.clear()
-                is_best = validate_if_due(lines)
-                if is_best or state.step % checkpoint_every == 0 or state.step == recipe.steps:
+                validated = validate_if_due(lines)
+                if validated or state.step % checkpoint_every == 0 or state.step == recipe.steps:
                     with interrupts_deferred():
                         save()
     except KeyboardInterrupt:
@@ -250,14 +249,18 @@ def _write_line(lines: TextIO, *, seconds: float, **values: object) -> None:
     lines.flush()
 
 
-def _truncate_metrics(path: Path, step: int) -> None:
-    """Remove the lines after a step, which training is going to repeat."""
+def _truncate_metrics(path: Path, state: TrainingState) -> None:
+    """Remove the lines of steps and validations that training is going to repeat."""
     if not path.is_file():
         return
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line without a line break was cut off when the run was killed.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n"):
+                continue  # cut off when the run was killed
+            row = json.loads(line)
+            if row["step"] <= (state.validated if "validation" in row else state.step):
+                kept.append(line)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} must hold a JSON object with a step on every line, but it is damaged: {error}"

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..data.types import ReferringDataset
 from ..models.base import ReferringModel
 from ..models.checkpoint import ModelConfig
+from ..models.registry import model_options
 from ..system.files import write_atomically
 from .optimization import build_average, build_optimizer
 from .recipe import Recipe
@@ -99,7 +100,7 @@ class TrainingState:
             ValueError: It is damaged, or was written by a run with another model, other data or another optimiser.
         """
         content = load_state(path)
-        if content.get("data") != self.fingerprint:
+        if not self._has_fingerprint(content.get("data")):
             raise ValueError(
                 f"{path} was written with another model, vocabulary or number of expressions than this run "
                 "has; a run must be resumed with the data it was started with."
@@ -122,6 +123,17 @@ class TrainingState:
             _restore_random_state(content.get("random", []))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not fit this run: {error}") from error
+
+    def _has_fingerprint(self, stored: Any) -> bool:
+        """Compare fingerprints; an option that the model gained later had its default value."""
+        if not isinstance(stored, dict) or not isinstance(stored.get("options"), dict):
+            return False
+        known = model_options(self.fingerprint["name"])
+        defaults = {name: parameter.default for name, parameter in known.items()}
+        old, new = (
+            {**one, "options": defaults | one["options"]} for one in (stored, self.fingerprint)
+        )
+        return old == new
 
 
 def _random_state() -> list[Tensor]:

@@ -15,7 +15,8 @@ import jsonschema
 import pytest
 import torch
 from PIL import Image
-from support.oracle import draw, errors, exact, fused
+from support.oracle import errors, exact
+from support.separable_oracle import draw, fused
 
 from benchmarks.gpu import (
     budget,
@@ -195,7 +196,7 @@ def test_times_are_summarised_by_percentiles() -> None:
 def test_errors_equal_those_of_the_tests_oracle() -> None:
     case = draw(23, 6, 11, batch=2, scale=0.7)
     truth = [torch.from_numpy(part) for part in exact(case)]
-    ours = budget.Case(case.features, case.word_mask, case.grad, {"image_index": case.image_index})
+    ours = budget.Case(case.inputs, case.mask, case.grad, case.options)
     ours_errors = budget.errors(budget.run(forms.OWN["separable"]["fused"], ours), truth)
     assert ours_errors == pytest.approx(errors(fused, case, exact(case)), rel=1e-6)
 

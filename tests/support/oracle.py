@@ -1,83 +1,174 @@
-"""How close the attention must come to the literal form, and the inputs to measure it on."""
+"""The error budget of every attention: operations with an exact counterpart, their cases, and the comparison.
+
+A function must satisfy error <= 2 max(error of the literal form in the same dtype, eps). Errors are distances from
+the exact result, which is computed in more digits than the case has.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmsa_fast.kernels import cross_modal_attention, reference
-
-NAMES = ("place_query", "place_key", "place_value", "word_query", "word_key", "word_value")
 Array = np.ndarray
+Function = Callable[..., Tensor]
 
+# Whether numpy.longdouble has more digits than float64 on this processor.
 EXTENDED = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 
-OUTPUTS = ("result", *(f"gradient of {name}" for name in NAMES))
 
-Attention = Callable[..., Tensor]
+@dataclass(frozen=True)
+class Operation:
+    """A function of some inputs and a mask.
+
+    Attributes:
+        names: The names of the inputs.
+        literal: Its literal form in PyTorch.
+        in_numpy: Its literal form and gradients in numpy: (inputs, mask, grad, **options) -> [result, *gradients].
+    """
+
+    names: tuple[str, ...]
+    literal: Function
+    in_numpy: Callable[..., list[Array]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of the attention and the gradient that comes back to its result."""
+    """Arguments of an operation and the gradient of its result.
 
-    features: tuple[Tensor, ...]  # in the order of NAMES
-    word_mask: Tensor | None
-    image_index: Tensor | None
-    grad: Tensor  # [B, P, e]
+    A function is called as function(*inputs, mask, **options). An input may be None (the bias of a projection).
+    """
 
-    def to(self, dtype: torch.dtype) -> Case:
-        features = tuple(part.to(dtype) for part in self.features)
-        return replace(self, features=features, grad=self.grad.to(dtype))
+    operation: Operation
+    inputs: tuple[Tensor | None, ...]  # in the order of operation.names
+    mask: Tensor | None
+    grad: Tensor
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def with_features(self, **changed: Tensor) -> Case:
-        features = dict(zip(NAMES, self.features, strict=True)) | changed
-        return replace(self, features=tuple(features[name] for name in NAMES))
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """The inputs that are not None, by name."""
+        named = zip(self.operation.names, self.inputs, strict=True)
+        return {name: part for name, part in named if part is not None}
+
+    def to(self, target: torch.dtype | str) -> Case:
+        """On another device or in another dtype; mask and index keep their dtype."""
+
+        def move(part: Any) -> Any:
+            if not isinstance(part, Tensor):
+                return part
+            return part.to(target) if part.is_floating_point() else part.to(grad.device)
+
+        grad = self.grad.to(target)
+        inputs = tuple(move(part) for part in self.inputs)
+        options = {name: move(part) for name, part in self.options.items()}
+        return Case(self.operation, inputs, move(self.mask), grad, options)
+
+    def with_inputs(self, **changed: Tensor | None) -> Case:
+        inputs = dict(zip(self.operation.names, self.inputs, strict=True)) | changed
+        return replace(self, inputs=tuple(inputs[name] for name in self.operation.names))
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.features[NAMES.index(name)]
+        return self.given[name]
 
 
-def draw(
-    places: int = 23,
-    words: int = 6,
-    width: int = 11,
-    value_width: int | None = None,
-    batch: int = 2,
-    *,
-    images: int | None = None,
-    scale: float = 1.0,
-    grad_scale: float = 1.0,
-    padded: bool = True,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> Case:
-    """Normal features, exact in `dtype`; where there is room, words are padded front, back and between."""
+def run(function: Function, case: Case) -> list[Tensor]:
+    """The result and the gradient of each input that is not None."""
+    inputs = [None if part is None else part.detach().requires_grad_() for part in case.inputs]
+    result = function(*inputs, case.mask, **case.options)
+    given = [part for part in inputs if part is not None]
+    return [result.detach(), *torch.autograd.grad(result, given, case.grad)]
+
+
+def exact(case: Case) -> list[Array]:
+    """The literal form's result and gradients, in float64, or in extended precision for a case in float64."""
+    case = case.to("cpu")
+    if case.grad.dtype != torch.float64:
+        return [part.numpy() for part in run(case.operation.literal, case.to(torch.float64))]
+    inputs = [None if part is None else part.numpy().astype(np.longdouble) for part in case.inputs]
+    mask = None if case.mask is None else case.mask.numpy()
+    grad = case.grad.numpy().astype(np.longdouble)
+    return case.operation.in_numpy(inputs, mask, grad, **case.options)
+
+
+def errors(function: Function, case: Case, truth: list[Array]) -> list[float]:
+    """Distance of each output from the exact one, relative to the exact norm; norms over the whole tensor.
+
+    For gradients it is the norm of the largest of them, because some are exactly zero (at one place and one word
+    all but the values').
+    """
+    norms = [_norm(part) for part in truth]
+    norms[1:] = [max(norms[1:])] * len(norms[1:])
+    outputs = run(function, case)
+    for part in outputs:
+        assert part.dtype == case.grad.dtype
+    return [
+        _relative(_norm(part.cpu().double().numpy() - true), norm)
+        for part, true, norm in zip(outputs, truth, norms, strict=True)
+    ]
+
+
+def assert_within_budget(function: Function, cases: Case | Sequence[Case]) -> None:
+    """error <= 2 max(error of the literal form in the same dtype, eps), for medians over the cases."""
+    cases = [cases] if isinstance(cases, Case) else cases
+    truths = [exact(case) for case in cases]
+    ours, literal = (
+        _medians([measure(case, truth) for case, truth in zip(cases, truths, strict=True)])
+        for measure in (functools.partial(errors, function), _literal_errors)
+    )
+    eps = torch.finfo(cases[0].grad.dtype).eps
+    outputs = ("result", *(f"gradient of {name}" for name in cases[0].given))
+    over = [
+        f"{name}: error {error:.2e}, literal form {allowed:.2e}"
+        for name, error, allowed in zip(outputs, ours, literal, strict=True)
+        if not error <= 2 * max(allowed, eps)
+    ]
+    assert not over, "; ".join(over)
+
+
+def assert_identical(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+    for one, other in zip(expected, outputs, strict=True):
+        assert torch.equal(one, other)
+
+
+def assert_close(
+    expected: Sequence[Tensor], outputs: Sequence[Tensor], tolerance: float = 1e-12
+) -> None:
+    for one, other in zip(expected, outputs, strict=True):
+        torch.testing.assert_close(other, one, rtol=tolerance, atol=tolerance)
+
+
+def _literal_errors(case: Case, truth: list[Array]) -> list[float]:
+    """Errors of the literal form run wholly in the dtype of the case.
+
+    Without extended precision the literal form in float64 cannot be compared with anything better: its float32
+    errors are used, times the ratio of the two roundings.
+    """
+    if case.grad.dtype != torch.float64 or EXTENDED:
+        return errors(case.operation.literal, case, truth)
+    rounding = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    single = case.to(torch.float32)
+    single_errors = errors(case.operation.literal, single, exact(single))
+    return [rounding * error for error in single_errors]
+
+
+def normal_numbers(dtype: torch.dtype, seed: int) -> Callable[..., Tensor]:
+    """A function normal(*shape, times=1.0) that draws normal numbers times a factor, exact in `dtype`."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, times: float = 1.0) -> Tensor:
         return (torch.randn(*shape, generator=generator) * times).to(dtype)
 
-    value_width = width if value_width is None else value_width
-    widths = (width, width, value_width)
-    features = (
-        *(normal(images or batch, places, size, times=scale) for size in widths),
-        *(normal(batch, words, size, times=scale) for size in widths),
-    )
-    image_index = None
-    if images is not None:
-        image_index = torch.randint(images, (batch,), generator=generator)
-    mask = padding(batch, words) if padded else None
-    return Case(features, mask, image_index, normal(batch, places, value_width, times=grad_scale))
+    return normal
 
 
 def padding(batch: int, words: int) -> Tensor:
-    """bool [B, N]: expression 0 is padded at the front, 1 between, 2 at the back, 3 not, and so on."""
+    """bool [B, N]: row 0 is padded at the front, row 1 in the middle, row 2 at the end, row 3 not, and so on."""
     mask = torch.ones(batch, words, dtype=torch.bool)
     if words >= 3:
         mask[0::4, : words // 3] = False
@@ -86,112 +177,16 @@ def padding(batch: int, words: int) -> Tensor:
     return mask
 
 
-def run(attention: Attention, case: Case) -> list[Tensor]:
-    """The result and the six gradients."""
-    features = [part.detach().requires_grad_() for part in case.features]
-    result = attention(*features, case.word_mask, image_index=case.image_index)
-    return [result.detach(), *torch.autograd.grad(result, features, case.grad)]
-
-
-def fast(*arguments: Tensor | None, image_index: Tensor | None = None) -> Tensor:
-    return cross_modal_attention(*arguments, image_index=image_index, backend="torch")  # type: ignore[arg-type]
-
-
-def fused(*arguments: Tensor | None, image_index: Tensor | None = None) -> Tensor:
-    return cross_modal_attention(*arguments, image_index=image_index, backend="triton")  # type: ignore[arg-type]
-
-
-def exact(case: Case) -> list[Array]:
-    """The literal form's result and six gradients, in more digits than the case has.
-
-    float64, and for a case in float64 the equations written out in the processor's extended precision
-    (`numpy.longdouble`).
-    """
-    if case.grad.dtype != torch.float64:
-        literal = run(reference.cross_modal_attention, case.to(torch.float64))
-        return [part.numpy() for part in literal]
-    return _literal_in_extended_precision(case)
-
-
-def errors(attention: Attention, case: Case, truth: list[Array]) -> list[float]:
-    """Distance of each output from the exact one, relative to the exact norm; norms over the whole tensor.
-
-    A gradient's is relative to the largest of the six, because some vanish exactly (all but the values' at one
-    place and one word).
-    """
-    norms = [_norm(part) for part in truth]
-    norms[1:] = [max(norms[1:])] * len(NAMES)
-    found = run(attention, case)
-    return [
-        _norm(part.double().numpy() - true) / norm
-        for part, true, norm in zip(found, truth, norms, strict=True)
-    ]
-
-
-def literal_errors(case: Case, truth: list[Array]) -> list[float]:
-    """Errors of the literal form run wholly in the dtype of the case.
-
-    Where float64 is the most digits that the processor has, the literal form in float64 cannot be measured
-    against itself: there its float32 errors are taken, times the ratio of the two roundings.
-    """
-    if case.grad.dtype != torch.float64 or EXTENDED:
-        return errors(reference.cross_modal_attention, case, truth)
-    rounding = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-    single = case.to(torch.float32)
-    of_single = errors(reference.cross_modal_attention, single, exact(single))
-    return [rounding * error for error in of_single]
-
-
-def assert_within_budget(cases: Case | Sequence[Case], attention: Attention = fast) -> None:
-    """error <= 2 max(error of the literal form in the same dtype, eps), for medians over the cases."""
-    cases = [cases] if isinstance(cases, Case) else cases
-    truths = [exact(case) for case in cases]
-    ours, literal = (
-        _medians([measure(case, truth) for case, truth in zip(cases, truths, strict=True)])
-        for measure in (functools.partial(errors, attention), literal_errors)
-    )
-    eps = torch.finfo(cases[0].grad.dtype).eps
-    over = [
-        f"{name}: error {error:.2e}, literal form {allowed:.2e}"
-        for name, error, allowed in zip(OUTPUTS, ours, literal, strict=True)
-        if not error <= 2 * max(allowed, eps)
-    ]
-    assert not over, "; ".join(over)
-
-
 def _medians(rows: list[list[float]]) -> list[float]:
     return torch.tensor(rows, dtype=torch.float64).median(0).values.tolist()
 
 
+def _relative(distance: float, norm: float) -> float:
+    """An exact result of zero must be computed exactly."""
+    if norm == 0:
+        return 0.0 if distance == 0 else float("inf")
+    return distance / norm
+
+
 def _norm(part: Array) -> float:
     return float(np.sqrt((part.astype(np.longdouble) ** 2).sum()))
-
-
-def _literal_in_extended_precision(case: Case) -> list[Array]:
-    features = [part.numpy().astype(np.longdouble) for part in case.features]
-    grad = case.grad.numpy().astype(np.longdouble)
-    places, words = features[0].shape[1], features[3].shape[1]
-    result, gradients = np.zeros_like(grad), [np.zeros_like(part) for part in features]
-    for expression in range(len(grad)):
-        image = expression if case.image_index is None else int(case.image_index[expression])
-        true = np.arange(words)
-        if case.word_mask is not None:
-            true = np.flatnonzero(case.word_mask[expression].numpy())
-        query, key, value = (
-            (place[image][:, None] + word[expression][None, true]).reshape(places * len(true), -1)
-            for place, word in zip(features[:3], features[3:], strict=True)
-        )
-        logits = query @ key.T
-        weights = np.exp(logits - logits.max(1, keepdims=True))
-        weights /= weights.sum(1, keepdims=True)
-        result[expression] = (weights @ value).reshape(places, len(true), -1).mean(1)
-
-        of_attended = np.repeat(grad[expression] / len(true), len(true), axis=0)
-        of_weights = of_attended @ value.T
-        of_logits = weights * (of_weights - (weights * of_weights).sum(1, keepdims=True))
-        of_tokens = (of_logits @ key, of_logits.T @ query, weights.T @ of_attended)
-        for number, part in enumerate(of_tokens):
-            pairs = part.reshape(places, len(true), -1)
-            gradients[number][image] += pairs.sum(1)
-            gradients[number + 3][expression, true] += pairs.sum(0)
-    return [result, *gradients]

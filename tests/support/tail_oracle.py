@@ -1,4 +1,4 @@
-"""The tail of a CMSA level: its literal forms, and inputs to measure it on."""
+"""The level tail: its exact form, and random cases of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.joint_oracle import JointCase, Operation
+from support.oracle import Array, Case, Operation, normal_numbers
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,7 +16,6 @@ from cmsa_fast.kernels import level_tail
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 NAMES = ("attended", "output_weight", "unit_visual", "mean_word", "coordinates")
 
 needs_triton = pytest.mark.skipif(
@@ -25,21 +24,48 @@ needs_triton = pytest.mark.skipif(
 TRITON = pytest.param("triton", marks=needs_triton)
 
 
-def runs(backend: str, dtype: torch.dtype) -> bool:
-    """The interpreter multiplies bfloat16 wrongly; the GPU's kernel refuses float64."""
+def supports(backend: str, dtype: torch.dtype) -> bool:
+    """Triton's interpreter multiplies bfloat16 wrongly; on a GPU the kernel does not take float64."""
     return backend != "triton" or dtype != (torch.float64 if ON_GPU else torch.bfloat16)
 
 
-def tail(
-    *inputs: Tensor | None, image_index: Tensor | None = None, backend: str = "torch"
-) -> Tensor:
-    """The last of the inputs is the mask of `joint_oracle`, which a tail has not."""
-    features = [part.to(DEVICE) for part in inputs[:-1] if part is not None]
+def tail(*inputs: Any, image_index: Tensor | None = None, backend: str = "torch") -> Tensor:
+    """`level_tail` on the GPU if there is one; the last of the inputs is the mask of a case, always None."""
+    features = [part.to(DEVICE) for part in inputs[:-1]]
     index = None if image_index is None else image_index.to(DEVICE)
-    return level_tail(*features, image_index=index, backend=backend).cpu()  # type: ignore[misc]
+    return level_tail(*features, image_index=index, backend=backend).cpu()
 
 
-def literal(
+def draw(
+    places: int = 19,
+    width: int = 17,
+    visual: int = 21,
+    words: int = 5,
+    coordinates: int = 8,
+    batch: int = 3,
+    *,
+    images: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Case:
+    """Normal inputs, exact in `dtype`, with unit visual features; with `images` the expressions share images."""
+    normal = normal_numbers(dtype, seed)
+    channels = visual + words + coordinates
+    unit = functional.normalize(normal(images or batch, visual, places).mT, dim=2)
+    index = None
+    if images is not None:
+        index = torch.randint(images, (batch,), generator=torch.Generator().manual_seed(seed))
+    inputs = (
+        normal(batch, places, width),
+        normal(channels, width),
+        unit,
+        normal(batch, words),
+        normal(coordinates, places),
+    )
+    return Case(TAIL, inputs, None, normal(batch, channels, places), {"image_index": index})
+
+
+def _literal(
     attended: Tensor,
     weight: Tensor,
     visual: Tensor,
@@ -55,9 +81,9 @@ def literal(
     return (functional.linear(attended, weight) + torch.cat([visual, *everywhere], 2)).mT
 
 
-def written_out(
-    inputs: list[Any], mask: None, grad: Any, image_index: Tensor | None = None
-) -> list[Any]:
+def _in_numpy(
+    inputs: list[Array], mask: None, grad: Array, image_index: Tensor | None = None
+) -> list[Array]:
     attended, weight, visual, word, coordinates = inputs
     result, gradients = np.zeros_like(grad), [np.zeros_like(part) for part in inputs]
     first, second = visual.shape[2], visual.shape[2] + word.shape[1]
@@ -76,36 +102,4 @@ def written_out(
     return [result, *gradients]
 
 
-TAIL = Operation(NAMES, literal, written_out)
-
-
-def draw(
-    places: int = 19,
-    width: int = 17,
-    visual: int = 21,
-    words: int = 5,
-    coordinates: int = 8,
-    batch: int = 3,
-    *,
-    images: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> JointCase:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
-
-    channels = visual + words + coordinates
-    unit = functional.normalize(normal(images or batch, visual, places).mT, dim=2)
-    index = None
-    if images is not None:
-        index = torch.randint(images, (batch,), generator=generator)
-    features = (
-        normal(batch, places, width),
-        normal(channels, width),
-        unit,
-        normal(batch, words),
-        normal(coordinates, places),
-    )
-    return JointCase(TAIL, features, None, normal(batch, channels, places), {"image_index": index})
+TAIL = Operation(NAMES, _literal, _in_numpy)

@@ -405,10 +405,10 @@ def test_validation_keeps_the_best_weights(tmp_path: Path) -> None:
     assert rows[1]["validation"] == {"overall_iou": 0.7, "mean_iou": 0.25}
 
 
-def test_best_weights_are_written_with_a_checkpoint(tmp_path: Path) -> None:
+def test_checkpoint_is_written_after_a_validation(tmp_path: Path) -> None:
     with pytest.raises(MemoryError):
         run(tmp_path, recipe=VALIDATED, validate=validate, collate=Interrupted(4, MemoryError))
-    assert state_of(tmp_path)["best"][0] == 3
+    assert (state_of(tmp_path)["validated"], state_of(tmp_path)["best"][0]) == (3, 3)
 
 
 class Dropping(nn.Module):
@@ -477,6 +477,9 @@ def test_run_stopped_during_a_validation_resumes(
     given: dict[str, Any] = {"recipe": VALIDATED, "checkpoint_every": 2}
     with pytest.raises(error):
         run(tmp_path, validate=stopped, **given)
+    if calls == 3:  # killed between this line and the checkpoint that follows
+        with (tmp_path / METRICS).open("a") as lines:
+            lines.write(json.dumps({"step": 9, "validation": {}, "seconds": 1.0}) + "\n")
     run(tmp_path, model=new_model(7), resume=True, validate=validate, **given)
     assert_same_run(validated, tmp_path)
 

@@ -6,8 +6,8 @@ The logits are A[p, k] + C[n, k] with A = x key^T and C = y key^T. With E_A = so
 Z = E_A E_C^T and R = weight_n / Z, the mean is E_A * (R E_C): no array over p, n and k is needed, and no
 approximation is made.
 
-Z underflows where A and C peak at different keys and both fall off steeply. Rows under `_FLOOR` take the softmax
-of (x_p + y_n) key^T directly, so that the cancelling parts never meet as large numbers.
+Z underflows where A and C peak at different keys and both fall off steeply. Rows with Z below `_FLOOR` are
+computed in the direct form, the softmax of (x_p + y_n) key^T, where cancelling parts are added before the product.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Libraries add up the terms of a product with few rows one after the other, and round as often: such sums over
-# places are made of sums of so many terms.
+# In products with at most _NARROW rows, libraries add terms sequentially, with a rounding error for each. Such
+# sums over places are split into sums of _TERMS terms.
 _NARROW = 64
 _TERMS = 32
 
@@ -25,10 +25,7 @@ _FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 
 
 class Keys(NamedTuple):
-    """The softmax of S expressions about one image, over K keys.
-
-    Keys are the image's places, shared by the expressions (T = 1), or each expression's own words (T = S).
-    """
+    """K keys of S expressions for one image: its places, shared (T = 1), or each expression's words (T = S)."""
 
     key: Tensor  # [T, K, d]
     words: Tensor  # [S, N, d], the words' queries
@@ -46,13 +43,13 @@ def prepare(key: Tensor, words: Tensor, weight: Tensor, key_mask: Tensor | None 
 
 
 class Gradients(NamedTuple):
-    """Sums over blocks of rows; `finish` turns those of the words' logits into the words' and keys'."""
+    """Sums over blocks of rows; `finish` adds the gradient of the words' logits to those of words and keys."""
 
     words: Tensor  # [S, N, d]
     key: Tensor  # [T, K, d]
     value: Tensor  # [T, K, e]
-    word_logits: Tensor  # [S, N, K], of C before the factor E_C
-    share: Tensor  # [S, N, K], the softmax summed over places, before the factor E_C
+    word_logits: Tensor  # [S, N, K], of C, without the factor E_C
+    share: Tensor  # [S, N, K], the softmax summed over places, without the factor E_C
 
     @classmethod
     def zeros(cls, keys: Keys, value: Tensor) -> "Gradients":
@@ -65,11 +62,11 @@ class Gradients(NamedTuple):
         )
 
     def finish(self, keys: Keys) -> None:
-        """Bring the gradient of C into those of its factors.
+        """Propagate the gradient of C = words key^T to words and key.
 
-        Each of its rows sums to zero. What rounding leaves of the sum would be multiplied by the word's query,
-        which is largest where the softmax is saturated and the true gradient vanishes: it is taken out, in the
-        share that each key has in the softmax.
+        Each row of it sums to zero up to rounding. That error would be multiplied by the word's query, which is
+        largest where the softmax is saturated and the true gradient vanishes, so it is subtracted, distributed
+        over the keys in proportion to the softmax.
         """
         gradient = self.word_logits.mul_(keys.exp_word)
         share = self.share.mul_(keys.exp_word)
@@ -81,7 +78,7 @@ class Gradients(NamedTuple):
 
 
 class Block:
-    """The softmax of `keys` for the queries [r, d] of some places."""
+    """The mean softmax over `keys` for a block of places with queries [r, d]."""
 
     def __init__(self, keys: Keys, query: Tensor) -> None:
         self.keys = keys
@@ -111,16 +108,16 @@ class Block:
         """Add the gradients of mean_softmax() @ value in place.
 
         Args:
-            grad: [S, r, e], of the result.
+            grad: [S, r, e], gradient of the result.
             value: [T, K, e].
-            grad_query: [r, d].
-            grads: of the rest, to be finished after the last block.
+            grad_query: [r, d], to be added to.
+            grads: The other gradients, to be finished after the last block.
         """
         keys, exp_place = self.keys, self.exp_place
         mixed = torch.bmm(self.ratio, keys.exp_word)  # [S, r, K]
         mean_softmax = self._add_direct(mixed * exp_place)
         grad_softmax = times(grad, value.mT)
-        # Its mean under the softmax has no influence but on the rounding.
+        # Mean-centring: the gradients are invariant to it; only rounding improves.
         grad_softmax -= torch.linalg.vecdot(mean_softmax, grad_softmax)[..., None]
         _add_transposed_product(grads.value, mean_softmax, grad)
         self._direct_backward(grad_softmax, grad_query, grads)
@@ -131,10 +128,10 @@ class Block:
             _dot_words(scaled, keys.exp_word).mul_(self.ratio).div_(self.total)
         )  # [S, r, N]
         grads.word_logits.baddbmm_(self.ratio.mT, scaled)
-        of_words = times(torch.cat([correction, self.ratio], -1).mT, exp_place)  # [S, 2N, K]
-        grads.word_logits.sub_(of_words[:, : correction.shape[-1]])
-        grads.share.add_(of_words[:, correction.shape[-1] :])
-        del scaled, mean_softmax, of_words
+        word_sums = times(torch.cat([correction, self.ratio], -1).mT, exp_place)  # [S, 2N, K]
+        grads.word_logits.sub_(word_sums[:, : correction.shape[-1]])
+        grads.share.add_(word_sums[:, correction.shape[-1] :])
+        del scaled, mean_softmax, word_sums
 
         grad_logits = grad_softmax.mul_(mixed).baddbmm_(correction, keys.exp_word, alpha=-1)
         if len(exp_place) < len(grad_logits):
@@ -150,7 +147,7 @@ class Block:
         return mean_softmax
 
     def _direct_rows(self) -> Iterator[tuple[tuple[int, Tensor], int, Tensor, Tensor]]:
-        """Each word with rows under the floor: ((expression, rows), word, their queries, their softmax)."""
+        """Yield ((expression, rows), word, queries, softmax) for each word with rows below the floor."""
         if self.direct is None:
             return
         keys = self.keys
@@ -176,10 +173,10 @@ class Block:
 
 
 def times(left: Tensor, right: Tensor) -> Tensor:
-    """[S or 1, a, b] @ [T, b, c] -> [S, a, c], as one product where the right side is shared.
+    """[S or 1, a, b] @ [T, b, c] -> [S, a, c], as one product if the right side is shared.
 
-    `torch.matmul` chooses between one product and many by whether its inputs require gradients, and the last bit
-    of the result with it.
+    `torch.matmul` chooses between one product and many by whether its inputs require gradients, which changes the
+    last bit of the result.
     """
     if len(right) == 1:
         return (left.flatten(0, 1) @ right[0]).unflatten(0, left.shape[:2])
@@ -187,14 +184,14 @@ def times(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _dot_words(rows: Tensor, words: Tensor) -> Tensor:
-    """[T or S, r, K] @ [S, N, K]^T -> [S, r, N], as one product where the rows are shared."""
+    """[T or S, r, K] @ [S, N, K]^T -> [S, r, N], as one product if the rows are shared."""
     if len(rows) == len(words):
         return torch.bmm(rows, words.mT)
     return (rows[0] @ words.flatten(0, 1).T).unflatten(1, words.shape[:2]).transpose(0, 1)
 
 
 def _add_transposed_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total [T, a, b] += left [S, c, a]^T @ right [S, c, b], summed over expressions where T = 1."""
+    """total [T, a, b] += left [S, c, a]^T @ right [S, c, b], summed over expressions if T = 1."""
     if len(total) == 1 and left.shape[2] > _NARROW:
         total[0].addmm_(left.flatten(0, 1).T, right.flatten(0, 1))
         return

@@ -1,4 +1,4 @@
-"""Pieces of kernels: loads, products over a width in chunks, and the direct logits of tokens."""
+"""Building blocks of kernels: loads and stores of tiles, products in chunks, logits of tokens."""
 
 import triton
 import triton.language as tl
@@ -40,7 +40,7 @@ def products(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """left[left_rows] @ right[right_rows]^T over the width, [L, R]."""
+    """left[left_rows] @ right[right_rows]^T, contracted CHUNK channels at a time, [L, R]."""
     total = tl.zeros([left_rows.shape[0], right_rows.shape[0]], ACCUMULATOR)
     for start in range(0, WIDTH, CHUNK):
         channels = start + tl.arange(0, CHUNK)
@@ -154,6 +154,6 @@ def direct_softmax(
     present = key_mask
     if MASKED:
         present = tl.load(mask + key_rows, mask=key_mask, other=0) != 0
-    # The maximum and the sum stand apart: their logarithm together would be rounded where logits are large.
+    # The maximum and the sum are kept apart: with large logits, a single log-sum-exp would lose the sum.
     softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
     return tl.where(present[None, :], softmax, 0.0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from support.oracle import Case, draw, fast, run
+from support.oracle import assert_close, assert_identical, run
+from support.separable_oracle import draw, eager
 from torch import Tensor
 
 
@@ -15,7 +17,7 @@ def transposed(part: Tensor) -> Tensor:
 
 
 def strided(part: Tensor) -> Tensor:
-    """Every third row and second channel of a larger tensor, the rest of which is NaN."""
+    """Every third row and second channel of a larger tensor that is NaN elsewhere."""
     batch, rows, channels = part.shape
     larger = part.new_full((batch, 3 * rows, 2 * channels), torch.nan)
     larger[:, ::3, ::2] = part
@@ -33,42 +35,42 @@ def test_layout_has_no_influence(
     layout: Callable[[Tensor], Tensor], images: int | None, padded: bool
 ) -> None:
     case = draw(23, 6, 11, 7, batch=3, images=images, padded=padded, dtype=torch.float64)
-    views = tuple(layout(part) for part in case.features)
+    views = tuple(layout(part) for part in case.inputs)
     assert not any(part.is_contiguous() for part in views)
-    mask = case.word_mask.T.contiguous().T if padded else None  # type: ignore[union-attr]
-    viewed = Case(views, mask, case.image_index, layout(case.grad))
-    for expected, found in zip(run(fast, case), run(fast, viewed), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    mask = case.mask.T.contiguous().T if padded else None
+    viewed = replace(case, inputs=views, mask=mask, grad=layout(case.grad))
+    assert_close(run(eager, case), run(eager, viewed))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_expanded_input(axis: int) -> None:
-    """Stride 0 in the batch, the rows or the channels of every input and of the gradient."""
+def test_expanded_inputs(axis: int) -> None:
+    """Stride 0 in the batch, the rows or the channels of all inputs and of the gradient."""
     case = draw(23, 6, 11, 7, batch=3, padded=False, dtype=torch.float64)
 
-    def spread(part: Tensor) -> Tensor:
+    def expand(part: Tensor) -> Tensor:
         return part.narrow(axis, 0, 1).expand(part.shape)
 
-    views = tuple(spread(part) for part in case.features)
-    copies = tuple(part.contiguous() for part in views)
-    expected = run(fast, Case(copies, None, None, spread(case.grad).contiguous()))
-    found = run(fast, Case(views, None, None, spread(case.grad)))
-    for one, other in zip(expected, found, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+    views = replace(
+        case, inputs=tuple(expand(part) for part in case.inputs), grad=expand(case.grad)
+    )
+    copies = replace(
+        views,
+        inputs=tuple(part.contiguous() for part in views.inputs),
+        grad=views.grad.contiguous(),
+    )
+    assert_close(run(eager, copies), run(eager, views))
 
 
-def test_gradient_of_a_sum_has_stride_zero() -> None:
+def test_gradient_with_stride_zero() -> None:
     case = draw(dtype=torch.float64)
-    features = [part.requires_grad_() for part in case.features]
-    found = torch.autograd.grad(fast(*features, case.word_mask).sum(), features)
-    ones = Case(case.features, case.word_mask, None, torch.ones_like(case.grad))
-    for expected, gradient in zip(run(fast, ones)[1:], found, strict=True):
-        torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+    features = [part.requires_grad_() for part in case.inputs]
+    gradients = torch.autograd.grad(eager(*features, case.mask).sum(), features)
+    assert_close(run(eager, replace(case, grad=torch.ones_like(case.grad)))[1:], gradients)
 
 
-def test_inputs_are_left_as_they_were() -> None:
+def test_inputs_are_not_modified() -> None:
     case = draw(scale=30.0)
-    before = [part.clone() for part in (*case.features, case.grad, case.word_mask)]  # type: ignore[union-attr]
-    run(fast, case)
-    for one, other in zip(before, (*case.features, case.grad, case.word_mask), strict=True):
-        assert torch.equal(one, other)  # type: ignore[arg-type]
+    tensors = (*case.inputs, case.grad, case.mask)
+    before = [part.clone() for part in tensors]
+    run(eager, case)
+    assert_identical(before, tensors)

@@ -1,4 +1,4 @@
-"""What the kernels of the joint attention and of its tail share: loads of blocks and products of them."""
+"""Loads and products of blocks, shared by the kernels of the joint attention and of its tail."""
 
 import triton
 import triton.language as tl
@@ -8,10 +8,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def load_block(matrix, strides, rows, channels, real_rows, width):  # [ROWS, CHANNELS]
-    """Rows and channels of a matrix; 0 outside `real_rows` and `width`, whatever memory holds there.
-
-    The last two of `strides` are those of rows and channels.
-    """
+    """A block of a matrix, 0 outside `real_rows` and `width`; strides end with those of rows and channels."""
     offsets = rows[:, None] * strides[-2] + channels[None, :] * strides[-1]
     inside = real_rows[:, None] & (channels < width)[None, :]
     return tl.load(matrix + offsets, mask=inside, other=0.0)
@@ -19,19 +16,10 @@ def load_block(matrix, strides, rows, channels, real_rows, width):  # [ROWS, CHA
 
 @triton.jit
 def block_product(
-    left,
-    left_strides,
-    left_rows,
-    left_real,
-    right,
-    right_strides,
-    right_rows,
-    right_real,
+    left, left_strides, left_rows, left_real, right, right_strides, right_rows, right_real,
     width,
-    CHANNELS: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # [LEFT, RIGHT]
+    CHANNELS: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # [LEFT, RIGHT]  # fmt: skip
     """left[left_rows] @ right[right_rows]^T, contracted CHANNELS at a time."""
     total = tl.zeros([left_rows.shape[0], right_rows.shape[0]], ACCUMULATOR)
     for first in range(0, width, CHANNELS):
@@ -50,7 +38,7 @@ def block_product(
 
 @triton.jit
 def real_keys(key_mask, mask_strides, batch, keys, key_count):  # [KEYS]
-    """Which keys exist and are true in the mask, if there is one."""
+    """True for keys that exist and are not masked."""
     real = keys < key_count
     if key_mask is not None:
         marks = key_mask + batch * mask_strides[0] + keys * mask_strides[1]
@@ -60,14 +48,14 @@ def real_keys(key_mask, mask_strides, batch, keys, key_count):  # [KEYS]
 
 @triton.jit
 def load_logsumexp(logsumexp, rows, real_rows):  # [ROWS], [ROWS]
-    """The two parts of the rows' logsumexp; past the end inf, which makes weights 0, and 0."""
+    """The two parts of the rows' logsumexp; past the end inf and 0, which makes weights 0."""
     largest = tl.load(logsumexp + rows * 2, mask=real_rows, other=float("inf"))
     return largest, tl.load(logsumexp + rows * 2 + 1, mask=real_rows, other=0.0)
 
 
 @triton.jit
 def in_wide_range(part):
-    """`part`, as float32 if it is float16, whose range is too small for derivatives of logits."""
+    """Cast float16, whose range is too small for gradients of logits, to float32."""
     if part.dtype == tl.float16:
         return part.to(tl.float32)
     else:

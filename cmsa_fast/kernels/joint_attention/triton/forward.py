@@ -1,4 +1,4 @@
-"""The joint attention's forward pass: a softmax over keys that are visited block by block."""
+"""Forward pass of the joint attention: online softmax over blocks of keys, as in flash attention."""
 
 import triton
 import triton.language as tl
@@ -6,36 +6,19 @@ from torch import Tensor
 
 from ...backends import compute_dtype
 from ...triton import launch
-from . import tile_sizes as joint_tiles
+from . import tile_sizes
 from .blocks import LOG2_E, block_product, load_block, real_keys
 
 
 @triton.jit(do_not_specialize=["query_count", "key_count"])
 def _joint_forward(
-    query,
-    query_strides,
-    key,
-    key_strides,
-    value,
-    value_strides,
-    key_mask,
-    mask_strides,
-    attended,
-    logsumexp,
-    query_count,
-    key_count,
-    width,
-    value_width,
-    SCALE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    VALUES: tl.constexpr,
-    WHOLE: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
+    query, query_strides, key, key_strides, value, value_strides, key_mask, mask_strides,
+    attended, logsumexp, query_count, key_count, width, value_width,
+    SCALE: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
+    VALUES: tl.constexpr, WHOLE: tl.constexpr, ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
-):
-    """One block of queries and one slice of the values' channels, over all keys."""
+):  # fmt: skip
+    """Attended values of one block of queries and one slice of the values' channels, over all keys."""
     row_blocks = tl.cdiv(query_count, ROWS)
     batch = (tl.program_id(0) // row_blocks).to(tl.int64)
     rows = (tl.program_id(0) % row_blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -61,23 +44,13 @@ def _joint_forward(
             )
         else:
             logits = block_product(
-                query,
-                query_strides,
-                rows,
-                real_rows,
-                key,
-                key_strides,
-                keys,
-                real,
-                width,
-                CHANNELS,
-                ACCUMULATOR,
-                PRECISION,
-            )
-        # To base 2, and scaled after the product, so that no scaled query is rounded.
+                query, query_strides, rows, real_rows, key, key_strides, keys, real, width,
+                CHANNELS, ACCUMULATOR, PRECISION,
+            )  # fmt: skip
+        # In base 2, and scaled after the product, so that no scaled query is rounded.
         logits = tl.where(real[None, :], logits * (SCALE * LOG2_E), float("-inf"))
         raised = tl.maximum(largest, tl.max(logits, 1))
-        # A finite pivot for rows without a real key so far: -inf - (-inf) would be NaN.
+        # A finite pivot for rows without an unmasked key so far: -inf - (-inf) would be NaN.
         pivot = tl.where(raised == float("-inf"), 0.0, raised)
         weights = tl.exp2(logits - pivot[:, None])
         shrink = tl.exp2(largest - pivot)
@@ -92,13 +65,13 @@ def _joint_forward(
             out_dtype=ACCUMULATOR,
         )
 
-    # A row without a real key attends to nothing.
+    # A row without an unmasked key attends to nothing.
     total = total / tl.where(sums == 0, 1.0, sums)[:, None]
     outputs = (batch * query_count + rows)[:, None] * value_width + value_channels[None, :]
     inside = real_rows[:, None] & (value_channels < value_width)[None, :]
     tl.store(attended + outputs, total.to(attended.dtype.element_ty), mask=inside)
     if tl.program_id(1) == 0:
-        # A row without a real key: inf, which makes its weights 0 in the backward pass.
+        # For a row without an unmasked key inf, which makes its weights 0 in the backward pass.
         empty = sums == 0
         largest = tl.where(empty, float("inf"), largest)
         added = tl.log2(tl.where(empty, 1.0, sums))
@@ -116,49 +89,31 @@ def launch_joint_forward(
         query: [B, Tq, d], with any strides, as all inputs.
         key: [B, Tk, d].
         value: [B, Tk, e].
-        key_mask: bool [B, Tk]; None where all keys are real. What stands in other keys and values has no
-            influence.
-        scale: of the logits; each new one is compiled anew.
+        key_mask: bool [B, Tk]; other keys and their values have no influence. None: All keys are attended to.
+        scale: Factor of the logits; a compile-time constant, so each new value compiles the kernel again.
 
     Returns:
-        The attended values [B, Tq, e] in the inputs' dtype, 0 in rows without a real key.
-        The logarithm to base 2 of each row's sum of exponentials, as two parts to be added [B, Tq, 2], float32
-        (float64 for float64 inputs): the row's largest logit, and what the others add to it. Their rounded sum
-        would lose the second part beside large logits. inf and 0 in rows without a real key.
+        The attended values [B, Tq, e] in the inputs' dtype, 0 in rows without an unmasked key.
+        The base-2 log-sum-exp of each row as two summands [B, Tq, 2] in float32 (float64 for float64 inputs): the
+        largest logit, and the log-sum-exp relative to it, which would be lost by rounding in a sum with large
+        logits. inf and 0 in rows without an unmasked key.
     """
     batch, query_count, width = query.shape
     key_count, value_width = value.shape[1:]
-    tile = joint_tiles.forward_tile(query.dtype, width, value_width)
-    whole = joint_tiles.fits_whole(tile, width, joint_tiles.slice_width(value_width))
-    values = joint_tiles.slice_width(value_width)
+    tile = tile_sizes.forward_tile(query.dtype, width, value_width)
+    whole = tile_sizes.fits_whole(tile, width, tile_sizes.slice_width(value_width))
+    values = tile_sizes.slice_width(value_width)
     attended = query.new_empty(batch, query_count, value_width)
     logsumexp = query.new_empty(batch, query_count, 2, dtype=compute_dtype(query.dtype))
     launch.launch(
         _joint_forward,
-        (batch * triton.cdiv(query_count, tile.rows), triton.cdiv(value_width, values)),
-        query,
-        query.stride(),
-        key,
-        key.stride(),
-        value,
-        value.stride(),
-        key_mask,
-        None if key_mask is None else key_mask.stride(),
-        attended,
-        logsumexp,
-        query_count,
-        key_count,
-        width,
-        value_width,
-        SCALE=scale,
-        ROWS=tile.rows,
-        KEYS=tile.keys,
-        CHANNELS=joint_tiles.step(tile, width, whole),
-        VALUES=values,
-        WHOLE=whole,
-        ACCUMULATOR=launch.accumulator(query.dtype),
-        PRECISION=launch.precision(query.dtype),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
+        (batch * triton.cdiv(query_count, tile.rows), triton.cdiv(value_width, values)), query,
+        query.stride(), key, key.stride(), value, value.stride(), key_mask,
+        None if key_mask is None else key_mask.stride(), attended, logsumexp, query_count,
+        key_count, width, value_width,
+        SCALE=scale, ROWS=tile.rows, KEYS=tile.keys,
+        CHANNELS=tile_sizes.step(tile, width, whole), VALUES=values, WHOLE=whole,
+        ACCUMULATOR=launch.accumulator(query.dtype), PRECISION=launch.precision(query.dtype),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
     return attended, logsumexp

@@ -1,4 +1,4 @@
-"""The mean over real words of the projected, rectified attended values, which are never held for all words."""
+"""Forward pass of the joint attention's tail: projection, ReLU and mean over real words in one kernel."""
 
 import torch
 import triton
@@ -8,32 +8,18 @@ from torch.nn import functional
 
 from ...backends import compute_dtype
 from ...triton import launch
-from . import tile_sizes as joint_tiles
+from . import tile_sizes
 from .blocks import block_product
 
 
 @triton.jit(do_not_specialize=["places", "words"])
 def _tail_forward(
-    attended,
-    attended_strides,
-    weight,
-    weight_strides,
-    bias,
-    bias_strides,
-    word_order,
-    word_counts,
-    result,
-    places,
-    words,
-    width,
-    channels,
-    PLACES: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """One block of places and one of output channels, over the real words."""
+    attended, attended_strides, weight, weight_strides, bias, bias_strides, word_order,
+    word_counts, result, places, words, width, channels,
+    PLACES: tl.constexpr, OUTPUTS: tl.constexpr, CHANNELS: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The mean for one block of places and one block of output channels, over the real words."""
     place_blocks = tl.cdiv(places, PLACES)
     batch = (tl.program_id(0) // place_blocks).to(tl.int64)
     rows = (tl.program_id(0) % place_blocks).to(tl.int64) * PLACES + tl.arange(0, PLACES)
@@ -54,19 +40,10 @@ def _tail_forward(
         if word_order is not None:
             word = tl.load(word_order + batch * words + number)
         projected = block_product(
-            attended + tl.cast(word, tl.int64) * attended_strides[1],
-            attended_strides,
-            rows,
-            real_rows,
-            weight,
-            weight_strides,
-            outputs,
-            real_outputs,
-            width,
-            CHANNELS,
-            ACCUMULATOR,
-            PRECISION,
-        )
+            attended + tl.cast(word, tl.int64) * attended_strides[1], attended_strides, rows,
+            real_rows, weight, weight_strides, outputs, real_outputs, width, CHANNELS,
+            ACCUMULATOR, PRECISION,
+        )  # fmt: skip
         projected += offset[None, :]
         # Not tl.maximum, which would turn NaN into 0.
         total += tl.where(projected <= 0, 0.0, projected)
@@ -82,14 +59,14 @@ def _tail_forward(
 def launch_tail_forward(
     attended: Tensor, weight: Tensor, bias: Tensor | None, word_mask: Tensor | None, relu: bool
 ) -> Tensor:
-    """The mean over real words n of act(attended[b, p, n] weight^T + bias); see `launch_tail_backward`.
+    """The mean over real words n of act(attended[b, p, n] weight^T + bias).
 
     Args:
         attended: [B, P, N, d], with any strides, as all inputs.
         weight: [C, d].
         bias: [C], or None.
-        word_mask: bool [B, N]; None where all words are real. What stands in other words has no influence.
-        relu: whether act is ReLU. Otherwise it is the identity, and the mean is taken first, in PyTorch.
+        word_mask: bool [B, N]; padded words have no influence. None: All words are real.
+        relu: Use ReLU as act. Otherwise it is the identity, and the mean is taken first, in PyTorch.
 
     Returns:
         [B, P, C] in the inputs' dtype; summed in float32 (float64 for float64 inputs).
@@ -99,31 +76,20 @@ def launch_tail_forward(
         return functional.linear(mean.to(weight.dtype), weight, bias)
     batch, places, words, width = attended.shape
     channels = len(weight)
-    tile = joint_tiles.tail_tile(attended.dtype)
+    tile = tile_sizes.tail_tile(attended.dtype)
     result = attended.new_empty(batch, places, channels)
     launch.launch(
         _tail_forward,
-        (batch * triton.cdiv(places, tile.rows), triton.cdiv(channels, tile.keys)),
-        attended,
-        words_first(attended),
-        weight,
-        weight.stride(),
-        bias,
-        None if bias is None else bias.stride(),
-        *real_words(word_mask),
-        result,
-        places,
-        words,
-        width,
-        channels,
-        PLACES=tile.rows,
-        OUTPUTS=tile.keys,
-        CHANNELS=joint_tiles.step(tile, width, whole=False),
+        (batch * triton.cdiv(places, tile.rows), triton.cdiv(channels, tile.keys)), attended,
+        words_first(attended), weight, weight.stride(), bias,
+        None if bias is None else bias.stride(), *real_words(word_mask), result, places, words,
+        width, channels,
+        PLACES=tile.rows, OUTPUTS=tile.keys,
+        CHANNELS=tile_sizes.step(tile, width, whole=False),
         ACCUMULATOR=launch.accumulator(attended.dtype),
-        PRECISION=launch.precision(attended.dtype),
-        num_warps=tile.warps,
+        PRECISION=launch.precision(attended.dtype), num_warps=tile.warps,
         num_stages=tile.stages,
-    )
+    )  # fmt: skip
     return result
 
 
@@ -133,7 +99,7 @@ def words_first(attended: Tensor) -> tuple[int, ...]:
 
 
 def real_words(word_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The words of each expression, the real ones first [B, N], and how many are real [B]; on the device."""
+    """Indices of each expression's words, real ones first [B, N], and their numbers [B]; no synchronisation."""
     if word_mask is None:
         return None, None
     padded = (~word_mask).to(torch.int8)
@@ -144,7 +110,7 @@ def real_words(word_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
 
 
 def mean_over_words(attended: Tensor, word_mask: Tensor | None) -> Tensor:
-    """[B, P, N, d] -> [B, P, d] in the dtype sums are taken in, without a copy of `attended`."""
+    """[B, P, N, d] -> [B, P, d] in the dtype to compute in, without a copy of `attended`."""
     wide = compute_dtype(attended.dtype)
     if word_mask is None:
         return attended.sum(2, dtype=wide) / attended.shape[2]

@@ -1,4 +1,4 @@
-"""The gradients of the joint attention's tail; what ReLU let through is found again, not kept."""
+"""Backward pass of the joint attention's tail; the argument of ReLU is recomputed."""
 
 import torch
 import triton
@@ -7,37 +7,19 @@ from torch import Tensor
 
 from ...backends import compute_dtype
 from ...triton import launch
-from . import tile_sizes as joint_tiles
+from . import tile_sizes
 from .blocks import block_product, load_block
 from .projection import mean_over_words, real_words, words_first
 
 
 @triton.jit(do_not_specialize=["places", "words"])
-def _tail_attended_gradient(
-    grad,
-    grad_strides,
-    attended,
-    attended_strides,
-    weight,
-    weight_strides,
-    bias,
-    bias_strides,
-    word_mask,
-    mask_strides,
-    word_counts,
-    grad_attended,
-    places,
-    words,
-    width,
-    channels,
-    PLACES: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    SLICE: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """One block of places at one word, and one slice of its channels, over all output channels."""
+def _tail_backward_attended(
+    grad, grad_strides, attended, attended_strides, weight, weight_strides, bias, bias_strides,
+    word_mask, mask_strides, word_counts, grad_attended, places, words, width, channels,
+    PLACES: tl.constexpr, OUTPUTS: tl.constexpr, CHANNELS: tl.constexpr, SLICE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient of attended for one block of places at one word and one slice of channels."""
     place_blocks = tl.cdiv(places, PLACES)
     expression_word = tl.program_id(0) // place_blocks
     batch, word = (expression_word // words).to(tl.int64), (expression_word % words).to(tl.int64)
@@ -58,29 +40,19 @@ def _tail_attended_gradient(
         outputs = (first + tl.arange(0, OUTPUTS)).to(tl.int64)
         real_outputs = outputs < channels
         projected = block_product(
-            attended,
-            attended_strides,
-            rows,
-            real_rows,
-            weight,
-            weight_strides,
-            outputs,
-            real_outputs,
-            width,
-            CHANNELS,
-            ACCUMULATOR,
-            PRECISION,
-        )
+            attended, attended_strides, rows, real_rows, weight, weight_strides, outputs,
+            real_outputs, width, CHANNELS, ACCUMULATOR, PRECISION,
+        )  # fmt: skip
         if bias is not None:
             offset = tl.load(bias + outputs * bias_strides[0], mask=real_outputs, other=0.0)
             projected += offset.to(ACCUMULATOR)[None, :]
-        of_result = load_block(grad, grad_strides, rows, outputs, real_rows, channels)
-        of_projected = tl.where(projected <= 0, 0.0, of_result)
+        grad_result = load_block(grad, grad_strides, rows, outputs, real_rows, channels)
+        grad_projected = tl.where(projected <= 0, 0.0, grad_result)
         weight_block = load_block(
             weight, weight_strides, outputs, slice_channels, real_outputs, width
         )
         total = tl.dot(
-            of_projected.to(weight_block.dtype),
+            grad_projected.to(weight_block.dtype),
             weight_block,
             total,
             input_precision=PRECISION,
@@ -97,32 +69,13 @@ def _tail_attended_gradient(
 
 
 @triton.jit(do_not_specialize=["places", "words", "splits"])
-def _tail_weight_gradient(
-    grad,
-    grad_strides,
-    attended,
-    attended_strides,
-    weight,
-    weight_strides,
-    bias,
-    bias_strides,
-    word_order,
-    word_counts,
-    grad_weight,
-    grad_bias,
-    places,
-    words,
-    splits,
-    width,
-    channels,
-    PLACES: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    SLICE: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """One block of the weight's rows and one slice of its columns, over one split of one expression's tokens."""
+def _tail_backward_weight(
+    grad, grad_strides, attended, attended_strides, weight, weight_strides, bias, bias_strides,
+    word_order, word_counts, grad_weight, grad_bias, places, words, splits, width, channels,
+    PLACES: tl.constexpr, OUTPUTS: tl.constexpr, CHANNELS: tl.constexpr, SLICE: tl.constexpr,
+    ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient of one block of the weight's rows and one slice of its columns, over one split of the tokens."""
     outputs = tl.program_id(0).to(tl.int64) * OUTPUTS + tl.arange(0, OUTPUTS)
     real_outputs = outputs < channels
     slice_channels = tl.program_id(1).to(tl.int64) * SLICE + tl.arange(0, SLICE)
@@ -151,28 +104,18 @@ def _tail_weight_gradient(
         rows = ((step % place_blocks) * PLACES + tl.arange(0, PLACES)).to(tl.int64)
         real_rows = rows < places
         projected = block_product(
-            weight,
-            weight_strides,
-            outputs,
-            real_outputs,
-            tokens,
-            attended_strides,
-            rows,
-            real_rows,
-            width,
-            CHANNELS,
-            ACCUMULATOR,
-            PRECISION,
-        )
+            weight, weight_strides, outputs, real_outputs, tokens, attended_strides, rows,
+            real_rows, width, CHANNELS, ACCUMULATOR, PRECISION,
+        )  # fmt: skip
         projected += offset[:, None]
-        of_result = tl.trans(
+        grad_result = tl.trans(
             load_block(grad, grad_strides, rows, outputs, real_rows, channels)
         )  # [OUTPUTS, PLACES]
-        of_projected = tl.where(projected <= 0, 0.0, of_result)
-        bias_total += tl.sum(of_projected.to(ACCUMULATOR), 1)
+        grad_projected = tl.where(projected <= 0, 0.0, grad_result)
+        bias_total += tl.sum(grad_projected.to(ACCUMULATOR), 1)
         token_block = load_block(tokens, attended_strides, rows, slice_channels, real_rows, width)
         total = tl.dot(
-            of_projected.to(token_block.dtype),
+            grad_projected.to(token_block.dtype),
             token_block,
             total,
             input_precision=PRECISION,
@@ -197,26 +140,26 @@ def launch_tail_backward(
     word_mask: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of `launch_tail_forward`'s inputs; no sum depends on the order in which programs end.
+    """The gradients of `launch_tail_forward`'s inputs; deterministic, without atomics.
 
     Args:
         grad: [B, P, C], with any strides.
-        attended, weight, bias, word_mask, relu: as given to `launch_tail_forward`.
+        attended, weight, bias, word_mask, relu: As given to `launch_tail_forward`.
 
     Returns:
-        The gradients of attended, 0 at words that are not real, of weight, and of bias (None if there is none).
+        The gradients of attended (0 at padded words), of weight, and of bias (None if bias is None).
     """
     if not relu:
         return _linear_backward(grad, attended, weight, bias, word_mask)
     word_order, word_counts = real_words(word_mask)
-    grad_attended = _launch_attended_gradient(grad, attended, weight, bias, word_mask, word_counts)
-    grad_weight, grad_bias = _launch_weight_gradient(
+    grad_attended = _launch_backward_attended(grad, attended, weight, bias, word_mask, word_counts)
+    grad_weight, grad_bias = _launch_backward_weight(
         grad, attended, weight, bias, word_order, word_counts
     )
     return grad_attended, grad_weight, None if bias is None else grad_bias
 
 
-def _launch_attended_gradient(
+def _launch_backward_attended(
     grad: Tensor,
     attended: Tensor,
     weight: Tensor,
@@ -226,41 +169,26 @@ def _launch_attended_gradient(
 ) -> Tensor:
     batch, places, words, width = attended.shape
     channels = len(weight)
-    tile = joint_tiles.tail_attended_gradient_tile(attended.dtype)
-    slice_width = joint_tiles.slice_width(width)
+    tile = tile_sizes.tail_backward_attended_tile(attended.dtype)
+    slice_width = tile_sizes.slice_width(width)
     grad_attended = attended.new_empty(attended.shape)
     launch.launch(
-        _tail_attended_gradient,
-        (batch * words * triton.cdiv(places, tile.rows), triton.cdiv(width, slice_width)),
-        grad,
-        grad.stride(),
-        attended,
-        words_first(attended),
-        weight,
-        weight.stride(),
-        bias,
-        None if bias is None else bias.stride(),
-        word_mask,
-        None if word_mask is None else word_mask.stride(),
-        word_counts,
-        grad_attended,
-        places,
-        words,
-        width,
-        channels,
-        PLACES=tile.rows,
-        OUTPUTS=tile.keys,
-        CHANNELS=joint_tiles.step(tile, width, whole=False),
-        SLICE=slice_width,
+        _tail_backward_attended,
+        (batch * words * triton.cdiv(places, tile.rows), triton.cdiv(width, slice_width)), grad,
+        grad.stride(), attended, words_first(attended), weight, weight.stride(), bias,
+        None if bias is None else bias.stride(), word_mask,
+        None if word_mask is None else word_mask.stride(), word_counts, grad_attended, places,
+        words, width, channels,
+        PLACES=tile.rows, OUTPUTS=tile.keys,
+        CHANNELS=tile_sizes.step(tile, width, whole=False), SLICE=slice_width,
         ACCUMULATOR=launch.accumulator(attended.dtype),
-        PRECISION=launch.precision(attended.dtype),
-        num_warps=tile.warps,
+        PRECISION=launch.precision(attended.dtype), num_warps=tile.warps,
         num_stages=tile.stages,
-    )
+    )  # fmt: skip
     return grad_attended
 
 
-def _launch_weight_gradient(
+def _launch_backward_weight(
     grad: Tensor,
     attended: Tensor,
     weight: Tensor,
@@ -271,43 +199,25 @@ def _launch_weight_gradient(
     """Sums of one part per expression and split, because expressions have different numbers of words."""
     batch, places, words, width = attended.shape
     channels = len(weight)
-    tile = joint_tiles.tail_weight_gradient_tile(attended.dtype)
-    slice_width = joint_tiles.slice_width(width)
+    tile = tile_sizes.tail_backward_weight_tile(attended.dtype)
+    slice_width = tile_sizes.slice_width(width)
     blocks, slices = triton.cdiv(channels, tile.keys), triton.cdiv(width, slice_width)
-    splits = joint_tiles.splits(batch * blocks * slices, words * triton.cdiv(places, tile.rows))
+    splits = tile_sizes.splits(batch * blocks * slices, words * triton.cdiv(places, tile.rows))
     wide = compute_dtype(weight.dtype)
-    of_weight = weight.new_empty(batch * splits, channels, width, dtype=wide)
-    of_bias = weight.new_empty(batch * splits, channels, dtype=wide)
+    grad_weight = weight.new_empty(batch * splits, channels, width, dtype=wide)
+    grad_bias = weight.new_empty(batch * splits, channels, dtype=wide)
     launch.launch(
-        _tail_weight_gradient,
-        (blocks, slices, batch * splits),
-        grad,
-        grad.stride(),
-        attended,
-        words_first(attended),
-        weight,
-        weight.stride(),
-        bias,
-        None if bias is None else bias.stride(),
-        word_order,
-        word_counts,
-        of_weight,
-        of_bias,
-        places,
-        words,
-        splits,
-        width,
-        channels,
-        PLACES=tile.rows,
-        OUTPUTS=tile.keys,
-        CHANNELS=joint_tiles.step(tile, width, whole=False),
-        SLICE=slice_width,
+        _tail_backward_weight, (blocks, slices, batch * splits), grad, grad.stride(), attended,
+        words_first(attended), weight, weight.stride(), bias,
+        None if bias is None else bias.stride(), word_order, word_counts, grad_weight, grad_bias,
+        places, words, splits, width, channels,
+        PLACES=tile.rows, OUTPUTS=tile.keys,
+        CHANNELS=tile_sizes.step(tile, width, whole=False), SLICE=slice_width,
         ACCUMULATOR=launch.accumulator(attended.dtype),
-        PRECISION=launch.precision(attended.dtype),
-        num_warps=tile.warps,
+        PRECISION=launch.precision(attended.dtype), num_warps=tile.warps,
         num_stages=tile.stages,
-    )
-    return of_weight.sum(0).to(weight.dtype), of_bias.sum(0).to(weight.dtype)
+    )  # fmt: skip
+    return grad_weight.sum(0).to(weight.dtype), grad_bias.sum(0).to(weight.dtype)
 
 
 def _linear_backward(
@@ -320,11 +230,11 @@ def _linear_backward(
     mean = mean_over_words(attended, word_mask).to(weight.dtype)
     grad_weight = grad.flatten(0, 1).mT @ mean.flatten(0, 1)
     grad_bias = None if bias is None else grad.sum((0, 1))
-    of_mean = (grad @ weight)[:, :, None]
+    grad_mean = (grad @ weight)[:, :, None]
     if word_mask is None:
-        grad_attended = (of_mean / attended.shape[2]).expand(attended.shape).contiguous()
+        grad_attended = (grad_mean / attended.shape[2]).expand(attended.shape).contiguous()
     else:
         counts = word_mask.sum(1).clamp(min=1)[:, None, None, None]
         real = word_mask[:, None, :, None]
-        grad_attended = torch.where(real, of_mean / counts, 0)
+        grad_attended = torch.where(real, grad_mean / counts, 0)
     return grad_attended, grad_weight, grad_bias

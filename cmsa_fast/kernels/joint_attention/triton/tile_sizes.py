@@ -1,4 +1,4 @@
-"""How the joint attention's kernels and its tail's are cut into programs, by architecture, dtype and width.
+"""Tile sizes of the kernels of the joint attention and of its tail, by architecture, dtype and width.
 
 Every tile was compiled for its architectures: it fits their shared memory, and at widths that are multiples of 16
 no thread spills more than 256 bytes of registers.
@@ -10,17 +10,17 @@ import triton
 from ...triton import launch
 from ...triton.launch import INTERPRETED, Tile
 
-# The most channels that one program accumulates; wider results are cut over the grid.
+# The most channels that one program accumulates; wider results are split over the grid.
 WIDEST_SLICE = 512
 
 # The most channels of a contraction taken at once where it needs several steps.
 _CHUNK = 64
 
-# How many programs fill each architecture's largest GPU: its multiprocessors. Not asked of the device, so
-# that results do not depend on it.
+# Programs that fill each architecture's largest GPU: its multiprocessors. Not queried from the device, so that
+# results do not depend on it.
 _PROGRAMS = {launch.INTERPRETER: 6, 80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 
-# By shared memory for one program: 227 KiB, 163 KiB, 99 KiB.
+# Architectures by shared memory per program: 227 KiB, 163 KiB, 99 KiB.
 _LARGE, _MIDDLE, _SMALL = (90, 100), (80,), (86, 89, 120)
 
 _Tiles = tuple[Tile, Tile, Tile, Tile]  # for widths up to 64, 128, 256 and 512
@@ -53,7 +53,7 @@ _FORWARD = _by_architecture(
     ),
 )
 
-_QUERY_GRADIENT = _by_architecture(
+_BACKWARD_DQ = _by_architecture(
     large=(
         Tile(rows=64, keys=64, channels=64, warps=4, stages=3),
         Tile(rows=128, keys=64, channels=128, warps=8, stages=3),
@@ -74,7 +74,7 @@ _QUERY_GRADIENT = _by_architecture(
     ),
 )
 
-_KEY_GRADIENT = _by_architecture(
+_BACKWARD_DK = _by_architecture(
     large=(
         Tile(rows=64, keys=64, channels=64, warps=4, stages=3),
         Tile(rows=64, keys=128, channels=128, warps=8, stages=3),
@@ -95,7 +95,7 @@ _KEY_GRADIENT = _by_architecture(
     ),
 )
 
-_VALUE_GRADIENT = _by_architecture(
+_BACKWARD_DV = _by_architecture(
     large=(
         Tile(rows=64, keys=64, channels=64, warps=4, stages=3),
         Tile(rows=64, keys=128, channels=128, warps=8, stages=3),
@@ -116,8 +116,8 @@ _VALUE_GRADIENT = _by_architecture(
     ),
 )
 
-# The last products of these two take float32 copies of float16 blocks, which need the room.
-_FLOAT16_GRADIENT: _Tiles = (
+# dQ and dK take float32 copies of float16 blocks in their last products, which need the space.
+_BACKWARD_FLOAT16: _Tiles = (
     Tile(rows=64, keys=64, channels=64, warps=8, stages=2),
     Tile(rows=64, keys=32, channels=128, warps=8, stages=2),
     Tile(rows=64, keys=32, channels=64, warps=8, stages=2),
@@ -133,58 +133,58 @@ _FLOAT32: _Tiles = (
 
 _FLOAT64 = Tile(rows=16, keys=16, channels=16, warps=8, stages=1)
 
-_PROJECTION = Tile(rows=64, keys=64, channels=64, warps=4, stages=2)
+_PREPROCESS = Tile(rows=64, keys=64, channels=64, warps=4, stages=2)
 
 _TAIL = Tile(rows=64, keys=128, channels=64, warps=8, stages=3)
-_TAIL_ATTENDED_GRADIENT = Tile(rows=64, keys=64, channels=64, warps=8, stages=3)
-_TAIL_GRADIENT_FLOAT32 = Tile(rows=16, keys=16, channels=64, warps=8, stages=2)
-_TAIL_WEIGHT_GRADIENT = Tile(rows=32, keys=64, channels=64, warps=8, stages=3)
+_TAIL_BACKWARD_ATTENDED = Tile(rows=64, keys=64, channels=64, warps=8, stages=3)
+_TAIL_BACKWARD_FLOAT32 = Tile(rows=16, keys=16, channels=64, warps=8, stages=2)
+_TAIL_BACKWARD_WEIGHT = Tile(rows=32, keys=64, channels=64, warps=8, stages=3)
 
 
 def forward_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
-    """The tile of the attended values at queries of `width` and values of `value_width` channels."""
+    """The tile of the forward pass at queries of `width` and values of `value_width` channels."""
     return _tile(_FORWARD, dtype, width, value_width)
 
 
-def query_gradient_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
-    """The tile of the queries' gradient."""
-    return _tile(_QUERY_GRADIENT, dtype, width, value_width, _FLOAT16_GRADIENT)
+def backward_dq_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
+    """The tile of dQ."""
+    return _tile(_BACKWARD_DQ, dtype, width, value_width, _BACKWARD_FLOAT16)
 
 
-def key_gradient_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
-    """The tile of the keys' gradient."""
-    return _tile(_KEY_GRADIENT, dtype, width, value_width, _FLOAT16_GRADIENT)
+def backward_dk_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
+    """The tile of dK."""
+    return _tile(_BACKWARD_DK, dtype, width, value_width, _BACKWARD_FLOAT16)
 
 
-def value_gradient_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
-    """The tile of the values' gradient."""
-    return _tile(_VALUE_GRADIENT, dtype, width, value_width)
+def backward_dv_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
+    """The tile of dV."""
+    return _tile(_BACKWARD_DV, dtype, width, value_width)
 
 
-def projection_tile(dtype: torch.dtype) -> Tile:
-    """The tile of the sums of grad * attended, which takes its channels from the queries' gradient."""
-    return _one_tile(_PROJECTION, dtype)
+def preprocess_tile(dtype: torch.dtype) -> Tile:
+    """The tile of the backward preprocessing, which takes its channels from the tile of dQ."""
+    return _one_tile(_PREPROCESS, dtype)
 
 
 def tail_tile(dtype: torch.dtype) -> Tile:
-    """The tile of the tail: rows are places, keys its output channels."""
+    """The tile of the tail's forward pass: rows are places, keys are output channels."""
     return _one_tile(_TAIL, dtype)
 
 
-def tail_attended_gradient_tile(dtype: torch.dtype) -> Tile:
-    """The tile of the tail's gradient of the attended values."""
+def tail_backward_attended_tile(dtype: torch.dtype) -> Tile:
+    """The tile of the gradient of the tail's attended values."""
     if dtype == torch.float32 and not launch.interpreted():
-        return _TAIL_GRADIENT_FLOAT32
-    return _one_tile(_TAIL_ATTENDED_GRADIENT, dtype)
+        return _TAIL_BACKWARD_FLOAT32
+    return _one_tile(_TAIL_BACKWARD_ATTENDED, dtype)
 
 
-def tail_weight_gradient_tile(dtype: torch.dtype) -> Tile:
-    """The tile of the tail's gradient of the weight."""
+def tail_backward_weight_tile(dtype: torch.dtype) -> Tile:
+    """The tile of the gradient of the tail's weight."""
     if dtype == torch.float32 and not launch.interpreted():
-        return _TAIL_GRADIENT_FLOAT32
+        return _TAIL_BACKWARD_FLOAT32
     if launch.architecture() in _LARGE:
-        return _one_tile(_TAIL_ATTENDED_GRADIENT, dtype)
-    return _one_tile(_TAIL_WEIGHT_GRADIENT, dtype)
+        return _one_tile(_TAIL_BACKWARD_ATTENDED, dtype)
+    return _one_tile(_TAIL_BACKWARD_WEIGHT, dtype)
 
 
 def padded(width: int) -> int:
@@ -193,22 +193,22 @@ def padded(width: int) -> int:
 
 
 def slice_width(width: int) -> int:
-    """How many of `width` channels one program accumulates; a power of two."""
+    """The number of channels, of `width`, that one program accumulates; a power of two."""
     return min(WIDEST_SLICE, padded(width))
 
 
 def fits_whole(tile: Tile, *widths: int) -> bool:
-    """Whether products over all the widths take one step each, so that one side is kept between blocks."""
+    """Whether products over all the widths take one step each, so one side stays loaded between blocks."""
     return all(padded(width) <= tile.channels for width in widths)
 
 
 def step(tile: Tile, width: int, whole: bool) -> int:
-    """How many of `width` channels a product takes at once."""
+    """The number of channels, of `width`, that a product takes at once."""
     return padded(width) if whole else min(tile.channels, _CHUNK, padded(width))
 
 
 def splits(programs: int, steps: int) -> int:
-    """Into how many parts a loop of `steps` is cut, given that `programs` run it, to fill the GPU."""
+    """The number of parts to split a loop of `steps` into, so that with `programs` programs it fills the GPU."""
     return max(1, min(steps, _PROGRAMS[launch.architecture()] // max(programs, 1)))
 
 

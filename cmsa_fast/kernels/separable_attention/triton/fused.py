@@ -1,4 +1,4 @@
-"""The fused plan: no array over pairs of places, for three product units forward and ten backward."""
+"""The fused plan: without arrays over pairs of places, at three products forward and ten backward."""
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ def forward(
 ) -> tuple[Tensor, Statistics, Statistics]:
     """
     Args:
-        operands: from `separable_operands.prepare`.
-        places, words: the two sets of keys.
-        weight: [B, N], 1 / (number of true words) on true words, 0 on padding.
+        operands: From `operands.prepare`.
+        places, words: The two sets of keys.
+        weight: [B, N], 1 / (number of real words) on real words, 0 on padding.
 
     Returns:
         [B, P, e] in the features' dtype, and the statistics of the softmax over places and over words.
@@ -42,10 +42,10 @@ def backward(
 ) -> list[Tensor]:
     """
     Args:
-        grad: [B, P, e], of the result, of any strides.
+        grad: [B, P, e], of the result, with any strides.
         attended: [B, P, e], the result, contiguous.
-        operands, places, words, weight: as in forward.
-        of_places, of_words: forward's statistics.
+        operands, places, words, weight: As in forward.
+        of_places, of_words: Forward's statistics.
 
     Returns:
         The gradients of the six features, in their dtype.
@@ -76,7 +76,7 @@ def backward(
 
 
 def _groups(image_index: Tensor, images: int) -> tuple[Tensor, Tensor]:
-    """The expressions sorted by image [B], and where each image's begin [images + 1]."""
+    """The expressions sorted by image [B], and the first of each image [images + 1]."""
     ordered, order = image_index.sort(stable=True)
     every = torch.arange(images + 1, device=image_index.device)
     return order, torch.searchsorted(ordered, every)

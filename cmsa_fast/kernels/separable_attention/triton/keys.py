@@ -1,7 +1,7 @@
-"""The separable attention's backward, the keys' side: gradients of the keys and of the words' logits C.
+"""Backward pass of the separable attention: the gradients of the keys and of the words' logits C.
 
-Work is shared out as in `separable_values`. The gradient of C comes without its factor E_C but for tokens in the
-direct form; beside it stands the softmax summed over places, by which rounding is taken out of it later.
+Work is split over programs as in `values`. The gradient of C is stored without its factor E_C, and separately for
+tokens in the direct form; the softmax summed over places is stored with it, to correct its rounding later.
 """
 
 import torch
@@ -82,7 +82,7 @@ def _key_gradient_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """The transposed gradient of A times the query, and the sums over places that the words' logits need."""
+    """The transposed gradient of A times the query, and sums over places for the gradient of the words' logits."""
     slices = tl.cdiv(WIDTH, CHANNELS)
     group = tl.program_id(1).to(tl.int64)
     part = tl.program_id(2) // slices
@@ -271,12 +271,12 @@ def launch_keys(
 ) -> tuple[Tensor, WordLogits]:
     """
     Args:
-        grad, query, keys, word_query, weight, groups, image_index, statistics: as in `launch_values`.
-        gradients: the rows' of the softmax over these keys.
+        grad, query, keys, word_query, weight, groups, image_index, statistics: As in `launch_values`.
+        gradients: The result of `launch_rows` for these keys.
 
     Returns:
-        The keys' gradient [parts, G, K, d] without what the words' logits bring, in parts to be added up, and what
-        the gradient of those logits is made of; in the dtype of weight.
+        The keys' gradient [parts, G, K, d], in parts to be summed and without the contribution of the words'
+        logits, and the parts of the gradient of those logits; in the dtype of weight.
     """
     batch, number, width = word_query.shape
     places = query.shape[1]

@@ -1,4 +1,4 @@
-"""What both plans of the separable attention start from and end with."""
+"""The inputs of both plans after centring and masking, and the gradient of the words' logits."""
 
 from typing import NamedTuple
 
@@ -19,11 +19,11 @@ class Operands(NamedTuple):
 
 
 def prepare(features: list[Tensor], weight: Tensor, image_index: Tensor | None) -> Operands:
-    """The features with padding zeroed, and less what rows have in common.
+    """Zero the padding and subtract the offsets that rows have in common.
 
-    16-bit queries and keys are taken as they are: their products are exact in float32. Values meet weights that
-    were rounded to 16 bits and so sum to 1 only nearly, which an offset would multiply. It is rounded to 16 bits
-    itself, so that the values less it mostly need no rounding (Sterbenz's lemma).
+    16-bit queries and keys are not centred: their products are exact in float32. Values are multiplied by weights
+    that were rounded to 16 bits and therefore do not sum to exactly 1, an error that an offset would amplify. The
+    offset is rounded to 16 bits, so that subtracting it from the values is mostly exact (Sterbenz's lemma).
     """
     query, key, value = features[:3]
     padding = weight[..., None] == 0
@@ -53,7 +53,7 @@ def prepare(features: list[Tensor], weight: Tensor, image_index: Tensor | None) 
 
 
 def _split_16_bit(value: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """16-bit [..., R, e] -> (rows less what they share, in 16 bits, that offset [..., 1, e] in float32)."""
+    """16-bit [..., R, e] -> rows less their offset in 16 bits, and the offset [..., 1, e] in float32."""
     wide = value.float()
     offset = common_offset(wide, weight).to(value.dtype).float()
     return (wide - offset).to(value.dtype), offset
@@ -62,13 +62,13 @@ def _split_16_bit(value: Tensor, weight: Tensor | None = None) -> tuple[Tensor, 
 class WordLogits(NamedTuple):
     """The gradient of the words' logits C summed over places, in parts, [parts, B, N, K] each."""
 
-    factored: Tensor  # before the factor E_C
-    share: Tensor  # the softmax summed over places, before the factor E_C
+    factored: Tensor  # without the factor E_C
+    share: Tensor  # the softmax summed over places, without the factor E_C
     direct: Tensor  # of the logits of tokens in the direct form
     direct_share: Tensor
 
     def finish(self, exp_word: Tensor) -> Tensor:
-        """[B, N, K], each row of which sums to zero but for rounding; that is taken out."""
+        """[B, N, K]; each row sums to zero up to rounding, which is subtracted."""
         gradient = self.factored.sum(0) * exp_word + self.direct.sum(0)
         share = self.share.sum(0) * exp_word + self.direct_share.sum(0)
         left_over = gradient.sum(-1, keepdim=True)

@@ -1,8 +1,8 @@
-"""The separable attention by Triton kernels: the choice between its two plans, forward and backward.
+"""Entry point of the separable attention's Triton kernels: chooses between two plans, forward and backward.
 
-Neither plan has been measured on a GPU yet. The tiled one is taken where its fewer products should count: for wide
-features and for float32 without TF32 (whose products the library does faster), where each expression has an image
-of its own whose pairs of places fit into a slab.
+Neither plan has been measured on a GPU. The tiled plan computes fewer products; it is chosen for wide features and
+for float32 without TF32 (where the library's matmul is faster), if each expression has its own image and an
+image's pairs of places fit into a slab.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ _forced: list[str] = []
 
 @contextlib.contextmanager
 def only(plan: str) -> Iterator[None]:
-    """Take one of PLANS whatever the sizes, to test and to measure it.
+    """Use one of PLANS for all sizes, for tests and measurements.
 
     Where the tiled plan does not apply (shared images, the backward of float16) the fused one runs.
 
     Raises:
-        ValueError: there is no such plan.
+        ValueError: The plan is unknown.
     """
     if plan not in PLANS:
         raise ValueError(f"plan must be one of {', '.join(PLANS)}; got {plan!r}.")
@@ -49,12 +49,12 @@ def forward(
 ) -> tuple[Tensor, list[Tensor]]:
     """
     Args:
-        features: place query, key, value and word query, key, value, of any strides.
-        weight: [B, N], 1 / (number of true words) on true words, 0 on padding.
+        features: place query, key, value and word query, key, value, with any strides.
+        weight: [B, N], 1 / (number of real words) on real words, 0 on padding.
         image_index: int64 [B], or None.
 
     Returns:
-        [B, P, e] in the features' dtype, and what backward needs of the softmaxes.
+        [B, P, e] in the features' dtype, and the state of the softmaxes for backward.
     """
     weight, image_index = _contiguous(weight, image_index)
     operands = prepare(features, weight, image_index)
@@ -76,9 +76,9 @@ def backward(
 ) -> list[Tensor]:
     """
     Args:
-        grad: [B, P, e], of the result, of any strides.
-        features, weight, image_index: as in forward.
-        attended, state: what forward returned.
+        grad: [B, P, e], of the result, with any strides.
+        features, weight, image_index: As in forward.
+        attended, state: What forward returned.
 
     Returns:
         The gradients of the six features, in their dtype.
@@ -93,7 +93,7 @@ def backward(
 
 
 def _contiguous(weight: Tensor, image_index: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """What the kernels read without strides: a mask may come transposed, an index expanded."""
+    """Make contiguous what the kernels read without strides: weights of a transposed mask, an expanded index."""
     return weight.contiguous(), None if image_index is None else image_index.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""The tail of a CMSA level in one kernel: projection and residual in blocks of channels and places."""
+"""The output projection plus residual of a CMSA level (`level_tail`) in one kernel."""
 
 import torch
 import triton
@@ -56,7 +56,7 @@ def _level_tail_kernel(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """One block of an expression's channels and places; neighbours share the rows of the weight."""
+    """One block of channels and places of an expression; neighbouring programs share rows of the weight."""
     place_blocks = tl.cdiv(places, KEYS)
     channel_blocks = tl.cdiv(channels, ROWS)
     program = tl.program_id(0)
@@ -84,9 +84,9 @@ def _level_tail_kernel(
         )  # fmt: skip
         total += residual.to(ACCUMULATOR)
     word = channel - visual_channels
-    of_word = (word >= 0) & (word < word_channels)
+    is_word = (word >= 0) & (word < word_channels)
     words = mean_word + expression * word_batch_stride + word.to(tl.int64) * word_stride
-    total += tl.load(words, mask=of_word, other=0.0).to(ACCUMULATOR)[:, None]
+    total += tl.load(words, mask=is_word, other=0.0).to(ACCUMULATOR)[:, None]
     if first + ROWS > visual_channels + word_channels:
         spatial = word - word_channels
         residual = load_tile(
@@ -109,7 +109,8 @@ def launch_level_tail(
     coordinates: Tensor,
     image_index: Tensor | None,
 ) -> Tensor:
-    """
+    """The forward pass of `cmsa_fast.kernels.level_tail`.
+
     Args:
         attended: [B, P, d], with any strides, as all inputs.
         output_weight: [C, d].
@@ -156,6 +157,6 @@ def launch_level_tail(
     return result
 
 
-def level_tail_tile(dtype: torch.dtype, of_architecture: int) -> Tile:
+def level_tail_tile(dtype: torch.dtype, on_architecture: int) -> Tile:
     """The tile on an architecture of `launch.ARCHITECTURES` or in the interpreter."""
-    return _TILES[arithmetic(dtype)] if of_architecture else INTERPRETED
+    return _TILES[arithmetic(dtype)] if on_architecture else INTERPRETED

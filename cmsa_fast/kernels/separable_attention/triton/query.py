@@ -1,10 +1,10 @@
-"""The separable attention's backward, the queries' side: the gradient of the places' queries.
+"""Backward pass of the separable attention: the gradient of the places' queries.
 
-Through the softmax over one set of keys, with T = E_A * (grad value^T - delta), it is
+Through the softmax over one set of keys, with T = E_A * (grad value^T - delta), the gradient is
 
     (T * (R E_C) - E_A * (G E_C)) key
 
-and for tokens in the direct form that of a plain softmax.
+and for tokens in the direct form it is that of a plain softmax.
 """
 
 import torch
@@ -225,8 +225,8 @@ def launch_query(
     """
     Args:
         grad: [B, P, e], of the result.
-        query, places, word_query, words, weight: as in forward.
-        groups: the expressions sorted by image and where each image's begin; None: one expression an image.
+        query, places, word_query, words, weight: As in forward.
+        groups: The expressions sorted by image and the first of each image; None: one expression per image.
         of_places, of_words: of the two softmaxes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The separable attention's first pass: row maxima and sums of the softmax over places and over words."""
+"""Forward pass of the separable attention, first kernel: row maxima and sums of both softmaxes."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Keys(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What the mean and backward need of the softmax over one set of keys."""
+    """Row statistics of the softmax over one set of keys, for the mean and for backward."""
 
     maximum: Tensor  # [B, P], the largest logit of the places' factor
     ratio: Tensor  # [B, P, N], R = weight / Z; 0 where the direct form is taken, and on padding
@@ -40,7 +40,7 @@ def _statistics(
     WIDTH: tl.constexpr, WORDS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     MASKED: tl.constexpr, FLOOR: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Row maxima of A, R = weight / (E_A E_C^T), and the log-sum-exp of tokens whose Z is under the floor."""
+    """Row maxima of A, R = weight / (E_A E_C^T), and the log-sum-exp of tokens with Z below the floor."""
     column_of = tl.arange(0, WORDS)
     word_mask = column_of < words
 
@@ -183,13 +183,13 @@ def launch_statistics(
     """
     Args:
         query: [G, P, d], the places' queries.
-        places: the places as keys.
+        places: The places as keys.
         word_query: [B, N, d], contiguous, zero on padding.
-        words: the words as keys; their tensors contiguous.
-        weight: [B, N], 1 / (number of true words) on true words, 0 on padding.
+        words: The words as keys; their tensors contiguous.
+        weight: [B, N], 1 / (number of real words) on real words, 0 on padding.
 
     Returns:
-        Of the softmax over places and of that over words.
+        The statistics of the softmax over places and of that over words.
     """
     batch, number, width = word_query.shape
     count = query.shape[1]

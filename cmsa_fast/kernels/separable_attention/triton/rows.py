@@ -1,11 +1,11 @@
-"""The separable attention's backward, first pass: what the gradients of every row's softmax have in common.
+"""Backward preprocessing of the separable attention: per-row delta and G, used by all gradients.
 
 For the softmax over one set of keys, with T = E_A * (grad value^T - delta),
 
     G = ((T E_C^T) * R) / Z
 
-and for tokens in the direct form the mean of grad value^T - delta under their softmax. Any delta gives the same
-gradients; the mean of grad value^T under the softmax leaves the least to rounding.
+and for tokens in the direct form the mean of grad value^T - delta under their softmax. The
+gradients are invariant to delta; the mean of grad value^T under the softmax gives the smallest rounding error.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from .tile_sizes import separable_tile
 
 
 class RowGradients(NamedTuple):
-    """Of the gradients of the softmax over one set of keys."""
+    """Per-row values for the gradients of the softmax over one set of keys."""
 
     delta: Tensor  # [B, P]
     correction: Tensor  # [B, P, N], G
@@ -207,7 +207,7 @@ def _separable_rows_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < places
     number = tl.arange(0, WORDS)
-    # All true words weigh the same.
+    # All real words have the same weight.
     scale = tl.max(tl.load(weight + expression * words + number, mask=number < words, other=0.0), 0)
     of_expression = expression * places
     own_grad = grad + expression * grad_batch_stride
@@ -270,11 +270,11 @@ def launch_rows(
         grad: [B, P, e], of the result.
         attended: [B, P, e], the result, contiguous.
         offset: [B, e], what forward added to the result.
-        query, places, word_query, words, weight: as in forward.
-        of_places, of_words: forward's statistics.
+        query, places, word_query, words, weight: As in forward.
+        of_places, of_words: Forward's statistics.
 
     Returns:
-        Of the softmax over places and of that over words.
+        The per-row values of the softmax over places and of that over words.
     """
     batch, number, width = word_query.shape
     count, value_width = places.value.shape[1:]

@@ -1,4 +1,4 @@
-"""Tiles of the separable kernels. `python -m benchmarks.compile_report` says what each costs."""
+"""Tile sizes of the separable kernels; `python -m benchmarks.compile_report` reports the resources they use."""
 
 import torch
 

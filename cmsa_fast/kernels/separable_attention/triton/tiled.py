@@ -1,7 +1,7 @@
-"""The tiled plan: arrays over the pairs of places of a few images at a time, and products by the library.
+"""The tiled plan: arrays over the pairs of places of a few images at a time, with the library's matmul.
 
-Two product units forward and five backward; the kernels read and write those arrays, which stay in a large GPU's
-second-level cache. For expressions with an image each.
+It takes two products forward and five backward. The kernels read and write those arrays, which stay in a large
+GPU's L2 cache. Each expression must have its own image.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""The tiled plan's backward kernel of the rows: from the gradients of weights to those of their logits.
+"""Backward kernel of the tiled plan: from the gradient of the attention weights to that of the logits.
 
-With T = E_A * (grad value^T - delta) and G = ((T E_C^T) * R) / Z it is T * (R E_C) - E_A * (G E_C), as in
-`separable_rows` and `separable_query`; the arrays over all pairs are at hand here.
+With T = E_A * (grad value^T - delta) and G = ((T E_C^T) * R) / Z the latter is T * (R E_C) - E_A * (G E_C), as in
+`rows` and `query`; here the arrays over all pairs are in memory.
 """
 
 import triton
@@ -60,7 +60,7 @@ def _tiled_gradients_kernel(
     word_mask = number_of < words
     of_expression = expression * places
     of_words = of_expression * words
-    # All true words weigh the same.
+    # All real words have the same weight.
     scale = tl.max(tl.load(weight + expression * words + number_of, mask=word_mask, other=0.0), 0)
     own_logits = logits + of_expression * keys
     own_gradient = gradient + of_expression * keys
@@ -179,8 +179,8 @@ def launch_gradients(
     Args:
         logits: [B, P, K], query keys^T, in the dtype of weight, contiguous.
         gradient: [B, P, K], grad values^T, likewise.
-        query, keys, word_query, weight: as in `launch_weights`.
-        statistics: forward's, contiguous.
+        query, keys, word_query, weight: As in `launch_weights`.
+        statistics: Forward's, contiguous.
 
     Returns:
         W and the gradient of the logits, [B, P, K] in the query's dtype, and what the words' logits need.

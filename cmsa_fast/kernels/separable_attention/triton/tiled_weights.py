@@ -1,4 +1,4 @@
-"""The tiled plan's forward kernel: from the logits of a slab of rows to the mean over words of their softmax."""
+"""Forward kernel of the tiled plan: from the logits of a slab of rows to the mean softmax over words."""
 
 import torch
 import triton
@@ -159,9 +159,9 @@ def launch_weights(
     Args:
         logits: [B, P, K], query keys^T, in the dtype of weight, contiguous.
         query: [B, P, d], the places' queries.
-        keys: the places or the words as keys, a set for each expression.
+        keys: The places or the words as keys, a set for each expression.
         word_query: [B, N, d], contiguous, zero on padding.
-        weight: [B, N], 1 / (number of true words) on true words, 0 on padding.
+        weight: [B, N], 1 / (number of real words) on real words, 0 on padding.
 
     Returns:
         W [B, P, K] in the query's dtype, and the statistics of the softmax.

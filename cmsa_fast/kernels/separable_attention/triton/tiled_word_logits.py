@@ -1,4 +1,4 @@
-"""The tiled plan's backward kernel of the words' logits C: sums over places."""
+"""Backward kernel of the tiled plan: the gradient of the words' logits C, summed over places."""
 
 import triton
 import triton.language as tl
@@ -143,11 +143,11 @@ def launch_word_logits(
 ) -> WordLogits:
     """
     Args:
-        logits, gradient, query, keys, word_query, statistics: as in `launch_gradients`.
-        gradients: the rows'.
+        logits, gradient, query, keys, word_query, statistics: As in `launch_gradients`.
+        gradients: The rows'.
 
     Returns:
-        What the gradient of the words' logits is made of.
+        The parts of the gradient of the words' logits.
     """
     batch, number, width = word_query.shape
     places, count = logits.shape[1:]

@@ -1,7 +1,7 @@
-"""The separable attention's backward, the values' side: W^T grad, W being the mean over words of a softmax.
+"""Backward pass of the separable attention: the gradient of the values, W^T grad with the mean softmax W.
 
-One program owns a block of keys and walks over its image's expressions and their places, so that nothing is added
-up by atomics. Where that leaves a GPU idle, the places are split over the grid and their sums added afterwards.
+One program computes one block of keys and loops over its image's expressions and their places, so no atomics are
+needed. If too few programs would run to fill the GPU, places are split over the grid and summed afterwards.
 """
 
 import triton
@@ -165,13 +165,13 @@ def launch_values(
     Args:
         grad: [B, P, e], of the result.
         query: [G', P, d], the places' queries.
-        keys: the places or the words as keys.
+        keys: The places or the words as keys.
         word_query: [B, N, d], contiguous, zero on padding.
         weight: [B, N].
-        groups: the expressions sorted by image and where each image's begin, where the keys are places that
+        groups: The expressions sorted by image and the first of each image, where the keys are places that
             expressions share; None: each expression has keys of its own.
         image_index: [B], where expressions with keys of their own share queries.
-        statistics: forward's, of the softmax over these keys.
+        statistics: Forward's, of the softmax over these keys.
 
     Returns:
         [G, K, e] in the dtype of weight.

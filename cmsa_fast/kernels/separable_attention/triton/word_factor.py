@@ -1,4 +1,4 @@
-"""The words' factor of the softmax: exp(C - row maximum), C[n, k] = word_query_n . key_k."""
+"""The words' factor of the softmax, E_C = exp(C - row maximum) with C[n, k] = word_query_n . key_k."""
 
 import torch
 import triton
