@@ -19,15 +19,7 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.\w+", re.IGNORECASE)
 
 
 def numbering_of(source: Source, reading: Reading) -> str:
-    """Which collection the image numbers of a data set belong to.
-
-    Args:
-        source: The data set.
-        reading: Its records.
-
-    Returns:
-        "COCO", "SAIAPR TC-12", or "" if only the images' names can tell (`record_numbering`).
-    """
+    """Numbering of a data set: "COCO", "SAIAPR TC-12", or "" if only the images' names can tell."""
     if any(published_origin(count)[1] for count in reading.published_expressions.values()):
         return "COCO"  # whatever the images are called in this copy
     if source.form == "referit" or reading.title.lower().startswith(("referit", "refclef")):
@@ -36,30 +28,22 @@ def numbering_of(source: Source, reading: Reading) -> str:
 
 
 def record_numbering(record: Record, data_set: str, numbering: str) -> str:
-    """The collection of one record's image number.
+    """Numbering of one record's image, given what `numbering_of` returns for its data set.
 
-    Args:
-        record: The record.
-        data_set: Title of its data set.
-        numbering: What `numbering_of` returns. Empty: "COCO" if the image's name contains the number
-            as COCO writes it, else the data set's own numbering.
+    If that is empty: "COCO" if the image's name contains the number as COCO writes it, else the data set itself.
     """
-    return numbering or ("COCO" if _is_named_as_coco(record) else data_set)
+    if numbering:
+        return numbering
+    image = record.image
+    name = image.file_name if isinstance(image, ImageFile) else image.name
+    match = _COCO_NAME.fullmatch(PurePath(name).name)
+    return "COCO" if match is not None and int(match[1]) == record.image_id else data_set
 
 
 def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
-    """Reads the file that `cmsa-fast data check --write-exclusions` writes.
+    """Reads the file that `cmsa-fast data check --write-exclusions` writes: image numbers under each numbering.
 
-    Args:
-        path: A JSON file `{"images": {numbering: [number, ...], ...}}`; older files have the key
-            "pictures" instead.
-
-    Returns:
-        The image numbers under each numbering.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file has another form.
+    It is JSON, `{"images": {numbering: [number, ...], ...}}`; older files have the key "pictures" instead.
     """
     try:
         content = load_json(path)
@@ -87,16 +71,7 @@ def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
 def excluded_images(
     source: Source, reading: Reading, exclude: Mapping[str, Collection[int]]
 ) -> frozenset[int]:
-    """Selects the images of a data set that are to be excluded; logs a warning if none can match.
-
-    Args:
-        source: The data set.
-        reading: Its records.
-        exclude: Numbers under each numbering, as `read_exclusions` returns them.
-
-    Returns:
-        The `image_id` of the records' images that are listed under their own numbering.
-    """
+    """Returns the images that `exclude` lists under their own numbering; logs a warning if none can match."""
     whose = numbering_of(source, reading)
     numbers = {
         (record_numbering(record, reading.title, whose), record.image_id)
@@ -113,10 +88,3 @@ def excluded_images(
     return frozenset(
         number for numbering, number in numbers if number in exclude.get(numbering, ())
     )
-
-
-def _is_named_as_coco(record: Record) -> bool:
-    image = record.image
-    name = image.file_name if isinstance(image, ImageFile) else image.name
-    match = _COCO_NAME.fullmatch(PurePath(name).name)
-    return match is not None and int(match[1]) == record.image_id
