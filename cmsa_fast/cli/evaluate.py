@@ -115,10 +115,11 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     import torch
 
     from ..data.batch import Collate
+    from ..data.vocabulary import Vocabulary
     from ..evaluation.conventions import CONVENTIONS
     from ..evaluation.evaluate import evaluate
     from ..evaluation.visualization import draw_or_warn, save_extremes
-    from ..models.checkpoint import load_model, vocabulary_of
+    from ..models.checkpoint import load_model
     from ..system.processes import joined_processes, select_device
     from .evaluation_folder import evaluation_folder, write_partial_results
     from .run_folder import EXAMPLES
@@ -144,7 +145,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
         model.to(where)
         errors = _collector(options)
         dataset, title = _dataset(options, config.size, errors)
-        collate = Collate(vocabulary_of(config), config.size, config.max_words)
+        collate = Collate(Vocabulary(config.tokens), config.size, config.max_words)
         refiner = _refiner(options, stack, processes)
         started = time.perf_counter()
         done: list[ExpressionResult] = []
