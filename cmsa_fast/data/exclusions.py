@@ -21,12 +21,7 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.\w+", re.IGNORECASE)
 def numbering_of(source: Source, reading: Reading) -> str:
     """Which collection the image numbers of a data set belong to.
 
-    Args:
-        source: The data set.
-        reading: Its records.
-
-    Returns:
-        "COCO", "SAIAPR TC-12", or "" if only the images' names can tell (`record_numbering`).
+    "COCO", "SAIAPR TC-12", or "" if only the images' names can tell (`record_numbering`).
     """
     if any(published_origin(count)[1] for count in reading.published_expressions.values()):
         return "COCO"  # whatever the images are called in this copy
@@ -36,13 +31,10 @@ def numbering_of(source: Source, reading: Reading) -> str:
 
 
 def record_numbering(record: Record, data_set: str, numbering: str) -> str:
-    """The collection of one record's image number.
+    """The collection of one record's image number: `numbering` as `numbering_of` returns it.
 
-    Args:
-        record: The record.
-        data_set: Title of its data set.
-        numbering: What `numbering_of` returns. Empty: "COCO" if the image's name contains the number
-            as COCO writes it, else the data set's own numbering.
+    If that is empty: "COCO" if the image's name contains the number as COCO writes it, else `data_set`, the
+    title of the data set.
     """
     return numbering or ("COCO" if _is_named_as_coco(record) else data_set)
 
@@ -87,15 +79,9 @@ def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
 def excluded_images(
     source: Source, reading: Reading, exclude: Mapping[str, Collection[int]]
 ) -> frozenset[int]:
-    """Selects the images of a data set that are to be excluded; logs a warning if none can match.
+    """The `image_id` of the records' images that `exclude` lists under their own numbering.
 
-    Args:
-        source: The data set.
-        reading: Its records.
-        exclude: Numbers under each numbering, as `read_exclusions` returns them.
-
-    Returns:
-        The `image_id` of the records' images that are listed under their own numbering.
+    `exclude` is what `read_exclusions` returns; a warning is logged if none of its numberings can match.
     """
     whose = numbering_of(source, reading)
     numbers = {

@@ -182,7 +182,6 @@ class StoredMask:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the mask is empty."""
         return not self.counts
 
     def decode(self, height: int, width: int) -> Tensor:
@@ -195,12 +194,8 @@ class StoredMask:
 class TableRecords(Sequence[Record]):
     """The rows of a converted table, decoded to a `Record` when they are accessed.
 
-    Args:
-        path: The file.
-        table: Its rows without `image`, with their numbers in the file as column `row`.
-        folders: The folders of images, by their index.
-        starts: First row of each row group of the file, and the number of rows.
-        origin: Where the records come from (`Description.origin`).
+    `table` has no column `image`, and the numbers of its rows in the file as column `row`; `starts` are the
+    first row of each row group of the file, and the number of rows.
     """
 
     def __init__(

@@ -42,13 +42,7 @@ def read_grefcoco(source: Source, split: str | None, errors: ErrorCollector) -> 
 def annotations_of(record: Any, where: Where) -> tuple[str, ...]:
     """The identifiers of the objects of a record; none if its expressions refer to nothing.
 
-    Args:
-        record: A record of `grefs(<split_by>)`; `ann_id` may be a list or one identifier, `no_target`
-            may be missing.
-        where: Location of the record.
-
-    Raises:
-        ValueError: A field has another type, or `ann_id` and `no_target` contradict each other.
+    `ann_id` may be a list or one identifier; `no_target` may be missing but must not contradict it.
     """
     value = field(record, "ann_id", where)
     values = value if isinstance(value, list) else [value]

@@ -24,18 +24,7 @@ _NUMBER_TYPE = re.compile("b1|[iu][1248]|f[248]")
 
 
 def load_plain_pickle(path: str | os.PathLike[str]) -> Any:
-    """Reads a pickle file as `loads_plain_pickle` does.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: As `loads_plain_pickle`.
-    """
+    """Reads a pickle file as `loads_plain_pickle` does."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -48,18 +37,9 @@ def loads_plain_pickle(data: bytes, origin: str) -> Any:
     """Reads a pickle of lists, tuples, dictionaries, sets, strings, bytes and numbers.
 
     numpy's numbers become Python's. Byte strings written by Python 2 are decoded as UTF-8; if one of
-    them is not UTF-8, all are decoded as Latin-1 and a warning is logged.
-
-    Args:
-        data: The pickle; any protocol, of Python 2 or 3.
-        origin: Where it came from, for messages.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ValueError: The data are no pickle, are truncated, or name a class or a function. Nothing that
-            they name is imported or called.
+    them is not UTF-8, all are decoded as Latin-1 and a warning is logged. Any protocol is read. ValueError,
+    with `origin`, if the data are no pickle, are truncated, or name a class or a function; nothing that they
+    name is imported or called.
     """
     try:
         _check_memo_numbers(data)
