@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -88,9 +88,7 @@ class Description:
 
     def to_json(self) -> str:
         """What `from_json` reads."""
-        content = {**vars(self), "version": VERSION}
-        content["image_folders"] = [vars(folders) for folders in self.image_folders]
-        return json.dumps(content)
+        return json.dumps({**asdict(self), "version": VERSION})
 
     @classmethod
     def from_json(cls, text: bytes, path: Path) -> Description:

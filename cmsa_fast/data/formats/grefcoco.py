@@ -15,7 +15,7 @@ from ..errors import ErrorCollector
 from ..source import Reading, Source
 from .parsing import Where, field, identifier, kind, place
 from .refer import refer_records
-from .refer_layout import COCO_FOLDERS, ReferFiles, check_names, image_folders
+from .refer_layout import COCO_FOLDERS, ReferFiles, check_names, image_folders, require_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -75,9 +75,8 @@ def _locate(root: Path, name: str, split_by: str, image_folder: Path | None) -> 
         f"the images of COCO train2014 in {' or '.join(COCO_FOLDERS)}."
     )
     folder = root / name
-    for needed in (root, folder):
-        if not needed.is_dir():
-            raise FileNotFoundError(f"there is no folder {needed}. {what_belongs}")
+    require_folder(root, what_belongs)
+    require_folder(folder, what_belongs)
     instances = folder / "instances.json"
     candidates = [folder / f"grefs({split_by}){suffix}" for suffix in (".json", ".p")]
     found = [file for file in candidates if file.is_file()]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..masks import MaskSource
 from .parsing import (
@@ -26,8 +26,7 @@ _SETTLED_NS = 2 * 10**9  # a younger file may change again without its time chan
 _Entry = TypeVar("_Entry")
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(NamedTuple):
     """One object."""
 
     image_id: str | None  # None if not stated
@@ -35,8 +34,7 @@ class Annotation:
     is_crowd: Any  # the field `iscrowd`, unchecked
 
 
-@dataclass(frozen=True, slots=True)
-class ImageEntry:
+class ImageEntry(NamedTuple):
     """One image."""
 
     file_name: str

@@ -42,8 +42,8 @@ def locate_refer_files(
     """
     root = Path(root)
     check_names(name=name, split_by=split_by)
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}. {_what_belongs(name, split_by)}")
+    what_belongs = _what_belongs(name, split_by)
+    require_folder(root, what_belongs)
     folder = root / name
     if not folder.is_dir() and name not in PUBLISHED_EXPRESSIONS:
         there = sorted(file.parent.name for file in root.glob("*/instances.json"))
@@ -65,8 +65,8 @@ def locate_refer_files(
     instances = folder / "instances.json"
     for file in (references, instances):
         if not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}. {_what_belongs(name, split_by)}")
-    folders = image_folders(root, _usual_folders(name), image_folder, _what_belongs(name, split_by))
+            raise FileNotFoundError(f"there is no file {file}. {what_belongs}")
+    folders = image_folders(root, _usual_folders(name), image_folder, what_belongs)
     return ReferFiles(references, instances, folders)
 
 
@@ -75,6 +75,12 @@ def check_names(**arguments: str) -> None:
     for argument, value in arguments.items():
         if value in ("", "..") or PurePath(value).name != value:
             raise ValueError(f"{argument} must be the name of a data set or split, not {value!r}")
+
+
+def require_folder(folder: Path, what_belongs: str) -> None:
+    """Raises FileNotFoundError, which ends with the description of the layout, for a missing folder."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}. {what_belongs}")
 
 
 def existing_folder(image_folder: str | os.PathLike[str]) -> Path:
