@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,18 +51,7 @@ class DataCheckOptions:
 
 
 def run_data_check(options: DataCheckOptions) -> CheckResult:
-    """Checks a root folder and writes the requested files.
-
-    Args:
-        options: What to check.
-
-    Returns:
-        The result; `ok` is False if anything is missing or damaged.
-
-    Raises:
-        FileNotFoundError: The root, or the folder of a file to write, does not exist.
-        ValueError: `num_workers` is negative.
-    """
+    """Checks a root folder and writes the requested files."""
     from ..data.check.inspection import inspect_root
     from ..data.check.leakage import exclusions
     from ..system.files import write_json
@@ -90,18 +80,12 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
 
 def check_as_dict(result: CheckResult) -> dict[str, Any]:
     """The result as a dictionary for JSON."""
-    findings = [
-        {**asdict(finding), "severity": finding.severity, "count": len(finding.details)}
-        for finding in result.findings
-    ]
-    data_sets = [{**asdict(data_set), "root": str(data_set.root)} for data_set in result.data_sets]
-    return {
-        **asdict(result),
-        "root": str(result.root),
-        "ok": result.ok,
-        "data_sets": data_sets,
-        "findings": findings,
-    }
+    content = {**asdict(result), "root": str(result.root), "ok": result.ok}
+    for data_set in content["data_sets"]:
+        data_set["root"] = str(data_set["root"])
+    for written, finding in zip(content["findings"], result.findings, strict=True):
+        written.update(severity=finding.severity, count=len(finding.details))
+    return content
 
 
 def format_check(result: CheckResult) -> str:
@@ -138,10 +122,8 @@ def _table(one: DataSetCheck) -> Iterator[str]:
     width = max(len("split"), *(len(split.split) for split in one.splits))
     yield f"  {'split':<{width}}  references  expressions  images  as published"
     for split in one.splits:
-        yield (
-            f"  {split.split:<{width}}  {split.references:>10}  {split.expressions:>11}  "
-            f"{split.images:>6}  {_as_published(split)}"
-        )
+        counts = f"{split.references:>10}  {split.expressions:>11}  {split.images:>6}"
+        yield f"  {split.split:<{width}}  {counts}  {_as_published(split)}"
 
 
 def _as_published(split: SplitCount) -> str:
@@ -179,17 +161,14 @@ def _leak(leak: Leak) -> str:
 
 
 def _verdict(result: CheckResult) -> str:
-    counts = {
-        severity: sum(finding.severity == severity for finding in result.findings)
-        for severity in _HEADINGS
-    }
+    counts = Counter(finding.severity for finding in result.findings)
     depth = "decoded" if result.decoded else "only their sizes"
     checked = f"{result.images} images checked ({depth})"
+    errors, warnings = (
+        f"{counts[severity]} kind{'s' * (counts[severity] != 1)} of {severity}"
+        for severity in ("error", "warning")
+    )
     if not result.ok:
-        return f"Incomplete or damaged: {_kinds(counts['error'], 'error')}. {checked}."
-    warnings = _kinds(counts["warning"], "warning") if counts["warning"] else "no warning"
-    return f"Nothing is missing or damaged; {warnings}. {checked}."
-
-
-def _kinds(count: int, what: str) -> str:
-    return f"{count} {'kind' if count == 1 else 'kinds'} of {what}"
+        return f"Incomplete or damaged: {errors}. {checked}."
+    described = warnings if counts["warning"] else "no warning"
+    return f"Nothing is missing or damaged; {described}. {checked}."

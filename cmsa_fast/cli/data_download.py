@@ -50,14 +50,7 @@ class DownloadOptions:
 def run_download(
     options: DownloadOptions, catalogue: Mapping[str, Collection] | None = None
 ) -> str:
-    """Downloads, verifies and unpacks one collection; does nothing if it exists already.
-
-    Args:
-        options: What to download.
-        catalogue: Collections by name; None for the published ones.
-
-    Returns:
-        A report of what was done, or would be done.
+    """Downloads, verifies and unpacks one collection, unless it exists; reports what was or would be done.
 
     Raises:
         ValueError: An option is invalid, the target folder is incomplete, or a file is not the expected one.
@@ -78,9 +71,8 @@ def run_download(
     if existing is not None:
         lines.append(f"{existing} is complete; nothing to download.")
     elif options.dry_run:
-        lines += [
-            f"{file.name} ({readable_size(file.size)}): {file.url}" for file in collection.files
-        ]
+        for file in collection.files:
+            lines.append(f"{file.name} ({readable_size(file.size)}): {file.url}")
         lines.append(f"Target folder: {root / collection.folders[0]}. Nothing was downloaded.")
         lines.append(f"{instructions(options.name, collection, root)}.")
     else:
@@ -118,17 +110,11 @@ def _with_options(collection: Collection, options: DownloadOptions) -> Collectio
         if PurePosixPath(parts.path).suffix.lower() in (".zip", ".json"):
             if len(files) > 1:
                 names = " and ".join(file.name for file in files)
-                raise ValueError(
-                    f"mirror must be the URL of the folder with {names}, not of one file."
-                )
+                raise ValueError(f"mirror must be the URL of the folder with {names}.")
             files = (replace(files[0], url=options.mirror),)
         else:
             folder = parts.path.rstrip("/")
-            files = tuple(
-                replace(
-                    file,
-                    url=parts._replace(path=f"{folder}/{quote(file.name, safe='+()')}").geturl(),
-                )
-                for file in files
-            )
+            paths = [f"{folder}/{quote(file.name, safe='+()')}" for file in files]
+            urls = [parts._replace(path=path).geturl() for path in paths]
+            files = tuple(replace(file, url=url) for file, url in zip(files, urls, strict=True))
     return replace(collection, files=files)

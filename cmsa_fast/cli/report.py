@@ -23,14 +23,10 @@ _GENERALIZED = {
     "T_acc": "T-acc",
     **{f"precision@0.{tenth}": f"prec@0.{tenth}" for tenth in (7, 8, 9)},
 }
+METRIC_TITLES = _GENERALIZED | _NAMES
 _SHOWN_ERRORS = 10
 
 Row = tuple[str, int, Mapping[str, float]]
-
-
-def metric_title(name: str) -> str:
-    """The title of a metric in tables."""
-    return _NAMES.get(name) or _GENERALIZED[name]
 
 
 def format_result(result: Result) -> str:

@@ -205,13 +205,11 @@ def _model(
         "word_channels": recipe.word_channels if embedding is None else embedding.embedding_dim,
         "attention_channels": recipe.attention_channels,
         "fused_channels": recipe.fused_channels,
+        "mask_scale": recipe.mask_scale,
         "backend": options.backend,
     }
-    # Options added after version 0.1 are stored where they are used, so that its checkpoints still fit.
     if options.freeze_backbone:
         common["freeze_backbone"] = True
-    if recipe.mask_scale > 1:
-        common["mask_scale"] = recipe.mask_scale
     known = model_options(options.model)
     for name in (*common, "backbone_weights"):
         given = getattr(options, name, None) not in (None, "auto")

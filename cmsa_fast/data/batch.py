@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,12 +42,7 @@ class Batch:
     letterboxes: list[Letterbox]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Returns a batch with its tensors on `device`.
-
-        Args:
-            device: Target device.
-            non_blocking: Copy asynchronously where the tensors are in pinned memory.
-        """
+        """Returns a batch with its tensors on `device`; see `torch.Tensor.to`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
@@ -54,14 +50,9 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            images=function(self.images),
-            words=function(self.words),
-            word_mask=function(self.word_mask),
-            masks=function(self.masks),
-            image_index=function(self.image_index),
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in tensors.items()}
+        return replace(self, **mapped)
 
 
 class Collate:
@@ -89,13 +80,7 @@ class Collate:
         self._has_warned = False
 
     def __call__(self, samples: list[Sample]) -> Batch:
-        """Collates samples, in their order.
-
-        Args:
-            samples: At least one.
-
-        Returns:
-            The batch; N is the number of words of its longest expression.
+        """Collates at least one sample; N is the number of words of the longest expression.
 
         Raises:
             TypeError: An image is not uint8, a mask is not bool or an expression is not a string.
@@ -115,7 +100,11 @@ class Collate:
             try:
                 place = places.setdefault(sample.image_id, len(images))
                 if place == len(images):
-                    boxes.append(_letterbox(sample.image, self.size))
+                    if sample.image.ndim != 3:
+                        shape = list(sample.image.shape)
+                        raise ValueError(f"image must be [3, H, W], but its shape is {shape}.")
+                    height, width = sample.image.shape[1:]
+                    boxes.append(Letterbox(height, width, self.size))
                     originals.append(sample.image)
                     images.append(boxes[place].image(sample.image))
                 elif sample.image is not originals[place]:
@@ -152,13 +141,6 @@ class Collate:
             )
             self._has_warned = True
         return mask
-
-
-def _letterbox(image: Tensor, size: int) -> Letterbox:
-    if image.ndim != 3:
-        raise ValueError(f"image must be [3, H, W], but its shape is {list(image.shape)}.")
-    height, width = image.shape[1:]
-    return Letterbox(height, width, size)
 
 
 def _check_equal(image: Tensor, first: Tensor) -> None:

@@ -19,10 +19,7 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})\.\w+", re.IGNORECASE)
 
 
 def numbering_of(source: Source, reading: Reading) -> str:
-    """Which collection the image numbers of a data set belong to.
-
-    "COCO", "SAIAPR TC-12", or "" if only the images' names can tell (`record_numbering`).
-    """
+    """Numbering of a data set: "COCO", "SAIAPR TC-12", or "" if only the images' names can tell."""
     if any(published_origin(count)[1] for count in reading.published_expressions.values()):
         return "COCO"  # whatever the images are called in this copy
     if source.form == "referit" or reading.title.lower().startswith(("referit", "refclef")):
@@ -31,27 +28,22 @@ def numbering_of(source: Source, reading: Reading) -> str:
 
 
 def record_numbering(record: Record, data_set: str, numbering: str) -> str:
-    """The collection of one record's image number: `numbering` as `numbering_of` returns it.
+    """Numbering of one record's image, given what `numbering_of` returns for its data set.
 
-    If that is empty: "COCO" if the image's name contains the number as COCO writes it, else `data_set`, the
-    title of the data set.
+    If that is empty: "COCO" if the image's name contains the number as COCO writes it, else the data set itself.
     """
-    return numbering or ("COCO" if _is_named_as_coco(record) else data_set)
+    if numbering:
+        return numbering
+    image = record.image
+    name = image.file_name if isinstance(image, ImageFile) else image.name
+    match = _COCO_NAME.fullmatch(PurePath(name).name)
+    return "COCO" if match is not None and int(match[1]) == record.image_id else data_set
 
 
 def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
-    """Reads the file that `cmsa-fast data check --write-exclusions` writes.
+    """Reads the file that `cmsa-fast data check --write-exclusions` writes: image numbers under each numbering.
 
-    Args:
-        path: A JSON file `{"images": {numbering: [number, ...], ...}}`; older files have the key
-            "pictures" instead.
-
-    Returns:
-        The image numbers under each numbering.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file has another form.
+    It is JSON, `{"images": {numbering: [number, ...], ...}}`; older files have the key "pictures" instead.
     """
     try:
         content = load_json(path)
@@ -79,10 +71,7 @@ def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
 def excluded_images(
     source: Source, reading: Reading, exclude: Mapping[str, Collection[int]]
 ) -> frozenset[int]:
-    """The `image_id` of the records' images that `exclude` lists under their own numbering.
-
-    `exclude` is what `read_exclusions` returns; a warning is logged if none of its numberings can match.
-    """
+    """Returns the images that `exclude` lists under their own numbering; logs a warning if none can match."""
     whose = numbering_of(source, reading)
     numbers = {
         (record_numbering(record, reading.title, whose), record.image_id)
@@ -99,10 +88,3 @@ def excluded_images(
     return frozenset(
         number for numbering, number in numbers if number in exclude.get(numbering, ())
     )
-
-
-def _is_named_as_coco(record: Record) -> bool:
-    image = record.image
-    name = image.file_name if isinstance(image, ImageFile) else image.name
-    match = _COCO_NAME.fullmatch(PurePath(name).name)
-    return match is not None and int(match[1]) == record.image_id

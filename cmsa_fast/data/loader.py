@@ -24,8 +24,8 @@ class BatchLoader:
         dataset: Data set.
         batches: Item indices of each batch.
         collate: Makes a batch of samples.
-        num_workers: Number of worker processes; 0 loads in this process.
-        pin_memory: Return batches in pinned memory.
+        num_workers: As for `DataLoader`.
+        pin_memory: As for `DataLoader`.
         errors: Collects the errors of items, each item once. None raises the first.
     """
 

@@ -68,10 +68,7 @@ class ImageBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Number of batches in one epoch."""
-        groups = len(self._items_of_images)
-        if not self.shuffle:
-            step = self.expressions_per_image
-            groups = sum(-(-len(items) // step) for items in self._items_of_images)
+        groups = len(self._items_of_images if self.shuffle else self._ordered_groups())
         return -(-groups // self.images_per_batch)
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -14,7 +14,8 @@ class Letterbox:
     """An image scaled to fit a square, centred and padded with zeros.
 
     The longer side is scaled to `size`; the other side keeps the aspect ratio, rounded to the nearest pixel and
-    at least 1. `image`, `mask` and `restore` use the same box, whose edges are the edges of the image.
+    at least 1. `image`, `mask` and `restore` use the same box, whose edges are the edges of the image; they
+    raise a TypeError for a tensor of another dtype than stated and a ValueError for another shape.
 
     Args:
         height: Height of the image in pixels, at least 1.
@@ -66,10 +67,6 @@ class Letterbox:
 
         Returns:
             float32 `[3, size, size]` in [0, 1]; the padding is 0.
-
-        Raises:
-            TypeError: `image` is not a uint8 tensor.
-            ValueError: `image` has another shape.
         """
         _check("image", image, torch.uint8, (3, self.height, self.width))
         scaled = _resize(image[None].float(), self.scaled_height, self.scaled_width)[0]
@@ -88,10 +85,6 @@ class Letterbox:
 
         Returns:
             bool `[size, size]`; the padding is False.
-
-        Raises:
-            TypeError: `mask` is not a bool tensor.
-            ValueError: `mask` has another shape.
         """
         _check("mask", mask, torch.bool, (self.height, self.width))
         scaled = _resize(mask[None, None].float(), self.scaled_height, self.scaled_width)[0, 0]
@@ -105,19 +98,12 @@ class Letterbox:
 
         Returns:
             `[..., height, width]` in the same dtype (16-bit types are resized in float32). Differentiable.
-
-        Raises:
-            TypeError: `logits` is not a floating-point tensor.
-            ValueError: `logits` has another shape.
         """
+        actual = _describe(logits)
         if not isinstance(logits, Tensor) or not logits.is_floating_point():
-            raise TypeError(
-                f"logits must be a floating-point tensor, but it is {_describe(logits)}."
-            )
+            raise TypeError(f"logits must be a floating-point tensor, but it is {actual}.")
         if logits.ndim < 2 or logits.shape[-2:] != (self.size, self.size):
-            raise ValueError(
-                f"logits must be [..., {self.size}, {self.size}], but it is {_describe(logits)}."
-            )
+            raise ValueError(f"logits must be [..., {self.size}, {self.size}], but it is {actual}.")
         leading = logits.shape[:-2]
         inside = self._inside(logits).reshape(-1, 1, self.scaled_height, self.scaled_width)
         wide = inside if inside.dtype in (torch.float32, torch.float64) else inside.float()

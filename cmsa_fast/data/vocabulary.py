@@ -30,12 +30,6 @@ def tokenize(expression: str) -> list[str]:
 
     The expression is normalised to Unicode NFC first; otherwise a combining accent would split its word.
 
-    Args:
-        expression: Expression as written.
-
-    Returns:
-        At least one token.
-
     Raises:
         TypeError: `expression` is not a string.
         ValueError: The expression has no word: it is empty, blank or ".".
@@ -102,10 +96,7 @@ class Vocabulary:
                 f"{list(self.tokens[: len(self.SPECIAL)])}."
             )
         self._ids = {token: index for index, token in enumerate(self.tokens) if token}
-        self._check_repetition()
         self._warned: set[str] = set()
-
-    def _check_repetition(self) -> None:
         repeated = [token for token, count in Counter(self.tokens).items() if count > 1 and token]
         words = [token for token in repeated if _WORD_CHARACTER.search(token)]
         if words:
@@ -121,13 +112,7 @@ class Vocabulary:
 
     @classmethod
     def from_expressions(cls, expressions: Iterable[str]) -> Vocabulary:
-        """Builds the list of all words in some expressions.
-
-        Args:
-            expressions: Expressions as written.
-
-        Returns:
-            The special tokens, then the words by decreasing count, equal counts by code points.
+        """Builds the list of all words in some expressions, by decreasing count, equal counts by code points.
 
         Raises:
             TypeError: `expressions` is a string, or an item is not a string.
@@ -142,11 +127,9 @@ class Vocabulary:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Vocabulary:
-        """Reads a list with one token per line, such as the published ones.
+        """Reads a list with one token per line, such as the published ones, from a UTF-8 text file.
 
-        Args:
-            path: UTF-8 text file; the line number, counted from 0, is the id of the word. Whitespace around a
-                token is removed.
+        The line number, counted from 0, is the id of the word. Whitespace around a token is removed.
 
         Raises:
             FileNotFoundError: The file does not exist.
@@ -167,10 +150,7 @@ class Vocabulary:
             raise ValueError(f"The file {path} is not a word list: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Writes the list for `from_file`, one token per line.
-
-        Args:
-            path: File to write; an existing one is replaced.
+        """Writes the list for `from_file`, one token per line; an existing file is replaced.
 
         Raises:
             ValueError: A token cannot be encoded as UTF-8; the file is not changed.
@@ -192,10 +172,6 @@ class Vocabulary:
         The first `max_words` words are kept, as in the published code (20 words). The first truncated
         expression and the first unknown word are logged.
 
-        Args:
-            expression: Expression as written.
-            max_words: Largest number of words, at least 1.
-
         Returns:
             1 to `max_words` ids in `[0, len(self))`, without padding.
 
@@ -207,22 +183,14 @@ class Vocabulary:
             raise ValueError(f"max_words must be at least 1, but it is {max_words}.")
         tokens = tokenize(expression)
         if len(tokens) > max_words:
-            self._warn_once(
-                "An expression of %d words was truncated to %d: %r.",
-                len(tokens),
-                max_words,
-                expression,
-            )
-        ids = []
-        for token in tokens[:max_words]:
-            index = self._ids.get(token)
-            if index is None:
-                self._warn_once(
-                    "The word %r is not in the word list; it is replaced by <unk>.", token
-                )
-                index = self.UNKNOWN_ID
-            ids.append(index)
-        return ids
+            message = "An expression of %d words was truncated to %d: %r."
+            self._warn_once(message, len(tokens), max_words, expression)
+        tokens = tokens[:max_words]
+        for token in tokens:
+            if token not in self._ids:
+                message = "The word %r is not in the word list; it is replaced by <unk>."
+                self._warn_once(message, token)
+        return [self._ids.get(token, self.UNKNOWN_ID) for token in tokens]
 
     def _warn_once(self, message: str, *arguments: object) -> None:
         if message not in self._warned:

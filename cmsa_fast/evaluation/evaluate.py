@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -78,7 +79,6 @@ def evaluate(
             f"labels must have one entry for each of the {len(dataset)} expressions; got {len(labels)}."
         )
     errors = errors or ErrorCollector(strict=True)
-    before = errors.count
     image_ids = dataset.image_ids()
     sampler = ImageBatchSampler(image_ids, images_per_batch, EXPRESSIONS_AT_ONCE, shuffle=False)
     batches = list(sampler)[processes.rank :: processes.count]
@@ -112,14 +112,8 @@ def evaluate(
                 keep(result)
     finally:
         model.train(was_training)
-    unusable = sum(processes.gather(errors.count - before))
     results = [result for part in processes.gather(own) for result in part]
     results.sort(key=lambda result: result.index)
-    distinct = {result.index for result in results}
-    if len(distinct) != len(results) or len(results) + unusable != len(dataset):
-        raise RuntimeError(
-            f"{len(results)} results and {unusable} unusable expressions do not make {len(dataset)} expressions."
-        )
     if not results:
         raise ValueError(f"None of the {len(dataset)} expressions can be evaluated.")
     return score(results, dataset, convention, labels)
@@ -146,24 +140,18 @@ def _measure(
             indices, outputs, batch.letterboxes, batch.samples, strict=True
         ):
             mask = predicted_mask(output.probability, letterbox, sample, convention, refiner)
-            pending.append(_deferred(index, sample, mask, convention))
+            pending.append(partial(_result, index, sample, mask, convention))
         while pending and (refiner is None or len(pending) > _PENDING):
             yield pending.popleft()()
     while pending:
         yield pending.popleft()()
 
 
-def _deferred(
-    index: int, sample: Sample, mask: Callable[[], Tensor], convention: Convention
-) -> Callable[[], ExpressionResult]:
-    return lambda: _result(index, sample, mask(), convention)
-
-
 def _result(
-    index: int, sample: Sample, prediction: Tensor, convention: Convention
+    index: int, sample: Sample, mask: Callable[[], Tensor], convention: Convention
 ) -> ExpressionResult:
     metrics = convention.metrics()
-    metrics.update(prediction, convention.truth(sample.mask))
+    metrics.update(mask(), convention.truth(sample.mask))
     height, width = sample.mask.shape
     return ExpressionResult(
         index=index,

@@ -139,7 +139,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
         lambda f: ["--backbone", "resnet18", "--backbone-weights", f"{f}/none.pth"],
         "none.pth",
     ),
-    "weights of narrow": (lambda _: ["--backbone-weights", "imagenet"], "narrow"),
+    "weights of compact": (lambda _: ["--backbone-weights", "imagenet"], "no published weights"),
     "seed": (lambda _: ["--seed", "-1"], "--seed must be at least 0; got -1."),
     "large seed": (lambda _: ["--seed", str(2**64)], "--seed must be below 2**63"),
     "workers": (lambda _: ["--num-workers", "-2"], "--num-workers must be at least 0; got -2."),

@@ -30,41 +30,30 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Discovery:
-    """Recognised data sets.
+    """Recognised data sets."""
 
-    Attributes:
-        sources: Data sets for `cmsa_fast.data.source.read_records`. Some may be incomplete; their reader reports
-            the missing files.
-        gaps: Messages about folders that cannot be a data set because a file is missing.
-    """
-
-    sources: tuple[Source, ...]
-    gaps: tuple[str, ...]
+    sources: tuple[Source, ...]  # some may be incomplete; their reader reports the missing files
+    gaps: tuple[str, ...]  # messages about folders that cannot be a data set
 
 
 def discover(root: Path, *, image_folder: Path | None = None) -> Discovery:
-    """Searches a folder and its subfolders for data sets; opens Parquet files only.
-
-    Args:
-        root: Folder to search.
-        image_folder: Folder of the images, for every data set.
-
-    Returns:
-        The data sets.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-    """
+    """Searches a folder and its subfolders for data sets; opens Parquet files only."""
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}. {_EXPECTED}.")
     sources: list[Source] = []
     gaps: list[str] = []
     children = sorted(child for child in root.iterdir() if _is_visible_folder(child))
-    for folder in children:
-        if folder.name not in _NO_DATA_SET:
-            sources += _refer(root, folder)
-            gaps += _refer_gaps(folder)
-    sources += _grefcoco(root)
+    for folder in (child for child in children if child.name not in _NO_DATA_SET):
+        authors = _authors(folder, "refs")
+        if not authors and folder.name in PUBLISHED_EXPRESSIONS:
+            authors = [""]  # its reader reports what is missing
+        elif not authors and (folder / "instances.json").is_file():
+            gaps.append(f"{folder} has instances.json, but no refs(<split_by>).p")
+        for split_by in authors:
+            sources.append(Source(form="refer", root=root, name=folder.name, split_by=split_by))
+    if (root / "grefcoco").is_dir():
+        for split_by in _authors(root / "grefcoco", "grefs") or [""]:
+            sources.append(Source(form="grefcoco", root=root, split_by=split_by))
     sources += _anns_masks(root)
     claimed: set[Path] = set()  # a file belongs to the topmost folder that it identifies
     for folder in (root, *children):
@@ -75,30 +64,6 @@ def discover(root: Path, *, image_folder: Path | None = None) -> Discovery:
     if image_folder is not None:
         sources = [replace(source, image_folder=image_folder) for source in sources]
     return Discovery(tuple(sources), tuple(gaps))
-
-
-def _refer(root: Path, folder: Path) -> Iterator[Source]:
-    authors = _authors(folder, "refs")
-    if not authors and folder.name in PUBLISHED_EXPRESSIONS:
-        authors = [""]  # its reader reports what is missing
-    for split_by in authors:
-        yield Source(form="refer", root=root, name=folder.name, split_by=split_by)
-
-
-def _refer_gaps(folder: Path) -> Iterator[str]:
-    has_instances = (folder / "instances.json").is_file()
-    is_published = folder.name in PUBLISHED_EXPRESSIONS
-    if has_instances and not is_published and not _authors(folder, "refs"):
-        yield f"{folder} has instances.json, but no refs(<split_by>).p"
-
-
-def _grefcoco(root: Path) -> Iterator[Source]:
-    folder = root / "grefcoco"
-    if not folder.is_dir():
-        return
-    authors = _authors(folder, "grefs")
-    for split_by in authors or [""]:
-        yield Source(form="grefcoco", root=root, split_by=split_by)
 
 
 def _anns_masks(root: Path) -> Iterator[Source]:

@@ -69,17 +69,11 @@ KINDS: Mapping[Kind, tuple[Severity, str]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """All findings of one kind in one data set.
+    """All findings of one kind in one data set."""
 
-    Attributes:
-        data_set: Label of the data set, or "" for the root.
-        kind: One of `KINDS`.
-        details: One message per occurrence, which names file and record.
-    """
-
-    data_set: str
+    data_set: str  # label, or "" for the root
     kind: Kind
-    details: tuple[str, ...]
+    details: tuple[str, ...]  # one message per occurrence, which names file and record
 
     @property
     def severity(self) -> Severity:
@@ -102,40 +96,24 @@ class SplitCount:
 
 @dataclass(frozen=True)
 class DataSetCheck:
-    """One data set under the root.
+    """One data set under the root."""
 
-    Attributes:
-        label: Unique name in this result.
-        form: Layout of its files.
-        root: Folder it was read from.
-        splits: Its splits, in the order of the files; empty if it cannot be read.
-    """
-
-    label: str
+    label: str  # unique in a result
     form: Form
     root: Path
-    splits: tuple[SplitCount, ...]
+    splits: tuple[SplitCount, ...]  # in the order of the files; empty if they cannot be read
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Result of `data check`.
-
-    Attributes:
-        root: Folder that was checked.
-        data_sets: Recognised data sets.
-        findings: Findings, by data set.
-        leaks: Training and evaluation splits that share images.
-        images: Number of images checked; an image of several data sets counts several times.
-        decoded: Whether they were decoded completely.
-    """
+    """Result of `data check`."""
 
     root: Path
     data_sets: tuple[DataSetCheck, ...]
     findings: tuple[Finding, ...]
     leaks: tuple[Leak, ...]
-    images: int
-    decoded: bool
+    images: int  # number of images checked; an image of several data sets counts several times
+    decoded: bool  # whether they were decoded completely
 
     @property
     def ok(self) -> bool:

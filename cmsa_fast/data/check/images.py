@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from typing import Any, Literal
 
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ...system.processes import ignore_interrupts
@@ -34,21 +34,6 @@ _CHUNK = 32
 _TOLERANCE = 2.0  # pixels by which polygons of the published files may exceed the image
 
 
-@dataclass
-class ImageCheck:
-    """Result of checking one image and its masks.
-
-    Attributes:
-        stored: Height and width in pixels as stored; None if the image was not read.
-        upright: Height and width after applying the EXIF orientation; computed only if `stored` does not fit.
-        findings: Kind and message, which names file and record, of every finding.
-    """
-
-    stored: Size | None = None
-    upright: Size | None = None
-    findings: list[tuple[ImageFinding, str]] = field(default_factory=list)
-
-
 def check_images(
     records: Sequence[Record],
     *,
@@ -56,7 +41,7 @@ def check_images(
     read: bool = True,
     decode: bool = False,
     num_workers: int = 0,
-) -> Iterator[ImageCheck]:
+) -> Iterator[list[tuple[ImageFinding, str]]]:
     """Checks every image of some records, and decodes every mask.
 
     Args:
@@ -67,72 +52,66 @@ def check_images(
         num_workers: Number of worker processes; 0 uses this process. For few images none are started.
 
     Yields:
-        The result for each distinct image, in the order of the records.
+        Kind and message, which names file and record, of every finding about each distinct image.
     """
-    by_image: dict[ImageSource, list[int]] = {}
-    for index, record in enumerate(records):
-        by_image.setdefault(record.image, []).append(index)
-    images = _Images(records, list(by_image.items()), read, decode)
+    by_image: dict[ImageSource, list[Record]] = {}
+    for record in records:
+        by_image.setdefault(record.image, []).append(record)
     loader: DataLoader[Any] = DataLoader(
-        images,
+        list(by_image.values()),  # type: ignore[arg-type]
         batch_size=_CHUNK,
-        collate_fn=list,
-        num_workers=num_workers if len(images) > _FEW else 0,
+        collate_fn=partial(_check_chunk, read, decode),
+        num_workers=num_workers if len(by_image) > _FEW else 0,
         worker_init_fn=ignore_interrupts,
     )
-    with tqdm(total=len(images), desc=title, unit="image", dynamic_ncols=True) as bar:
+    with tqdm(total=len(by_image), desc=title, unit="image", dynamic_ncols=True) as bar:
         for checks in loader:
             yield from checks
             bar.update(len(checks))
 
 
-class _Images(Dataset[ImageCheck]):
-    def __init__(
-        self,
-        records: Sequence[Record],
-        images: list[tuple[ImageSource, list[int]]],
-        read: bool,
-        decode: bool,
-    ) -> None:
-        self._records, self._images = records, images
-        self._read, self._decode = read, decode
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> ImageCheck:
-        image, indices = self._images[index]
-        records = [self._records[index] for index in indices]
-        check = ImageCheck()
-        if self._read:
-            _check_size(image, records[0].mask_size, self._decode, check)
-        reported_sizes: set[Size] = set()
-        checked: set[tuple[int, Size | None]] = set()
-        for record in records:
-            size = record.mask_size or check.stored
-            if size is not None and check.stored not in (None, size):
-                if size not in reported_sizes:
-                    reported_sizes.add(size)
-                    check.findings.append(_size_finding(record, check, size))
-                if size != check.upright:
-                    continue  # its masks belong to another image
-            for mask in record.objects:
-                if (id(mask), size) not in checked:  # references may share an object
-                    checked.add((id(mask), size))
-                    check.findings += _mask_findings(mask, record, size, check.stored is not None)
-        return check
+def _check_chunk(
+    read: bool, decode: bool, images: list[list[Record]]
+) -> list[list[tuple[ImageFinding, str]]]:
+    return [list(_check_image(records, read, decode)) for records in images]
 
 
-def _check_size(image: ImageSource, expected: Size | None, decode: bool, check: ImageCheck) -> None:
+def _check_image(
+    records: list[Record], read: bool, decode: bool
+) -> Iterator[tuple[ImageFinding, str]]:
+    """Checks one image and the masks of all its records."""
+    image, expected = records[0].image, records[0].mask_size
+    stored = upright = None
     try:
-        check.stored = check.upright = _size(image, decode, apply_orientation=False)
-        if expected not in (None, check.stored):
-            check.upright = _size(image, decode, apply_orientation=True)
+        if read:
+            stored = upright = _size(image, decode, apply_orientation=False)
+            if expected not in (None, stored):
+                upright = _size(image, decode, apply_orientation=True)
     except FileNotFoundError as error:
-        check.findings.append(("image-missing", str(error)))
+        yield "image-missing", str(error)
     except (ValueError, OSError) as error:
-        check.stored = check.upright = None
-        check.findings.append(("image-unreadable", str(error)))
+        stored = upright = None
+        yield "image-unreadable", str(error)
+    reported_sizes: set[Size] = set()
+    checked: set[tuple[int, Size | None]] = set()
+    for record in records:
+        size = record.mask_size or stored
+        if size is not None and stored not in (None, size):
+            if size not in reported_sizes:
+                reported_sizes.add(size)
+                if size == upright:
+                    turned = "fits its masks only after applying its EXIF orientation"
+                    yield "image-turned", f"{image.name} {turned}"
+                else:
+                    recorded = f"{_about(record)} says {by(size)}"
+                    message = f"{image.name} is {by(stored)} (height x width), but {recorded}"
+                    yield "image-size", message
+            if size != upright:
+                continue  # its masks belong to another image
+        for mask in record.objects:
+            if (id(mask), size) not in checked:  # references may share an object
+                checked.add((id(mask), size))
+                yield from _mask_findings(mask, record, size, stored is not None)
 
 
 def _size(image: ImageSource, decode: bool, *, apply_orientation: bool) -> Size:
@@ -144,15 +123,6 @@ def _size(image: ImageSource, decode: bool, *, apply_orientation: bool) -> Size:
         return read_image_size(stream, apply_orientation=apply_orientation)
     height, width = image.read(apply_orientation=apply_orientation).shape[1:]
     return height, width
-
-
-def _size_finding(record: Record, check: ImageCheck, size: Size) -> tuple[ImageFinding, str]:
-    name = record.image.name
-    if size == check.upright:
-        return "image-turned", f"{name} fits its masks only after applying its EXIF orientation"
-    return "image-size", (
-        f"{name} is {by(check.stored)} (height x width), but {_about(record)} says {by(size)}"
-    )
 
 
 def _mask_findings(
@@ -167,13 +137,8 @@ def _mask_findings(
     if size is None:
         return
     if not is_image_known and record.size not in (None, mask.size) and mask.size is not None:
-        yield (
-            "mask-unfit",
-            (
-                f"{about} has a mask of {by(mask.size)} (height x width), but its image is recorded as "
-                f"{by(record.size)}"
-            ),
-        )
+        sizes = f"{by(mask.size)} (height x width), but its image is recorded as {by(record.size)}"
+        yield "mask-unfit", f"{about} has a mask of {sizes}"
         return
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and size[0] * size[1] > limit:
@@ -193,13 +158,11 @@ def _mask_findings(
 def _excess(mask: MaskSource, size: Size) -> float:
     """By how many pixels the polygons extend beyond the image."""
     height, width = size
-    return max(
-        (
-            max(float(-polygon.min()), polygon[0::2].max() - width, polygon[1::2].max() - height)
-            for polygon in mask.polygons
-        ),
-        default=0.0,
+    excesses = (
+        max(float(-polygon.min()), polygon[0::2].max() - width, polygon[1::2].max() - height)
+        for polygon in mask.polygons
     )
+    return max(excesses, default=0.0)
 
 
 def _about(record: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 from ..errors import ErrorCollector, one_line
@@ -25,7 +26,7 @@ from .findings import (
     SplitCount,
 )
 from .images import check_images
-from .leakage import SplitImages, find_leaks, split_images
+from .leakage import Images, SplitName, find_leaks, split_images
 
 
 def inspect_root(
@@ -35,24 +36,14 @@ def inspect_root(
     read_images: bool = False,
     num_workers: int = 0,
 ) -> CheckResult:
-    """Reads every data set under a root, decodes every mask and checks every image.
+    """Reads every data set under a root, decodes every mask and checks every image; changes nothing.
 
-    Args:
-        root: Folder with the data sets.
-        image_folder: Folder of the images, if it is none of the usual ones.
-        read_images: Decode every image; otherwise only the start of each file is read.
-        num_workers: Number of worker processes; 0 uses this process.
-
-    Returns:
-        The counts and findings. Nothing on the disk is changed.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
+    Without `read_images` only the start of each image file is read. `num_workers=0` uses this process.
     """
     discovery = discover(root, image_folder=image_folder)
     data_sets: list[DataSetCheck] = []
     findings = [Finding("", "incomplete", discovery.gaps)] if discovery.gaps else []
-    splits: list[SplitImages] = []
+    splits: dict[SplitName, Images] = {}
     images = 0
     for source in discovery.sources:
         details: dict[Kind, list[str]] = {}
@@ -69,11 +60,11 @@ def inspect_root(
                 decode=read_images,
                 num_workers=num_workers,
             )
-            for check in checked:
+            for image_findings in checked:
                 images += has_images
-                for kind, message in check.findings:
+                for kind, message in image_findings:
                     details.setdefault(kind, []).append(message)
-            splits += split_images(reading.records, label, numbering=numbering_of(source, reading))
+            splits |= split_images(reading.records, label, numbering_of(source, reading))
         data_sets.append(DataSetCheck(label, source.form, source.root, tuple(counts)))
         findings += [
             Finding(label, kind, tuple(details[kind])) for kind in KINDS if kind in details
@@ -137,10 +128,8 @@ def _label(source: Source, reading: Reading | None, taken: set[str]) -> str:
         label = f"{label}, {source.form}"
     if label in taken:
         label = f"{label} in {source.root}"
-    unique, number = label, 2
-    while unique in taken:
-        unique, number = f"{label} ({number})", number + 1
-    return unique
+    numbered = (f"{label} ({number})" for number in count(2))
+    return next(unique for unique in chain([label], numbered) if unique not in taken)
 
 
 def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]:
@@ -171,12 +160,10 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
             for what, actual, expected in compared
             if expected not in (None, actual)
         ]
-        if wrong and not records:
-            message = f"split {split} is missing (published: {published} expressions)"
-            details.setdefault("count", []).append(message)
-        elif wrong:
-            message = f"split {split} has {', '.join(wrong)}"
-            details.setdefault("count", []).append(message)
+        if wrong:
+            missing = f"is missing (published: {published} expressions)"
+            message = f"has {', '.join(wrong)}" if records else missing
+            details.setdefault("count", []).append(f"split {split} {message}")
     return counts
 
 

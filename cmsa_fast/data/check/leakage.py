@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import groupby, product
+from operator import itemgetter
 
 from ..exclusions import record_numbering
 from ..types import Record
 
 _TRAINING = ("train", "trainval")
+
+# Images of a split: `(numbering, number)`. The numbering is "COCO", "SAIAPR TC-12" or the data set itself; only
+# numbers of the same numbering are compared.
+Images = AbstractSet[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -23,34 +30,8 @@ class SplitName:
 
 
 @dataclass(frozen=True)
-class SplitImages:
-    """The images of one split.
-
-    Attributes:
-        name: Label of the data set, and the split.
-        numbers: `(numbering, number)` of each image. Only numbers of the same numbering are compared: "COCO",
-            "SAIAPR TC-12", or the data set itself.
-    """
-
-    name: SplitName
-    numbers: frozenset[tuple[str, int]]
-
-    @property
-    def is_training(self) -> bool:
-        """Whether it is a training split."""
-        return self.name.split in _TRAINING
-
-
-@dataclass(frozen=True)
 class Leak:
-    """Images of a training split that are also in an evaluation split.
-
-    Attributes:
-        training: Data set and split for training.
-        evaluation: Data set and split for evaluation.
-        numbering: Numbering of the images.
-        images: Image numbers, ascending.
-    """
+    """Images (numbers, ascending) of a training split that are also in an evaluation split."""
 
     training: SplitName
     evaluation: SplitName
@@ -64,50 +45,31 @@ class Leak:
 
 
 def split_images(
-    records: Iterable[Record], data_set: str, *, numbering: str = ""
-) -> list[SplitImages]:
-    """Collects the image numbers of each split.
-
-    Args:
-        records: Records of one data set.
-        data_set: Label of the data set.
-        numbering: Numbering of the images, as `numbering_of` returns it.
-
-    Returns:
-        One entry per split, in the order of the records.
-    """
-    splits: dict[str, set[tuple[str, int]]] = {}
+    records: Iterable[Record], data_set: str, numbering: str
+) -> dict[SplitName, set[tuple[str, int]]]:
+    """Collects the images of each split; `numbering` is what `numbering_of` returns."""
+    splits: dict[SplitName, set[tuple[str, int]]] = {}
     for record in records:
         number = (record_numbering(record, data_set, numbering), record.image_id)
-        splits.setdefault(record.split, set()).add(number)
-    return [
-        SplitImages(SplitName(data_set, split), frozenset(numbers))
-        for split, numbers in splits.items()
-    ]
+        splits.setdefault(SplitName(data_set, record.split), set()).add(number)
+    return splits
 
 
-def find_leaks(splits: Sequence[SplitImages]) -> list[Leak]:
-    """Compares every training split with every evaluation split.
+def find_leaks(splits: Mapping[SplitName, Images]) -> list[Leak]:
+    """Compares every training split with every evaluation split; pairs within one data set come first.
 
     The "val" split of a data set is part of its own "trainval" by design and is no leak.
-
-    Args:
-        splits: Splits of all data sets.
-
-    Returns:
-        Pairs that share images, pairs within one data set first.
     """
     leaks = []
-    for training in (split for split in splits if split.is_training):
-        for evaluation in (split for split in splits if not split.is_training):
-            is_own = training.name.data_set == evaluation.name.data_set
-            if is_own and (training.name.split, evaluation.name.split) == ("trainval", "val"):
-                continue
-            shared: dict[str, list[int]] = {}
-            for numbering, number in sorted(training.numbers & evaluation.numbers):
-                shared.setdefault(numbering, []).append(number)
-            for numbering, numbers in shared.items():
-                leaks.append(Leak(training.name, evaluation.name, numbering, tuple(numbers)))
+    for training, evaluation in product(splits, splits):
+        if training.split not in _TRAINING or evaluation.split in _TRAINING:
+            continue
+        if training.split == "trainval" and evaluation == SplitName(training.data_set, "val"):
+            continue
+        shared = sorted(splits[training] & splits[evaluation])
+        for numbering, numbers in groupby(shared, key=itemgetter(0)):
+            images = tuple(number for _, number in numbers)
+            leaks.append(Leak(training, evaluation, numbering, images))
     return sorted(leaks, key=lambda leak: not leak.is_within)
 
 

@@ -16,16 +16,9 @@ from ..formats.refer_layout import COCO_FOLDERS, SAIAPR_FOLDERS
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """One file to download.
+    """One file to download; its size in bytes and SHA-256 are None if they are not published."""
 
-    Attributes:
-        name: File name; a .zip file is unpacked, a .json file is copied.
-        url: Where it is downloaded from.
-        size: Size in bytes; None if not published.
-        sha256: Hexadecimal digest; None if not published.
-    """
-
-    name: str
+    name: str  # a .zip file is unpacked, a .json file is copied
     url: str
     size: int | None = None
     sha256: str | None = None
@@ -33,25 +26,15 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """The annotations or the images of a data set, which fill one folder.
-
-    Attributes:
-        title: Description.
-        files: Files to download.
-        folders: Folders under the root in which it may be; it is downloaded into the first.
-        required: Files that the folder must contain.
-        images: Smallest number of images that the folder must contain, subfolders included.
-        needs: Name of the collection with its images; None for images.
-        elsewhere: Other places where it can be downloaded with a browser.
-    """
+    """The annotations or the images of a data set, which fill one folder."""
 
     title: str
     files: tuple[RemoteFile, ...]
-    folders: tuple[str, ...]
-    required: tuple[str, ...] = ()
-    images: int = 0
-    needs: str | None = None
-    elsewhere: str
+    folders: tuple[str, ...]  # under the root, in which it may be; it is downloaded into the first
+    required: tuple[str, ...] = ()  # files that the folder must contain
+    images: int = 0  # smallest number of images that it must contain, subfolders included
+    needs: str | None = None  # name of the collection with its images
+    elsewhere: str  # other places where it can be downloaded with a browser
 
     def missing(self, names: Names[str]) -> str | None:
         """Says what a folder with the given files lacks, or returns None if it is complete."""

@@ -37,12 +37,6 @@ def download(
     Files are stored in `<root>/downloads/<name>` until they are unpacked. A file that the user put there is
     used instead of a download, and kept. The target folder is created by a rename, so it is never incomplete.
 
-    Args:
-        name: Name of the collection in the catalogue.
-        collection: What to download.
-        root: Folder of all data sets.
-        keep_archive: Keep downloaded files after unpacking.
-
     Returns:
         URL, or path of the file that was already there, for each file.
 
@@ -82,11 +76,7 @@ def download(
 
 
 def find_existing(root: Path, collection: Collection) -> Path | None:
-    """Returns the folder that contains the whole collection, or None if there is none.
-
-    Raises:
-        ValueError: A folder contains other files, or only a part of the collection.
-    """
+    """Returns the folder that contains the whole collection; refuses one that contains a part or other files."""
     for place in collection.folders:
         folder = root / place
         names = {

@@ -22,7 +22,7 @@ from cmsa_fast.data.check.findings import (
     SplitCount,
 )
 from cmsa_fast.data.check.inspection import inspect_root
-from cmsa_fast.data.check.leakage import SplitImages, SplitName, find_leaks
+from cmsa_fast.data.check.leakage import SplitName, find_leaks
 from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.formats.convert import convert
 from cmsa_fast.data.formats.published import PUBLISHED_EXPRESSIONS
@@ -277,8 +277,7 @@ def test_images_in_training_and_evaluation_splits(tmp_path: Path) -> None:
 
 def test_val_is_part_of_its_own_trainval_by_design() -> None:
     names = [("a", "trainval"), ("b", "val"), ("a", "val"), ("a", "test")]
-    splits = [SplitImages(SplitName(*name), frozenset({("COCO", 1)})) for name in names]
-    leaks = find_leaks(splits)
+    leaks = find_leaks({SplitName(*name): {("COCO", 1)} for name in names})
     assert [str(leak.evaluation) for leak in leaks] == ["a test", "b val"]
     assert [leak.is_within for leak in leaks] == [True, False]
 

@@ -18,8 +18,8 @@ def forward(
 ) -> tuple[Tensor, Statistics, Statistics]:
     """
     Args:
-        operands: from `separable_operands.prepare`.
-        places, words: the two sets of keys.
+        operands: From `operands.prepare`.
+        places, words: The two sets of keys.
         weight: [B, N], 1 / (number of real words) on real words, 0 on padding.
 
     Returns:
@@ -44,8 +44,8 @@ def backward(
     Args:
         grad: [B, P, e], of the result, with any strides.
         attended: [B, P, e], the result, contiguous.
-        operands, places, words, weight: as in forward.
-        of_places, of_words: forward's statistics.
+        operands, places, words, weight: As in forward.
+        of_places, of_words: Forward's statistics.
 
     Returns:
         The gradients of the six features, in their dtype.

@@ -271,8 +271,8 @@ def launch_keys(
 ) -> tuple[Tensor, WordLogits]:
     """
     Args:
-        grad, query, keys, word_query, weight, groups, image_index, statistics: as in `launch_values`.
-        gradients: the result of `launch_rows` for these keys.
+        grad, query, keys, word_query, weight, groups, image_index, statistics: As in `launch_values`.
+        gradients: The result of `launch_rows` for these keys.
 
     Returns:
         The keys' gradient [parts, G, K, d], in parts to be summed and without the contribution of the words'

@@ -167,9 +167,9 @@ def launch_mean(
 ) -> Tensor:
     """
     Args:
-        query, places, word_query, words, weight: as in `launch_statistics`.
+        query, places, word_query, words, weight: As in `launch_statistics`.
         offset: [B, e], added to the result.
-        of_places, of_words: the statistics of the two softmaxes.
+        of_places, of_words: The statistics of the two softmaxes.
 
     Returns:
         [B, P, e] in the query's dtype.

@@ -77,8 +77,8 @@ def backward(
     """
     Args:
         grad: [B, P, e], of the result, with any strides.
-        features, weight, image_index: as in forward.
-        attended, state: what forward returned.
+        features, weight, image_index: As in forward.
+        attended, state: What forward returned.
 
     Returns:
         The gradients of the six features, in their dtype.

@@ -225,8 +225,8 @@ def launch_query(
     """
     Args:
         grad: [B, P, e], of the result.
-        query, places, word_query, words, weight: as in forward.
-        groups: the expressions sorted by image and the first of each image; None: one expression per image.
+        query, places, word_query, words, weight: As in forward.
+        groups: The expressions sorted by image and the first of each image; None: one expression per image.
         of_places, of_words: of the two softmaxes.
 
     Returns:

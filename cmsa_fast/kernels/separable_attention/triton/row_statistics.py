@@ -183,9 +183,9 @@ def launch_statistics(
     """
     Args:
         query: [G, P, d], the places' queries.
-        places: the places as keys.
+        places: The places as keys.
         word_query: [B, N, d], contiguous, zero on padding.
-        words: the words as keys; their tensors contiguous.
+        words: The words as keys; their tensors contiguous.
         weight: [B, N], 1 / (number of real words) on real words, 0 on padding.
 
     Returns:

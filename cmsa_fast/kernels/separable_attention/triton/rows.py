@@ -270,8 +270,8 @@ def launch_rows(
         grad: [B, P, e], of the result.
         attended: [B, P, e], the result, contiguous.
         offset: [B, e], what forward added to the result.
-        query, places, word_query, words, weight: as in forward.
-        of_places, of_words: forward's statistics.
+        query, places, word_query, words, weight: As in forward.
+        of_places, of_words: Forward's statistics.
 
     Returns:
         The per-row values of the softmax over places and of that over words.

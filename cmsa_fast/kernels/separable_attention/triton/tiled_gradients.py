@@ -179,8 +179,8 @@ def launch_gradients(
     Args:
         logits: [B, P, K], query keys^T, in the dtype of weight, contiguous.
         gradient: [B, P, K], grad values^T, likewise.
-        query, keys, word_query, weight: as in `launch_weights`.
-        statistics: forward's, contiguous.
+        query, keys, word_query, weight: As in `launch_weights`.
+        statistics: Forward's, contiguous.
 
     Returns:
         W and the gradient of the logits, [B, P, K] in the query's dtype, and what the words' logits need.

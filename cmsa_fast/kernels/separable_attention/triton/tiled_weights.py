@@ -159,7 +159,7 @@ def launch_weights(
     Args:
         logits: [B, P, K], query keys^T, in the dtype of weight, contiguous.
         query: [B, P, d], the places' queries.
-        keys: the places or the words as keys, a set for each expression.
+        keys: The places or the words as keys, a set for each expression.
         word_query: [B, N, d], contiguous, zero on padding.
         weight: [B, N], 1 / (number of real words) on real words, 0 on padding.
 

@@ -143,8 +143,8 @@ def launch_word_logits(
 ) -> WordLogits:
     """
     Args:
-        logits, gradient, query, keys, word_query, statistics: as in `launch_gradients`.
-        gradients: the rows'.
+        logits, gradient, query, keys, word_query, statistics: As in `launch_gradients`.
+        gradients: The rows'.
 
     Returns:
         The parts of the gradient of the words' logits.

@@ -165,13 +165,13 @@ def launch_values(
     Args:
         grad: [B, P, e], of the result.
         query: [G', P, d], the places' queries.
-        keys: the places or the words as keys.
+        keys: The places or the words as keys.
         word_query: [B, N, d], contiguous, zero on padding.
         weight: [B, N].
-        groups: the expressions sorted by image and the first of each image, where the keys are places that
+        groups: The expressions sorted by image and the first of each image, where the keys are places that
             expressions share; None: each expression has keys of its own.
         image_index: [B], where expressions with keys of their own share queries.
-        statistics: forward's, of the softmax over these keys.
+        statistics: Forward's, of the softmax over these keys.
 
     Returns:
         [G, K, e] in the dtype of weight.

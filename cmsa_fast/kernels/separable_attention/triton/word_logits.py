@@ -157,7 +157,7 @@ def to_keys(
         parts: [parts, G, K, d], to be summed.
         gradient: [B, N, K], of C.
         word_query: [B, N, d], contiguous, zero on padding.
-        groups: the expressions sorted by set of keys and the first of each set; None: one expression per set.
+        groups: The expressions sorted by set of keys and the first of each set; None: one expression per set.
 
     Returns:
         [G, K, d] in the dtype of word_query.
