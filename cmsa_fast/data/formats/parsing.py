@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..errors import RepeatedReferenceError
 from ..images import ImageFile, image_file
 from ..masks import MaskSource, parse_segmentation
 from ..source import Text
@@ -140,10 +141,10 @@ class RepeatedReferences:
         self._first: dict[object, Where] = {}
 
     def check(self, ref_id: int, content: object, where: Where) -> None:
-        """Raises ValueError if an earlier reference has the same number and the same (hashable) content."""
+        """Raises RepeatedReferenceError if an earlier reference has this number and (hashable) content."""
         first = self._first.setdefault((ref_id, content), where)
         if first is not where:
-            raise ValueError(
+            raise RepeatedReferenceError(
                 f"{place(where)} repeats ref_id {ref_id} of {' '.join(map(str, first[1:]))}"
                 + ("" if first[0] == where[0] else f" in {first[0]}")
             )
