@@ -11,11 +11,12 @@ from torch import Tensor
 
 from .data.images import read_image
 from .data.transforms import Letterbox
+from .data.vocabulary import Vocabulary
 from .evaluation.inference import NATIVE, segment_expressions
 from .evaluation.visualization import overlay
 from .models import for_inference
 from .models.base import ReferringModel
-from .models.checkpoint import ModelConfig, load_model, vocabulary_of
+from .models.checkpoint import ModelConfig, load_model
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Predictor:
         self._inference = for_inference(model)
         self.config = config
         self.device = torch.device(device)
-        self.vocabulary = vocabulary_of(config)
+        self.vocabulary = Vocabulary(config.tokens)
         self._features: Any = None
         self._letterbox: Letterbox | None = None
         self._image: Tensor | None = None

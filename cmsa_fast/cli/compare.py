@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,13 +62,8 @@ def run_compare(options: CompareOptions) -> Comparison:
         path / EXPRESSIONS if path.is_dir() else path for path in (options.first, options.second)
     ]
     first, second = (read_results(path) for path in paths)
-    comparison = compare(
-        first,
-        second,
-        resamples=options.resamples,
-        confidence=options.confidence,
-        seed=options.seed,
-    )
+    settings = {name: getattr(options, name) for name in ("confidence", "resamples", "seed")}
+    comparison = compare(first, second, **settings)
     if options.out is not None:
         write_json(
             options.out,
@@ -77,13 +72,8 @@ def run_compare(options: CompareOptions) -> Comparison:
                 "second": str(paths[1]),
                 "expressions": comparison.expressions,
                 "images": comparison.images,
-                "confidence": options.confidence,
-                "resamples": options.resamples,
-                "seed": options.seed,
-                "measures": {
-                    name: {**asdict(measure), "difference": measure.difference}
-                    for name, measure in comparison.measures.items()
-                },
+                **settings,
+                "measures": {name: vars(one) for name, one in comparison.measures.items()},
                 "better": comparison.better,
                 "worse": comparison.worse,
                 "changed": [
@@ -105,7 +95,7 @@ def run_compare(options: CompareOptions) -> Comparison:
 def format_compare(options: CompareOptions, comparison: Comparison) -> str:
     """The report: each metric with its interval in percent, and the expressions that differ most."""
     from ..evaluation.score import percent
-    from .report import metric_title
+    from .report import METRIC_TITLES
 
     one, two = comparison.pairs[0]
     lines = [
@@ -128,7 +118,7 @@ def format_compare(options: CompareOptions, comparison: Comparison) -> str:
             f"{100 * value:+.2f}" for value in (measure.difference, measure.low, measure.high)
         )
         lines.append(
-            f"{metric_title(name):<14}{first:>9}{second:>9}{change:>10}   {low} to {high}"
+            f"{METRIC_TITLES[name]:<14}{first:>9}{second:>9}{change:>10}   {low} to {high}"
             f"{'  *' if significant else ''}"
         )
     equal = comparison.expressions - comparison.better - comparison.worse

@@ -81,7 +81,7 @@ class EvaluateResult:
     Attributes:
         evaluation: Metrics, and the result of every expression.
         title: What the model was evaluated on.
-        folder: Folder with evaluation.json, sentences.csv and examples/.
+        folder: Folder of the results.
         overview: Image of the best and the worst expressions; None if none were drawn.
         seconds: Duration without loading and drawing.
         errors: One line for each record or image that could not be used.
@@ -115,10 +115,11 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     import torch
 
     from ..data.batch import Collate
+    from ..data.vocabulary import Vocabulary
     from ..evaluation.conventions import CONVENTIONS
     from ..evaluation.evaluate import evaluate
     from ..evaluation.visualization import draw_or_warn, save_extremes
-    from ..models.checkpoint import load_model, vocabulary_of
+    from ..models.checkpoint import load_model
     from ..system.processes import joined_processes, select_device
     from .evaluation_folder import evaluation_folder, write_partial_results
     from .run_folder import EXAMPLES
@@ -144,7 +145,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
         model.to(where)
         errors = _collector(options)
         dataset, title = _dataset(options, config.size, errors)
-        collate = Collate(vocabulary_of(config), config.size, config.max_words)
+        collate = Collate(Vocabulary(config.tokens), config.size, config.max_words)
         refiner = _refiner(options, stack, processes)
         started = time.perf_counter()
         done: list[ExpressionResult] = []
@@ -248,15 +249,10 @@ def _with_run_data(options: EvaluateOptions) -> EvaluateOptions:
             f"{folder} has no {OPTIONS} with the data of the run; name them by --data and --root."
         )
     started = read_options(folder)
+    names = ("root", "name", "split_by", "text", "image_dir")
+    given = {name: getattr(options, name) or getattr(started, name) for name in names}
     return replace(
-        options,
-        data=started.data,
-        root=options.root or started.root,
-        name=options.name or started.name,
-        split_by=options.split_by or started.split_by,
-        text=options.text or started.text,
-        image_dir=options.image_dir or started.image_dir,
-        split=options.split or started.evaluate_split,
+        options, data=started.data, split=options.split or started.evaluate_split, **given
     )
 
 
@@ -325,10 +321,7 @@ def _write(options: EvaluateOptions, result: EvaluateResult, **machine: object) 
         "seconds": round(result.seconds, 2),
         "expressions_per_second": round(evaluation.expressions / result.seconds, 3),
         "errors": result.errors,
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(options).items()
-        },
+        "options": asdict(options),
         **machine,
     }
     write_json(result.folder / EVALUATION, content)

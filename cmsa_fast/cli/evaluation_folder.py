@@ -24,12 +24,7 @@ def evaluation_folder(
 
     It is created before the evaluation, so that a place that is not writable is reported early and two
     simultaneous evaluations never use the same folder. At the end of the block it is removed if it is empty.
-
-    Args:
-        out: The folder that the user named. None: a new one in `parent`.
-        parent: An existing folder.
-        stem: Start of the new folder's name.
-        processes: The processes that share the work; the first one creates the folder.
+    Without `out`, the folder that the user named, it is a new one in `parent` whose name starts with `stem`.
 
     Raises:
         NotADirectoryError: `out` is a file.

@@ -23,14 +23,10 @@ _GENERALIZED = {
     "T_acc": "T-acc",
     **{f"precision@0.{tenth}": f"prec@0.{tenth}" for tenth in (7, 8, 9)},
 }
+METRIC_TITLES = _GENERALIZED | _NAMES
 _SHOWN_ERRORS = 10
 
 Row = tuple[str, int, Mapping[str, float]]
-
-
-def metric_title(name: str) -> str:
-    """The title of a metric in tables."""
-    return _NAMES.get(name) or _GENERALIZED[name]
 
 
 def format_result(result: Result) -> str:
@@ -112,7 +108,7 @@ def _coverage_lines(coverage: Coverage) -> list[str]:
     lines = []
     if coverage.missing:
         parts = {
-            "damaged or repeated records": coverage.unusable_records,
+            "damaged records": coverage.unusable_records,
             "expressions without a word": coverage.without_words,
             "expressions with an unusable image or mask": coverage.unreadable,
         }

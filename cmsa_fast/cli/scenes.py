@@ -23,11 +23,7 @@ def validation_scenes(expressions: int, size: int) -> ScenesDataset:
 
 
 def scene_labels(dataset: ReferringDataset) -> list[list[str]] | None:
-    """The groups of each expression: its kind, and for relations whether word order identifies the object.
-
-    Returns:
-        None for data sets other than scenes.
-    """
+    """The groups of each expression: its kind, and for relations whether word order decides. None: not scenes."""
     if not isinstance(dataset, ScenesDataset):
         return None
     labels = [[kind] for kind in dataset.kinds()]

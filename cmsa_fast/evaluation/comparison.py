@@ -14,7 +14,6 @@ from .results import ExpressionResult
 _CHUNK = 2_000_000  # random numbers drawn at a time
 _TENTHS = (5, 6, 7, 8, 9)
 
-_Key = tuple[int, int, int, str]
 _Pair = tuple[ExpressionResult, ExpressionResult]
 _Array = NDArray[np.float64]
 
@@ -28,17 +27,14 @@ class Difference:
         second: Its value in the second evaluation.
         low: Lower end of the confidence interval of `second - first`.
         high: Upper end of the interval.
+        difference: `second - first`.
     """
 
     first: float
     second: float
     low: float
     high: float
-
-    @property
-    def difference(self) -> float:
-        """`second - first`."""
-        return self.second - self.first
+    difference: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,8 @@ def compare(
         if np.isnan(values).any() or np.isnan(differences).all():
             continue  # no expression of the kind that the metric is about
         low, high = np.nanquantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-        measures[name] = Difference(*map(float, (*values, low, high)))
+        change = values[1] - values[0]
+        measures[name] = Difference(*map(float, (*values, low, high, change)))
     changes = np.array([two.iou - one.iou for one, two in pairs])
     return Comparison(
         expressions=len(pairs),
@@ -145,8 +142,10 @@ def _paired(first: Sequence[ExpressionResult], second: Sequence[ExpressionResult
     return pairs
 
 
-def _by_key(results: Sequence[ExpressionResult], which: str) -> dict[_Key, ExpressionResult]:
-    keyed: dict[_Key, ExpressionResult] = {}
+def _by_key(
+    results: Sequence[ExpressionResult], which: str
+) -> dict[tuple[int, int, int, str], ExpressionResult]:
+    keyed = {}
     for result in results:
         key = (result.image_id, result.ref_id, result.sent_id, result.expression)
         if key in keyed:

@@ -20,7 +20,7 @@ _LAVT_SIDE = 480
 Threshold = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Convention:
     """The rules of one evaluation, from a network's probabilities and a true mask to pixel counts.
 
@@ -44,13 +44,13 @@ class Convention:
 
     name: str
     where: str
-    threshold: float
-    strict_threshold: bool
-    precision_strict: bool
-    empty_union_iou: Literal[0, 1]
-    union_offset: float
-    refine_at: Literal["image", "square"]
-    headline: Literal["overall_iou", "mean_iou"]
+    threshold: float = 0.5
+    strict_threshold: bool = True
+    precision_strict: bool = False
+    empty_union_iou: Literal[0, 1] = 1
+    union_offset: float = 0.0
+    refine_at: Literal["image", "square"] = "image"
+    headline: Literal["overall_iou", "mean_iou"] = "overall_iou"
     source: str
     _from_square: Callable[[Tensor, Letterbox, Threshold], Tensor] = field(repr=False)
     _side: int | None = field(default=None, repr=False)
@@ -82,8 +82,7 @@ class Convention:
             bool at the convention's size, `[H, W]` or `[480, 480]`, on the same device.
 
         Raises:
-            TypeError: `probability` is not a floating-point tensor.
-            ValueError: It has another shape, or values outside [0, 1].
+            TypeError, ValueError: As for `prediction`; any height and width are valid.
         """
         values = _checked(probability, None)
         return self._above_threshold(values if self._side is None else _stretch(values, self._side))
@@ -209,65 +208,43 @@ def _check(name: str, value: Tensor, kind: str, has_kind: bool) -> None:
         raise ValueError(f"{name} must be [H, W] with at least one pixel; got {list(value.shape)}.")
 
 
-_NATIVE = Convention(
-    name="native",
-    where="own size; resized bilinearly, cut",
-    threshold=0.5,
-    strict_threshold=True,
-    precision_strict=False,
-    empty_union_iou=1,
-    union_offset=0.0,
-    refine_at="image",
-    headline="overall_iou",
-    source="this library",
-    _from_square=_native,
-)
-
-_CMSA = Convention(
-    name="cmsa",
-    where="own size; cut, resized, any non-0",
-    threshold=0.5,
-    strict_threshold=False,
-    precision_strict=False,
-    empty_union_iou=1,
-    union_offset=0.0,
-    refine_at="square",
-    headline="overall_iou",
-    source="lwye/CMSA-Net",
-    _from_square=_cmsa,
-)
-
-_LAVT = Convention(
-    name="lavt",
-    where="480x480, both stretched; cut",
-    threshold=0.5,
-    strict_threshold=True,
-    precision_strict=False,
-    empty_union_iou=0,
-    union_offset=0.0,
-    refine_at="image",
-    headline="overall_iou",
-    source="yz93/LAVT-RIS",
-    _from_square=_lavt,
-    _side=_LAVT_SIDE,
-)
-
-_CRIS = Convention(
-    name="cris",
-    where="own size; warped bicubically, cut",
-    threshold=0.35,
-    strict_threshold=True,
-    precision_strict=True,
-    empty_union_iou=0,
-    union_offset=1e-6,
-    refine_at="image",
-    headline="mean_iou",
-    source="DerrickWang005/CRIS.pytorch",
-    _from_square=_cris,
-)
-
 CONVENTIONS: dict[str, Convention] = {
-    convention.name: convention for convention in (_NATIVE, _CMSA, _LAVT, _CRIS)
+    convention.name: convention
+    for convention in (
+        Convention(
+            name="native",
+            where="own size; resized bilinearly, cut",
+            source="this library",
+            _from_square=_native,
+        ),
+        Convention(
+            name="cmsa",
+            where="own size; cut, resized, any non-0",
+            strict_threshold=False,
+            refine_at="square",
+            source="lwye/CMSA-Net",
+            _from_square=_cmsa,
+        ),
+        Convention(
+            name="lavt",
+            where="480x480, both stretched; cut",
+            empty_union_iou=0,
+            source="yz93/LAVT-RIS",
+            _from_square=_lavt,
+            _side=_LAVT_SIDE,
+        ),
+        Convention(
+            name="cris",
+            where="own size; warped bicubically, cut",
+            threshold=0.35,
+            precision_strict=True,
+            empty_union_iou=0,
+            union_offset=1e-6,
+            headline="mean_iou",
+            source="DerrickWang005/CRIS.pytorch",
+            _from_square=_cris,
+        ),
+    )
 }
 """The conventions by name; "native" is the default."""
 

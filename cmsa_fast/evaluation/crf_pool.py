@@ -81,11 +81,10 @@ class RefinementPool:
                 inner = self._executor.submit(
                     refine_array, image_copy, probability_copy, self._parameters
                 )
-        except BrokenProcessPool as error:
+        except BaseException as error:
             self._room.release()
-            raise _killed() from error
-        except BaseException:
-            self._room.release()
+            if isinstance(error, BrokenProcessPool):
+                raise _killed() from error
             raise
         inner.add_done_callback(lambda done: self._deliver(done, refined))
         return refined

@@ -47,14 +47,10 @@ class Refiner(Protocol):
 def segment_expressions(
     model: ReferringModel, features: Any, words: Tensor, word_mask: Tensor, *, explain: bool = False
 ) -> list[Output]:
-    """Run a model on B expressions about one image.
+    """Run a model in eval mode on B expressions about one image.
 
-    Args:
-        model: In eval mode.
-        features: Of one image, from the model's `encode_image`.
-        words: int64 `[B, N]`, word ids, on the model's device.
-        word_mask: bool `[B, N]`, True where a word is real.
-        explain: Also return the word attention if the model provides it.
+    `features` are one image's, from `encode_image`; `words` is int64 and `word_mask` bool, both `[B, N]` on the
+    model's device. With `explain` the outputs have the word attention if the model provides it.
     """
     image_index = torch.zeros(len(words), dtype=torch.int64, device=words.device)
     text = model.encode_text(words, word_mask)
@@ -83,18 +79,8 @@ def segment_batch(
     """Run a model on the expressions of a batch.
 
     Each image is encoded once and passes the model only with its own expressions, so that the result does not
-    depend, even in its last bit, on the other images of the batch.
-
-    Args:
-        model: In eval mode.
-        batch: On the CPU.
-        device: The model's device.
-        groups: For each expression a number: those with the same image and number pass the model together.
-            None: see `group_by_image`.
-        explain: Also return the word attention if the model provides it.
-
-    Returns:
-        One output for each expression of the batch, in its order.
+    depend, even in its last bit, on the other images of the batch. Expressions of one image with the same number
+    in `groups` (None: those of `group_by_image`) pass together.
     """
     moved = batch.to(device)
     images = batch.image_index.tolist()
@@ -115,11 +101,7 @@ def segment_batch(
 
 
 def group_by_image(images: Sequence[int]) -> list[int]:
-    """Number the expressions of each image and divide by `EXPRESSIONS_AT_ONCE`: the group of each expression.
-
-    Args:
-        images: The image of each expression.
-    """
+    """For the image of each expression, its group: its number within the image // `EXPRESSIONS_AT_ONCE`."""
     seen: Counter[int] = Counter()
     groups = []
     for image in images:
@@ -135,17 +117,9 @@ def predicted_mask(
     convention: Convention = NATIVE,
     refiner: Refiner | None = None,
 ) -> Callable[[], Tensor]:
-    """A function that returns the predicted mask; with a refiner it waits for the result.
+    """A function that returns the predicted mask, bool `[H, W]` at the convention's size.
 
-    Args:
-        probability: Floating-point `[S, S]` in [0, 1].
-        letterbox: How the image lies in the square.
-        sample: The expression with its image.
-        convention: How probabilities become a mask, and at which size the refiner runs.
-        refiner: None: the probabilities are used as they are.
-
-    Returns:
-        A function without arguments; its result is bool `[H, W]` at the convention's size.
+    With a refiner, which is given the probabilities `[S, S]` at once, the function waits for its result.
     """
     if refiner is None:
         mask = convention.prediction(probability, letterbox)

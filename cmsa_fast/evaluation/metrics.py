@@ -61,15 +61,10 @@ class ExpressionCounts:
                 f"prediction and truth must have one shape, but they have {list(prediction.shape)} "
                 f"and {list(truth.shape)}."
             )
-        self._append(*_count(prediction, truth))
+        self.add(*_count(prediction, truth))
 
     def add(self, intersection: int, predicted: int, true: int) -> None:
-        """Add one expression whose pixels are already counted.
-
-        Args:
-            intersection: Pixels in both masks.
-            predicted: Pixels of the predicted mask.
-            true: Pixels of the true mask.
+        """Add one expression whose pixels are already counted: those in both masks and in each of them.
 
         Raises:
             TypeError: An argument is not an integer.
@@ -83,13 +78,12 @@ class ExpressionCounts:
                 f"intersection must be at most predicted and true, but it is {intersection} with "
                 f"{predicted} and {true}."
             )
-        self._append(intersection, predicted, true)
+        self.intersections.append(intersection)
+        self.predicted.append(predicted)
+        self.true.append(true)
 
     def merge(self, other: Self) -> None:
-        """Add the expressions of another object, for instance from another process.
-
-        Args:
-            other: Metrics of the same class and rules; not changed.
+        """Add the expressions of another object, which is not changed, for instance from another process.
 
         Raises:
             TypeError: `other` is of another class.
@@ -106,11 +100,6 @@ class ExpressionCounts:
         self.intersections += other.intersections
         self.predicted += other.predicted
         self.true += other.true
-
-    def _append(self, intersection: int, predicted: int, true: int) -> None:
-        self.intersections.append(intersection)
-        self.predicted.append(predicted)
-        self.true.append(true)
 
     def _rules(self) -> dict[str, Any]:
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,6 @@ def read_results(path: Path) -> list[ExpressionResult]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} with results by expression.")
-    results = []
     with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets add a byte order mark
         rows = csv.DictReader(file)
         try:
@@ -109,17 +108,11 @@ def read_results(path: Path) -> list[ExpressionResult]:
     return results
 
 
-def _boolean(text: str) -> bool:
-    if text not in ("True", "False"):
-        raise ValueError
-    return text == "True"
-
-
 _PARSERS: dict[str, Callable[[str], object]] = {
     "int": int,
     "str": str,
     "float": float,
-    "bool": _boolean,
+    "bool": {"True": True, "False": False}.__getitem__,
 }
 
 
@@ -129,7 +122,7 @@ def _result(row: dict[str, str | None]) -> ExpressionResult:
         text = row[field.name]
         try:
             values[field.name] = _PARSERS[str(field.type)](text or "")
-        except ValueError:
+        except (KeyError, ValueError):
             raise ValueError(f"{field.name} must be of type {field.type}; got {text!r}") from None
     result = ExpressionResult(**values)
     if result.convention not in CONVENTIONS:
@@ -145,34 +138,3 @@ def _result(row: dict[str, str | None]) -> ExpressionResult:
         if not 0 <= getattr(result, name) <= 1:  # also fails for NaN
             raise ValueError(f"{name} must be from 0 to 1; got {getattr(result, name)}")
     return result
-
-
-# Upper end and name of each group; for short expressions the groups of the paper's Table 3.
-_LENGTHS: Sequence[tuple[float, str]] = (
-    (2, "1-2 words"),
-    (3, "3 words"),
-    (5, "4-5 words"),
-    (10, "6-10 words"),
-    (20, "11-20 words"),
-    (float("inf"), "over 20 words"),
-)
-_SHARES: Sequence[tuple[float, str]] = (
-    (0.0, "nothing in the image"),
-    (0.01, "up to 1 % of the image"),
-    (0.05, "1-5 %"),
-    (0.15, "5-15 %"),
-    (0.30, "15-30 %"),
-    (1.0, "over 30 %"),
-)
-LENGTH_GROUPS = tuple(name for _, name in _LENGTHS)
-SIZE_GROUPS = tuple(name for _, name in _SHARES)
-
-
-def length_group(result: ExpressionResult) -> str:
-    """The group of expression lengths, one of `LENGTH_GROUPS`."""
-    return next(name for end, name in _LENGTHS if result.words <= end)
-
-
-def size_group(result: ExpressionResult) -> str:
-    """The group of object sizes, one of `SIZE_GROUPS`."""
-    return next(name for end, name in _SHARES if result.share <= end)

@@ -15,7 +15,25 @@ from ..data.dataset import RecordDataset
 from ..data.types import ReferringDataset
 from .conventions import Convention
 from .metrics import GeneralizedMetrics, SegmentationMetrics
-from .results import LENGTH_GROUPS, SIZE_GROUPS, ExpressionResult, length_group, size_group
+from .results import ExpressionResult
+
+# Upper end and name of each group; for short expressions the groups of the paper's Table 3.
+_LENGTHS: Sequence[tuple[float, str]] = (
+    (2, "1-2 words"),
+    (3, "3 words"),
+    (5, "4-5 words"),
+    (10, "6-10 words"),
+    (20, "11-20 words"),
+    (float("inf"), "over 20 words"),
+)
+_SHARES: Sequence[tuple[float, str]] = (
+    (0.0, "nothing in the image"),
+    (0.01, "up to 1 % of the image"),
+    (0.05, "1-5 %"),
+    (0.15, "5-15 %"),
+    (0.30, "15-30 %"),
+    (1.0, "over 30 %"),
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +43,7 @@ class Coverage:
     Attributes:
         measured: Expressions in the metrics.
         published: Expressions of the published split; None if unknown.
-        unusable_records: Damaged or repeated records, each with one expression or more.
+        unusable_records: Damaged records, each with one expression or more.
         without_words: Expressions without a word.
         unreadable: Expressions whose image or mask cannot be used.
         checksum: See `checksum`.
@@ -92,13 +110,9 @@ def score(
     convention: Convention,
     labels: Sequence[Sequence[str]] | None = None,
 ) -> Evaluation:
-    """Scores of a data set.
+    """Scores of a data set; its expressions without a result are unreadable.
 
-    Args:
-        results: In the data set's order; expressions of the data set without a result are unreadable.
-        dataset: The evaluated split.
-        convention: The convention of the results.
-        labels: For every expression of the data set the labels it is counted under. None: its own kind.
+    `labels` are, for every expression of the data set, those it is counted under. None: its own kind.
     """
     kinds: dict[str, list[ExpressionResult]] = {}
     for result in results:
@@ -111,8 +125,8 @@ def score(
         overall=metrics(results, convention),
         by_kind={kind: metrics(kinds[kind], convention) for kind in sorted(kinds)},
         counts={kind: len(kinds[kind]) for kind in sorted(kinds)},
-        by_length=_grouped(results, length_group, LENGTH_GROUPS, convention),
-        by_size=_grouped(results, size_group, SIZE_GROUPS, convention),
+        by_length=_grouped(results, lambda result: result.words, _LENGTHS, convention),
+        by_size=_grouped(results, lambda result: result.share, _SHARES, convention),
         generalized=generalized_metrics(results),
         convention=convention.name,
         coverage=Coverage(
@@ -167,15 +181,15 @@ def percent(value: float) -> str:
 
 def _grouped(
     results: Iterable[ExpressionResult],
-    group_of: Callable[[ExpressionResult], str],
-    order: Sequence[str],
+    value_of: Callable[[ExpressionResult], float],
+    ends: Sequence[tuple[float, str]],
     convention: Convention,
 ) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[ExpressionResult]] = {}
+    groups: dict[str, list[ExpressionResult]] = {name: [] for _, name in ends}
     for result in results:
-        groups.setdefault(group_of(result), []).append(result)
+        groups[next(name for end, name in ends if value_of(result) <= end)].append(result)
     return {
-        name: {"expressions": len(groups[name]), **metrics(groups[name], convention)}
-        for name in order
-        if name in groups
+        name: {"expressions": len(group), **metrics(group, convention)}
+        for name, group in groups.items()
+        if group
     }

@@ -21,6 +21,7 @@ from ..models import for_inference
 from ..models.base import ReferringModel
 from .conventions import Convention
 from .inference import NATIVE, Refiner, predicted_mask, segment_batch
+from .metrics import SegmentationMetrics
 from .results import ExpressionResult
 from .score import percent
 
@@ -61,8 +62,9 @@ class Example:
     @property
     def iou(self) -> float:
         """Intersection over union; 1 if both masks are empty."""
-        union = int((self.truth | self.prediction).sum())
-        return int((self.truth & self.prediction).sum()) / union if union else 1.0
+        metrics = SegmentationMetrics()
+        metrics.update(self.prediction, self.truth)
+        return metrics.ious[0]
 
 
 def predict_examples(
@@ -76,16 +78,8 @@ def predict_examples(
 ) -> list[Example]:
     """Predict samples, with the attention their words receive if the model provides it.
 
-    Args:
-        model: On `device`; set to eval mode.
-        samples: What to predict; samples of one image are encoded once.
-        collate: With the model's vocabulary and size.
-        device: The model's device.
-        convention: How predictions become masks; one that compares masks at the image's own size.
-        refiner: Refines probabilities before the threshold.
-
-    Returns:
-        One example for each sample, in their order.
+    The model is set to eval mode, and samples of one image are encoded once. The convention must compare masks at
+    the image's own size, so not lavt.
     """
     inference = for_inference(model.eval())
     examples: dict[int, Example] = {}
@@ -120,14 +114,7 @@ def save_extremes(
     convention: Convention = NATIVE,
     refiner: Refiner | None = None,
 ) -> Path | None:
-    """Draw the best and the worst expressions of an evaluation into a folder, as `save_examples`.
-
-    Args:
-        results: Of the evaluation.
-        most: Number of best and of worst expressions.
-        model, dataset, collate, device: Of the evaluation.
-        folder: For the images.
-        convention, refiner: As for `predict_examples`.
+    """Draw up to `most` of the best and of the worst expressions of an evaluation, as `save_examples`.
 
     Returns:
         The path of the overview; None if `most` is 0.
@@ -257,40 +244,31 @@ def save_examples(
     """
     if not examples:
         raise ValueError("examples must hold at least one example to draw.")
-    if sections is None:
-        sections = [""] * len(examples)
     folder.mkdir(parents=True, exist_ok=True)
-    sheets: list[tuple[str, Image.Image]] = []
-    for index, (title, example) in enumerate(zip(sections, examples, strict=True)):
+    sheets = []
+    for index, example in enumerate(examples):
         sheet = draw_example(example)
         sheet.save(folder / f"{index:03d}.png")
         if index < _OVERVIEW:
-            sheets.append((title, sheet))
-    columns = min(2, len(sheets))
-    groups = itertools.groupby(sheets, key=lambda pair: pair[0])
-    parts = [_grid(title, [sheet for _, sheet in group], columns) for title, group in groups]
-    overview = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
-    y = 0
-    for part in parts:
-        overview.paste(part, (0, y))
-        y += part.height
+            sheets.append(sheet)
+    width = sheets[0].width
+    rows = []
+    titled = zip(sections or [""] * len(sheets), sheets, strict=False)
+    for title, group in itertools.groupby(titled, key=lambda pair: pair[0]):
+        if title:
+            heading = Image.new("RGB", (width, _ROW + _GAP), "white")
+            ImageDraw.Draw(heading).text((_GAP, _GAP), title, _MARK, _font(20))
+            rows.append([heading])
+        section = [sheet for _, sheet in group]
+        rows += [section[start : start + 2] for start in range(0, len(section), 2)]
+    heights = [max(sheet.height for sheet in row) for row in rows]
+    overview = Image.new("RGB", (min(2, len(sheets)) * width, sum(heights)), "white")
+    for row, y in zip(rows, itertools.accumulate(heights, initial=0), strict=False):
+        for column, sheet in enumerate(row):
+            overview.paste(sheet, (column * width, y))
     path = folder / "overview.png"
     overview.save(path)
     return path
-
-
-def _grid(title: str, sheets: list[Image.Image], columns: int) -> Image.Image:
-    rows = [sheets[start : start + columns] for start in range(0, len(sheets), columns)]
-    heights = [max(sheet.height for sheet in row) for row in rows]
-    y = (_ROW + _GAP) if title else 0
-    image = Image.new("RGB", (columns * sheets[0].width, y + sum(heights)), "white")
-    if title:
-        ImageDraw.Draw(image).text((_GAP, _GAP), title, _MARK, _font(20))
-    for row, height in zip(rows, heights, strict=True):
-        for column, sheet in enumerate(row):
-            image.paste(sheet, (column * sheets[0].width, y))
-        y += height
-    return image
 
 
 def _panel(pixels: Tensor) -> Image.Image:

@@ -10,7 +10,6 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from ..data.vocabulary import Vocabulary
 from ..system.files import write_atomically
 from .base import ReferringModel
 from .registry import build_model
@@ -90,8 +89,3 @@ def load_model(path: str | Path) -> tuple[ReferringModel, ModelConfig]:
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{file} does not hold a complete cmsa_fast model: {error}") from error
     return model.eval(), config
-
-
-def vocabulary_of(config: ModelConfig) -> Vocabulary:
-    """The vocabulary of a model."""
-    return Vocabulary(config.tokens)

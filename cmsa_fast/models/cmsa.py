@@ -74,9 +74,8 @@ class CMSAModel(ExplainsWords):
         self.mask_scale = mask_scale
         # Eq. 6, before its sigmoid.
         self.mask = nn.Conv2d(fused_channels, mask_scale**2, 3, padding=1)
-        if self.mask.bias is not None:
-            # Objects cover about an eighth of an image: start there instead of at one half.
-            nn.init.constant_(self.mask.bias, -2.0)
+        # Objects cover about an eighth of an image: start there instead of at one half.
+        nn.init.constant_(cast(Tensor, self.mask.bias), -2.0)
 
     def no_weight_decay(self) -> tuple[str, ...]:
         return ("attention", "fusion")

@@ -101,17 +101,11 @@ class ReleasedCMSAModel(ReferringModel):
             [level.out_channels for level in (attend3, attend4, attend5)], fused_channels
         )
         self.mask = nn.Conv2d(fused_channels, 1, 3, padding=1)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialise the convolutions outside the parts, Xavier-uniform as in the published code."""
-        for convolution in (self.squeeze, self.mask):
+        for convolution in (self.squeeze, self.mask):  # Xavier-uniform as in the published code
             nn.init.xavier_uniform_(convolution.weight)
-            if convolution.bias is not None:
-                nn.init.zeros_(convolution.bias)
-        if self.mask.bias is not None:
-            # Objects cover about an eighth of an image: start there instead of at one half.
-            nn.init.constant_(self.mask.bias, -2.0)
+            nn.init.zeros_(cast(Tensor, convolution.bias))
+        # Objects cover about an eighth of an image: start there instead of at one half.
+        nn.init.constant_(cast(Tensor, self.mask.bias), -2.0)
 
     def no_weight_decay(self) -> tuple[str, ...]:
         return ("attention", "fusion")

@@ -11,6 +11,7 @@ from ..kernels.separable_attention.api import (
     unchecked_received_word_attention,
 )
 from ..kernels.separable_attention.projection import unchecked_level_tail
+from .level import Level
 from .tokens import (
     COORDINATE_CHANNELS,
     coordinate_rows,
@@ -19,7 +20,7 @@ from .tokens import (
     unit_places,
     unit_words,
 )
-from .validation import check_convolution, check_inputs, check_sizes_and_backend
+from .validation import check_convolution, check_inputs
 
 # Squared length of a token: unit visual and word vectors, and six coordinates with a mean square of 1/3.
 _TOKEN_SQUARE = 4.0
@@ -39,7 +40,7 @@ class _Tokens(NamedTuple):
     spatial: Tensor  # [P, 8]
 
 
-class CMSA(nn.Module):
+class CMSA(Level):
     """Self-attention of every (place, word) token of an image and an expression to every other.
 
     Eq. 1: f_pn = [v_p / |v_p|, e_n / |e_n|, s_p]. Eq. 2-3: softmax attention of f_pn over all f_p'n', without a
@@ -75,22 +76,10 @@ class CMSA(nn.Module):
         Raises:
             ValueError: A number of channels is below 1, or backend is unknown.
         """
-        super().__init__()
-        check_sizes_and_backend(
-            backend,
-            visual_channels=visual_channels,
-            word_channels=word_channels,
-            attention_channels=attention_channels,
+        channels = visual_channels + word_channels + COORDINATE_CHANNELS
+        super().__init__(
+            visual_channels, word_channels, channels, attention_channels, backend, bias=False
         )
-        self.visual_channels = visual_channels
-        self.word_channels = word_channels
-        self.attention_channels = attention_channels
-        self.backend = backend
-        self.out_channels = visual_channels + word_channels + COORDINATE_CHANNELS
-        self.query = nn.Linear(self.out_channels, attention_channels, bias=False)
-        self.key = nn.Linear(self.out_channels, attention_channels, bias=False)
-        self.value = nn.Linear(self.out_channels, attention_channels, bias=False)
-        self.output = nn.Linear(attention_channels, self.out_channels, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -173,11 +162,8 @@ class CMSA(nn.Module):
 
         Args:
             visual: As in `forward`, like words, word_mask and image_index.
-            words: [B, N, Cl].
-            word_mask: bool [B, N] or None.
             weight: [E, Cv+Cl+8, 1, 1], of the convolution.
             bias: [E], or None.
-            image_index: int64 [B] or None.
 
         Returns:
             [B, E, H, W].
@@ -222,12 +208,6 @@ class CMSA(nn.Module):
             return projected, None
         return projected, unchecked_received_word_attention(
             places.query, expression.query, expression.key, word_mask, image_index=image_index
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"visual_channels={self.visual_channels}, word_channels={self.word_channels}, "
-            f"attention_channels={self.attention_channels}, backend={self.backend!r}"
         )
 
     def _project(self, tokens: _Tokens) -> tuple[_Projections, _Projections]:

@@ -136,9 +136,7 @@ class FoldedLevel:
 
         Args:
             places: From `encode`.
-            words: [B, N, Cl].
-            word_mask: bool [B, N], True where a word is real. None: all are.
-            image_index: int64 [B], the image of each expression. None: expression b belongs to image b.
+            words: As in `CMSA.forward`, like word_mask and image_index.
 
         Returns:
             [B, E, H, W], channels innermost in memory.

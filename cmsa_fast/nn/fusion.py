@@ -134,8 +134,7 @@ class ChannelGatedFusion(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                nn.init.zeros_(cast(Tensor, module.bias))
         nn.init.constant_(self.balance, 0.5)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
@@ -191,6 +190,5 @@ def _projection(in_channels: int, channels: int) -> nn.Conv2d:
     # Scaling by the fan-in would give 0.03 at the widths of the paper, where tanh is linear and the gates do not
     # depend on the features.
     nn.init.normal_(convolution.weight, std=0.2)
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
+    nn.init.zeros_(cast(Tensor, convolution.bias))
     return convolution

@@ -8,8 +8,6 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-PUBLISHED_WEIGHTS = ("imagenet", "voc-labels")
-
 
 def load_backbone_weights(architecture: str, weights: str | Path) -> dict[str, Tensor]:
     """Load the state dict of a torchvision ResNet, without its classifier.
@@ -40,13 +38,9 @@ def load_backbone_weights(architecture: str, weights: str | Path) -> dict[str, T
         state = _download(f"deeplabv3_{architecture}", "COCO_WITH_VOC_LABELS_V1")
     else:
         state = _read(Path(weights))
-    if any(name.startswith("backbone.") for name in state):
-        state = {
-            name.removeprefix("backbone."): value
-            for name, value in state.items()
-            if name.startswith("backbone.")
-        }
-    return {name: value for name, value in state.items() if not name.startswith("fc.")}
+    prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
+    names = {name: name.removeprefix(prefix) for name in state if name.startswith(prefix)}
+    return {short: state[name] for name, short in names.items() if not short.startswith("fc.")}
 
 
 def _download(model: str, version: str) -> dict[str, Tensor]:
@@ -67,8 +61,7 @@ def _download(model: str, version: str) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights must be one of {', '.join(PUBLISHED_WEIGHTS)} or the path of a file; "
-            f"{path} does not exist."
+            f"weights must be imagenet, voc-labels or the path of a file; {path} does not exist."
         )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError

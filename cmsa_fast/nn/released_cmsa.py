@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.joint_attention.api import unchecked_joint_attention, unchecked_joint_attention_tail
+from .level import Level
 from .tokens import (
     COORDINATE_CHANNELS,
     coordinate_rows,
@@ -28,7 +29,7 @@ from .tokens import (
     unit_places,
     unit_words,
 )
-from .validation import check_inputs, check_sizes_and_backend
+from .validation import check_inputs
 
 
 class _Tokens(NamedTuple):
@@ -63,34 +64,8 @@ class _Tokens(NamedTuple):
         return torch.einsum("b...nc,bn->b...c", features, weight)
 
 
-class ReleasedLevel(nn.Module):
-    """Base class of `PooledCMSA` and `SqueezedCMSA`: arguments, parameters and the attention."""
-
-    def __init__(
-        self,
-        visual_channels: int,
-        word_channels: int,
-        token_channels: int,
-        attention_channels: int,
-        backend: str,
-    ) -> None:
-        super().__init__()
-        check_sizes_and_backend(
-            backend,
-            visual_channels=visual_channels,
-            word_channels=word_channels,
-            squeezed_channels=token_channels,
-            attention_channels=attention_channels,
-        )
-        self.visual_channels = visual_channels
-        self.word_channels = word_channels
-        self.attention_channels = attention_channels
-        self.out_channels = token_channels
-        self.backend = backend
-        self.query = nn.Linear(token_channels, attention_channels)
-        self.key = nn.Linear(token_channels, attention_channels)
-        self.value = nn.Linear(token_channels, attention_channels)
-        self.output = nn.Linear(attention_channels, token_channels)
+class ReleasedLevel(Level):
+    """Base class of `PooledCMSA` and `SqueezedCMSA`: initial weights, arguments and the attention."""
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights and zero biases, as in the published code."""
@@ -109,18 +84,10 @@ class ReleasedLevel(nn.Module):
     ) -> Tensor:
         """Fuse an expression into the visual features of its image.
 
-        Args:
-            visual: [B, Cv, H, W], or [B_images, Cv, H, W] with image_index.
-            words: [B, N, Cl].
-            word_mask: bool [B, N], True where a word is real; padded words are removed, and their values have no
-                influence. None: all are real.
-            image_index: int64 [B], the image of each expression. None: expression b belongs to image b.
+        Arguments and errors are those of `CMSA.forward`; padded words are removed.
 
         Returns:
             [B, out_channels, H, W].
-
-        Raises:
-            TypeError, ValueError: Shapes, dtypes or devices do not fit, or an expression has no real word.
         """
         check_inputs(
             visual, words, word_mask, image_index, self.visual_channels, self.word_channels
@@ -143,12 +110,6 @@ class ReleasedLevel(nn.Module):
             width,
         )
         return self._fuse(tokens).mT.unflatten(2, (height, width))
-
-    def extra_repr(self) -> str:
-        return (
-            f"visual_channels={self.visual_channels}, word_channels={self.word_channels}, "
-            f"attention_channels={self.attention_channels}, backend={self.backend!r}"
-        )
 
     def _fuse(self, tokens: _Tokens) -> Tensor:
         """[B, P, out_channels]."""

@@ -83,10 +83,8 @@ class WordEmbedding(nn.Embedding):
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 word, *numbers = line.rstrip("\n").split(" ")
-                if number == 1:
-                    if len(numbers) == 1:  # header of word2vec: number of words and channels
-                        continue
-                    width = len(numbers)
+                if number == 1 and len(numbers) == 1:  # header of word2vec: words and channels
+                    continue
                 width = width or len(numbers)
                 # Some tokens of the 840B release contain spaces: the vector is the last `width` numbers.
                 if len(numbers) < width:

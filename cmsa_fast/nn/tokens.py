@@ -40,13 +40,9 @@ def spatial_coordinates(
     x = torch.linspace(-1, 1, width + 1, dtype=torch.float64, device=device)
     y = torch.linspace(-1, 1, height + 1, dtype=torch.float64, device=device)
     xmin, xmax, ymin, ymax = x[:-1], x[1:], y[:-1], y[1:]
-    columns = {0: xmin, 2: xmax, 4: (xmin + xmax) / 2}
-    rows = {1: ymin, 3: ymax, 5: (ymin + ymax) / 2}
     grid = torch.empty(COORDINATE_CHANNELS, height, width, dtype=torch.float64, device=device)
-    for channel, column in columns.items():
-        grid[channel] = column
-    for channel, row in rows.items():
-        grid[channel] = row[:, None]
+    grid[0], grid[2], grid[4] = xmin, xmax, (xmin + xmax) / 2
+    grid[1], grid[3], grid[5] = (y[:, None] for y in (ymin, ymax, (ymin + ymax) / 2))
     grid[6], grid[7] = 1 / width, 1 / height
     return grid.to(dtype or torch.get_default_dtype())
 
@@ -78,15 +74,7 @@ def mean_word(unit_words: Tensor, word_mask: Tensor | None) -> Tensor:
 
 
 def pack_words(words: Tensor, word_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Move the real words of each expression to its front, in their order, followed by zeros.
-
-    Args:
-        words: [B, N, C].
-        word_mask: bool [B, N], True where a word is real. None: all are, and the words are returned as they are.
-
-    Returns:
-        Words [B, N, C] and their mask, bool [B, N] or None.
-    """
+    """[B, N, C] with the real words of each expression at its front, in order, then zeros; and their mask."""
     if word_mask is None:
         return words, None
     order = (~word_mask).to(torch.uint8).argsort(dim=1, stable=True)  # [B, N]

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..kernels import BACKENDS
 from ..kernels.validation import check_alike, check_floating, check_images, check_word_mask
 
 
@@ -15,25 +14,14 @@ def check_inputs(
     visual_channels: int,
     word_channels: int,
 ) -> None:
-    """Check the arguments of a module that fuses expressions into visual features.
-
-    Args:
-        visual: [B, visual_channels, H, W], or [B_images, visual_channels, H, W] with image_index.
-        words: [B, N, word_channels], in the dtype of visual, except under autocast.
-        word_mask: bool [B, N] with a real word in every expression, or None.
-        image_index: int64 [B] in 0..B_images-1, or None.
-
-    Raises:
-        TypeError: An argument is not a tensor or has the wrong dtype.
-        ValueError: Shapes or devices do not fit, an expression has no real word, or image_index is out of range.
-    """
+    """Check the arguments of `CMSA.forward`; raises as it does."""
     check_visual(visual, visual_channels)
     check_words(words, word_mask, word_channels, "visual", visual)
     check_images("visual", len(visual), "words", len(words), image_index, words.device)
 
 
 def check_visual(visual: Tensor, visual_channels: int) -> None:
-    """Check visual features; raises as `check_inputs`."""
+    """Check visual features [B, visual_channels, H, W]."""
     check_floating("visual", visual)
     if visual.ndim != 4 or visual.shape[1] != visual_channels or 0 in visual.shape[2:]:
         raise ValueError(
@@ -83,12 +71,3 @@ def check_convolution(
         raise ValueError(
             f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}."
         )
-
-
-def check_sizes_and_backend(backend: str, **sizes: int) -> None:
-    """Check arguments of a constructor: numbers of channels and the backend of the attention."""
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}.")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}.")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from support.small_level import assert_rounded_like
 from support.small_models import INDEX, MASK, WORDS, build, images
 from torch import nn
 
 from cmsa_fast.models import for_inference
-from cmsa_fast.models.cmsa import CMSAModel
 from cmsa_fast.models.folded_cmsa import FoldedCMSAModel
 
 
@@ -36,8 +36,7 @@ def test_rounding_error_is_that_of_the_model(autocast: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours, theirs = (run(images(), WORDS, MASK, INDEX) for run in (folded, model))
     assert ours.dtype == theirs.dtype
-    eps = torch.finfo(ours.dtype).eps
-    assert (ours - exact).norm() <= 2 * max((theirs - exact).norm(), eps * exact.norm())
+    assert_rounded_like(ours, theirs, exact, ours.dtype)
 
 
 def test_training_and_gradients_are_refused() -> None:
@@ -81,5 +80,6 @@ def test_inference_form_of_each_model() -> None:
     released = build("cmsa-released")
     assert for_inference(released) is released
     model = build("cmsa")
-    assert isinstance(model, CMSAModel)
-    assert isinstance(for_inference(model), FoldedCMSAModel)
+    form = for_inference(model)
+    assert isinstance(form, FoldedCMSAModel)
+    assert form.model is model

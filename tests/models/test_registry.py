@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from cmsa_fast.cli.app import main
 from cmsa_fast.cli.train import run_training
 from cmsa_fast.cli.train_options import ModelName, TrainOptions
-from cmsa_fast.models import MODELS, build_model, for_inference
+from cmsa_fast.models import MODELS
 from cmsa_fast.models.base import ReferringModel
 from cmsa_fast.models.checkpoint import load_model
-from cmsa_fast.models.registry import ModelEntry, model_options
+from cmsa_fast.models.registry import ModelEntry
 from cmsa_fast.predictor import Predictor
 
 
@@ -123,26 +123,5 @@ def test_glove_needs_a_word_embedding(tmp_path: Path) -> None:
         run_training(options(glove=vectors, run_dir=tmp_path / "run"))
 
 
-def test_the_inference_form_is_built_from_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model("tiny", vocabulary_size=3)
-    assert for_inference(model) is model
-    entry = MODELS["tiny"]._replace(inference=f"{__name__}:InferenceForm")
-    monkeypatch.setitem(MODELS, "tiny", entry)
-    form = for_inference(model)
-    assert isinstance(form, InferenceForm)
-    assert form.model is model
-
-
-class InferenceForm:
-    def __init__(self, model: TinyModel) -> None:
-        self.model = model
-
-
 def test_the_command_offers_every_model() -> None:
     assert {*get_args(ModelName), "tiny"} == set(MODELS)
-
-
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "tiny"])
-def test_every_entry_names_a_model(name: str) -> None:
-    assert {"vocabulary_size", "backbone", "freeze_backbone"} <= set(model_options(name))
-    assert MODELS[name].summary

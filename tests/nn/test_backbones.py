@@ -33,31 +33,21 @@ def test_default_dilation_is_that_of_torchvision() -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "expected"),
-    [("resnet18", [2, 2, 2, 2, 4, 4, 4, 4]), ("resnet50", [2] * 6 + [4] * 3)],
+    ("architecture", "dilation", "expected"),
+    [
+        ("resnet18", "torchvision", [1, 2, 2, 2, 2, 4, 4, 4]),
+        ("resnet18", "deeplab", [2, 2, 2, 2, 4, 4, 4, 4]),
+        ("resnet50", "deeplab", [2] * 6 + [4] * 3),
+    ],
 )
-def test_first_units_of_deeplab_have_the_dilation_of_the_others(
-    architecture: str, expected: list[int]
-) -> None:
-    deeplab = DilatedResNet(architecture, dilation="deeplab")
-    assert dilations(deeplab) == expected
-    default = DilatedResNet(architecture)
-    assert dilations(default)[0] == 1
-    deeplab.load_state_dict(default.state_dict())
-    image = torch.rand(1, 3, 33, 33)
-    for net in (deeplab, default):
-        assert [level.shape[2:] for level in net(image)] == [(5, 5)] * 3
-    with pytest.raises(ValueError, match="dilation must be one of torchvision, deeplab; got 3"):
-        DilatedResNet(architecture, dilation=3)  # type: ignore[arg-type]
-
-
-def test_basic_blocks_are_dilated() -> None:
-    net = DilatedResNet("resnet18")
+def test_dilation_replaces_strides(architecture: str, dilation: str, expected: list[int]) -> None:
+    net = DilatedResNet(architecture, dilation=dilation)
+    assert dilations(net) == expected
+    net.load_state_dict(DilatedResNet(architecture).state_dict())
     levels = net(torch.rand(1, 3, 65, 97))
     assert [tuple(level.shape) for level in levels] == [
-        (1, size, 9, 13) for size in (128, 256, 512)
+        (1, channels, 9, 13) for channels in net.channels
     ]
-    assert dilations(net) == [1, 2, 2, 2, 2, 4, 4, 4]
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -98,6 +88,8 @@ def test_unusable_weights_are_named(tmp_path: Path) -> None:
         DilatedResNet("resnet18", weights=tmp_path / "none.pth")
     with pytest.raises(ValueError, match="voc-labels"):
         DilatedResNet("resnet18", weights="voc-labels")
+    with pytest.raises(ValueError, match="dilation must be one of torchvision, deeplab; got 3"):
+        DilatedResNet("resnet18", dilation=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="architecture must be one of"):
         DilatedResNet("vgg16")
 

@@ -1,6 +1,7 @@
-"""`FoldedLevel` against the level and its convolution, and `CMSA.project` where the two share a test."""
+"""`CMSA.project` and `FoldedLevel` against the level followed by its convolution."""
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from support.small_level import (
     VISUAL,
     WIDTH,
     Inputs,
+    assert_rounded_like,
     build,
+    convolve,
     draw,
     padding,
+    project,
     tensor_shapes,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmsa_fast.nn import CMSA, FoldedLevel
@@ -32,37 +36,37 @@ def fold(module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None
     return FoldedLevel(module, weight, bias)(visual, words, mask, image_index=index)
 
 
-def project(
-    module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None = None
-) -> Tensor:
-    visual, words, weight, bias = inputs
-    return module.project(visual, words, mask, weight=weight, bias=bias, image_index=index)
-
-
-def literal(
-    module: CMSA, inputs: Inputs, mask: Tensor | None, index: Tensor | None = None
-) -> Tensor:
-    visual, words, weight, bias = inputs
-    return F.conv2d(module(visual, words, mask, image_index=index), weight, bias)
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("index", [None, [1, 0, 1, 1]])
 @pytest.mark.parametrize("width", [WIDTH, 19])
+@torch.enable_grad()
 def test_equals_the_convolution_of_the_level(
     backend: str, masked: bool, index: list[int] | None, width: int
 ) -> None:
     module = build(backend, width)
-    inputs = draw(3 if index is None else 2, 4 if index else 3, 5, 3, 7)
-    visual, words, weight, bias = inputs
+    visual, words, weight, bias = draw(3 if index is None else 2, 4 if index else 3, 5, 3, 7)
     mask = padding(*words.shape[:2]) if masked else None
     if mask is not None:
-        inputs = (visual, words.masked_fill(~mask[..., None], torch.nan), weight, bias)
+        words = words.masked_fill(~mask[..., None], torch.nan)
     image_index = None if index is None else torch.tensor(index)
-    ours, exact = (run(module, inputs, mask, image_index) for run in (fold, literal))
-    assert ours.shape == (len(words), PROJECTED, 3, 7)
-    assert (ours - exact).norm() <= 1e-12 * exact.norm()
+    inputs = tuple(part.requires_grad_() for part in (visual, words, weight, bias))
+    leaves = [*inputs, *module.parameters()]
+    upstream = torch.randn(len(words), PROJECTED, 3, 7, dtype=torch.float64)
+    ours, theirs = (
+        (out.detach(), *torch.autograd.grad(out, leaves, upstream))
+        for out in (run(module, inputs, mask, image_index) for run in (project, convolve))
+    )
+    assert ours[0].is_contiguous()
+    for mine, exact in zip(ours, theirs, strict=True):
+        assert torch.isfinite(mine).all()
+        assert (mine - exact).norm() <= 1e-10 * exact.norm()
+    if mask is not None:
+        assert (ours[2][~mask] == 0).all()
+    with torch.no_grad():
+        folded = fold(module, inputs, mask, image_index)
+    assert folded.shape == upstream.shape
+    assert (folded - theirs[0]).norm() <= 1e-12 * theirs[0].norm()
 
 
 @pytest.mark.parametrize("width", [5, 21])
@@ -71,15 +75,14 @@ def test_kernels_take_values_of_another_width(width: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = draw(2, 3, 4, 3, 5)
     mask, index = padding(3, 4), torch.tensor([1, 0, 1])
-    exact = literal(build(width=width), inputs, mask, index)
+    exact = convolve(build(width=width), inputs, mask, index)
     single = tuple(part.float() for part in inputs)
-    theirs = literal(build(width=width).float(), single, mask, index)
+    theirs = convolve(build(width=width).float(), single, mask, index)
     module = build("triton", width).float().to(device)
     visual, words, weight, bias = (part.to(device) for part in single)
     level = FoldedLevel(module, weight, bias)
     ours = level(visual, words, mask.to(device), image_index=index.to(device)).cpu()
-    allowed = max((theirs - exact).norm(), torch.finfo(torch.float32).eps * exact.norm())
-    assert (ours - exact).norm() <= 2 * allowed
+    assert_rounded_like(ours, theirs, exact, torch.float32)
 
 
 @pytest.mark.parametrize("run", [project, fold])
@@ -110,12 +113,11 @@ def test_rounding_error_is_that_of_the_convolution(
     module = build().to(dtype)
     inputs = tuple(part.to(dtype) for part in draw(2, 2, 5, 9, 7))
     mask = padding(2, 5)
-    exact = literal(module.double(), tuple(part.double() for part in inputs), mask)
+    exact = convolve(module.double(), tuple(part.double() for part in inputs), mask)
     module.to(dtype)
-    ours, theirs = (form(module, inputs, mask) for form in (run, literal))
+    ours, theirs = (form(module, inputs, mask) for form in (run, convolve))
     assert ours.dtype == dtype
-    allowed = max((theirs - exact).norm(), torch.finfo(dtype).eps * exact.norm())
-    assert (ours - exact).norm() <= 2 * allowed
+    assert_rounded_like(ours, theirs, exact, dtype)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_autocast(visual_dtype: torch.dtype, encoded_under_autocast: bool) -> No
     visual, words, weight, bias = (part.float() for part in draw(2, 2, 5, 9, 7))
     visual = visual.to(visual_dtype)
     mask = padding(2, 5)
-    exact = literal(
+    exact = convolve(
         module.double(), (visual.double(), words.double(), weight.double(), bias.double()), mask
     )
     level = FoldedLevel(module.float(), weight, bias)
@@ -135,11 +137,14 @@ def test_autocast(visual_dtype: torch.dtype, encoded_under_autocast: bool) -> No
         places = level.encode(visual)
     with torch.autocast("cpu", torch.bfloat16):
         ours = level.project(places, words, mask)
-        theirs = literal(module, (visual, words, weight, bias), mask)
+        projected, theirs = (
+            run(module, (visual, words, weight, bias), mask) for run in (project, convolve)
+        )
         received = level.unchecked_project(places, words, mask, None, True)[1]
-    assert not encoded_under_autocast or ours.dtype == theirs.dtype == torch.bfloat16
-    allowed = max((theirs - exact).norm(), torch.finfo(torch.bfloat16).eps * exact.norm())
-    assert (ours - exact).norm() <= 2 * allowed
+    assert projected.dtype == theirs.dtype == torch.bfloat16
+    assert not encoded_under_autocast or ours.dtype == torch.bfloat16
+    assert_rounded_like(ours, theirs, exact, torch.bfloat16)
+    assert_rounded_like(projected, theirs, exact, torch.bfloat16)
     assert (received.sum(1) - 1).abs().max() < 0.02
 
 
@@ -166,7 +171,7 @@ def test_inference_mode() -> None:
 def test_level_built_in_inference_mode() -> None:
     with torch.inference_mode():
         module, inputs = build(), draw(1, 1, 5, 3, 7)
-        ours, exact = fold(module, inputs, None), literal(module, inputs, None)
+        ours, exact = fold(module, inputs, None), convolve(module, inputs, None)
     assert (ours - exact).norm() <= 1e-12 * exact.norm()
 
 
@@ -188,6 +193,18 @@ def test_image_is_encoded_once_for_its_expressions() -> None:
     ours = level.unchecked_project(places, words, mask, index, True)[1]
     assert (ours - received).norm() <= 1e-12 * received.norm()
     assert (ours[~mask] == 0).all()
+
+
+def test_project_does_not_materialise_the_level() -> None:
+    module, inputs = build(), draw(1, 1, 5, 9, 7)
+    places = {63, 9}  # all places, or rows of the grid
+
+    def materialises(run: Callable[..., Tensor]) -> bool:
+        shapes = tensor_shapes(lambda: run(module, inputs))
+        return any(TOKEN in shape and places & set(shape) for shape in shapes)
+
+    assert materialises(convolve)
+    assert not materialises(project)
 
 
 def test_encoded_images_and_whole_weights_are_not_used_again() -> None:
@@ -216,57 +233,40 @@ def test_recording_gradients_is_refused() -> None:
             call()
 
 
-def _step(module: CMSA, _: torch.nn.Conv2d) -> None:
+def optimizer_step(module: CMSA, _: nn.Conv2d) -> None:
     with torch.enable_grad():
         visual, words, *_rest = draw(1, 1, 3, 3, 3)
         module(visual, words).square().sum().backward()
     torch.optim.Adam(module.parameters()).step()
 
 
-def _load(module: CMSA, _: torch.nn.Conv2d) -> None:
-    module.load_state_dict({name: 2 * part for name, part in module.state_dict().items()})
+def scaled_state(module: CMSA, factor: float) -> dict[str, Tensor]:
+    return {name: factor * part for name, part in module.state_dict().items()}
 
 
-def _assign(module: CMSA, _: torch.nn.Conv2d) -> None:
-    state = {name: part.clone() for name, part in module.state_dict().items()}
-    module.load_state_dict(state, assign=True)
+CHANGES: dict[str, Callable[[CMSA, nn.Conv2d], object]] = {
+    "optimizer step": optimizer_step,
+    "load": lambda module, _: module.load_state_dict(scaled_state(module, 2)),
+    "assign": lambda module, _: module.load_state_dict(scaled_state(module, 1), assign=True),
+    "cast": lambda module, _: module.float(),
+    "replace": lambda module, _: setattr(
+        module.value.weight, "data", torch.ones_like(module.value.weight)
+    ),
+    "parametrize": lambda module, _: nn.utils.parametrizations.weight_norm(module.value),
+    "convolution": lambda _, convolution: convolution.weight.mul_(2),
+    "bias": lambda _, convolution: cast(Tensor, convolution.bias).add_(1),
+}
 
 
-def _cast(module: CMSA, _: torch.nn.Conv2d) -> None:
-    module.float()
-
-
-def _replace(module: CMSA, _: torch.nn.Conv2d) -> None:
-    module.value.weight.data = torch.ones_like(module.value.weight)
-
-
-def _parametrize(module: CMSA, _: torch.nn.Conv2d) -> None:
-    torch.nn.utils.parametrizations.weight_norm(module.value)
-
-
-def _change_convolution(_: CMSA, convolution: torch.nn.Conv2d) -> None:
-    convolution.weight.mul_(2)
-
-
-def _change_bias(_: CMSA, convolution: torch.nn.Conv2d) -> None:
-    assert convolution.bias is not None
-    convolution.bias.add_(1)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [_step, _load, _assign, _cast, _replace, _parametrize, _change_convolution, _change_bias],
-)
-def test_changed_weights_are_refused(
-    change: Callable[[CMSA, torch.nn.Conv2d], None],
-) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_refused(change: str) -> None:
     module, (visual, words, _, _) = build(), draw(1, 1, 3, 3, 3)
-    convolution = torch.nn.Conv2d(TOKEN, PROJECTED, 1).double()
+    convolution = nn.Conv2d(TOKEN, PROJECTED, 1).double()
     level = FoldedLevel(module, convolution.weight, convolution.bias)
     places = level.encode(visual)
     before = level.project(places, words)
     assert torch.equal(level(visual, words), before)
-    change(module, convolution)
+    CHANGES[change](module, convolution)
     with pytest.raises(RuntimeError, match="fold them again"):
         level(visual, words)
     with pytest.raises(RuntimeError, match="fold them again"):
@@ -283,27 +283,28 @@ def test_folded_weights_are_a_copy() -> None:
     assert torch.equal(level(visual, words), before)
 
 
-def test_wrong_arguments_are_named() -> None:
-    module = build()
-    visual, words, weight, bias = draw(2, 2, 3, 3, 3)
-    with pytest.raises(ValueError, match=r"weight must have shape \[channels, 26, 1, 1\]"):
-        FoldedLevel(module, weight[:, 1:])
+@pytest.mark.parametrize("call", [CMSA.project, FoldedLevel], ids=["project", "fold"])
+def test_wrong_convolutions_are_named(call: Callable[..., object]) -> None:
+    visual, words, right, bias = draw(2, 2, 3, 3, 3)
+    given = {"visual": visual, "words": words} if call is CMSA.project else {}
+    call(build(), **given, weight=right, bias=bias)
+    for wrong in (right[:, 1:], right.expand(-1, -1, 3, 3)):
+        with pytest.raises(ValueError, match=r"weight must have shape \[channels, 26, 1, 1\]"):
+            call(build(), **given, weight=wrong)
+    with pytest.raises(TypeError, match=r"weight must have the dtype of output\.weight"):
+        call(build(), **given, weight=right.float())
+    with pytest.raises(TypeError, match="weight must be a tensor"):
+        call(build(), **given, weight=None)
     with pytest.raises(ValueError, match=r"bias must have shape \[channels\] = \[6\]"):
-        FoldedLevel(module, weight, bias[1:])
-    level = FoldedLevel(module, weight, bias)
-    assert isinstance(level, FoldedLevel)
-    places = level.encode(visual)
-    with pytest.raises(ValueError, match="visual must have shape"):
-        level.encode(visual[:, 1:])
+        call(build(), **given, weight=right, bias=bias[1:])
+    with pytest.raises(TypeError, match="bias must have the dtype of weight"):
+        call(build(), **given, weight=right, bias=bias.float())
+
+
+def test_wrong_encoded_images_are_named() -> None:
+    visual, words, weight, bias = draw(2, 2, 3, 3, 3)
+    level = FoldedLevel(build(), weight, bias)
     with pytest.raises(TypeError, match="visual must have the dtype of the folded weights"):
         level(visual.float(), words)
-    with pytest.raises(TypeError, match="words must have the dtype of the folded weights"):
-        level.project(places, words.float())
-    with pytest.raises(ValueError, match=r"words must have shape \[batch, words, 7\]"):
-        level.project(places, words[..., 1:])
-    with pytest.raises(ValueError, match="must be equal unless image_index"):
-        level.project(places, words[:1])
-    with pytest.raises(ValueError, match=r"image_index must lie in 0\.\.1"):
-        level.project(places, words, image_index=torch.tensor([0, 2]))
     with pytest.raises(TypeError, match="places must come from encode, a FoldedPlaces; got Tensor"):
         level.project(visual, words)  # type: ignore[arg-type]

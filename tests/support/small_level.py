@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,7 +15,7 @@ from cmsa_fast.nn import CMSA
 VISUAL, WORD, WIDTH, PROJECTED = 11, 7, 5, 6
 TOKEN = VISUAL + WORD + 8
 
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, ...]
 
 
 def build(backend: str = "auto", width: int = WIDTH) -> CMSA:
@@ -43,6 +44,27 @@ def padding(expressions: int, words: int) -> Tensor:
     mask = torch.ones(expressions, words, dtype=torch.bool)
     mask[0, 0] = mask[-1, 1:-1] = False
     return mask
+
+
+def project(
+    module: CMSA, inputs: Inputs, mask: Tensor | None = None, index: Tensor | None = None
+) -> Tensor:
+    visual, words, weight, bias = inputs
+    return module.project(visual, words, mask, weight=weight, bias=bias, image_index=index)
+
+
+def convolve(
+    module: CMSA, inputs: Inputs, mask: Tensor | None = None, index: Tensor | None = None
+) -> Tensor:
+    """The definition of `CMSA.project`."""
+    visual, words, weight, bias = inputs
+    return F.conv2d(module(visual, words, mask, image_index=index), weight, bias)
+
+
+def assert_rounded_like(ours: Tensor, theirs: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    """The error is at most twice that of another computation in this dtype, or of rounding the result."""
+    allowed = max((theirs - exact).norm(), torch.finfo(dtype).eps * exact.norm())
+    assert (ours - exact).norm() <= 2 * allowed
 
 
 def tensor_shapes(run: Callable[[], object]) -> set[tuple[int, ...]]:
