@@ -161,15 +161,10 @@ def _grey16_to_rgb8(image: Image.Image) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, searched for in folders when it is read.
+    """An image file, searched for in folders when it is read."""
 
-    Attributes:
-        folders: The folders, in order of search.
-        file_name: A name, or a relative path whose last part is the name.
-    """
-
-    folders: tuple[Path, ...]
-    file_name: str
+    folders: tuple[Path, ...]  # in order of search
+    file_name: str  # a name, or a relative path whose last part is the name
 
     @property
     def name(self) -> str:
