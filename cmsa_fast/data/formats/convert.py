@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...system.files import write_atomically
 from ..errors import ErrorCollector
-from ..images import ImageFile, read_image_size
+from ..images import ImageFile, image_size
 from ..source import Reading, Source, read_records
 from ..types import EmbeddedImage, ImageSource, ObjectMask, Record
 from .converted import METADATA_KEY, SCHEMA, Description, ImageFolders, TableRecords
@@ -196,11 +196,7 @@ class _Table:
             return record.mask_size
         image = record.image
         if image not in self._sizes:
-            if isinstance(image, ImageFile):
-                self._sizes[image] = read_image_size(image.locate(), apply_orientation=False)
-            else:
-                _, height, width = image.read(apply_orientation=False).shape
-                self._sizes[image] = (height, width)
+            self._sizes[image] = image_size(image, apply_orientation=False)
         return self._sizes[image]
 
     def _mask_columns(
