@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data.formats.test_cris import AnnsLayout
 from data.formats.test_grefcoco import GrefLayout
 from PIL import Image
+from support.anns_layout import small_anns
 from support.converted import (
     all_records,
     assert_converted,
@@ -91,10 +91,7 @@ def test_grefcoco(tmp_path: Path) -> None:
 
 
 def test_anns_and_masks(tmp_path: Path) -> None:
-    layout = AnnsLayout(tmp_path / "original")
-    layout.add("train", "left cup")
-    layout.add("val", "right cup", "café on the right")
-    layout.add("val", "man", image="COCO_train2014_000000000011.jpg")
+    layout = small_anns(tmp_path / "original")
     source = Source(form="anns-masks", root=layout.write())
     (layout.masks / "50.png").rename(tmp_path / "50.png")
     errors = ErrorCollector(strict=False)
