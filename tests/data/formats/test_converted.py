@@ -115,18 +115,19 @@ def test_referit(tmp_path: Path, has_sizes: bool) -> None:
     assert_converted(source, tmp_path, ["train", "val", "trainval", "test"])
 
 
-def test_parquet_without_images(tmp_path: Path) -> None:
-    source = Source(form="parquet", root=write_refcoco(tmp_path / "refcoco"))
-    assert_converted(source, tmp_path, ["train", "val", "testA", "testB"])
-
-
-def test_parquet_with_images(tmp_path: Path) -> None:
-    source = Source(form="parquet", root=write_benchmark(tmp_path / "original"))
-    splits = sorted({record.split for record in all_records(source).records})
-    assert len(splits) > 1
-    assert (
-        convert(source, tmp_path / "set.parquet").embedded == 6
-    )  # one for each row of the original
+@pytest.mark.parametrize(
+    ("write", "embedded", "splits"),
+    [
+        (write_refcoco, 0, ["testA", "testB", "train", "val"]),
+        (write_benchmark, 6, ["refcoco_google_val", "refcoco_unc_val", "refcocog_umd_val"]),
+    ],
+)
+def test_parquet_with_and_without_images(
+    tmp_path: Path, write: Callable[[Path], Path], embedded: int, splits: list[str]
+) -> None:
+    source = Source(form="parquet", root=write(tmp_path / "refcoco"))
+    assert sorted({record.split for record in all_records(source).records}) == splits
+    assert convert(source, tmp_path / "set.parquet").embedded == embedded
     assert_converted(source, tmp_path, splits)
 
 
