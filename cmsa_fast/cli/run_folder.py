@@ -59,11 +59,7 @@ def choose_folder(options: TrainOptions, parent: Path = Path("runs")) -> Path:
 
 def write_options(folder: Path, options: TrainOptions) -> None:
     """Write options.json: the options as given, and the recipe that results from them."""
-    given = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in asdict(options).items()
-    }
-    write_json(folder / OPTIONS, {"options": given, "recipe": asdict(options.recipe())})
+    write_json(folder / OPTIONS, {"options": asdict(options), "recipe": asdict(options.recipe())})
 
 
 def read_options(folder: Path) -> TrainOptions:

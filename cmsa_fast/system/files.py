@@ -40,8 +40,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an indented JSON file atomically."""
-    text = json.dumps(content, indent=2) + "\n"
+    """Write an indented JSON file atomically; paths become strings."""
+    text = json.dumps(content, indent=2, default=os.fspath) + "\n"
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 

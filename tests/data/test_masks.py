@@ -18,75 +18,35 @@ SQUARE = [3.0, 2.0, 13.0, 2.0, 13.0, 12.0, 3.0, 12.0]
 NEIGHBOUR = [8.0, 7.0, 20.0, 7.0, 20.0, 17.0, 8.0, 17.0]  # overlaps SQUARE
 
 
-def blob(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    return generator.random((height, width)) < 0.3
+def blob(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((HEIGHT, WIDTH)) < 0.3
 
 
 def compressed(pixels: np.ndarray) -> dict[str, Any]:
     return coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
 
 
-def plain_runs(pixels: np.ndarray) -> list[int]:
-    column_major = pixels.T.reshape(-1).astype(int)
-    changes = np.flatnonzero(np.diff(column_major)) + 1
-    runs = np.diff(np.concatenate(([0], changes, [column_major.size]))).tolist()
-    return [0, *runs] if column_major[0] else runs
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_polygon_parts_are_united_not_summed() -> None:
-    source = parse_segmentation([SQUARE, NEIGHBOUR])
-    mask = source.decode(HEIGHT, WIDTH)
-    drawn = coco_mask.decode(coco_mask.frPyObjects([SQUARE, NEIGHBOUR], HEIGHT, WIDTH))
+@pytest.mark.parametrize(
+    ("segmentation", "area"),
+    [
+        (SQUARE, 100),
+        ([np.array(SQUARE, dtype=np.int32)], 100),
+        # 10 x 10 and 12 x 10 pixels that share 5 x 5
+        ([SQUARE, NEIGHBOUR], 100 + 120 - 25),
+    ],
+)
+def test_polygons_in_every_form(segmentation: Any, area: int) -> None:
+    mask = parse_segmentation(segmentation).decode(HEIGHT, WIDTH)
     assert mask.dtype == torch.bool
     assert mask.shape == (HEIGHT, WIDTH)
     assert mask.is_contiguous()
-    assert drawn.sum(axis=2).max() == 2, "the parts must overlap for this test to mean anything"
-    assert torch.equal(mask, torch.from_numpy(drawn.sum(axis=2) > 0))
-    # 10 x 10 and 12 x 10 pixels that share 5 x 5
-    assert mask.sum() == 100 + 120 - 25
-
-
-def test_one_flat_polygon() -> None:
-    flat = parse_segmentation(SQUARE)
-    listed = parse_segmentation([SQUARE])
-    assert torch.equal(flat.decode(HEIGHT, WIDTH), listed.decode(HEIGHT, WIDTH))
-    assert flat.decode(HEIGHT, WIDTH).sum() == 100
-
-
-def test_polygons_as_arrays_of_integers() -> None:
-    source = parse_segmentation([np.array(SQUARE, dtype=np.int32)])
-    assert source.decode(HEIGHT, WIDTH).sum() == 100
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_run_lengths_in_every_form(seed: int) -> None:
-    pixels = blob(seed)
-    rle = compressed(pixels)
-    forms = [
-        rle,
-        {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
-        {"size": [HEIGHT, WIDTH], "counts": plain_runs(pixels)},
-        [rle],
-    ]
-    for form in forms:
-        source = parse_segmentation(form)
-        assert source.size == (HEIGHT, WIDTH)
-        assert torch.equal(source.decode(HEIGHT, WIDTH), torch.from_numpy(pixels))
+    assert mask.sum() == area
 
 
 def test_list_of_run_lengths_is_their_union() -> None:
     first, second = blob(1), blob(2)
     source = parse_segmentation([compressed(first), compressed(second)])
     assert torch.equal(source.decode(HEIGHT, WIDTH), torch.from_numpy(first | second))
-
-
-@pytest.mark.parametrize("side", [1, 2, 33, 257, 1031])
-def test_long_and_single_runs(side: int) -> None:
-    for pixels in (np.zeros((side, 3), bool), np.ones((side, 3), bool), blob(side, side, 61)):
-        source = parse_segmentation(compressed(pixels))
-        assert torch.equal(source.decode(*pixels.shape), torch.from_numpy(pixels))
 
 
 @pytest.mark.parametrize(
@@ -128,13 +88,6 @@ def test_polygon_in_other_units_is_refused() -> None:
     source = parse_segmentation([[value * 1e7 for value in SQUARE]])
     with pytest.raises(ValueError, match="x = 3e"):
         source.decode(HEIGHT, WIDTH)
-
-
-def test_polygon_slightly_outside_the_image_is_decoded() -> None:
-    source = parse_segmentation(
-        [[-2.0, -2.0, WIDTH + 2.5, -2.0, WIDTH + 2.5, HEIGHT, -2.0, HEIGHT]]
-    )
-    assert source.decode(HEIGHT, WIDTH).all()
 
 
 WHOLE = compressed(blob())

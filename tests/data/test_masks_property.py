@@ -73,26 +73,6 @@ def test_polygons_are_united_as_pycocotools_fills_them(
     assert mask.dropped == 0
 
 
-@few(100)
-@given(
-    left=st.integers(0, 9),
-    top=st.integers(0, 9),
-    across=sides,
-    down=sides,
-    height=sides,
-    width=sides,
-)
-def test_whole_pixels_of_a_rectangle(
-    left: int, top: int, across: int, down: int, height: int, width: int
-) -> None:
-    right, bottom = min(left + across, 2 * width), min(top + down, 2 * height)
-    left, top = min(left, right), min(top, bottom)
-    mask = parse_segmentation([[left, top, right, top, right, bottom, left, bottom]])
-    expected = np.zeros((height, width), bool)
-    expected[top:bottom, left:right] = True
-    np.testing.assert_array_equal(mask.decode(height, width).numpy(), expected)
-
-
 @few(150)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from pathlib import Path
 
 import pytest
@@ -117,14 +116,6 @@ def test_string_instead_of_a_sequence_is_refused() -> None:
         Vocabulary("left man")
 
 
-def test_saved_list_is_read_back(tmp_path: Path) -> None:
-    vocabulary = Vocabulary.from_expressions(['the "old" man . and', "Café, 猫 - a.)"])
-    vocabulary.save(tmp_path / "words.txt")
-    again = Vocabulary.from_file(tmp_path / "words.txt")
-    assert again.tokens == vocabulary.tokens
-    assert again.encode("the café") == vocabulary.encode("the café")
-
-
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", [True, False], ids=["newline at the end", "none"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte order mark"])
@@ -186,13 +177,6 @@ def test_blank_and_repeated_entries_keep_their_ids(
     assert "2 blank entries" in caplog.text
     vocabulary.save(tmp_path / "again.txt")
     assert (tmp_path / "again.txt").read_text() == path.read_text()
-
-
-def test_vocabulary_can_be_pickled() -> None:
-    vocabulary = Vocabulary.from_expressions(["left man"])
-    assert pickle.loads(pickle.dumps(vocabulary)).encode("man left") == vocabulary.encode(
-        "man left"
-    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from support.refer_layout import square
+from support.refer_layout import coco_name, noise, sentences, square
 
 from cmsa_fast.data import RecordDataset, Source
 
@@ -28,30 +28,13 @@ def _struct(**fields: pa.DataType) -> pa.DataType:
 
 _IMAGE = _struct(bytes=pa.binary(), path=_TEXT)
 _SENTENCES = pa.list_(_struct(raw=_TEXT, sent=_TEXT, sent_id=_INT, tokens=pa.list_(_TEXT)))
-_ANNOTATION = _struct(
-    area=pa.float64(),
-    bbox=_FLOATS,
-    id=_INT,
-    image_id=_INT,
-    iscrowd=_INT,
-    segmentation=pa.list_(_FLOATS),
-)
-_REFERENCE = _struct(
-    ann_id=_INT, file_name=_TEXT, image_id=_INT, ref_id=_INT, sentences=_SENTENCES, split=_TEXT
-)
+_ANNOTATION = _struct(id=_INT, image_id=_INT, segmentation=pa.list_(_FLOATS))
+_REFERENCE = _struct(ann_id=_INT, image_id=_INT, ref_id=_INT, sentences=_SENTENCES, split=_TEXT)
 _RUN_LENGTHS = _struct(counts=_TEXT, size=pa.list_(pa.int32()))
-_SAMPLE = _struct(
-    id=_INT,
-    image_id=_INT,
-    category=_TEXT,
-    sentences=pa.list_(_TEXT),
-    bbox=_FLOATS,
-    mask=_RUN_LENGTHS,
-)
+_SAMPLE = _struct(id=_INT, image_id=_INT, sentences=pa.list_(_TEXT), mask=_RUN_LENGTHS)
 
 REFCOCO = pa.schema(
     {
-        "sent_ids": pa.list_(_INT),
         "file_name": _TEXT,
         "ann_id": _INT,
         "ref_id": _INT,
@@ -61,13 +44,12 @@ REFCOCO = pa.schema(
         "raw_anns": _TEXT,
         "raw_image_info": _TEXT,
         "image_path": _TEXT,
-        "bbox": _FLOATS,
     }
 )
 BENCHMARK = pa.schema(
     {
         "image": _IMAGE,
-        "image_info": _struct(coco_url=_TEXT, file_name=_TEXT, id=_INT, height=_INT, width=_INT),
+        "image_info": _struct(file_name=_TEXT, id=_INT, height=_INT, width=_INT),
         "ref_list": pa.list_(_struct(ann_info=_ANNOTATION, ref_info=_REFERENCE)),
     }
 )
@@ -86,25 +68,10 @@ MIXED = pa.schema(
 
 
 def write(path: Path, rows: Rows, schema: pa.Schema, row_group_size: int = 2) -> Path:
-    """Writes rows as a Parquet file of small row groups.
-
-    Args:
-        path: The file.
-        rows: Content of the file.
-        schema: Names and types of the columns.
-        row_group_size: Rows in a group.
-
-    Returns:
-        The file.
-    """
+    """Writes rows as a Parquet file of small row groups."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=row_group_size)
     return path
-
-
-def noise(image_id: int, height: int, width: int) -> np.ndarray:
-    """The pixels of an image, uint8 `[height, width, 3]`."""
-    return np.random.default_rng(image_id).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def encoded(image_id: int, height: int, width: int) -> dict[str, Any]:
@@ -114,58 +81,38 @@ def encoded(image_id: int, height: int, width: int) -> dict[str, Any]:
     return {"bytes": file.getvalue(), "path": coco_name(image_id)}
 
 
-def coco_name(image_id: int) -> str:
-    """COCO's name of an image."""
-    return f"COCO_train2014_{image_id:012d}.jpg"
+def _entry(
+    ref_id: int, image_id: int, segmentation: Any, said: Rows, split: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An annotation and a reference to it."""
+    ann_id = 1000 + ref_id
+    annotation = {"id": ann_id, "image_id": image_id, "segmentation": segmentation}
+    reference = {
+        "ann_id": ann_id,
+        "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",  # no such file
+        "image_id": image_id,
+        "ref_id": ref_id,
+        "sentences": said,
+        "split": split,
+    }
+    return annotation, reference
 
 
-def expressions(*said: str, first: int = 0) -> Rows:
-    """Expressions as REFER's references hold them; "raw" gets them in upper case."""
-    return [
-        {"raw": one.upper(), "sent": one, "sent_id": first + i, "tokens": one.split()}
-        for i, one in enumerate(said)
-    ]
+def _image_info(image_id: int, size: tuple[int, int]) -> dict[str, Any]:
+    height, width = size
+    return {"file_name": coco_name(image_id), "height": height, "width": width, "id": image_id}
 
 
 def refcoco_row(
-    ref_id: int,
-    image_id: int,
-    size: tuple[int, int],
-    segmentation: Any,
-    said: Rows,
-    split: str,
-    ann_id: int | None = None,
+    ref_id: int, image_id: int, size: tuple[int, int], segmentation: Any, said: Rows, split: str
 ) -> dict[str, Any]:
     """A row of the form without pixels."""
-    ann_id = 1000 + ref_id if ann_id is None else ann_id
-    annotation = {
-        "segmentation": segmentation,
-        "area": 1.0,
-        "iscrowd": 0,
-        "image_id": image_id,
-        "bbox": [0, 0, 1, 1],
-        "category_id": 1,
-        "id": ann_id,
-    }
-    height, width = size
-    image = {"file_name": coco_name(image_id), "height": height, "width": width, "id": image_id}
+    annotation, reference = _entry(ref_id, image_id, segmentation, said, split)
     return {
-        "sent_ids": [one["sent_id"] for one in said],
-        "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",
-        "ann_id": ann_id,
-        "ref_id": ref_id,
-        "image_id": image_id,
-        "split": split,
-        "sentences": said,
-        "category_id": 1,
+        **reference,
         "raw_anns": json.dumps(annotation),
-        "raw_image_info": json.dumps(image),
-        "raw_sentences": json.dumps(said),
+        "raw_image_info": json.dumps(_image_info(image_id, size)),
         "image_path": f"coco/train2014/{coco_name(image_id)}",
-        "bbox": [0.0, 0.0, 1.0, 1.0],
-        "captions": [one["sent"] for one in said],
-        "global_image_id": f"coco.{image_id}",
-        "anns_id": f"refcoco.{ann_id}",
     }
 
 
@@ -173,40 +120,17 @@ def benchmark_entry(
     ref_id: int, image_id: int, segmentation: Any, said: Rows, split: str
 ) -> dict[str, Any]:
     """A reference of the form with images."""
-    return {
-        "ann_info": {
-            "area": 1.0,
-            "bbox": [0.0, 0.0, 1.0, 1.0],
-            "category_id": 1,
-            "id": 1000 + ref_id,
-            "image_id": image_id,
-            "iscrowd": 0,
-            "segmentation": segmentation,
-        },
-        "ref_info": {
-            "ann_id": 1000 + ref_id,
-            "category_id": 1,
-            "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",
-            "image_id": image_id,
-            "ref_id": ref_id,
-            "sent_ids": [one["sent_id"] for one in said],
-            "sentences": said,
-            "split": split,
-        },
-    }
+    annotation, reference = _entry(ref_id, image_id, segmentation, said, split)
+    return {"ann_info": annotation, "ref_info": reference}
 
 
 def benchmark_row(image_id: int, size: tuple[int, int], entries: Rows) -> dict[str, Any]:
     """An image of the form with images."""
-    height, width = size
-    info = {
-        "coco_url": "",
-        "file_name": coco_name(image_id),
-        "id": image_id,
-        "height": height,
-        "width": width,
+    return {
+        "image": encoded(image_id, *size),
+        "image_info": _image_info(image_id, size),
+        "ref_list": entries,
     }
-    return {"image": encoded(image_id, height, width), "image_info": info, "ref_list": entries}
 
 
 def shard(split: str, number: int = 0, count: int = 1, end: str = "-bfeafdc84ca37aa2") -> str:
@@ -242,19 +166,17 @@ def refcoco_rows() -> dict[str, Rows]:
     two = [square(3, 2, 10), square(8, 7, 10)]
     return {
         "train": [
-            refcoco_row(1, 7, SIZE, two, expressions("left cup", "café à gauche"), "train"),
-            refcoco_row(2, 11, (41, 29), [square(1, 20, 9)], expressions("杯子", first=2), "train"),
-            refcoco_row(3, 7, SIZE, [square(20, 3, 7)], expressions("right cup", first=3), "train"),
+            refcoco_row(1, 7, SIZE, two, sentences("left cup", "café à gauche"), "train"),
+            refcoco_row(2, 11, (41, 29), [square(1, 20, 9)], sentences("杯子", first=2), "train"),
+            refcoco_row(3, 7, SIZE, [square(20, 3, 7)], sentences("right cup", first=3), "train"),
         ],
         "validation": [
-            refcoco_row(4, 13, SIZE, [square(5, 5, 11)], expressions("dog", first=4), "val")
+            refcoco_row(4, 13, SIZE, [square(5, 5, 11)], sentences("dog", first=4), "val")
         ],
         "test": [
-            refcoco_row(5, 17, SIZE, [square(2, 2, 3)], expressions("man", "he", first=5), "testA")
+            refcoco_row(5, 17, SIZE, [square(2, 2, 3)], sentences("man", "he", first=5), "testA")
         ],
-        "testB": [
-            refcoco_row(6, 19, SIZE, [square(9, 9, 3)], expressions("tree", first=7), "testB")
-        ],
+        "testB": [refcoco_row(6, 19, SIZE, [square(9, 9, 3)], sentences("tree", first=7), "testB")],
     }
 
 
@@ -274,52 +196,29 @@ def write_refcoco(
 
 
 def write_benchmark(root: Path) -> Path:
-    """Writes the form with images."""
-    said = expressions("left cup", "café à gauche")
+    """Writes the form with images: images and their objects, by the names of the files."""
     two = [square(3, 2, 10), square(8, 7, 10)]
-    files = {
+    cup, mug = [square(1, 1, 9)], [square(1, 1, 5)]
+    objects: dict[str, list[tuple[int, tuple[int, int], list[tuple[Any, list[str]]]]]] = {
         shard("refcoco_unc_val", 0, 2): [
-            benchmark_row(
-                7,
-                SIZE,
-                [
-                    benchmark_entry(1, 7, two, said, "val"),
-                    benchmark_entry(2, 7, [square(20, 3, 7)], expressions("cup", first=2), "val"),
-                ],
-            ),
-            benchmark_row(
-                11,
-                (41, 29),
-                [benchmark_entry(3, 11, [square(1, 20, 9)], expressions("杯子", first=3), "val")],
-            ),
-            benchmark_row(
-                13,
-                SIZE,
-                [benchmark_entry(4, 13, [square(5, 5, 9)], expressions("dog", first=4), "val")],
-            ),
+            (7, SIZE, [(two, ["left cup", "café à gauche"]), ([square(20, 3, 7)], ["cup"])]),
+            (11, (41, 29), [([square(1, 20, 9)], ["杯子"])]),
+            (13, SIZE, [([square(5, 5, 9)], ["dog"])]),
         ],
-        shard("refcoco_unc_val", 1, 2, ""): [
-            benchmark_row(
-                17,
-                SIZE,
-                [benchmark_entry(5, 17, [square(6, 5, 9)], expressions("man", first=5), "val")],
-            )
-        ],
-        shard("refcocog_umd_val"): [
-            benchmark_row(
-                7,
-                SIZE,
-                [benchmark_entry(6, 7, [square(1, 1, 9)], expressions("a cup", first=6), "val")],
-            )
-        ],
-        shard("refcoco_google_val"): [
-            benchmark_row(
-                7,
-                SIZE,
-                [benchmark_entry(7, 7, [square(1, 1, 5)], expressions("a mug", first=7), "val")],
-            )
-        ],
+        shard("refcoco_unc_val", 1, 2, ""): [(17, SIZE, [([square(6, 5, 9)], ["man"])])],
+        shard("refcocog_umd_val"): [(7, SIZE, [(cup, ["a cup"])])],
+        shard("refcoco_google_val"): [(7, SIZE, [(mug, ["a mug"])])],
     }
-    for name, rows in files.items():
+    ref_id = sent_id = 0
+    for name, images in objects.items():
+        rows = []
+        for image_id, size, references in images:
+            entries = []
+            for segmentation, said in references:
+                ref_id += 1
+                texts = sentences(*said, first=sent_id)
+                entries.append(benchmark_entry(ref_id, image_id, segmentation, texts, "val"))
+                sent_id += len(said)
+            rows.append(benchmark_row(image_id, size, entries))
         write(root / "data" / name, rows, BENCHMARK)
     return root

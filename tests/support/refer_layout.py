@@ -44,19 +44,9 @@ class ReferLayout:
     def add_image(
         self, image_id: int, height: int, width: int, file_name: str | None = None
     ) -> np.ndarray:
-        """Writes an image of noise, as PNG so that its pixels are known, and its record.
-
-        Args:
-            image_id: Its number.
-            height: In pixels.
-            width: In pixels.
-            file_name: Its name, COCO's where None.
-
-        Returns:
-            Its pixels, uint8 `[height, width, 3]`.
-        """
-        file_name = file_name or f"COCO_train2014_{image_id:012d}.jpg"
-        pixels = np.random.default_rng(image_id).integers(0, 256, (height, width, 3), np.uint8)
+        """Writes an image of noise as PNG, whose name is COCO's where None, and returns its pixels."""
+        file_name = file_name or coco_name(image_id)
+        pixels = noise(image_id, height, width)
         self.image_folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(self.image_folder / file_name, "PNG")
         self.images.append(
@@ -72,49 +62,28 @@ class ReferLayout:
         split: str = "train",
         ann_id: int | str | None = None,
     ) -> None:
-        """Adds an annotation and a reference to it.
-
-        Args:
-            image_id: The image's number.
-            segmentation: Its `segmentation` in `instances.json`.
-            expressions: The expressions; "raw" gets them in upper case.
-            split: The split.
-            ann_id: The annotation's identifier; a number of its own where None.
-        """
-        ref_id = 100 + len(self.references)
-        ann_id = 1000 + ref_id if ann_id is None else ann_id
-        first = sum(len(reference["sentences"]) for reference in self.references)
+        """Adds an annotation, with a number of its own where `ann_id` is None, and a reference to it."""
+        ann_id = 1100 + len(self.references) if ann_id is None else ann_id
         self.annotations.append({"id": ann_id, "image_id": image_id, "segmentation": segmentation})
+        self.refer(ann_id, *expressions, split=split, image_id=image_id)
+
+    def refer(self, ann_id: Any, *expressions: str, split: str = "train", image_id: int) -> None:
+        """Adds a reference to annotations that are added separately."""
+        ref_id = 100 + len(self.references)
+        first = sum(len(reference["sentences"]) for reference in self.references)
         self.references.append(
             {
                 "ref_id": ref_id,
                 "ann_id": ann_id,
                 "image_id": image_id,
-                "category_id": 1,
                 "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",  # no such file
                 "split": split,
-                "sent_ids": list(range(first, first + len(expressions))),
-                "sentences": [
-                    {
-                        "sent_id": first + i,
-                        "sent": expression,
-                        "raw": expression.upper(),
-                        "tokens": expression.split(),
-                    }
-                    for i, expression in enumerate(expressions)
-                ],
+                "sentences": sentences(*expressions, first=first),
             }
         )
 
     def write(self, protocol: int = 2) -> Path:
-        """Writes `refs(<split_by>).p` and `instances.json`.
-
-        Args:
-            protocol: The pickle protocol.
-
-        Returns:
-            The root.
-        """
+        """Writes `refs(<split_by>).p` and `instances.json`, and returns the root."""
         folder = self.root / self.name
         folder.mkdir(parents=True, exist_ok=True)
         records = pickle.dumps(self.references, protocol=protocol)
@@ -122,6 +91,24 @@ class ReferLayout:
         content = {"images": self.images, "annotations": self.annotations, "categories": []}
         (folder / "instances.json").write_text(json.dumps(content))
         return self.root
+
+
+def noise(image_id: int, height: int, width: int) -> np.ndarray:
+    """The pixels of an image, uint8 `[height, width, 3]`."""
+    return np.random.default_rng(image_id).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def coco_name(image_id: int) -> str:
+    """COCO's name of an image."""
+    return f"COCO_train2014_{image_id:012d}.jpg"
+
+
+def sentences(*expressions: str, first: int = 0) -> list[dict[str, Any]]:
+    """Expressions as REFER's references hold them; "raw" gets them in upper case."""
+    return [
+        {"raw": one.upper(), "sent": one, "sent_id": first + i, "tokens": one.split()}
+        for i, one in enumerate(expressions)
+    ]
 
 
 def square(left: float, top: float, side: float) -> list[float]:

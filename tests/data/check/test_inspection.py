@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from support.refer_layout import ReferLayout, small_refcoco, square
+from support.refer_layout import ReferLayout, sentences, small_refcoco, square
 
 from cmsa_fast.cli.data_check import DataCheckOptions, format_check, run_data_check
 from cmsa_fast.data.check.findings import (
@@ -354,7 +354,7 @@ def test_images_inside_parquet_files(tmp_path: Path) -> None:
     rows = []
     for i, image_id in enumerate((7, 9, 11)):
         entry = layout.benchmark_entry(
-            i, image_id, [square(3, 2, 10)], layout.expressions("it", first=i), "val"
+            i, image_id, [square(3, 2, 10)], sentences("it", first=i), "val"
         )
         rows.append(layout.benchmark_row(image_id, (23, 37), [entry]))
     rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-700]

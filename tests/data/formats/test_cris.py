@@ -201,19 +201,10 @@ def test_refclef_has_the_numbers_of_its_images(tmp_path: Path) -> None:
         ({"segment_id": ...}, "record 1 has no 'segment_id'"),
         ({"img_name": ...}, "record 1 has no 'img_name'"),
         ({"sentences": ...}, "record 1 has no 'sentences'"),
-        ({"segment_id": None}, "record 1 has .*NoneType as its 'segment_id'"),
-        ({"segment_id": 1.5}, "record 1 has .*float as its 'segment_id'"),
         ({"segment_id": "../9"}, "record 1 has .*str as its 'segment_id'"),
         ({"img_name": 7}, "record 1 has .*int as its 'img_name', not text"),
         ({"img_name": "../secret.jpg"}, "record 1: an image is named '../secret.jpg'"),
-        ({"img_name": ""}, "record 1: an image is named ''"),
-        ({"sentences": "man"}, "record 1 has .*str as its 'sentences', not a list"),
-        ({"sentences": ["man"]}, "record 1 sentence 0 is a value of type str"),
         ({"sentences": [{"sent": "man"}]}, "record 1 sentence 0 has no 'sent_id'"),
-        (
-            {"sentences": [{"sent_id": 1, "sent": None}]},
-            "sentence 0 has .*NoneType as its 'sent'",
-        ),
         ({"sentences_num": 2}, "record 1 has 1 sentences, but its 'sentences_num' is 2"),
         ({"sentences_num": "many"}, "record 1 has .*str as its 'sentences_num'"),
     ],
@@ -242,8 +233,6 @@ def test_damaged_files(layout: AnnsLayout) -> None:
     whole = file.read_bytes()
     for content, message in (
         (whole[:-7], r"val\.json is not a JSON file"),
-        (b"\xff\xfe\xfa", r"val\.json is not a JSON file"),
-        (b"[" * 100_000, r"val\.json is not a JSON file"),
         (b'{"val": []}', r"val\.json holds a value of type dict where a list"),
         (b"[]", "split 'val' has no reference in .*refcoco"),
     ):

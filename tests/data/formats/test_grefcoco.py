@@ -28,41 +28,17 @@ class GrefLayout(ReferLayout):
         super().__init__(root, "grefcoco", image_folder="images/train2014")
         self.pixels = self.add_image(7, HEIGHT, WIDTH)
         self.add_image(9, 11, 13)
-        for ann_id, image_id, polygon in (
-            (1101, 7, FIRST),
-            (1102, 7, SECOND),
-            (1103, 9, square(2, 2, 4)),
-        ):
-            self.annotations.append(
-                {
-                    "id": ann_id,
-                    "image_id": image_id,
-                    "segmentation": [polygon],
-                    "iscrowd": 0,
-                    "category_id": 1,
-                }
-            )
+        self.annotations += [
+            {"id": 1101, "image_id": 7, "segmentation": [FIRST], "iscrowd": 0},
+            {"id": 1102, "image_id": 7, "segmentation": [SECOND], "iscrowd": 0},
+            {"id": 1103, "image_id": 9, "segmentation": [square(2, 2, 4)], "iscrowd": 0},
+        ]
 
     def refer(
         self, ann_id: Any, *expressions: str, split: str = "train", image_id: int = 7
     ) -> None:
-        ref_id = 100 + len(self.references)
-        self.references.append(
-            {
-                "ref_id": ref_id,
-                "ann_id": ann_id,
-                "image_id": image_id,
-                "category_id": [-1] if ann_id == [-1] else [1],
-                "file_name": f"COCO_train2014_{image_id:012d}_{ref_id}.jpg",
-                "no_target": ann_id in ([-1], -1, []),
-                "split": split,
-                "sent_ids": list(range(len(expressions))),
-                "sentences": [
-                    {"sent_id": 10 * ref_id + i, "sent": one, "raw": one.upper(), "tokens": []}
-                    for i, one in enumerate(expressions)
-                ],
-            }
-        )
+        super().refer(ann_id, *expressions, split=split, image_id=image_id)
+        self.references[-1]["no_target"] = ann_id == [-1]
 
     def write(self, protocol: int = 2) -> Path:
         super().write(protocol)
@@ -106,7 +82,7 @@ def test_several_objects_one_and_none(layout: GrefLayout) -> None:
         np.testing.assert_array_equal(sample.image.permute(1, 2, 0).numpy(), layout.pixels)
         assert torch.equal(sample.mask, drawn(*polygons))
     assert data[0].mask.sum() == 175
-    assert [data[i].sent_id for i in range(5)] == [1000, 1001, 1010, 1020, 1021]
+    assert [data[i].sent_id for i in range(5)] == [0, 1, 2, 3, 4]
     assert [record.names_nothing for record in data.records] == [False, False, True]
     assert data.report.expressions_naming_nothing == 2
     assert data.report.published_expressions is None
@@ -196,15 +172,9 @@ def test_records_that_contradict_themselves(
         ({"ann_id": [1101, -1]}, "reference 1 has .*-1.* can only stand alone"),
         ({"ann_id": [[1101]]}, "reference 1 has .*type list as its 'ann_id'"),
         ({"ann_id": None}, "reference 1 has .*NoneType as its 'ann_id'"),
-        ({"ann_id": [1101.0]}, "reference 1 has .*float as its 'ann_id'"),
         ({"ann_id": [True]}, "reference 1 has .*bool as its 'ann_id'"),
-        ({"ann_id": {"id": 1101}}, "reference 1 has .*dict as its 'ann_id'"),
         ({"no_target": 0}, "reference 1 has .*int as its 'no_target', not true or false"),
         ({"no_target": "false"}, "reference 1 has .*str as its 'no_target'"),
-        ({"ref_id": None}, "reference 1 has .*NoneType as its 'ref_id'"),
-        ({"image_id": [7]}, "reference 1 has .*list as its 'image_id'"),
-        ({"split": 1}, "reference 1 has .*int as its 'split'"),
-        ({"sentences": None}, "reference 1 has .*NoneType as its 'sentences'"),
         ({"sentences": [{"sent_id": 1}]}, "reference 1 sentence 0 has no 'sent'"),
         ({"ann_id": [1101, 777]}, "no annotation 777, which ref_id 101 needs"),
         ({"ann_id": [1101, 1103]}, "annotation 1103 is of image 9, but ref_id 101"),
@@ -228,34 +198,10 @@ def test_empty_list_without_no_target(layout: GrefLayout) -> None:
         opened(layout)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"iscrowd": "no"}, "annotation 1102 has 'no' as its 'iscrowd'"),
-        ({"segmentation": 5}, "annotation 1102: a segmentation must be"),
-        ({"image_id": 9}, "annotation 1102 is of image 9"),
-    ],
-)
-def test_damaged_annotation(layout: GrefLayout, change: dict[str, Any], message: str) -> None:
-    layout.annotations[1].update(change)
-    with pytest.raises(ValueError, match=message):
+def test_damaged_mark_of_a_crowd(layout: GrefLayout) -> None:
+    layout.annotations[1]["iscrowd"] = "no"
+    with pytest.raises(ValueError, match="annotation 1102 has 'no' as its 'iscrowd'"):
         opened(layout)
-
-
-def test_reference_that_is_no_dictionary(layout: GrefLayout) -> None:
-    layout.references[1] = "left cup"  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="reference 1 is a value of type str where a dictionary"):
-        opened(layout)
-
-
-@pytest.mark.parametrize("file", ["grefs(unc).json", "instances.json"])
-def test_truncated_files(layout: GrefLayout, file: str) -> None:
-    path = layout.write() / "grefcoco" / file
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"\.json is not a JSON file"):
-        open_split(
-            Source(form="grefcoco", root=layout.root), "train", errors=ErrorCollector(strict=False)
-        )
 
 
 @pytest.mark.parametrize("file", ["grefs(unc).json", "instances.json"])

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import re
-import resource
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +27,9 @@ from cmsa_fast.data import (
 )
 from cmsa_fast.data.formats.refer import read_references
 
+pytestmark = pytest.mark.usefixtures("quiet_within_little_memory")
+
 FILES = ("refs(unc).p", "instances.json")
-
-
-@pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +37,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> ReferLayout:
     layout = small_refcoco(tmp_path_factory.mktemp("refer"))
     layout.write()
     return layout
-
-
-@pytest.fixture(autouse=True)
-def _memory_stays() -> Iterator[None]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
-    yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
 def read_all(root: Path, errors: ErrorCollector) -> list[Record]:

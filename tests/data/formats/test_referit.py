@@ -190,10 +190,7 @@ def test_json_file_of_a_split_has_precedence_over_its_list(layout: ReferitLayout
     ("key", "expressions", "message"),
     [
         ("115_1", "water", r"test\.json: 115_1 has a value of type str, not a list of expressions"),
-        ("115_1", None, "115_1 has a value of type NoneType"),
-        ("115_1", {"0": "water"}, "115_1 has a value of type dict"),
         ("115_1", ["water", 5], "115_1 sentence 1 is a value of type int, not text"),
-        ("115_1", [["water"]], "115_1 sentence 0 is a value of type list, not text"),
         ("115_1", ["water"] * 10_001, "115_1 has 10001 expressions"),
         ("115", ["water"], r"test\.json has the key '115', where <image>_<region> is"),
         ("../115_1", ["water"], "has the key '../115_1'"),
@@ -231,7 +228,6 @@ def test_damaged_files(layout: ReferitLayout, file: str) -> None:
     source = Source(form="referit", root=layout.root)
     for content, message in (
         (whole[:-4], "is not a JSON file"),
-        (b"\xff\xfe\xfa", "is not a JSON file"),
         (b"[]", "holds a value of type list where a dictionary is expected"),
     ):
         path.write_bytes(content)

@@ -117,9 +117,15 @@ SCALAR = b"cnumpy._core.multiarray\nscalar\n("
         b"cnumpy._core.multiarray\n_reconstruct\n.",
         b"c_codecs\ndecode\n.",
         b"cbuiltins\nbytearray\n.",
+        # Every operation that names an object.
+        b"cbuiltins\neval\n(S'1+1'\ntR.",  # GLOBAL and REDUCE
+        b"(S'true'\nios\nsystem\n.",  # INST
+        b"\x80\x02U\x01xQ.",  # BINPERSID
+        b"\x80\x02\x82\x01.",  # EXT1
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",  # STACK_GLOBAL
     ],
 )
-def test_misuse_of_the_permitted_functions_is_refused(hostile: bytes) -> None:
+def test_other_objects_and_misuse_of_the_permitted_ones_are_refused(hostile: bytes) -> None:
     with pytest.raises(ValueError, match="hostile.p"):
         loads_plain_pickle(hostile, "hostile.p")
     assert loads_plain_pickle(pickle.dumps([b"a", np.int8(1)], 2), "sound.p") == [b"a", 1]
@@ -144,29 +150,6 @@ def test_pickle_that_calls_the_shell_runs_nothing(tmp_path: Path, protocol: int)
     assert not witness.exists()
     pickle.loads(hostile)
     assert witness.exists(), "the pickle must be one that would have run"
-
-
-@pytest.mark.parametrize(
-    "hostile",
-    [
-        b"cbuiltins\neval\n(S'1+1'\ntR.",  # GLOBAL and REDUCE
-        b"(S'true'\nios\nsystem\n.",  # INST
-        b"\x80\x02U\x01xQ.",  # BINPERSID
-        b"\x80\x02\x82\x01.",  # EXT1
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93.",  # STACK_GLOBAL
-    ],
-)
-def test_every_operation_that_names_an_object_is_refused(hostile: bytes) -> None:
-    with pytest.raises(ValueError, match="hostile.p"):
-        loads_plain_pickle(hostile, "hostile.p")
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_every_truncation_is_an_error_that_names_the_file(protocol: int) -> None:
-    whole = pickle.dumps([RECORD], protocol=protocol)
-    for length in range(len(whole)):
-        with pytest.raises(ValueError, match="short.p"):
-            loads_plain_pickle(whole[:length], "short.p")
 
 
 @pytest.mark.parametrize(

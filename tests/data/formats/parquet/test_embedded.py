@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import support.parquet_layout as layout
 import torch
 from pycocotools import mask as coco_mask
+from support.damage import damage
 from support.parquet_layout import (
     SIZE,
     check_images_and_masks,
@@ -20,6 +20,7 @@ from support.parquet_layout import (
     source,
     write_benchmark,
 )
+from support.refer_layout import coco_name
 
 from cmsa_fast.data import ErrorCollector, open_split
 
@@ -45,46 +46,36 @@ def test_benchmark_images_in_any_order(tmp_path: Path) -> None:
     assert data_source.root == tmp_path
 
 
-def benchmark_damage(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(row: dict[str, Any]) -> None:
-        place: Any = row
-        for key in path[:-1]:
-            place = place[key]
-        place[path[-1]] = value
-
-    return change
+ENTRY = ("ref_list", 0)
+ANNOTATION, REFERENCE = (*ENTRY, "ann_info"), (*ENTRY, "ref_info")
 
 
 @pytest.mark.parametrize(
-    ("damage", "lost", "message"),
+    ("path", "value", "lost", "message"),
     [
-        (benchmark_damage("image_info", value=None), 2, "as? a? ?value of type NoneType"),
-        (benchmark_damage("image_info", "id", value=None), 2, "image_info has .* as its 'id'"),
-        (benchmark_damage("image_info", "height", value=-1), 2, "holds no pixel"),
-        (benchmark_damage("image_info", "file_name", value=None), 2, "as its 'file_name'"),
-        (benchmark_damage("ref_list", value=None), 1, "row 0 has .* as its 'ref_list'"),
-        (benchmark_damage("ref_list", 0, value=None), 1, "reference 0 is a value of type None"),
-        (benchmark_damage("ref_list", 0, "ann_info", value=None), 1, "ann_info is a value"),
-        (benchmark_damage("ref_list", 0, "ref_info", value=None), 1, "ref_info is a value"),
-        (benchmark_damage("ref_list", 0, "ann_info", "id", value=5), 1, "ann_id is 5 and 1001"),
-        (benchmark_damage("ref_list", 0, "ann_info", "image_id", value=5), 1, "image_id is 5"),
-        (benchmark_damage("ref_list", 0, "ref_info", "image_id", value=5), 1, "image_id is 5"),
-        (benchmark_damage("ref_list", 0, "ref_info", "split", value="train"), 1, "split is train"),
-        (
-            benchmark_damage("ref_list", 0, "ann_info", "segmentation", value=None),
-            1,
-            "ann_info: a segmentation must be",
-        ),
-        (benchmark_damage("ref_list", 0, "ref_info", "sentences", value=None), 1, "'sentences'"),
+        (("image_info",), None, 2, "as? a? ?value of type NoneType"),
+        (("image_info", "id"), None, 2, "image_info has .* as its 'id'"),
+        (("image_info", "height"), -1, 2, "holds no pixel"),
+        (("image_info", "file_name"), None, 2, "as its 'file_name'"),
+        (("ref_list",), None, 1, "row 0 has .* as its 'ref_list'"),
+        (ENTRY, None, 1, "reference 0 is a value of type None"),
+        (ANNOTATION, None, 1, "ann_info is a value"),
+        (REFERENCE, None, 1, "ref_info is a value"),
+        ((*ANNOTATION, "id"), 5, 1, "ann_id is 5 and 1001"),
+        ((*ANNOTATION, "image_id"), 5, 1, "image_id is 5"),
+        ((*REFERENCE, "image_id"), 5, 1, "image_id is 5"),
+        ((*REFERENCE, "split"), "train", 1, "split is train"),
+        ((*ANNOTATION, "segmentation"), None, 1, "ann_info: a segmentation must be"),
+        ((*REFERENCE, "sentences"), None, 1, "'sentences'"),
     ],
 )
 def test_damaged_benchmark_rows(
-    tmp_path: Path, damage: Callable[[dict[str, Any]], None], lost: int, message: str
+    tmp_path: Path, path: tuple[Any, ...], value: Any, lost: int, message: str
 ) -> None:
     root = write_benchmark(tmp_path)
     file = root / "data" / shard("refcoco_unc_val", 0, 2)
     rows = pq.read_table(file).to_pylist()
-    damage(rows[0])
+    damage(rows[0], path, value)
     layout.write(file, rows, layout.BENCHMARK)
     with pytest.raises(ValueError, match=message) as error:
         open_split(source(root), "refcoco_unc_val")
@@ -106,7 +97,7 @@ def test_row_without_a_image(tmp_path: Path, value: Any) -> None:
         data[0]
     rows[0]["image"] = {"bytes": layout.encoded(7, *SIZE)["bytes"][:-200], "path": None}
     layout.write(file, rows, layout.BENCHMARK)
-    with pytest.raises(ValueError, match=rf"{layout.coco_name(7)} in .*truncated"):
+    with pytest.raises(ValueError, match=rf"{coco_name(7)} in .*truncated"):
         open_split(source(root), "refcocog_umd_val")[0]
 
 
@@ -117,18 +108,14 @@ def reannotated_rows() -> layout.Rows:
     sample = {
         "id": 31,
         "image_id": 7,
-        "category": "cup",
-        "supercategory": "kitchen",
-        "label": "cup",
         "sentences": ["left cup", "café"],
-        "bbox": [6.0, 4.0, 14.0, 5.0],
         "mask": {"counts": rle["counts"].decode("ascii"), "size": list(SIZE)},
     }
     return [
         {
             "image": layout.encoded(7, *SIZE),
             "image_id": 7,
-            "file_name": layout.coco_name(7),
+            "file_name": coco_name(7),
             "samples": [sample, {**sample, "id": 32, "sentences": ["cup"]}],
         }
     ]

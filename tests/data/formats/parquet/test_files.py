@@ -18,15 +18,13 @@ from support.parquet_layout import (
     benchmark_row,
     check_images_and_masks,
     covered,
-    expressions,
-    noise,
     refcoco_rows,
     shard,
     source,
     write_benchmark,
     write_refcoco,
 )
-from support.refer_layout import square
+from support.refer_layout import noise, sentences, square
 from torch.utils.data import DataLoader
 
 from cmsa_fast.data import ErrorCollector, Sample, open_split, read_records
@@ -199,9 +197,7 @@ def test_encoded_images(tmp_path: Path) -> None:
 
 def test_many_images_in_one_row_group(tmp_path: Path) -> None:
     rows = [
-        benchmark_row(
-            i, (5, 3), [benchmark_entry(i, i, [square(0, 0, 2)], expressions("it"), "val")]
-        )
+        benchmark_row(i, (5, 3), [benchmark_entry(i, i, [square(0, 0, 2)], sentences("it"), "val")])
         for i in range(30)
     ]
     file = tmp_path / shard("refcoco_unc_val")
