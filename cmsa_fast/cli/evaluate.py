@@ -321,10 +321,7 @@ def _write(options: EvaluateOptions, result: EvaluateResult, **machine: object) 
         "seconds": round(result.seconds, 2),
         "expressions_per_second": round(evaluation.expressions / result.seconds, 3),
         "errors": result.errors,
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(options).items()
-        },
+        "options": asdict(options),
         **machine,
     }
     write_json(result.folder / EVALUATION, content)

@@ -108,7 +108,7 @@ def _coverage_lines(coverage: Coverage) -> list[str]:
     lines = []
     if coverage.missing:
         parts = {
-            "damaged or repeated records": coverage.unusable_records,
+            "damaged records": coverage.unusable_records,
             "expressions without a word": coverage.without_words,
             "expressions with an unusable image or mask": coverage.unreadable,
         }

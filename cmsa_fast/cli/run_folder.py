@@ -59,11 +59,7 @@ def choose_folder(options: TrainOptions, parent: Path = Path("runs")) -> Path:
 
 def write_options(folder: Path, options: TrainOptions) -> None:
     """Write options.json: the options as given, and the recipe that results from them."""
-    given = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in asdict(options).items()
-    }
-    write_json(folder / OPTIONS, {"options": given, "recipe": asdict(options.recipe())})
+    write_json(folder / OPTIONS, {"options": asdict(options), "recipe": asdict(options.recipe())})
 
 
 def read_options(folder: Path) -> TrainOptions:
@@ -98,10 +94,6 @@ def resumed_options(given: TrainOptions) -> TrainOptions:
     """
     if given.run_dir is None:
         raise ValueError("--resume needs --run-dir, the folder of the run to continue.")
-    if not (given.run_dir / OPTIONS).is_file():
-        raise FileNotFoundError(
-            f"--run-dir {given.run_dir} holds no run to resume: it has no {OPTIONS}."
-        )
     started = read_options(given.run_dir)
     for field in fields(TrainOptions):
         now, then = getattr(given, field.name), getattr(started, field.name)

@@ -309,7 +309,7 @@ def open_split(
         FileNotFoundError, ValueError, ImportError: As `read_records`.
     """
     errors = errors or ErrorCollector(strict=True)
-    before = errors.count
+    before = errors.count - errors.repeated
     reading = read_records(source, split, errors)
     return RecordDataset(
         reading.records,
@@ -317,7 +317,7 @@ def open_split(
         for_training=for_training,
         excluded=excluded_images(source, reading, exclude) if exclude else (),
         published_expressions=reading.published_expressions.get(split),
-        unusable_records=errors.count - before,
+        unusable_records=errors.count - errors.repeated - before,
     )
 
 

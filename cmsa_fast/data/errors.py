@@ -11,6 +11,10 @@ _logger = logging.getLogger(__name__)
 _SHOWN = 20
 
 
+class RepeatedReferenceError(ValueError):
+    """A reference that the files contain twice; without the second, no expression is lost."""
+
+
 class ErrorCollector:
     """Collects unusable records and images; raises on the first in strict mode.
 
@@ -24,11 +28,13 @@ class ErrorCollector:
     Attributes:
         strict: Whether the first error is raised.
         messages: One line for each error so far, naming file and record.
+        repeated: How many of them are repeated references.
     """
 
     def __init__(self, *, strict: bool) -> None:
         self.strict = strict
         self.messages: list[str] = []
+        self.repeated = 0
 
     @property
     def count(self) -> int:
@@ -36,17 +42,11 @@ class ErrorCollector:
         return len(self.messages)
 
     def add(self, error: Exception) -> None:
-        """Collects an error.
-
-        Args:
-            error: The error; its notes are kept.
-
-        Raises:
-            Exception: `error` itself, if `strict`.
-        """
+        """Collects an error with its notes, or raises it if `strict`."""
         if self.strict:
             raise error
         self.messages.append(one_line(error))
+        self.repeated += isinstance(error, RepeatedReferenceError)
         if self.count <= _SHOWN:
             _logger.warning("%s", self.messages[-1])
         if self.count == _SHOWN:

@@ -177,11 +177,7 @@ class ImageFile:
         return str(self._find() or self.file_name)
 
     def locate(self) -> Path:
-        """The first file of that name in the folders.
-
-        Raises:
-            FileNotFoundError: No folder has it.
-        """
+        """The first file of that name in the folders."""
         if (path := self._find()) is not None:
             return path
         shown = [str(folder) for folder in self.folders[:_SHOWN_FOLDERS]]
@@ -202,15 +198,9 @@ class ImageFile:
 
 
 def image_file(folders: Sequence[Path], file_name: str) -> ImageFile:
-    """An image that the files of a data set name.
+    """An image that the files of a data set name; ValueError if the name leads out of the folders.
 
-    Args:
-        folders: The folders to search, in order.
-        file_name: A name, or a relative path whose last part is the name. Backslashes, which files
-            written on Windows have, separate folders as well.
-
-    Raises:
-        ValueError: The name leads out of the folders.
+    Backslashes, which files written on Windows have, separate folders as well.
     """
     file_name = file_name.replace("\\", "/")
     relative = PurePath(file_name)
@@ -251,17 +241,9 @@ class ImageCache:
     def read(
         self, source: str | os.PathLike[str] | ImageSource, *, apply_orientation: bool = True
     ) -> Tensor:
-        """Reads an image, or returns the tensor of an earlier call.
+        """Reads an image as `read_image` does, or returns the tensor of an earlier call.
 
-        Args:
-            source: A file, or the image of a record.
-            apply_orientation: As for `read_image`.
-
-        Returns:
-            uint8 `[3, H, W]`, RGB, possibly shared with other callers: do not write to it.
-
-        Raises:
-            FileNotFoundError, ValueError: As `read_image`.
+        The tensor may be shared with other callers: do not write to it.
         """
         source = os.fspath(source) if isinstance(source, str | os.PathLike) else source
         key = (source, apply_orientation)

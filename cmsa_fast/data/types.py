@@ -104,17 +104,9 @@ class Record:
         return next(sizes, self.size)
 
     def mask(self, height: int, width: int) -> Tensor:
-        """Decodes the union of the objects.
+        """Decodes the union of the objects, bool `[height, width]`.
 
-        Args:
-            height: Height of the image in pixels.
-            width: Width of the image in pixels.
-
-        Returns:
-            bool `[height, width]`.
-
-        Raises:
-            ValueError: A mask does not fit the image; the message names file and record.
+        ValueError, which names file and record, if a mask does not fit the image.
         """
         union = torch.zeros(height, width, dtype=torch.bool)
         for one in self.objects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -95,21 +95,31 @@ def evaluate(
         leave=None,  # removed at the end if it is shown below the bar of a training
         disable=not processes.is_first,
     )
+    own: list[ExpressionResult] = []
+    pending: deque[Callable[[], ExpressionResult]] = deque()
+
+    def finish(most_pending: int) -> None:
+        while len(pending) > most_pending:
+            own.append(pending.popleft()())
+            keep(own[-1])
+
     try:
+        network = for_inference(model)
         with bar:
-            own = []
-            for result in _measure(
-                for_inference(model),
-                loader,
-                batches,
-                groups,
-                device,
-                convention,
-                refiner,
-                bar.update,
-            ):
-                own.append(result)
-                keep(result)
+            for requested, (indices, batch) in zip(batches, loader.with_indices(), strict=True):
+                bar.update(len(requested))
+                if batch is None:
+                    continue
+                chosen = [groups[index] for index in indices]
+                outputs = segment_batch(network, batch, device, chosen)
+                rows = zip(indices, outputs, batch.letterboxes, batch.samples, strict=True)
+                for index, output, letterbox, sample in rows:
+                    mask = predicted_mask(
+                        output.probability, letterbox, sample, convention, refiner
+                    )
+                    pending.append(partial(_result, index, sample, mask, convention))
+                finish(_PENDING if refiner else 0)
+            finish(0)
     finally:
         model.train(was_training)
     results = [result for part in processes.gather(own) for result in part]
@@ -117,34 +127,6 @@ def evaluate(
     if not results:
         raise ValueError(f"None of the {len(dataset)} expressions can be evaluated.")
     return score(results, dataset, convention, labels)
-
-
-def _measure(
-    model: ReferringModel,
-    loader: BatchLoader,
-    batches: list[list[int]],
-    groups: list[int],
-    device: torch.device | str,
-    convention: Convention,
-    refiner: Refiner | None,
-    advance: Callable[[int], object],
-) -> Iterator[ExpressionResult]:
-    """The result of each expression; with a refiner, some expressions after the model has computed it."""
-    pending: deque[Callable[[], ExpressionResult]] = deque()
-    for requested, (indices, batch) in zip(batches, loader.with_indices(), strict=True):
-        advance(len(requested))
-        if batch is None:
-            continue
-        outputs = segment_batch(model, batch, device, [groups[index] for index in indices])
-        for index, output, letterbox, sample in zip(
-            indices, outputs, batch.letterboxes, batch.samples, strict=True
-        ):
-            mask = predicted_mask(output.probability, letterbox, sample, convention, refiner)
-            pending.append(partial(_result, index, sample, mask, convention))
-        while pending and (refiner is None or len(pending) > _PENDING):
-            yield pending.popleft()()
-    while pending:
-        yield pending.popleft()()
 
 
 def _result(

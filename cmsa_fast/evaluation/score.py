@@ -43,7 +43,7 @@ class Coverage:
     Attributes:
         measured: Expressions in the metrics.
         published: Expressions of the published split; None if unknown.
-        unusable_records: Damaged or repeated records, each with one expression or more.
+        unusable_records: Damaged records, each with one expression or more.
         without_words: Expressions without a word.
         unreadable: Expressions whose image or mask cannot be used.
         checksum: See `checksum`.

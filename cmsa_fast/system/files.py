@@ -32,17 +32,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        temporary.chmod(
-            0o644
-        )  # mkstemp creates 0600, which other users of a shared folder cannot read
+        # mkstemp creates 0600, which other users of a shared folder cannot read.
+        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an indented JSON file atomically."""
-    text = json.dumps(content, indent=2) + "\n"
+    """Write an indented JSON file atomically; paths become strings."""
+    text = json.dumps(content, indent=2, default=os.fspath) + "\n"
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 

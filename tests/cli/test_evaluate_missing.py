@@ -49,11 +49,25 @@ def test_damaged_records_are_an_error_unless_allowed(
     assert "--allow-missing leaves out" in capsys.readouterr().err
     assert evaluate_run(run, "--allow-missing") == 3
     shown = capsys.readouterr().out
-    assert "5 expressions or more are in no figure (5 damaged or repeated records)." in shown
+    assert "5 expressions or more are in no figure (5 damaged records)." in shown
     content = content_of(run / "evaluation-refer-val-native")
     coverage = content["coverage"]
     assert (coverage["measured"], coverage["missing"], coverage["unusable_records"]) == (7, 5, 5)
     assert len(content["errors"]) == 5
+
+
+def test_repeated_reference_is_reported_but_nothing_is_missing(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    layout = small_refcoco(tmp_path / "data")
+    layout.references.append(layout.references[3])
+    layout.write()
+    assert evaluate_run(run) == 1
+    assert "reference 4 repeats ref_id 103" in capsys.readouterr().err
+    assert evaluate_run(run, "--allow-missing") == 0
+    shown = capsys.readouterr().out
+    assert "NOT EVALUATED" not in shown
+    assert "1 records or images could not be used" in shown
 
 
 def test_expressions_without_a_word_are_an_error_unless_allowed(

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from support.small_evaluation import COLLATE, damaged, varied_model
-from support.small_training import CONFIG, Listed, images, new_model
+from support.small_training import CONFIG, images, new_model
 
 from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.evaluation.evaluate import evaluate
-from cmsa_fast.evaluation.inference import predicted_mask, segment_batch, segment_expressions
+from cmsa_fast.evaluation.inference import segment_batch, segment_expressions
 from cmsa_fast.evaluation.visualization import predict_examples, save_extremes
-from cmsa_fast.models import for_inference
 from cmsa_fast.nn import FoldedLevel
 from cmsa_fast.predictor import Predictor
 
@@ -84,29 +83,6 @@ def test_word_attention_is_that_of_the_model() -> None:
         real = batch.word_mask[row]
         torch.testing.assert_close(output.word_attention, expected[row][:, real])
     assert all(one.word_attention is None for one in segment_batch(model, batch, "cpu"))
-
-
-def test_masks_have_the_images_own_size() -> None:
-    model, data = varied_model(), images(4, 2)
-    batch = COLLATE(data.samples)
-    for output, box, one in zip(
-        segment_batch(model, batch, "cpu"), batch.letterboxes, batch.samples, strict=True
-    ):
-        mask = predicted_mask(output.probability, box, one)()
-        assert mask.dtype == torch.bool
-        assert torch.equal(mask, box.restore(output.probability) > 0.5)
-
-
-def test_probabilities_are_bitwise_identical_in_any_batch() -> None:
-    samples = images(5, 3).samples
-    data = Listed([samples[(7 * index) % 15] for index in range(15)])
-    model = for_inference(varied_model())
-    whole = segment_batch(model, COLLATE(data.samples), "cpu")
-    for image_id in range(5):
-        rows = [row for row, one in enumerate(data.samples) if one.image_id == image_id]
-        alone = segment_batch(model, COLLATE([data[row] for row in rows]), "cpu")
-        for row, output in zip(rows, alone, strict=True):
-            assert torch.equal(output.probability, whole[row].probability)
 
 
 def test_unusable_expression_does_not_change_the_groups_of_the_others(

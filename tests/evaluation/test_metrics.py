@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 from fractions import Fraction
@@ -67,18 +68,6 @@ def test_by_hand() -> None:
     }
 
 
-def test_two_axes() -> None:
-    prediction, truth = torch.zeros(2, 7, 9, dtype=torch.bool)
-    prediction[1:5, 2:8] = True  # 24
-    truth[3:7, 0:5] = True  # 20, of which 2 x 3 shared
-    before = prediction.clone(), truth.clone()
-    metrics = SegmentationMetrics()
-    metrics.update(prediction, truth)
-    assert (metrics.intersections, metrics.unions) == ([6], [38])
-    assert torch.equal(prediction, before[0])
-    assert torch.equal(truth, before[1])
-
-
 def test_one_empty_mask_is_a_miss() -> None:
     metrics = measured(("...", ".##"), ("#..", "..."))
     assert metrics.ious == [0, 0]
@@ -96,15 +85,19 @@ def test_two_empty_masks(iou: int, mean: float, at_half: float) -> None:
     assert (values["precision@0.5"], values["precision@0.9"]) == (at_half, iou / 2)
 
 
-def test_arrays_and_tensors_agree() -> None:
+def test_arrays_and_tensors_on_any_device_agree() -> None:
     random = np.random.default_rng(0)
-    prediction, truth = random.random((2, 13, 17)) < 0.5
-    expected = ([int((prediction & truth).sum())], [int((prediction | truth).sum())])
-    for first in (prediction, torch.from_numpy(prediction)):
-        for second in (truth, torch.from_numpy(truth)):
-            metrics = SegmentationMetrics()
-            metrics.update(first, second)
-            assert (metrics.intersections, metrics.unions) == expected
+    masks = random.random((2, 13, 17)) < 0.5
+    before = masks.copy()
+    expected = ([int((masks[0] & masks[1]).sum())], [int((masks[0] | masks[1]).sum())])
+    kinds = [lambda mask: mask, torch.from_numpy]
+    if torch.cuda.is_available():
+        kinds.append(lambda mask: torch.from_numpy(mask).cuda())
+    for first, second in itertools.product(kinds, kinds):
+        metrics = SegmentationMetrics()
+        metrics.update(first(masks[0]), second(masks[1]))
+        assert (metrics.intersections, metrics.unions) == expected
+    assert np.array_equal(masks, before)
 
 
 @pytest.mark.filterwarnings("error")
@@ -213,22 +206,14 @@ def test_wrong_counts(counts: tuple[int, int, int], error: type[Exception], mess
     assert metrics.count == len(metrics.predicted) == len(metrics.true) == 0
 
 
-@pytest.mark.parametrize("scale", [1, 3, 10**12])
-@pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])
-def test_iou_at_a_threshold_passes_unless_strict(tenths: int, scale: int) -> None:
-    # For one, 0.6 * 30 is not an integer in floating point.
-    at, total, key = tenths * scale, 10 * scale, f"precision@0.{tenths}"
-    for strict, counts in ((False, (at - 1, at)), (True, (at, at + 1))):
-        passed = [
-            with_counts((count, count, total), strict=strict).compute()[key] for count in counts
-        ]
-        assert passed == [0, 1]
-
-
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 1e-6, 0.05])
 def test_precision_is_that_of_fractions(strict: bool, offset: float) -> None:
     pairs = [(i, u) for u in (1, 2, 5, 7, 10, 20) for i in range(u + 1)]
+    # In floating point 0.6 * 30 is not an integer, and 10**17 has no neighbour at a distance of 1.
+    for total in (30, 10**13, 10**17):
+        ties = [total * tenths // 10 for tenths in (5, 6, 7, 8, 9)]
+        pairs += [(tie + change, total) for tie in ties for change in (-1, 0, 1)]
     metrics = with_counts(*((i, i, u) for i, u in pairs), strict=strict, union_offset=offset)
     ious = [Fraction(i) / (u + Fraction(offset)) for i, u in pairs]
     assert metrics.ious == pytest.approx([float(iou) for iou in ious], rel=1e-15)
@@ -236,12 +221,6 @@ def test_precision_is_that_of_fractions(strict: bool, offset: float) -> None:
         limit = Fraction(tenths, 10)
         passed = sum(iou > limit if strict else iou >= limit for iou in ious)
         assert metrics.compute()[f"precision@0.{tenths}"] == passed / len(pairs)
-
-
-def test_overall_iou_ignores_the_union_offset() -> None:
-    metrics = with_counts((3, 3, 7), (9, 9, 10), (307200, 307200, 307200), union_offset=1e-6)
-    assert metrics.ious == [3 / (7 + 1e-6), 9 / (10 + 1e-6), 307200 / (307200 + 1e-6)]
-    assert metrics.compute()["overall_iou"] == (3 + 9 + 307200) / (7 + 10 + 307200)
 
 
 @pytest.mark.parametrize(
@@ -296,16 +275,3 @@ def test_bitwise_identical_for_any_grouping_and_order(
     # A running sum of these IoUs does depend on the order.
     ious = seen(expressions).ious
     assert len({sum(random.permutation(ious).tolist()) for _ in range(10)}) > 1
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
-def test_masks_on_a_gpu_and_a_cpu() -> None:
-    prediction, truth = torch.rand(2, 13, 17) < 0.5
-    expected = SegmentationMetrics()
-    expected.update(prediction, truth)
-    for first in (prediction.cuda(), prediction, prediction.numpy()):
-        for second in (truth.cuda(), truth, truth.numpy()):
-            metrics = SegmentationMetrics()
-            metrics.update(first, second)
-            assert metrics.intersections == expected.intersections
-            assert metrics.unions == expected.unions

@@ -69,8 +69,7 @@ def convert(
 
     Raises:
         FileExistsError: `to` exists.
-        FileNotFoundError, ValueError, ImportError: As `read_records`; `to` does not end in ".parquet"; a
-            record cannot be used (see `errors`); two of the splits share records.
+        FileNotFoundError, ValueError, ImportError: As `read_records`; two of the splits share records.
     """
     _check_free(to)
     errors = errors or ErrorCollector(strict=True)
@@ -102,13 +101,11 @@ def convert_records(
     copy_images: bool = False,
     errors: ErrorCollector | None = None,
 ) -> Conversion:
-    """Writes records as a converted data set.
+    """Writes records as a converted data set, with the arguments of `convert`.
 
     Each mask is decoded once, at the size that the record states or else at the image's own, and written
-    as compressed run lengths. Arguments and errors are those of `convert`; `origin` states where the
-    records come from, and the messages of `errors` are written into the metadata.
+    as compressed run lengths. The messages of `errors` are written into the metadata.
     """
-    _check_free(to)
     to = to.resolve()
     errors = errors or ErrorCollector(strict=True)
     table = _Table(to.parent, copy_images)

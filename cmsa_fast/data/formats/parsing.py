@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..errors import RepeatedReferenceError
 from ..images import ImageFile, image_file
 from ..masks import MaskSource, parse_segmentation
 from ..source import Text
@@ -24,12 +25,7 @@ _LONGEST_IDENTIFIER = 200  # characters
 
 
 def load_json(path: Path) -> Any:
-    """Reads a JSON file (UTF-8, UTF-16 or UTF-32).
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not JSON, is truncated, or is nested too deeply.
-    """
+    """Reads a JSON file (UTF-8, UTF-16 or UTF-32)."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -145,16 +141,10 @@ class RepeatedReferences:
         self._first: dict[object, Where] = {}
 
     def check(self, ref_id: int, content: object, where: Where) -> None:
-        """Raises ValueError if an earlier reference has the same number and content.
-
-        Args:
-            ref_id: Number of the reference.
-            content: Hashable content; references that differ in it are different references.
-            where: Location of the reference.
-        """
+        """Raises RepeatedReferenceError if an earlier reference has this number and (hashable) content."""
         first = self._first.setdefault((ref_id, content), where)
         if first is not where:
-            raise ValueError(
+            raise RepeatedReferenceError(
                 f"{place(where)} repeats ref_id {ref_id} of {' '.join(map(str, first[1:]))}"
                 + ("" if first[0] == where[0] else f" in {first[0]}")
             )

@@ -162,7 +162,7 @@ def test_repeated_reference(tmp_path: Path) -> None:
     errors = ErrorCollector(strict=False)
     data = open_refer(tmp_path, errors=errors)
     assert len(data) == 7
-    assert data.report.unusable_records == 2
+    assert (data.report.unusable_records, errors.repeated) == (0, 2)
     assert "reference 5 repeats ref_id 101 of reference 1" in errors.messages[1]
 
 

@@ -30,7 +30,6 @@ from .files import (
     Shard,
     check_complete,
     read_rows,
-    require_records,
     split_names,
 )
 
@@ -46,15 +45,8 @@ def read_benchmark(
 ) -> Reading:
     """Reads jxu124/refcoco-benchmark: one row per image with all references to its objects.
 
-    Args:
-        source: The data set. `name` and `split_by` select among the splits of several data sets.
-        shards: Its files.
-        split: Name of the split in the files ("refcoco_unc_val"), or its last part if only one fits.
-            None: all splits.
-        errors: Collects the references that cannot be used.
-
-    Returns:
-        The records; their split is that of the files.
+    `split` is named as in the files ("refcoco_unc_val"), or by its last part if only one fits. `source.name`
+    and `source.split_by` select among the splits of several data sets.
     """
     chosen = _choose_benchmark(source, shards, split)
     check_complete(chosen, source)
@@ -70,14 +62,13 @@ def read_benchmark(
                         record = _benchmark_record(row, entry, where, shard.split, source, masks)
                         repeated.check(record.ref_id, (record.image_id, record.expressions), where)
                         records.append(record)
-    require_records(records, split, chosen)
     published: dict[str, int] = {}
     for name in {shard.split for shard in chosen}:
-        parts = _BENCHMARK_SPLIT.fullmatch(name)
-        made = PUBLISHED_EXPRESSIONS[DATASET_NAMES[parts["dataset"]]] if parts else {}
-        if parts and parts["split"] in made.get(parts["split_by"], {}):
-            published[name] = made[parts["split_by"]][parts["split"]]
-            published |= {split: published[name]} if split is not None else {}
+        if parts := _BENCHMARK_SPLIT.fullmatch(name):
+            made = PUBLISHED_EXPRESSIONS[DATASET_NAMES[parts["dataset"]]]
+            count = made.get(parts["split_by"], {}).get(parts["split"])
+            if count is not None:
+                published |= {name: count, split or name: count}
     names = split_names(chosen)
     note = f", {names}" if split is not None and names != split else ""
     return Reading(records, f"RefCOCO benchmark (parquet{note})", published)
@@ -157,7 +148,7 @@ def read_refcoco_m(
 
     The only split is "validation", or "val". Its expressions have no numbers and are counted.
     """
-    names = (None, split, "validation") if split == "val" else (None, split)
+    names = ("val", "validation") if split == "val" else (split,)
     chosen = [shard for shard in shards if split is None or shard.split in names]
     if not chosen:
         raise ValueError(
@@ -174,7 +165,6 @@ def read_refcoco_m(
                         where = (*row.where, "sample", i)
                         records.append(_refcoco_m_record(row, sample, where, shard.split, count))
                         count += len(records[-1].expressions)
-    require_records(records, split, chosen)
     title = (
         "RefCOCO-M (parquet; a re-annotation of a part of RefCOCO val, whose results do not compare "
         "with RefCOCO's)"
