@@ -56,13 +56,6 @@ def test_grey_has_three_equal_channels() -> None:
             np.testing.assert_array_equal(channel.numpy(), grey)
 
 
-def test_grey_jpeg() -> None:
-    grey = np.linspace(0, 255, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint8)
-    image = read_image(stored(Image.fromarray(grey), "JPEG", quality=100))
-    assert torch.equal(image[0], image[2])
-    assert np.abs(image[1].numpy().astype(int) - grey).max() <= 2
-
-
 def test_one_bit_pixels_are_black_and_white() -> None:
     bits = noise(HEIGHT, WIDTH) > 127
     image = read_image(stored(Image.fromarray(bits)))
@@ -177,13 +170,6 @@ def test_truncated_images_are_named(tmp_path: Path, kind: str) -> None:
         file.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match="short"):
             read_image(file)
-
-
-def test_file_that_is_no_image_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "page.jpg"
-    file.write_bytes(b"<html>404</html>" * 50)
-    with pytest.raises(ValueError, match="page.jpg"):
-        read_image(file)
 
 
 def test_errors_of_the_disk_are_passed_on() -> None:
