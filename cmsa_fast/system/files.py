@@ -32,9 +32,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        temporary.chmod(
-            0o644
-        )  # mkstemp creates 0600, which other users of a shared folder cannot read
+        # mkstemp creates 0600, which other users of a shared folder cannot read.
+        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
