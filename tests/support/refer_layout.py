@@ -83,11 +83,15 @@ class ReferLayout:
         )
 
     def write(self, protocol: int = 2) -> Path:
-        """Writes `refs(<split_by>).p` and `instances.json`, and returns the root."""
+        """Writes the references, as JSON for gRefCOCO, and `instances.json`; returns the root."""
         folder = self.root / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        records = pickle.dumps(self.references, protocol=protocol)
-        (folder / f"refs({self.split_by}).p").write_bytes(records)
+        if self.name == "grefcoco":
+            text = json.dumps(self.references, ensure_ascii=False)
+            (folder / f"grefs({self.split_by}).json").write_text(text, encoding="utf-8")
+        else:
+            records = pickle.dumps(self.references, protocol=protocol)
+            (folder / f"refs({self.split_by}).p").write_bytes(records)
         content = {"images": self.images, "annotations": self.annotations, "categories": []}
         (folder / "instances.json").write_text(json.dumps(content))
         return self.root

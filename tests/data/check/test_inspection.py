@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from support.refer_layout import ReferLayout, sentences, small_refcoco, square
+from support.anns_layout import AnnsLayout
+from support.refer_layout import COCO_FOLDER, ReferLayout, sentences, small_refcoco, square
 
 from cmsa_fast.cli.data_check import DataCheckOptions, format_check, run_data_check
 from cmsa_fast.data.check.findings import (
@@ -301,27 +301,18 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
     several.references[0].update(ann_id=[1100], category_id=[1], no_target=False)
     several.references[1].update(ann_id=[-1], category_id=[-1], no_target=True)
     several.write()
-    content = pickle.loads((root / "grefcoco" / "refs(unc).p").read_bytes())
-    (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(content))
     convert(
         Source(form="refer", root=root, name="refcoco"),
         root / "fast.parquet",
         errors=ErrorCollector(strict=True),
     )
-    (root / "anns" / "mine").mkdir(parents=True)
-    (root / "masks" / "mine").mkdir(parents=True)
-    mask = Image.fromarray(np.full((23, 37), 255, np.uint8))
-    for segment, image in enumerate((mask, mask.resize((5, 5)), mask.point(lambda _: 0))):
-        image.save(root / "masks" / "mine" / f"{segment}.png")
-    entries = [
-        {
-            "segment_id": segment,
-            "img_name": "COCO_train2014_000000000007.jpg",
-            "sentences": [{"sent_id": segment, "sent": "it"}],
-        }
-        for segment in range(4)
-    ]
-    (root / "anns" / "mine" / "val.json").write_text(json.dumps(entries))
+    anns = AnnsLayout(root, "mine", COCO_FOLDER)
+    for _ in range(4):
+        anns.add("val", "it")
+    Image.new("L", (5, 5)).save(anns.masks / "51.png")
+    Image.new("L", (37, 23)).save(anns.masks / "52.png")
+    (anns.masks / "53.png").unlink()
+    anns.write()
     result = inspect_root(root)
     assert [(one.form, one.label) for one in result.data_sets] == [
         ("refer", "refcoco (unc)"),
@@ -329,10 +320,10 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
         ("anns-masks", "mine"),
         ("converted", "refcoco (unc), converted"),
     ]
-    refer, gref, anns, converted = result.data_sets
+    refer, gref, mine, converted = result.data_sets
     assert refer.splits == converted.splits
     assert [split.references for split in gref.splits] == [2]
-    assert [split.references for split in anns.splits] == [4]
+    assert [split.references for split in mine.splits] == [4]
     by_data_set = {(one.data_set, one.kind): len(one.details) for one in result.findings}
     assert by_data_set == {
         ("refcoco (unc)", "count"): 4,
