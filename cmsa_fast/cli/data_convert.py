@@ -40,17 +40,7 @@ class ConvertOptions(DataOptions):
 
 
 def run_convert(options: ConvertOptions) -> Conversion:
-    """Converts a data set.
-
-    Args:
-        options: What to convert, and where to.
-
-    Returns:
-        What was written. The file exists as a whole or not at all.
-
-    Raises:
-        OSError, ValueError, TypeError, ImportError: As `cmsa_fast.data.formats.convert.convert`.
-    """
+    """Converts a data set, with the errors of `cmsa_fast.data.formats.convert.convert`."""
     from ..data.errors import ErrorCollector
     from ..data.formats.convert import convert
 

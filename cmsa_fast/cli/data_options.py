@@ -17,11 +17,11 @@ DataForm = Literal["scenes", FolderForm]
 FOLDERS_HELP = (
     "refer: the layout of REFER (RefCOCO, RefCOCO+, RefCOCOg, RefCLEF). grefcoco: gRefCOCO, whose expressions "
     "name any number of objects. anns-masks: the anns/ and masks/ folders of CRIS and VLT. parquet: local copies "
-    "of jxu124/refcoco and its relatives. referit: ReferIt in the Berkeley layout. converted: written by "
+    "of jxu124/refcoco and related data sets. referit: ReferIt in the Berkeley layout. converted: written by "
     "`cmsa-fast data convert`."
 )
 FORMS_HELP = (
-    "scenes: synthetic scenes, nothing to download. The other formats are read from the folder --root. "
+    "scenes: synthetic scenes, which need no download. All other formats are read from the folder --root. "
     + FOLDERS_HELP
 )
 
@@ -44,24 +44,29 @@ class DataOptions:
         ),
     ] = None
 
-    root: Annotated[Path | None, without_default("PATH", "needed unless --data scenes")] = None
+    root: Annotated[Path | None, without_default("PATH", "required unless --data scenes")] = None
     """Folder of the data; for --data refer with refcoco/refs(unc).p, refcoco/instances.json and images/."""
 
     name: Annotated[
-        str, without_default("NAME", "default: the usual one of the format, refcoco for refer")
+        str, without_default("NAME", "default: depends on the format; refcoco for refer")
     ] = ""
     """Name of the data set under --root: refcoco, refcoco+, refcocog, refclef, ..."""
 
-    split_by: Annotated[str, without_default("NAME", "default: the usual one, unc or umd")] = ""
+    split_by: Annotated[
+        str, without_default("NAME", "default: unc or umd, depending on --name")
+    ] = ""
     """Origin of the splits: unc, google, umd or berkeley, as in the file name refs(unc).p."""
 
     text: Annotated[
-        Literal["sent", "raw"] | None, without_default("{sent,raw}", "default: sent, or the run's")
+        Literal["sent", "raw"] | None,
+        without_default("{sent,raw}", "default: sent, or that of the run"),
     ] = None
-    """Form of the expressions: sent, cleaned and in lower case, or raw, as they were typed."""
+    """Text of the expressions. sent: cleaned and in lower case; raw: as the annotators typed it."""
 
-    image_dir: Annotated[Path | None, without_default("PATH", "default: the usual places")] = None
-    """Folder of the images, if it is not in one of the usual places under --root."""
+    image_dir: Annotated[Path | None, without_default("PATH", "default: searched under --root")] = (
+        None
+    )
+    """Folder of the images, if they are not under --root in the layout of the format."""
 
     def source(self) -> Source:
         """The data set that the options name.

@@ -94,10 +94,6 @@ def resumed_options(given: TrainOptions) -> TrainOptions:
     """
     if given.run_dir is None:
         raise ValueError("--resume needs --run-dir, the folder of the run to continue.")
-    if not (given.run_dir / OPTIONS).is_file():
-        raise FileNotFoundError(
-            f"--run-dir {given.run_dir} holds no run to resume: it has no {OPTIONS}."
-        )
     started = read_options(given.run_dir)
     for field in fields(TrainOptions):
         now, then = getattr(given, field.name), getattr(started, field.name)

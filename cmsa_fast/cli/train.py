@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -270,9 +271,8 @@ def _validation(
         dataset = validation_scenes(options.validate_expressions, recipe.size)
     else:
         dataset = _Subset(evaluated, options.validate_expressions)
-    errors = ErrorCollector(
-        strict=options.strict
-    )  # one for all validations, to log each error once
+    # One for all validations, to log each error once.
+    errors = ErrorCollector(strict=options.strict)
 
     def validate(model: Any) -> Mapping[str, float]:
         return evaluate(
@@ -298,15 +298,10 @@ def _evaluate(
     device: torch.device,
     errors: ErrorCollector,
 ) -> Result:
-    evaluation = evaluate(
-        model,
-        dataset,
-        collate,
-        labels=scene_labels(dataset),
-        device=device,
-        num_workers=options.num_workers,
-        errors=errors,
+    measure = partial(
+        evaluate, model, collate=collate, device=device, num_workers=options.num_workers
     )
+    evaluation = measure(dataset, labels=scene_labels(dataset), errors=errors)
     shuffled: Evaluation | None = None
 
     def write() -> None:
@@ -322,12 +317,8 @@ def _evaluate(
 
     write()  # before the control, which may be interrupted
     if len(set(dataset.image_ids())) > 1:
-        shuffled = evaluate(
-            model,
+        shuffled = measure(
             ShuffledExpressions(dataset),
-            collate,
-            device=device,
-            num_workers=options.num_workers,
             title="evaluate, expressions shuffled",
             errors=ErrorCollector(strict=options.strict),
         )

@@ -42,14 +42,7 @@ class ErrorCollector:
         return len(self.messages)
 
     def add(self, error: Exception) -> None:
-        """Collects an error.
-
-        Args:
-            error: The error; its notes are kept.
-
-        Raises:
-            Exception: `error` itself, if `strict`.
-        """
+        """Collects an error with its notes, or raises it if `strict`."""
         if self.strict:
             raise error
         self.messages.append(one_line(error))

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,46 +29,16 @@ _COLOUR_CHANNELS = {"LA": 1, "PA": 1, "RGB": 3, "RGBA": 3}
 
 @dataclass(frozen=True, slots=True)
 class MaskFile(ABC):
-    """A mask file, searched for in folders (`cmsa_fast.data.types.ObjectMask`).
+    """A mask file (`cmsa_fast.data.types.ObjectMask`), whose content is unknown until it is decoded."""
 
-    Attributes:
-        folders: The folders, in order of search.
-        file_name: Name of the file.
-    """
-
-    folders: tuple[Path, ...]
+    folders: tuple[Path, ...]  # in order of search
     file_name: str
-
-    @property
-    def is_empty(self) -> bool:
-        """False, because the content is unknown until it is decoded."""
-        return False
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """None, because the content is unknown until it is decoded."""
-        return None
-
-    @property
-    def dropped(self) -> int:
-        """0, because pixels have no parts."""
-        return 0
+    is_empty: ClassVar[bool] = False
+    size: ClassVar[None] = None
+    dropped: ClassVar[int] = 0  # pixels have no parts
 
     def decode(self, height: int, width: int) -> Tensor:
-        """Reads the mask.
-
-        Args:
-            height: Height of the image in pixels.
-            width: Width of the image in pixels.
-
-        Returns:
-            bool `[height, width]`.
-
-        Raises:
-            FileNotFoundError: No folder has the file.
-            ValueError: The file is damaged or has another size; the message names it.
-            ImportError: The file is a MATLAB file and scipy is not installed.
-        """
+        """Reads the mask, bool `[height, width]`; ValueError if the file is damaged or has another size."""
         path = self.locate()
         try:
             with path.open("rb") as file:
@@ -87,11 +57,7 @@ class MaskFile(ABC):
         return torch.from_numpy(np.ascontiguousarray(pixels))
 
     def locate(self) -> Path:
-        """The first file of that name in the folders.
-
-        Raises:
-            FileNotFoundError: No folder has it.
-        """
+        """The first file of that name in the folders."""
         candidates = (folder / self.file_name for folder in self.folders)
         found = next((path for path in candidates if path.is_file()), None)
         if found is None:

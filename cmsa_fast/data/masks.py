@@ -50,18 +50,10 @@ class MaskSource:
         return self.runs[0]["size"] if self.runs else None
 
     def decode(self, height: int, width: int) -> Tensor:
-        """Decodes the union of all parts; parts may overlap.
+        """Decodes the union of all parts, bool `[height, width]`; parts may overlap.
 
-        Args:
-            height: Height of the image in pixels.
-            width: Width of the image in pixels.
-
-        Returns:
-            bool `[height, width]`.
-
-        Raises:
-            ValueError: The run lengths are for another size, or a polygon reaches more than one
-                whole image beyond the image.
+        ValueError if the run lengths are for another size, or a polygon reaches more than one whole image
+        beyond the image.
         """
         if self.is_empty:
             return torch.zeros(height, width, dtype=torch.bool)

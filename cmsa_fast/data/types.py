@@ -18,11 +18,9 @@ class ImageSource(Protocol):
     @property
     def name(self) -> str:
         """The image's name, for messages."""
-        ...
 
     def read(self, *, apply_orientation: bool) -> Tensor:
         """uint8 `[3, H, W]`, RGB, with the errors of `cmsa_fast.data.images.read_image`."""
-        ...
 
 
 @runtime_checkable
@@ -32,11 +30,9 @@ class EmbeddedImage(ImageSource, Protocol):
     @property
     def file_name(self) -> str:
         """The name of the image."""
-        ...
 
     def read_bytes(self) -> bytes:
         """The encoded image."""
-        ...
 
 
 class ObjectMask(Protocol):
@@ -45,21 +41,17 @@ class ObjectMask(Protocol):
     @property
     def is_empty(self) -> bool:
         """Whether the mask is known to be empty without decoding it."""
-        ...
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width where the mask itself states them, else None."""
-        ...
 
     @property
     def dropped(self) -> int:
         """Number of degenerate parts that were left out."""
-        ...
 
     def decode(self, height: int, width: int) -> Tensor:
         """bool `[height, width]`; ValueError if the mask has another size."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +96,9 @@ class Record:
         return next(sizes, self.size)
 
     def mask(self, height: int, width: int) -> Tensor:
-        """Decodes the union of the objects.
+        """Decodes the union of the objects, bool `[height, width]`.
 
-        Args:
-            height: Height of the image in pixels.
-            width: Width of the image in pixels.
-
-        Returns:
-            bool `[height, width]`.
-
-        Raises:
-            ValueError: A mask does not fit the image; the message names file and record.
+        ValueError, which names file and record, if a mask does not fit the image.
         """
         union = torch.zeros(height, width, dtype=torch.bool)
         for one in self.objects:
@@ -175,7 +159,6 @@ class ColumnarRecords(Protocol):
 
     def columns(self) -> RecordColumns:
         """The columns of all records."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,16 +196,12 @@ class ReferringDataset(Protocol):
 
     def __len__(self) -> int:
         """Number of expressions."""
-        ...
 
     def __getitem__(self, index: int) -> Sample:
         """The item at `index`."""
-        ...
 
     def expressions(self) -> list[str]:
         """The expression of every item in order, without loading an image."""
-        ...
 
     def image_ids(self) -> list[int]:
         """The image number of every item in order, without loading an image."""
-        ...

@@ -1,0 +1,1 @@
+"""Files, processes and devices; nothing in this package knows about images or models."""

@@ -32,9 +32,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        temporary.chmod(
-            0o644
-        )  # mkstemp creates 0600, which other users of a shared folder cannot read
+        # mkstemp creates 0600, which other users of a shared folder cannot read.
+        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -72,7 +71,9 @@ def staged(destination: Path) -> Iterator[Path]:
     destination.parent.mkdir(parents=True, exist_ok=True)
     start = f".{destination.name}.unfinished-"
     for left in destination.parent.glob(f"{glob.escape(start)}*"):
-        _remove_abandoned(left)
+        with suppress(FileNotFoundError, NotADirectoryError, BlockingIOError), locked(left) as held:
+            if held:
+                shutil.rmtree(left)
     folder = destination.parent / f"{start}{uuid4().hex}"
     folder.mkdir()
     try:
@@ -115,12 +116,6 @@ def locked(folder: Path) -> Iterator[bool]:
         yield held
     finally:
         os.close(descriptor)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    with suppress(FileNotFoundError, NotADirectoryError, BlockingIOError), locked(folder) as held:
-        if held:
-            shutil.rmtree(folder)
 
 
 def _rename(folder: Path, destination: Path) -> None:

@@ -90,7 +90,7 @@ class TrainingState:
             "random": _random_state(),
             "data": self.fingerprint,
         }
-        save_state(path, content)
+        write_atomically(path, lambda target: torch.save(content, target))
 
     def restore(self, path: Path) -> None:
         """Load a checkpoint.
@@ -149,13 +149,8 @@ def _restore_random_state(states: list[Tensor]) -> None:
         torch.cuda.set_rng_state_all(states[1:])
 
 
-def save_state(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint atomically."""
-    write_atomically(path, lambda target: torch.save(content, target))
-
-
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote, without executing code from the file.
+    """Read a checkpoint without executing code from the file.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -12,16 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from support.refer_layout import small_refcoco
+from support.small_training import arguments
 
 import cmsa_fast.cli.train as train_job
 from cmsa_fast.cli import main
 from cmsa_fast.cli.train_options import TrainOptions
 from cmsa_fast.training.recipe import PRESETS, Recipe
 
-SMALL = {"steps": 2, "size": 64, "images-per-step": 2, "expressions-per-image": 1}
-NARROW = {"word-channels": 8, "attention-channels": 8, "fused-channels": 8}
-SHORT = {"evaluate-scenes": 2, "examples": 0, "num-workers": 0}
-TINY = [f"--{name}={value}" for name, value in (SMALL | NARROW | SHORT).items()]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -87,9 +84,9 @@ def test_help_has_no_premature_line_breaks(shown: str) -> None:
         assert len(line) + 1 + len(following.split()[0]) > width - 2, (line, following)
 
 
-def failed(capsys: Capture, *arguments: str) -> str:
+def failed(capsys: Capture, *given: str) -> str:
     """Run a command that must fail with status 1; return its message."""
-    assert main(["train", *TINY, *arguments]) == 1
+    assert main(["train", *arguments(), *given]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "cmsa-fast:" in line]
     assert len(lines) == 1
     assert "Traceback" not in lines[0]
@@ -128,7 +125,6 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "no GloVe": (lambda f: ["--glove", f"{f}/none"], "GloVe"),
     "damaged pickle": (truncated_pickle, "refs(unc).p"),
     "damaged image": (damaged, "cannot be read as an image"),
-    "resume nowhere": (lambda _: ["--resume"], "--resume needs --run-dir"),
     "device": (lambda _: ["--device", "abacus"], "--device abacus cannot be used here"),
     "backend": (lambda _: ["--backend", "magic"], "backend must be one of"),
     "width": (
@@ -152,7 +148,6 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "checkpoints": (lambda _: ["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
     "size": (lambda _: ["--size", "33"], "size must be at least 64"),
     "steps": (lambda _: ["--steps", "0"], "steps must be at least 1; got 0."),
-    "rate": (lambda _: ["--learning-rate", "nan"], "learning_rate must be finite; got nan."),
 }
 
 
@@ -164,9 +159,9 @@ def test_mistake_gives_one_line(
 ) -> None:
     prepare, text = MISTAKES[mistake]
     (tmp_path / "given").mkdir()
-    arguments = prepare(tmp_path / "given")
-    run = [] if "--resume" in arguments else ["--run-dir", str(tmp_path / "run")]
-    line = failed(capsys, "--num-workers", num_workers, *run, *arguments)
+    given = prepare(tmp_path / "given")
+    run = ["--run-dir", str(tmp_path / "run"), "--num-workers", num_workers]
+    line = failed(capsys, *run, *given)
     assert text in line
     if mistake == "damaged image":
         assert "DataLoader" not in line
@@ -183,60 +178,50 @@ def test_run_folder_is_never_overwritten(tmp_path: Path, capsys: Capture) -> Non
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--stepz", "3"],
-        ["--steps", "many"],
-        ["--data", "films"],
-        ["--model", "unet"],
-        ["extra"],
-        ["--root"],
-    ],
+    "command", ["", "train --stepz 3", "train --data films", "train --model unet", "train extra"]
 )
-def test_usage_errors_exit_with_2(arguments: list[str], capsys: Capture) -> None:
+def test_usage_errors_exit_with_2(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["train", *arguments])
+        main(command.split())
     assert caught.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_missing_command_is_a_usage_error(capsys: Capture) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2
+def test_help_lists_the_commands(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
     assert "train" in capsys.readouterr().out
 
 
-def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(options: TrainOptions) -> None:
-        raise KeyboardInterrupt
+@pytest.fixture
+def errors(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """Errors that the next calls of `cmsa-fast train` raise, in this order."""
+    raised: list[BaseException] = []
 
-    monkeypatch.setattr(train_job, "run_training", stop)
+    def fail(options: TrainOptions) -> None:
+        raise raised.pop(0)
+
+    monkeypatch.setattr(train_job, "run_training", fail)
+    return raised
+
+
+def test_ctrl_c_exits_with_130(errors: list[BaseException]) -> None:
+    errors.append(KeyboardInterrupt())
     assert main(["train"]) == 130
 
 
 def test_error_with_several_lines_and_notes_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    errors: list[BaseException], capsys: Capture
 ) -> None:
-    errors: list[Exception] = [ValueError("two\n  lines"), FloatingPointError("nan"), OSError()]
+    errors += [ValueError("two\n  lines"), FloatingPointError("nan"), OSError()]
     errors[0].add_note("In sample 7.")
-
-    def fail(options: TrainOptions) -> None:
-        raise errors.pop(0)
-
-    monkeypatch.setattr(train_job, "run_training", fail)
     for expected in ("two lines In sample 7.", "nan", "OSError"):
         assert main(["train"]) == 1
         assert capsys.readouterr().err == f"cmsa-fast: {expected}\n"
 
 
-def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(options: TrainOptions) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(train_job, "run_training", fail)
+def test_bugs_are_not_hidden(errors: list[BaseException]) -> None:
+    errors.append(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["train"])

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from conftest import REPOSITORY
 from PIL import Image
 from support.refer_layout import ReferLayout, small_refcoco, square
+from support.small_training import TINY, arguments
 
 import cmsa_fast.cli.train as train_job
 from cmsa_fast.cli import main
@@ -30,19 +32,7 @@ from cmsa_fast.models.released_cmsa import ReleasedCMSAModel
 from cmsa_fast.training.loop import Progress
 from cmsa_fast.training.state import STATE
 
-TINY: dict[str, Any] = {
-    "steps": 3,
-    "size": 64,
-    "images_per_step": 2,
-    "expressions_per_image": 2,
-    "warmup_steps": 1,
-    "word_channels": 8,
-    "attention_channels": 8,
-    "fused_channels": 8,
-    "evaluate_scenes": 5,
-    "examples": 3,
-    "num_workers": 0,
-}
+QUICK: dict[str, Any] = {"size": 40, "steps": 1, "examples": 0}
 FILES = [
     "checkpoint.pt",
     "evaluation.json",
@@ -53,8 +43,9 @@ FILES = [
 ]
 
 
-def arguments(**options: Any) -> list[str]:
-    return [f"--{name.replace('_', '-')}={value}" for name, value in (TINY | options).items()]
+def trained(folder: Path, **options: Any) -> Result:
+    """`cmsa-fast train` with `TINY` and other options."""
+    return run_training(TrainOptions(run_dir=folder, **(TINY | options)))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -103,26 +94,24 @@ def test_scenes_from_the_command_line(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes") / "run"
-    run_training(TrainOptions(run_dir=folder, **TINY))
+    trained(folder)
     return folder
 
 
 def test_seed_decides_the_weights(scenes: Path, tmp_path: Path) -> None:
-    run_training(TrainOptions(run_dir=tmp_path / "same", **TINY))
+    trained(tmp_path / "same")
     assert same_weights(scenes, tmp_path / "same")
-    run_training(TrainOptions(run_dir=tmp_path / "other", seed=1, **TINY))
+    trained(tmp_path / "other", seed=1)
     assert not same_weights(scenes, tmp_path / "other")
 
 
 def test_interrupted_run_is_resumed(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    usual, calls = train_job.Collate.__call__, 0
+    usual, calls = train_job.Collate.__call__, count(1)
 
     def interrupted(self: Any, samples: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
+        if next(calls) == 3:
             raise KeyboardInterrupt
         return usual(self, samples)
 
@@ -171,26 +160,17 @@ def test_validation_average_frozen_backbone_and_model_options(tmp_path: Path, da
     assert main(["train", f"--run-dir={folder}", "--resume", "--num-workers=0"]) == 0
 
 
-def test_default_folder_is_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_folder_is_under_runs_and_long_warmup_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run_training(TrainOptions(**(TINY | {"steps": 1, "examples": 0})))
+    result = run_training(TrainOptions(**(TINY | QUICK | {"size": 64, "warmup_steps": 5})))
     assert result.folder.resolve().parent == tmp_path / "runs"
     assert result.overview is None
-    assert sorted(path.name for path in result.folder.iterdir()) == [
-        name for name in FILES if name != "examples"
-    ]
-
-
-def test_damaged_checkpoint_changes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_training(TrainOptions(run_dir=tmp_path, **(TINY | {"steps": 1, "examples": 0})))
-    state = (tmp_path / STATE).read_bytes()
-    (tmp_path / STATE).write_bytes(state[: len(state) // 2])
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert main(["train", f"--run-dir={tmp_path}", "--resume"]) == 1
-    assert "checkpoint.pt is not a readable checkpoint" in capsys.readouterr().err
-    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted([path.name for path in result.folder.iterdir()] + ["examples"]) == FILES
+    assert "The learning rate only rises: --warmup-steps 5 is not less than --steps 1." in (
+        caplog.messages
+    )
 
 
 def test_relations_are_labelled_by_word_order() -> None:
@@ -259,10 +239,8 @@ def refer(root: Path) -> ReferLayout:
 
 def test_refer_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root, folder = refer(tmp_path / "data").write(), tmp_path / "run"
-    given = TINY | {"size": 40, "steps": 4, "num_workers": 1}
-    options = TrainOptions(data="refer", root=root, run_dir=folder, **given)
     with caplog.at_level(logging.INFO):
-        result = run_training(options)
+        result = trained(folder, data="refer", root=root, size=40, steps=4, num_workers=1)
     assert "refcoco (unc) train: left out 1 expressions without a word" in caplog.text
     assert "1 of 6 training expressions are longer than 20 words and are cut" in caplog.messages
     assert "1 of 3 evaluation expressions are longer than 20 words and are cut" in caplog.messages
@@ -289,8 +267,7 @@ def test_evaluation_is_kept_when_a_later_stage_fails(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(train_job, "save_examples", failing)
-    options = TrainOptions(run_dir=tmp_path / "run", **TINY)
-    result = run_training(options)
+    result = trained(tmp_path / "run")
     assert result.overview is None
     assert result.shuffled is not None
     assert "Not all example images could be drawn" in caplog.text
@@ -302,66 +279,53 @@ def test_evaluation_is_kept_when_a_later_stage_fails(
 
     monkeypatch.setattr(train_job, "ShuffledExpressions", stopped)
     with pytest.raises(KeyboardInterrupt):
-        run_training(replace(options, run_dir=tmp_path / "other"))
+        trained(tmp_path / "other")
     again = json.loads((tmp_path / "other" / "evaluation.json").read_text())
     assert again["overall"] == content["overall"]
     assert again["shuffled"] is None
 
 
-def test_control_with_shuffled_expressions_on_refer_data(tmp_path: Path) -> None:
-    root = small_refcoco(tmp_path / "data").write()
-    result = run_training(
-        TrainOptions(
-            data="refer",
-            root=root,
-            evaluate_split="train",
-            run_dir=tmp_path / "run",
-            **(TINY | {"size": 40, "steps": 1, "examples": 0}),
-        )
-    )
+def test_vocabulary_file_and_control_with_shuffled_expressions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("<pad>\n<go>\n<eos>\n<unk>\nleft\nright\ndog\n", encoding="utf-8")
+    given = {"data": "refer", "root": small_refcoco(tmp_path / "data").write(), **QUICK}
+    result = trained(tmp_path / "run", vocabulary=words, evaluate_split="train", **given)
+    assert load_model(tmp_path / "run")[1].tokens[4:] == ("left", "right", "dog")
+    # cup, café on the, man, cup, the other one
+    assert "9 words of training expressions are not in the vocabulary" in caplog.messages
+    assert "9 words of evaluation expressions are not in the vocabulary" in caplog.messages
     assert result.shuffled is not None
     assert result.shuffled.expressions == result.evaluation.expressions == 5
 
 
-def test_vocabulary_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = small_refcoco(tmp_path / "data").write()
-    words = tmp_path / "words.txt"
-    words.write_text("<pad>\n<go>\n<eos>\n<unk>\nleft\nright\ndog\n", encoding="utf-8")
-    given = TINY | {"size": 40, "steps": 1, "examples": 0}
-    run_training(
-        TrainOptions(data="refer", root=root, vocabulary=words, run_dir=tmp_path / "run", **given)
-    )
-    assert load_model(tmp_path / "run")[1].tokens[4:] == ("left", "right", "dog")
-    # cup, café on the, man, cup, the other one
-    assert "9 words of training expressions are not in the vocabulary" in caplog.messages
-    assert "1 words of evaluation expressions are not in the vocabulary" in caplog.messages
-
-
-def test_resuming_with_other_data_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    layout = small_refcoco(tmp_path / "data")
-    given = TINY | {"size": 40, "steps": 1, "examples": 0}
-    run_training(TrainOptions(data="refer", root=layout.write(), run_dir=tmp_path / "run", **given))
-    layout.references[1]["sentences"][0]["sent"] = "person"
-    layout.write()
-    assert main(["train", f"--run-dir={tmp_path / 'run'}", "--resume"]) == 1
-    assert "another model, vocabulary or number of expressions" in capsys.readouterr().err
-
-
-def test_warmup_longer_than_the_training_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("checkpoint", "checkpoint.pt is not a readable checkpoint"),
+        ("data", "another model, vocabulary or number of expressions"),
+    ],
+)
+def test_failed_resume_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
 ) -> None:
-    given = TINY | {"steps": 1, "examples": 0, "warmup_steps": 5}
-    run_training(TrainOptions(run_dir=tmp_path, **given))
-    assert "The learning rate only rises: --warmup-steps 5 is not less than --steps 1." in (
-        caplog.messages
-    )
+    layout, folder = small_refcoco(tmp_path / "data"), tmp_path / "run"
+    trained(folder, data="refer", root=layout.write(), **QUICK)
+    if change == "checkpoint":
+        state = (folder / STATE).read_bytes()
+        (folder / STATE).write_bytes(state[: len(state) // 2])
+    else:
+        layout.references[1]["sentences"][0]["sent"] = "person"
+        layout.write()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["train", f"--run-dir={folder}", "--resume"]) == 1
+    assert message in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_two_steps_on_real_photographs(real: Path, tmp_path: Path) -> None:
-    given = TINY | {"steps": 2, "examples": 2}
-    result = run_training(
-        TrainOptions(data="refer", root=real / "refer", run_dir=tmp_path / "run", **given)
-    )
+    result = trained(tmp_path / "run", data="refer", root=real / "refer", steps=2, examples=2)
     assert result.progress.step == 2
     assert result.evaluation.expressions == 19
     assert result.shuffled is not None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.damage import damage
 from support.refer_layout import ReferLayout, open_refer, small_refcoco, square
 from torch.utils.data import DataLoader
 
@@ -111,27 +112,25 @@ def test_missing_image_is_an_error_on_access(tmp_path: Path) -> None:
         data[2]
 
 
-def test_image_of_another_size_than_recorded(tmp_path: Path) -> None:
+SEGMENTATION = ("annotations", 1, "segmentation")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("images", 1, "height"), 42, "41 x 29.*ref_id 101.*42 x 29"),
+        (SEGMENTATION, {"size": [5, 7], "counts": [3, 4, 28]}, "41 x 29.*ref_id 101.*5 x 7"),
+        # In other units than pixels.
+        (SEGMENTATION, [square(10, 10, 1e8)], r"instances\.json: annotation 1101: a polygon"),
+    ],
+)
+def test_mask_that_does_not_fit_is_an_error_on_access(
+    tmp_path: Path, path: tuple[Any, ...], value: Any, message: str
+) -> None:
     layout = small_refcoco(tmp_path)
-    layout.images[1].update(height=42)
+    damage(vars(layout), path, value)
     data = open_refer(layout.write())
-    with pytest.raises(ValueError, match="41 x 29.*ref_id 101.*42 x 29"):
-        data[2]
-
-
-def test_run_lengths_of_another_size_than_the_image(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.annotations[1]["segmentation"] = {"size": [5, 7], "counts": [3, 4, 28]}
-    data = open_refer(layout.write())
-    with pytest.raises(ValueError, match="41 x 29.*ref_id 101.*5 x 7"):
-        data[2]
-
-
-def test_polygon_in_other_units_names_its_annotation(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    layout.annotations[1]["segmentation"] = [square(10, 10, 1e8)]
-    data = open_refer(layout.write())
-    with pytest.raises(ValueError, match=r"instances\.json: annotation 1101: a polygon"):
+    with pytest.raises(ValueError, match=message):
         data[2]
 
 

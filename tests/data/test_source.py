@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from support.anns_layout import AnnsLayout
 from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.data import (
@@ -42,19 +41,15 @@ def contradictions(root: Path) -> Source:
     for split in ("train", "train", "train", "val"):
         layout.add_reference(7, square(1, 1, 5), ["a cup"], split)
         layout.references[-1].update(ann_id=[-1, 3], no_target=False)
-    layout.write()
-    content = pickle.loads((root / "grefcoco" / "refs(unc).p").read_bytes())
-    (root / "grefcoco" / "grefs(unc).json").write_text(json.dumps(content))
-    return Source(form="grefcoco", root=root)
+    return Source(form="grefcoco", root=layout.write())
 
 
 def no_names_of_images(root: Path) -> Source:
-    for folder in ("anns/refcoco", "masks/refcoco", "images/train2014"):
-        (root / folder).mkdir(parents=True)
-    Image.new("L", (3, 3)).save(root / "masks/refcoco/0.png")
-    entries = [{"segment_id": number, "sentences": []} for number in range(4)]
-    (root / "anns/refcoco/train.json").write_text(json.dumps(entries))
-    return Source(form="anns-masks", root=root)
+    layout = AnnsLayout(root)
+    for _ in range(4):
+        layout.add("train", "it")
+        del layout.splits["train"][-1]["img_name"]
+    return Source(form="anns-masks", root=layout.write())
 
 
 def no_regions(root: Path) -> Source:

@@ -83,11 +83,15 @@ class ReferLayout:
         )
 
     def write(self, protocol: int = 2) -> Path:
-        """Writes `refs(<split_by>).p` and `instances.json`, and returns the root."""
+        """Writes the references, as JSON for gRefCOCO, and `instances.json`; returns the root."""
         folder = self.root / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        records = pickle.dumps(self.references, protocol=protocol)
-        (folder / f"refs({self.split_by}).p").write_bytes(records)
+        if self.name == "grefcoco":
+            text = json.dumps(self.references, ensure_ascii=False)
+            (folder / f"grefs({self.split_by}).json").write_text(text, encoding="utf-8")
+        else:
+            records = pickle.dumps(self.references, protocol=protocol)
+            (folder / f"refs({self.split_by}).p").write_bytes(records)
         content = {"images": self.images, "annotations": self.annotations, "categories": []}
         (folder / "instances.json").write_text(json.dumps(content))
         return self.root
@@ -115,6 +119,16 @@ def square(left: float, top: float, side: float) -> list[float]:
     """A polygon that covers `side * side` pixels."""
     right, bottom = left + side, top + side
     return [left, top, right, top, right, bottom, left, bottom]
+
+
+def unpublished(root: Path, name: str = "own") -> ReferLayout:
+    """A data set without published counts; one train and one val image; not yet written."""
+    layout = ReferLayout(root, name)
+    layout.add_image(7, 23, 37)
+    layout.add_image(11, 41, 29)
+    layout.add_reference(7, [square(3, 2, 10)], ["left cup", "cup"])
+    layout.add_reference(11, [square(1, 20, 9)], ["man"], split="val")
+    return layout
 
 
 def small_refcoco(root: Path) -> ReferLayout:

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from support.small_training import (
     RECIPE,
     SIZE,
     VOCABULARY,
-    Listed,
     images,
     new_model,
     run,
@@ -64,42 +65,20 @@ def assert_same_run(first: Path, second: Path) -> None:
         assert same(*weights)
 
 
-class Interrupted(Collate):
-    """Simulates Ctrl-C, or the end of the process, when batch number `at` is requested."""
-
-    def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-        super().__init__(VOCABULARY, SIZE)
-        self.left = at
-        self.error = error
-
-    def __call__(self, samples: list[Sample]) -> Any:
-        if self.left == 0:
-            raise self.error
-        self.left -= 1
-        return super().__call__(samples)
-
-
 class Failing(Collate):
-    """Fails for `number` calls from call number `at` on."""
+    """Fails for `number` calls from call number `at` on; KeyboardInterrupt simulates Ctrl-C."""
 
-    def __init__(self, at: int, number: int = 10**9) -> None:
+    def __init__(
+        self, at: int, error: type[BaseException] = KeyboardInterrupt, number: int = 10**9
+    ) -> None:
         super().__init__(VOCABULARY, SIZE)
-        self.place, self.at, self.number = 0, at, number
+        self.calls = count()
+        self.failing, self.error = range(at, at + number), error
 
     def __call__(self, samples: list[Sample]) -> Any:
-        self.place += 1
-        if self.at < self.place <= self.at + self.number:
-            raise ValueError("unusable")
+        if next(self.calls) in self.failing:
+            raise self.error("unusable")
         return super().__call__(samples)
-
-
-class InterruptedItem(Listed):
-    """Simulates Ctrl-C while an item is read."""
-
-    def __getitem__(self, index: int) -> Sample:
-        if index == 4:
-            raise KeyboardInterrupt
-        return super().__getitem__(index)
 
 
 @pytest.fixture(scope="module")
@@ -139,45 +118,23 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
     whole: Path, tmp_path: Path, at: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, collate=Interrupted(at), checkpoint_every=5)
+        run(tmp_path, collate=Failing(at), checkpoint_every=5)
     assert state_of(tmp_path)["step"] == at
+    assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, METRICS, WEIGHTS]
     assert f"Stopped at step {at} of 13; --run-dir {tmp_path} --resume continues." in caplog.text
     _, progress = run(tmp_path, model=new_model(7), resume=True, num_workers=int(at == 9))
     assert progress.step == 13
     assert_same_run(whole, tmp_path)
 
 
-def test_resumed_run_with_muon_and_batch_norm_equals_uninterrupted(tmp_path: Path) -> None:
-    config = replace(CONFIG, options=OPTIONS | {"backbone": "compact", "mask_scale": 2})
-    given: dict[str, Any] = {"recipe": replace(RECIPE, optimizer="muon"), "config": config}
-
-    def model(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return config.build()
-
-    run(tmp_path / "whole", model=model(0), **given)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", collate=Interrupted(6), model=model(0), **given)
-    run(tmp_path / "broken", model=model(7), resume=True, **given)
-    assert_same_run(tmp_path / "whole", tmp_path / "broken")
-
-
-def test_ctrl_c_while_an_item_is_read_writes_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, InterruptedItem(images().samples))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, METRICS, WEIGHTS]
-
-
 def test_ctrl_c_within_a_step_is_deferred_to_its_end(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = torch.optim.AdamW.step
-    calls = 0
+    calls = count(1)
 
     def step(self: torch.optim.AdamW, *given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
+        if next(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
             [None for _ in range(10)]  # the interpreter runs signal handlers between instructions
         return usual(self, *given)
@@ -193,7 +150,7 @@ def test_ctrl_c_within_a_step_is_deferred_to_its_end(
 
 def test_killed_run_resumes_from_the_last_checkpoint(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(MemoryError):
-        run(tmp_path, collate=Interrupted(12, MemoryError), checkpoint_every=7)
+        run(tmp_path, collate=Failing(12, MemoryError), checkpoint_every=7)
     assert state_of(tmp_path)["step"] == 7
     assert [row["step"] for row in lines_of(tmp_path)] == [10]
     with (tmp_path / METRICS).open("a") as lines:
@@ -215,11 +172,11 @@ def test_resuming_a_finished_run_changes_nothing(whole: Path, tmp_path: Path) ->
 def test_steps_without_a_usable_expression_change_no_weights(tmp_path: Path, at: int) -> None:
     recipe = replace(RECIPE, steps=at + 4)  # fewer than two passes
     errors = ErrorCollector(strict=False)
-    failing = {"recipe": recipe, "collate": Failing(at), "errors": errors}
+    failing = {"recipe": recipe, "collate": Failing(at, ValueError), "errors": errors}
     _, progress = run(tmp_path / "failing", **failing)
     assert progress.step == recipe.steps
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", recipe=recipe, collate=Interrupted(at))
+        run(tmp_path / "broken", recipe=recipe, collate=Failing(at))
     actual, expected = state_of(tmp_path / "failing"), state_of(tmp_path / "broken")
     assert (actual["step"], expected["step"]) == (at + 4, at)
     assert same(actual["model"], expected["model"])
@@ -231,7 +188,7 @@ def test_steps_without_a_usable_expression_change_no_weights(tmp_path: Path, at:
 def test_first_step_without_a_usable_expression(whole: Path, tmp_path: Path) -> None:
     errors = ErrorCollector(strict=False)
     # The batch, then each of its two items alone.
-    _, progress = run(tmp_path, collate=Failing(0, 3), errors=errors)
+    _, progress = run(tmp_path, collate=Failing(0, ValueError, 3), errors=errors)
     assert progress.step == 13
     assert errors.messages == ["unusable"] * 2
     rows, usual = lines_of(tmp_path), lines_of(whole)
@@ -244,7 +201,7 @@ def test_first_step_without_a_usable_expression(whole: Path, tmp_path: Path) -> 
 def test_unusable_data_end_the_training(tmp_path: Path) -> None:
     for name, steps, enough in (("short", 4, 4), ("long", 99, 6)):  # a pass is three steps
         model, recipe = new_model(), replace(RECIPE, steps=steps)
-        given = {"model": model, "recipe": recipe, "collate": Failing(0)}
+        given = {"model": model, "recipe": recipe, "collate": Failing(0, ValueError)}
         with pytest.raises(
             ValueError, match=f"None of the expressions of {enough} consecutive steps"
         ):
@@ -291,15 +248,10 @@ def test_iou_of_a_step() -> None:
             sides[..., SIZE // 2 :] = -1
             return self.weight * sides
 
-    sample = images()[0]
-    square = replace(
-        sample,
-        image=torch.zeros(3, SIZE, SIZE, dtype=torch.uint8),
-        mask=torch.zeros(SIZE, SIZE, dtype=torch.bool),
-    )
-    square.mask[: SIZE // 2] = True
+    image = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
+    mask = torch.arange(SIZE)[:, None].expand(SIZE, SIZE) < SIZE // 2
+    batch = Collate(VOCABULARY, SIZE)([replace(images()[0], image=image, mask=mask)])
     model = Fixed("loss", 9)
-    batch = Collate(VOCABULARY, SIZE)([square])
     _, iou = training_step(model, torch.optim.SGD(model.parameters(), lr=0.1), batch, 0.0)
     assert float(iou) == pytest.approx(1 / 3)
 
@@ -320,7 +272,7 @@ def test_resuming_with_another_vocabulary_data_set_or_model_fails(tmp_path: Path
 
 def test_resuming_with_another_backend(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, collate=Interrupted(1), recipe=replace(RECIPE, steps=2))
+        run(tmp_path, collate=Failing(1), recipe=replace(RECIPE, steps=2))
     config = replace(CONFIG, options={**OPTIONS, "backend": "reference"})
     _, progress = run(tmp_path, resume=True, config=config, recipe=replace(RECIPE, steps=2))
     assert progress.step == 2
@@ -356,17 +308,11 @@ def test_errors_of_items_are_raised_unchanged(tmp_path: Path, num_workers: int) 
 def test_progress_bar_shows_loss_iou_and_time_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "tqdm", _every_step(training.tqdm))
+    monkeypatch.setattr(training, "tqdm", partial(training.tqdm, mininterval=0, miniters=1))
     run(tmp_path)
     shown = capsys.readouterr().err.split("\r")
-    assert any(
-        "train" in line and "12/13" in line and "<" in line and "loss=" in line and "IoU=" in line
-        for line in shown
-    )
-
-
-def _every_step(usual: Any) -> Any:
-    return lambda **given: usual(**given, mininterval=0, miniters=1)
+    parts = ("train", "12/13", "<", "loss=", "IoU=")
+    assert any(all(part in line for part in parts) for line in shown)
 
 
 def validate(model: nn.Module) -> dict[str, float]:
@@ -407,7 +353,7 @@ def test_validation_keeps_the_best_weights(tmp_path: Path) -> None:
 
 def test_checkpoint_is_written_after_a_validation(tmp_path: Path) -> None:
     with pytest.raises(MemoryError):
-        run(tmp_path, recipe=VALIDATED, validate=validate, collate=Interrupted(4, MemoryError))
+        run(tmp_path, recipe=VALIDATED, validate=validate, collate=Failing(4, MemoryError))
     assert (state_of(tmp_path)["validated"], state_of(tmp_path)["best"][0]) == (3, 3)
 
 
@@ -432,7 +378,7 @@ def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
                 recipe=recipe,
                 model=Dropping(),
                 validate=validate,
-                collate=Interrupted(4),
+                collate=Failing(4),
             )
         states[name] = state_of(tmp_path / name)
     assert states["with"]["validated"] == 4
@@ -440,11 +386,23 @@ def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
         assert same(states["without"][part], states["with"][part])
 
 
-def test_resuming_restores_the_random_generator(tmp_path: Path) -> None:
-    run(tmp_path / "whole", model=Dropping())
+@pytest.mark.parametrize("case", ["muon and batch norm", "dropout"])
+def test_resumed_run_with_muon_batch_norm_or_dropout_equals_uninterrupted(
+    tmp_path: Path, case: str
+) -> None:
+    def start(name: str, seed: int = 0, **options: Any) -> None:
+        if case == "dropout":
+            run(tmp_path / name, model=Dropping(), num_workers=seed, **options)
+            return
+        torch.manual_seed(seed)
+        config = replace(CONFIG, options=OPTIONS | {"backbone": "compact", "mask_scale": 2})
+        recipe = replace(RECIPE, optimizer="muon")
+        run(tmp_path / name, model=config.build(), config=config, recipe=recipe, **options)
+
+    start("whole")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", model=Dropping(), collate=Interrupted(4))
-    run(tmp_path / "broken", model=Dropping(), resume=True, num_workers=1)
+        start("broken", collate=Failing(4))
+    start("broken", 1, resume=True)
     assert same(state_of(tmp_path / "whole"), state_of(tmp_path / "broken"))
 
 
@@ -454,7 +412,7 @@ def test_interrupted_run_with_validation_and_average_resumes(
 ) -> None:
     given = {"recipe": VALIDATED, "validate": validate, "checkpoint_every": 5}
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, collate=Interrupted(at), **given)
+        run(tmp_path, collate=Failing(at), **given)
     model, _ = run(tmp_path, model=new_model(7), resume=True, **given)
     assert_same_run(validated, tmp_path)
     assert same(model.state_dict(), load_model(tmp_path)[0].state_dict())
@@ -465,19 +423,17 @@ def test_interrupted_run_with_validation_and_average_resumes(
 def test_run_stopped_during_a_validation_resumes(
     validated: Path, tmp_path: Path, error: type[BaseException], call: int
 ) -> None:
-    calls = 0
+    calls = count(1)
 
     def stopped(model: nn.Module) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == call:
+        if next(calls) == call:
             raise error
         return validate(model)
 
     given: dict[str, Any] = {"recipe": VALIDATED, "checkpoint_every": 2}
     with pytest.raises(error):
         run(tmp_path, validate=stopped, **given)
-    if calls == 3:  # killed between this line and the checkpoint that follows
+    if call == 3:  # killed between this line and the checkpoint that follows
         with (tmp_path / METRICS).open("a") as lines:
             lines.write(json.dumps({"step": 9, "validation": {}, "seconds": 1.0}) + "\n")
     run(tmp_path, model=new_model(7), resume=True, validate=validate, **given)

@@ -1,0 +1,1 @@
+"""Download of annotations and images."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...system.files import write_atomically
 from ..errors import ErrorCollector
-from ..images import ImageFile, read_image_size
+from ..images import ImageFile, image_size
 from ..source import Reading, Source, read_records
 from ..types import EmbeddedImage, ImageSource, ObjectMask, Record
 from .converted import METADATA_KEY, SCHEMA, Description, ImageFolders, TableRecords
@@ -69,8 +69,7 @@ def convert(
 
     Raises:
         FileExistsError: `to` exists.
-        FileNotFoundError, ValueError, ImportError: As `read_records`; `to` does not end in ".parquet"; a
-            record cannot be used (see `errors`); two of the splits share records.
+        FileNotFoundError, ValueError, ImportError: As `read_records`; two of the splits share records.
     """
     _check_free(to)
     errors = errors or ErrorCollector(strict=True)
@@ -102,25 +101,18 @@ def convert_records(
     copy_images: bool = False,
     errors: ErrorCollector | None = None,
 ) -> Conversion:
-    """Writes records as a converted data set.
+    """Writes records as a converted data set, with the arguments of `convert`.
 
     Each mask is decoded once, at the size that the record states or else at the image's own, and written
-    as compressed run lengths. Arguments and errors are those of `convert`; `origin` states where the
-    records come from, and the messages of `errors` are written into the metadata.
+    as compressed run lengths. The messages of `errors` are written into the metadata.
     """
-    _check_free(to)
     to = to.resolve()
     errors = errors or ErrorCollector(strict=True)
     table = _Table(to.parent, copy_images)
 
     def describe() -> Description:
-        return Description(
-            title=reading.title,
-            origin=origin,
-            published_expressions=reading.published_expressions,
-            image_folders=tuple(table.folders),
-            errors=tuple(errors.messages),
-        )
+        folders, messages = tuple(table.folders), tuple(errors.messages)
+        return Description(reading.title, origin, reading.published_expressions, folders, messages)
 
     def write(path: Path) -> None:
         options = {"compression": "zstd", "write_page_checksum": True}
@@ -171,10 +163,7 @@ class _Table:
                 **image,
             }
             batch = pa.RecordBatch.from_pylist([row], SCHEMA)
-        except (
-            ValueError,
-            OverflowError,
-        ) as error:  # also numbers of over 64 bits, invalid Unicode
+        except (ValueError, OverflowError) as error:  # OverflowError: a number of over 64 bits
             raise ValueError(f"{record.where}: ref_id {record.ref_id}: {error}") from error
         if copied is not None:
             self.embedded.setdefault(copied, self._written + len(self._rows))
@@ -207,11 +196,7 @@ class _Table:
             return record.mask_size
         image = record.image
         if image not in self._sizes:
-            if isinstance(image, ImageFile):
-                self._sizes[image] = read_image_size(image.locate(), apply_orientation=False)
-            else:
-                _, height, width = image.read(apply_orientation=False).shape
-                self._sizes[image] = (height, width)
+            self._sizes[image] = image_size(image, apply_orientation=False)
         return self._sizes[image]
 
     def _mask_columns(
@@ -230,7 +215,7 @@ class _Table:
         read: Callable[[], bytes]
         if isinstance(image, ImageFile):
             if not self._copy_images:
-                folders = self._describe(image.folders)
+                folders = ImageFolders.of(image.folders, self._folder)
                 if folders not in self.folders:
                     self.folders.append(folders)
                 folder = self.folders.index(folders)
@@ -248,14 +233,6 @@ class _Table:
             return {"file_name": image.file_name, "image_row": row}, key
         row = self._written + len(self._rows)
         return {"file_name": image.file_name, "image_row": row, "image": read()}, key
-
-    def _describe(self, folders: tuple[Path, ...]) -> ImageFolders:
-        return ImageFolders(
-            absolute=tuple(os.path.abspath(folder) for folder in folders),
-            relative=tuple(
-                os.path.relpath(os.path.realpath(folder), self._folder) for folder in folders
-            ),
-        )
 
 
 def _size_columns(size: tuple[int, int] | None) -> dict[str, int | None]:

@@ -7,8 +7,9 @@ and copying to another process therefore take time by the bytes of the table, no
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -64,6 +65,15 @@ class ImageFolders:
     absolute: tuple[str, ...]
     relative: tuple[str, ...]  # to the converted file, if it was moved together with the images
 
+    @classmethod
+    def of(cls, folders: Sequence[Path], base: Path) -> ImageFolders:
+        """The paths of folders, absolute and relative to `base`."""
+        real = map(os.path.realpath, folders)
+        return cls(
+            absolute=tuple(map(os.path.abspath, folders)),
+            relative=tuple(os.path.relpath(folder, base) for folder in real),
+        )
+
     def find(self, file: Path) -> tuple[Path, ...]:
         """The folders that exist; FileNotFoundError if there is none."""
         for paths in (self.absolute, self.relative):
@@ -88,9 +98,7 @@ class Description:
 
     def to_json(self) -> str:
         """What `from_json` reads."""
-        content = {**vars(self), "version": VERSION}
-        content["image_folders"] = [vars(folders) for folders in self.image_folders]
-        return json.dumps(content)
+        return json.dumps({**asdict(self), "version": VERSION})
 
     @classmethod
     def from_json(cls, text: bytes, path: Path) -> Description:
@@ -182,7 +190,6 @@ class StoredMask:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the mask is empty."""
         return not self.counts
 
     def decode(self, height: int, width: int) -> Tensor:
@@ -195,12 +202,8 @@ class StoredMask:
 class TableRecords(Sequence[Record]):
     """The rows of a converted table, decoded to a `Record` when they are accessed.
 
-    Args:
-        path: The file.
-        table: Its rows without `image`, with their numbers in the file as column `row`.
-        folders: The folders of images, by their index.
-        starts: First row of each row group of the file, and the number of rows.
-        origin: Where the records come from (`Description.origin`).
+    `table` has no column `image`, and the numbers of its rows in the file as column `row`; `starts` are the
+    first row of each row group of the file, and the number of rows.
     """
 
     def __init__(

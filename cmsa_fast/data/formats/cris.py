@@ -26,7 +26,13 @@ from .parsing import (
 )
 from .published import PUBLISHED_EXPRESSIONS
 from .refer import missing_split
-from .refer_layout import COCO_FOLDERS, SAIAPR_FOLDERS, check_names, image_folders
+from .refer_layout import (
+    COCO_FOLDERS,
+    SAIAPR_FOLDERS,
+    check_names,
+    image_folders,
+    require_folder,
+)
 
 # VLT writes `anns` into a folder beside `images`.
 _IMAGE_FOLDERS = (*COCO_FOLDERS, *SAIAPR_FOLDERS, "../images/train2014")
@@ -34,22 +40,14 @@ _COCO_NAME = re.compile(r"COCO_(?:train|val)2014_(\d{12})\.\w+")
 _SAIAPR_NAME = re.compile(r"(\d{1,9})\.\w+")
 
 
-@dataclass(frozen=True)
-class _Published:
-    """A published data set and the names that its folder has in copies."""
-
-    name: str
-    split_by: str
-    folders: tuple[str, ...]
-
-
-# The scripts name RefCOCOg's folder "refcocog" for either split; users of CRIS rename it by hand.
-_PUBLISHED = (
-    _Published("refcoco", "unc", ("refcoco", "refcoco_unc")),
-    _Published("refcoco+", "unc", ("refcoco+", "refcocop", "refcocoplus", "refcoco+_unc")),
-    _Published("refcocog", "umd", ("refcocog_u", "refcocog_umd")),
-    _Published("refcocog", "google", ("refcocog_g", "refcocog_google")),
-)
+# The names that the folder of a published data set, by name and author of the split, has in copies. The
+# scripts name RefCOCOg's folder "refcocog" for either split; users of CRIS rename it by hand.
+_FOLDERS = {
+    ("refcoco", "unc"): ("refcoco", "refcoco_unc"),
+    ("refcoco+", "unc"): ("refcoco+", "refcocop", "refcocoplus", "refcoco+_unc"),
+    ("refcocog", "umd"): ("refcocog_u", "refcocog_umd"),
+    ("refcocog", "google"): ("refcocog_g", "refcocog_google"),
+}
 
 
 @dataclass(frozen=True)
@@ -136,35 +134,32 @@ def _locate(source: Source) -> _Files:
         "of CRIS and VLT write them with --generate_mask, and the images in "
         f"{' or '.join(_IMAGE_FOLDERS)}."
     )
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}. {what_belongs}")
-    if not (root / "anns").is_dir():
-        if (root / "lmdb").is_dir() or any(root.glob("*.lmdb")):
-            raise ValueError(
-                f"{root} has LMDB files and no folder anns; LMDB files are not supported, because their "
-                "serialisation differs between versions and may run code: generate anns and masks from "
-                "REFER's files with CRIS's tools/data_process.py --generate_mask, or read REFER's files "
-                "themselves (form 'refer')"
-            )
-        raise FileNotFoundError(f"there is no folder {root / 'anns'}. {what_belongs}")
-    folder = _folder(root / "anns", name, source.split_by)
+    require_folder(root, what_belongs)
+    anns = root / "anns"
+    if not anns.is_dir() and ((root / "lmdb").is_dir() or any(root.glob("*.lmdb"))):
+        raise ValueError(
+            f"{root} has LMDB files and no folder anns; LMDB files are not supported, because their "
+            "serialisation differs between versions and may run code: generate anns and masks from "
+            "REFER's files with CRIS's tools/data_process.py --generate_mask, or read REFER's files "
+            "themselves (form 'refer')"
+        )
+    require_folder(anns, what_belongs)
+    folder = _folder(anns, name, source.split_by)
     masks = root / "masks" / folder
-    if not masks.is_dir():
-        raise FileNotFoundError(f"there is no folder {masks}. {what_belongs}")
-    if next(masks.glob("*.png"), None) is None:
+    require_folder(masks, what_belongs)
+    if not any(masks.glob("*.png")):
         raise FileNotFoundError(f"{masks} has no PNG file. {what_belongs}")
     images = image_folders(root, _IMAGE_FOLDERS, source.image_folder, what_belongs)
     title, expressions = _identity(folder, source.split_by)
-    return _Files(root / "anns" / folder, masks, images, title, expressions)
+    return _Files(anns / folder, masks, images, title, expressions)
 
 
 def _folder(anns: Path, name: str, split_by: str) -> str:
     """The folder of `anns` that the name and the author of the split stand for."""
-    known = [one for one in _PUBLISHED if name in (one.name, *one.folders)]
-    makers = sorted({one.split_by for one in known})
-    if split_by and known and split_by not in makers:
-        raise ValueError(f"split_by {split_by!r} of {name!r} is not {' or '.join(makers)}")
-    usual = [folder for one in known if split_by in ("", one.split_by) for folder in one.folders]
+    known = {key[1]: made for key, made in _FOLDERS.items() if name in (key[0], *made)}
+    if split_by and known and split_by not in known:
+        raise ValueError(f"split_by {split_by!r} of {name!r} is not {' or '.join(sorted(known))}")
+    usual = [folder for key, made in known.items() if split_by in ("", key) for folder in made]
     candidates = [*usual, name] if split_by and name not in usual else [name, *usual]
     found = next((folder for folder in candidates if (anns / folder).is_dir()), None)
     if found is None:
@@ -177,9 +172,9 @@ def _folder(anns: Path, name: str, split_by: str) -> str:
 
 def _identity(folder: str, split_by: str) -> tuple[str, Mapping[str, int]]:
     """The title and the published numbers of expressions."""
-    for one in _PUBLISHED:
-        if folder in one.folders or (folder, split_by) == (one.name, one.split_by):
-            return f"{one.name} ({one.split_by})", PUBLISHED_EXPRESSIONS[one.name][one.split_by]
+    for (name, made_by), folders in _FOLDERS.items():
+        if folder in folders or (folder, split_by) == (name, made_by):
+            return f"{name} ({made_by})", PUBLISHED_EXPRESSIONS[name][made_by]
     return f"{folder} ({split_by})" if split_by else folder, {}
 
 

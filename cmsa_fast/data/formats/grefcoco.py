@@ -15,7 +15,7 @@ from ..errors import ErrorCollector
 from ..source import Reading, Source
 from .parsing import Where, field, identifier, kind, place
 from .refer import refer_records
-from .refer_layout import COCO_FOLDERS, ReferFiles, check_names, image_folders
+from .refer_layout import COCO_FOLDERS, ReferFiles, check_names, image_folders, require_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -42,13 +42,7 @@ def read_grefcoco(source: Source, split: str | None, errors: ErrorCollector) -> 
 def annotations_of(record: Any, where: Where) -> tuple[str, ...]:
     """The identifiers of the objects of a record; none if its expressions refer to nothing.
 
-    Args:
-        record: A record of `grefs(<split_by>)`; `ann_id` may be a list or one identifier, `no_target`
-            may be missing.
-        where: Location of the record.
-
-    Raises:
-        ValueError: A field has another type, or `ann_id` and `no_target` contradict each other.
+    `ann_id` may be a list or one identifier; `no_target` may be missing but must not contradict it.
     """
     value = field(record, "ann_id", where)
     values = value if isinstance(value, list) else [value]
@@ -81,9 +75,8 @@ def _locate(root: Path, name: str, split_by: str, image_folder: Path | None) -> 
         f"the images of COCO train2014 in {' or '.join(COCO_FOLDERS)}."
     )
     folder = root / name
-    for needed in (root, folder):
-        if not needed.is_dir():
-            raise FileNotFoundError(f"there is no folder {needed}. {what_belongs}")
+    require_folder(root, what_belongs)
+    require_folder(folder, what_belongs)
     instances = folder / "instances.json"
     candidates = [folder / f"grefs({split_by}){suffix}" for suffix in (".json", ".p")]
     found = [file for file in candidates if file.is_file()]

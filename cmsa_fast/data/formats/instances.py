@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..masks import MaskSource
 from .parsing import (
@@ -26,8 +26,7 @@ _SETTLED_NS = 2 * 10**9  # a younger file may change again without its time chan
 _Entry = TypeVar("_Entry")
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(NamedTuple):
     """One object."""
 
     image_id: str | None  # None if not stated
@@ -35,8 +34,7 @@ class Annotation:
     is_crowd: Any  # the field `iscrowd`, unchecked
 
 
-@dataclass(frozen=True, slots=True)
-class ImageEntry:
+class ImageEntry(NamedTuple):
     """One image."""
 
     file_name: str
@@ -45,39 +43,22 @@ class ImageEntry:
 
 @dataclass(frozen=True)
 class Instances:
-    """The entries that references need, by identifier; a damaged entry is its error message.
-
-    Attributes:
-        annotations: The annotations.
-        images: The images.
-        unnamed: Error messages of entries without an identifier.
-        asked: Identifiers of annotations and of images that were looked for.
-    """
+    """The entries that references need, by identifier; a damaged entry is its error message."""
 
     annotations: dict[str, Annotation | str]
     images: dict[str, ImageEntry | str]
-    unnamed: tuple[str, ...]
-    asked: tuple[Set[str], Set[str]]
+    unnamed: tuple[str, ...]  # error messages of entries without an identifier
+    asked: tuple[Set[str], Set[str]]  # annotations and images that were looked for
 
 
 _kept: tuple[object, Instances] | None = None  # the last file read
 
 
 def read_instances(path: Path, annotations: Set[str], images: Set[str]) -> Instances:
-    """Reads the entries with the given identifiers.
+    """Reads at least the entries with the given identifiers, as far as the file has them.
 
-    The entries of the last file are kept in memory, so that a second split does not parse it again.
-
-    Args:
-        path: The JSON file, which may have hundreds of megabytes.
-        annotations: Identifiers of annotations, as text.
-        images: Identifiers of images, as text.
-
-    Returns:
-        At least these entries, as far as the file has them.
-
-    Raises:
-        ValueError: The file is not JSON, or its `images` or `annotations` are no lists.
+    The file may have hundreds of megabytes: the entries of the last file are kept in memory, so that a
+    second split does not parse it again.
     """
     global _kept
     status = path.stat()

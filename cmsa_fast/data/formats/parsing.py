@@ -25,12 +25,7 @@ _LONGEST_IDENTIFIER = 200  # characters
 
 
 def load_json(path: Path) -> Any:
-    """Reads a JSON file (UTF-8, UTF-16 or UTF-32).
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not JSON, is truncated, or is nested too deeply.
-    """
+    """Reads a JSON file (UTF-8, UTF-16 or UTF-32)."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -146,13 +141,7 @@ class RepeatedReferences:
         self._first: dict[object, Where] = {}
 
     def check(self, ref_id: int, content: object, where: Where) -> None:
-        """Raises RepeatedReferenceError if an earlier reference has the same number and content.
-
-        Args:
-            ref_id: Number of the reference.
-            content: Hashable content; references that differ in it are different references.
-            where: Location of the reference.
-        """
+        """Raises RepeatedReferenceError if an earlier reference has this number and (hashable) content."""
         first = self._first.setdefault((ref_id, content), where)
         if first is not where:
             raise RepeatedReferenceError(

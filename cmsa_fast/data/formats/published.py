@@ -23,10 +23,8 @@ PUBLISHED_EXPRESSIONS: Mapping[str, Mapping[str, Mapping[str, int]]] = {
 def published_origin(expressions: int | None) -> tuple[tuple[str, str], str]:
     """Identifies a published split by its number of expressions, which no two splits share.
 
-    Copies rename data sets and splits, so names do not identify them.
-
-    Returns:
-        `(data set, author of the split), split`; empty strings if no split has this number.
+    Returns `(data set, author of the split), split`, with empty strings if no split has this number. (Copies
+    rename data sets and splits, so names do not identify them.)
     """
     for name, made in PUBLISHED_EXPRESSIONS.items():
         for split_by, splits in made.items():

@@ -125,14 +125,9 @@ def refer_records(
 ) -> list[Record]:
     """Reads references and joins them with their annotations and images.
 
-    Args:
-        files: The files of the data set.
-        split: The split. None: all splits.
-        text: Which version of the expressions to use.
-        errors: Collects the references that cannot be used.
-        matches: Whether a recorded split is part of the split asked for.
-        annotations: Reads the identifiers of the annotations of a reference.
-        skip_crowds: Give annotations marked `iscrowd` an empty mask; a warning gives their number.
+    `matches` tells whether a recorded split is part of the one asked for, `annotations` reads the
+    identifiers of the annotations of a reference. With `skip_crowds`, annotations marked `iscrowd` get an
+    empty mask, and a warning gives their number.
     """
 
     def is_wanted(recorded: str) -> bool:
@@ -164,18 +159,7 @@ def read_references(
     annotations: ReadAnnotations = one_annotation,
     is_wanted: Callable[[str], bool] = lambda _: True,
 ) -> References:
-    """Reads `refs(<split_by>).p`, or a JSON file of the same records.
-
-    Args:
-        path: The pickle, or a file whose name ends in `.json`.
-        text: Which version of the expressions to use.
-        errors: Collects the records that cannot be used; those of other splits are not checked.
-        annotations: Reads the identifiers of the annotations of a reference.
-        is_wanted: Whether the references of a split are wanted.
-
-    Raises:
-        ValueError: The file is no plain pickle and no JSON, or holds no list.
-    """
+    """Reads `refs(<split_by>).p`, or a JSON file of the same records; unwanted splits are not checked."""
     content = load_json(path) if path.suffix == ".json" else load_plain_pickle(path)
     if not isinstance(content, list):
         raise ValueError(f"{path} holds {kind(content)} where a list of references is expected")

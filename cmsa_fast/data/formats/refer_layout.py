@@ -16,17 +16,11 @@ _SAIAPR_INNER = "*/images"  # as the archive of SAIAPR TC-12 unpacks: 00/images,
 
 @dataclass(frozen=True)
 class ReferFiles:
-    """The files of one REFER data set.
+    """The files of one REFER data set."""
 
-    Attributes:
-        references: The references, `refs(<split_by>).p`, or `.json` with the same records.
-        instances: The COCO-style file with sizes and masks, `instances.json`.
-        image_folders: Folders that are searched for images, in order.
-    """
-
-    references: Path
-    instances: Path
-    image_folders: tuple[Path, ...]
+    references: Path  # refs(<split_by>).p, or .json with the same records
+    instances: Path  # COCO-style, with sizes and masks
+    image_folders: tuple[Path, ...]  # in order of search
 
 
 def locate_refer_files(
@@ -43,24 +37,13 @@ def locate_refer_files(
     `<root>/images/saiaprtc12`, directly or in the archive's `NN/images` folders. Any other data set in
     this layout may have any name; its images are searched for in all of these folders.
 
-    Args:
-        root: The folder that holds all of it.
-        name: Folder of the data set.
-        split_by: Author of the split.
-        image_folder: Folder of the images if it is none of those above.
-
-    Returns:
-        The files; every file and folder in it exists.
-
-    Raises:
-        FileNotFoundError: The root, a file of a published data set, or the image folder is missing. The
-            message says what belongs where.
-        ValueError: `name` or `split_by` is neither published nor present.
+    Every path in the result exists. FileNotFoundError says what belongs where; ValueError if `name` or
+    `split_by` is neither published nor present.
     """
     root = Path(root)
     check_names(name=name, split_by=split_by)
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}. {_what_belongs(name, split_by)}")
+    what_belongs = _what_belongs(name, split_by)
+    require_folder(root, what_belongs)
     folder = root / name
     if not folder.is_dir() and name not in PUBLISHED_EXPRESSIONS:
         there = sorted(file.parent.name for file in root.glob("*/instances.json"))
@@ -82,8 +65,8 @@ def locate_refer_files(
     instances = folder / "instances.json"
     for file in (references, instances):
         if not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}. {_what_belongs(name, split_by)}")
-    folders = image_folders(root, _usual_folders(name), image_folder, _what_belongs(name, split_by))
+            raise FileNotFoundError(f"there is no file {file}. {what_belongs}")
+    folders = image_folders(root, _usual_folders(name), image_folder, what_belongs)
     return ReferFiles(references, instances, folders)
 
 
@@ -92,6 +75,12 @@ def check_names(**arguments: str) -> None:
     for argument, value in arguments.items():
         if value in ("", "..") or PurePath(value).name != value:
             raise ValueError(f"{argument} must be the name of a data set or split, not {value!r}")
+
+
+def require_folder(folder: Path, what_belongs: str) -> None:
+    """Raises FileNotFoundError, which ends with the description of the layout, for a missing folder."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}. {what_belongs}")
 
 
 def existing_folder(image_folder: str | os.PathLike[str]) -> Path:
@@ -108,17 +97,10 @@ def image_folders(
     image_folder: str | os.PathLike[str] | None,
     what_belongs: str,
 ) -> tuple[Path, ...]:
-    """The folders to search for the images of a data set.
+    """The folders to search for images: `image_folder`, or those of `usual` (relative to `root`) that exist.
 
-    Args:
-        root: Folder of the data set.
-        usual: The usual folders of the images, relative to it. Those of SAIAPR TC-12 may have the
-            archive's `NN/images` folders inside.
-        image_folder: A folder to search instead.
-        what_belongs: Description of the layout, for the message.
-
-    Raises:
-        FileNotFoundError: `image_folder`, or every one of the usual folders, is missing.
+    Those of SAIAPR TC-12 may have the archive's `NN/images` folders inside. FileNotFoundError, which ends
+    with `what_belongs`, if there is none.
     """
     if image_folder is not None:
         return (existing_folder(image_folder),)

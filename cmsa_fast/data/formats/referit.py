@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ErrorCollector
 from ..images import image_file
@@ -19,7 +18,7 @@ from ..mask_files import MatlabMask, import_loadmat
 from ..source import Reading, Source
 from ..types import Record
 from .parsing import Where, kind, listing, load_json, place
-from .refer_layout import SAIAPR_FOLDERS, image_folders
+from .refer_layout import SAIAPR_FOLDERS, image_folders, require_folder
 
 _TITLE = "ReferIt (berkeley)"
 _PUBLISHED_EXPRESSIONS = {"test": 60_105}
@@ -53,10 +52,7 @@ _WHAT_BELONGS = (
 )
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Paths of the data set."""
-
+class _Files(NamedTuple):
     queries: dict[str, tuple[Path, Path | None]]  # by split: JSON file, list of its images
     sizes: Path | None
     masks: tuple[Path, ...]
@@ -89,7 +85,7 @@ def read_referit(source: Source, split: str | None, errors: ErrorCollector) -> R
             f"split {split!r} is not in {source.root}, which has {', '.join(files.queries)}"
         )
     import_loadmat()  # fails here rather than at the first mask
-    sizes = _read_sizes(files.sizes)
+    sizes = {} if files.sizes is None else _read_dictionary(files.sizes)
     contents: dict[Path, dict[str, Any]] = {}
     masks: dict[str, MatlabMask] = {}  # shared by "train" and "trainval"
     records: list[Record] = []
@@ -121,7 +117,7 @@ def _read_record(
     expressions: Any,
     mask: MatlabMask,
     split: str,
-    sizes: tuple[Path, dict[str, Any]] | None,
+    sizes: dict[str, Any],
     files: _Files,
 ) -> Record:
     file, key = where
@@ -142,7 +138,7 @@ def _read_record(
     name = f"{match[1]}.jpg"
     return Record(
         image=image_file(files.images, name),
-        size=None if sizes is None else _size(*sizes, name),
+        size=_size(sizes, name, files.sizes),
         objects=(mask,),
         expressions=tuple((ref_id * _EXPRESSIONS + i, one) for i, one in enumerate(expressions)),
         image_id=image_id,
@@ -152,7 +148,7 @@ def _read_record(
     )
 
 
-def _size(file: Path, sizes: dict[str, Any], name: str) -> tuple[int, int] | None:
+def _size(sizes: dict[str, Any], name: str, file: Path | None) -> tuple[int, int] | None:
     """Height and width of an image; the file has width first."""
     # The keys are file names in text_objseg and numbers in natural-language-object-retrieval.
     key = next((key for key in (name, name.removesuffix(".jpg")) if key in sizes), None)
@@ -166,8 +162,7 @@ def _size(file: Path, sizes: dict[str, Any], name: str) -> tuple[int, int] | Non
 
 
 def _locate(root: Path, image_folder: Path | None) -> _Files:
-    if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}. {_WHAT_BELONGS}")
+    require_folder(root, _WHAT_BELONGS)
     everything = _find(root, *_ALL_QUERIES)
     queries: dict[str, tuple[Path, Path | None]] = {}
     for split in _SPLITS:
@@ -191,10 +186,6 @@ def _locate(root: Path, image_folder: Path | None) -> _Files:
 def _find(root: Path, *names: str) -> Path | None:
     candidates = (root / folder / name for name in names for folder in RECORD_FOLDERS)
     return next((path for path in candidates if path.is_file()), None)
-
-
-def _read_sizes(file: Path | None) -> tuple[Path, dict[str, Any]] | None:
-    return None if file is None else (file, _read_dictionary(file))
 
 
 def _read_dictionary(file: Path) -> dict[str, Any]:

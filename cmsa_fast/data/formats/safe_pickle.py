@@ -12,7 +12,8 @@ import os
 import pickle
 import pickletools
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,7 @@ _NUMBER_TYPE = re.compile("b1|[iu][1248]|f[248]")
 
 
 def load_plain_pickle(path: str | os.PathLike[str]) -> Any:
-    """Reads a pickle file as `loads_plain_pickle` does.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: As `loads_plain_pickle`.
-    """
+    """Reads a pickle file as `loads_plain_pickle` does."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -48,18 +38,9 @@ def loads_plain_pickle(data: bytes, origin: str) -> Any:
     """Reads a pickle of lists, tuples, dictionaries, sets, strings, bytes and numbers.
 
     numpy's numbers become Python's. Byte strings written by Python 2 are decoded as UTF-8; if one of
-    them is not UTF-8, all are decoded as Latin-1 and a warning is logged.
-
-    Args:
-        data: The pickle; any protocol, of Python 2 or 3.
-        origin: Where it came from, for messages.
-
-    Returns:
-        Its content.
-
-    Raises:
-        ValueError: The data are no pickle, are truncated, or name a class or a function. Nothing that
-            they name is imported or called.
+    them is not UTF-8, all are decoded as Latin-1 and a warning is logged. Any protocol is read. ValueError,
+    with `origin`, if the data are no pickle, are truncated, or name a class or a function; nothing that they
+    name is imported or called.
     """
     try:
         _check_memo_numbers(data)
@@ -99,37 +80,33 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
             case "_codecs", "encode":
-                return _Encode()
+                return _Replacement(_encode)
             case (("builtins" | "__builtin__"), "bytes"):
-                return _EmptyBytes()
+                return _Replacement(lambda: b"")  # protocols 0 to 2 write empty bytes so
             case "numpy", "dtype":
-                return _NumberTypeMaker()
+                return _Replacement(_number_type)
             case (("numpy.core.multiarray" | "numpy._core.multiarray"), "scalar"):
-                return _NumberMaker(self._encoding)
+                return _Replacement(partial(_number, self._encoding))
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-# The replacements have no __dict__, and each is made anew: a pickle cannot change what they do.
+class _Replacement:
+    """Calls a function. It is made anew for each use: a pickle, which may set its slot, changes no other."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
 
 
-class _Encode:
+def _encode(text: str, encoding: str) -> bytes:
     """`_codecs.encode`, with which protocols 0 to 2 write bytes."""
-
-    __slots__ = ()
-
-    def __call__(self, text: str, encoding: str) -> bytes:
-        if encoding != "latin1":
-            raise pickle.UnpicklingError(f"it encodes bytes as {encoding!r}")
-        return text.encode("latin-1")
-
-
-class _EmptyBytes:
-    """`bytes()`, with which protocols 0 to 2 write empty bytes."""
-
-    __slots__ = ()
-
-    def __call__(self) -> bytes:
-        return b""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it encodes bytes as {encoding!r}")
+    return text.encode("latin-1")
 
 
 class _NumberType:
@@ -147,32 +124,20 @@ class _NumberType:
         self.code = order + self.code[-2:]
 
 
-class _NumberTypeMaker:
+def _number_type(code: str, align: int = 0, copy: int = 0) -> _NumberType:
     """`numpy.dtype`."""
-
-    __slots__ = ()
-
-    def __call__(self, code: str, align: int = 0, copy: int = 0) -> _NumberType:
-        if not _NUMBER_TYPE.fullmatch(code):
-            raise pickle.UnpicklingError(f"it asks for the numpy type {code!r}")
-        return _NumberType(code)
+    if not _NUMBER_TYPE.fullmatch(code):
+        raise pickle.UnpicklingError(f"it asks for the numpy type {code!r}")
+    return _NumberType(code)
 
 
-class _NumberMaker:
+def _number(encoding: str, kind: _NumberType, value: bytes | str) -> Any:
     """`numpy.core.multiarray.scalar`; gives a Python number."""
-
-    __slots__ = ("_encoding",)
-
-    def __init__(self, encoding: str) -> None:
-        self._encoding = encoding
-
-    def __call__(self, kind: _NumberType, value: bytes | str) -> int | float | bool:
-        if isinstance(value, str):  # a byte string of Python 2
-            value = value.encode(self._encoding)
-        if not isinstance(kind, _NumberType) or len(value) != np.dtype(kind.code).itemsize:
-            raise pickle.UnpicklingError("it holds a numpy number of another size than its type")
-        number: int | float | bool = np.frombuffer(value, kind.code)[0].item()
-        return number
+    if isinstance(value, str):  # a byte string of Python 2
+        value = value.encode(encoding)
+    if not isinstance(kind, _NumberType) or len(value) != np.dtype(kind.code).itemsize:
+        raise pickle.UnpicklingError("it holds a numpy number of another size than its type")
+    return np.frombuffer(value, kind.code)[0].item()
 
 
 # Memory bombs. A pickle numbers the objects that it refers to again, and the C reader of many Python

@@ -1,0 +1,1 @@
+"""Synthetic scenes of coloured shapes with expressions that refer to one of them."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +22,7 @@ from support.converted import (
     every_mask_form,
     refer,
 )
-from support.parquet_layout import write_refcoco
+from support.parquet_layout import encoded, write_refcoco
 from support.refer_layout import COCO_FOLDER, small_refcoco, square
 from torch import Tensor
 
@@ -49,11 +48,8 @@ class EmbeddedNoise:
         return f"noise {self.number}"
 
     def read_bytes(self) -> bytes:
-        shape = (self.height, self.width, 3)
-        pixels = np.random.default_rng(self.number).integers(0, 256, shape, np.uint8)
-        stream = io.BytesIO()
-        Image.fromarray(pixels).save(stream, "PNG")
-        return stream.getvalue()
+        data: bytes = encoded(self.number, self.height, self.width)["bytes"]
+        return data
 
     def read(self, *, apply_orientation: bool) -> Tensor:
         return read_image(io.BytesIO(self.read_bytes()), apply_orientation=apply_orientation)

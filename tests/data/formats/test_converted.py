@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data.formats.test_cris import AnnsLayout
 from data.formats.test_grefcoco import GrefLayout
 from PIL import Image
+from support.anns_layout import small_anns
 from support.converted import (
     all_records,
     assert_converted,
@@ -91,10 +91,7 @@ def test_grefcoco(tmp_path: Path) -> None:
 
 
 def test_anns_and_masks(tmp_path: Path) -> None:
-    layout = AnnsLayout(tmp_path / "original")
-    layout.add("train", "left cup")
-    layout.add("val", "right cup", "café on the right")
-    layout.add("val", "man", image="COCO_train2014_000000000011.jpg")
+    layout = small_anns(tmp_path / "original")
     source = Source(form="anns-masks", root=layout.write())
     (layout.masks / "50.png").rename(tmp_path / "50.png")
     errors = ErrorCollector(strict=False)
@@ -118,18 +115,19 @@ def test_referit(tmp_path: Path, has_sizes: bool) -> None:
     assert_converted(source, tmp_path, ["train", "val", "trainval", "test"])
 
 
-def test_parquet_without_images(tmp_path: Path) -> None:
-    source = Source(form="parquet", root=write_refcoco(tmp_path / "refcoco"))
-    assert_converted(source, tmp_path, ["train", "val", "testA", "testB"])
-
-
-def test_parquet_with_images(tmp_path: Path) -> None:
-    source = Source(form="parquet", root=write_benchmark(tmp_path / "original"))
-    splits = sorted({record.split for record in all_records(source).records})
-    assert len(splits) > 1
-    assert (
-        convert(source, tmp_path / "set.parquet").embedded == 6
-    )  # one for each row of the original
+@pytest.mark.parametrize(
+    ("write", "embedded", "splits"),
+    [
+        (write_refcoco, 0, ["testA", "testB", "train", "val"]),
+        (write_benchmark, 6, ["refcoco_google_val", "refcoco_unc_val", "refcocog_umd_val"]),
+    ],
+)
+def test_parquet_with_and_without_images(
+    tmp_path: Path, write: Callable[[Path], Path], embedded: int, splits: list[str]
+) -> None:
+    source = Source(form="parquet", root=write(tmp_path / "refcoco"))
+    assert sorted({record.split for record in all_records(source).records}) == splits
+    assert convert(source, tmp_path / "set.parquet").embedded == embedded
     assert_converted(source, tmp_path, splits)
 
 

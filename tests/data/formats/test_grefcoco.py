@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 from pathlib import Path
@@ -39,14 +38,6 @@ class GrefLayout(ReferLayout):
     ) -> None:
         super().refer(ann_id, *expressions, split=split, image_id=image_id)
         self.references[-1]["no_target"] = ann_id == [-1]
-
-    def write(self, protocol: int = 2) -> Path:
-        super().write(protocol)
-        folder = self.root / self.name
-        (folder / "refs(unc).p").unlink()
-        text = json.dumps(self.references, ensure_ascii=False)
-        (folder / "grefs(unc).json").write_text(text, encoding="utf-8")
-        return self.root
 
 
 @pytest.fixture

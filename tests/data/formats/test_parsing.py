@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,15 @@ def test_file_that_is_not_json(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"file\.json is not a JSON file"):
         parsing.load_json(file)
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_garbage_collector_is_left_as_it_was(was_on: bool) -> None:
+    (gc.enable if was_on else gc.disable)()
+    try:
+        with suppress(KeyError), parsing.paused_collection():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == was_on
+    finally:
+        gc.enable()

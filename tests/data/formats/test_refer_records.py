@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.damage import damage
 from support.refer_layout import ReferLayout, open_refer, small_refcoco, square
@@ -41,37 +39,6 @@ def test_references_in_the_order_of_the_file(tmp_path: Path, protocol: int) -> N
     assert found[0].expressions == ((0, "left cup"), (1, "café on the left"))
     raw = references(tmp_path / "refcoco" / "refs(unc).p", "raw")
     assert raw[0].expressions == ((0, "LEFT CUP"), (1, "CAFÉ ON THE LEFT"))
-
-
-def test_references_of_python2(tmp_path: Path) -> None:
-    file = tmp_path / "refs(unc).p"
-    # [{"ref_id": 5, "ann_id": u"38_1", "image_id": 38, "split": "train",
-    #   "sentences": [{"sent_id": 9, "sent": "caf\xc3\xa9"}]}] at protocol 0 of Python 2.7
-    file.write_bytes(
-        b"(lp0\n(dp1\nS'ref_id'\np2\nI5\nsS'ann_id'\np3\nV38_1\np4\nsS'image_id'\np5\nL38L\n"
-        b"sS'split'\np6\nS'train'\np7\nsS'sentences'\np8\n(lp9\n(dp10\nS'sent_id'\np11\nI9\n"
-        b"sS'sent'\np12\nS'caf\\xc3\\xa9'\np13\nsasa."
-    )
-    (reference,) = references(file)
-    assert (reference.ref_id, reference.annotations, reference.image_id) == (5, ("38_1",), 38)
-    assert reference.expressions == ((9, "café"),)
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_references_with_numpy_numbers(tmp_path: Path, protocol: int) -> None:
-    layout = small_refcoco(tmp_path)
-    before = records(layout)
-    for reference in layout.references:
-        for key in ("ref_id", "ann_id", "image_id"):
-            reference[key] = np.int64(reference[key])
-        for sentence in reference["sentences"]:
-            sentence["sent_id"] = np.int32(sentence["sent_id"])
-    layout.write(protocol)
-    source = Source(form="refer", root=layout.root)
-    after = read_records(source, None, ErrorCollector(strict=True)).records
-    assert [(one.ref_id, one.expressions) for one in after] == [
-        (one.ref_id, one.expressions) for one in before
-    ]
 
 
 def test_json_is_read_where_the_pickle_is_missing(tmp_path: Path) -> None:
@@ -222,20 +189,3 @@ def test_instances_of_another_form(tmp_path: Path, content: bytes) -> None:
     (root / "refcoco" / "instances.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"instances\.json"):
         open_refer(root)
-
-
-def test_garbage_collector_is_left_as_it_was(tmp_path: Path) -> None:
-    layout = small_refcoco(tmp_path)
-    assert gc.isenabled()
-    records(layout)
-    assert gc.isenabled()
-    layout.references[0].clear()
-    with pytest.raises(ValueError, match="reference 0"):
-        records(layout)
-    assert gc.isenabled()
-    gc.disable()
-    try:
-        references(references_file(small_refcoco(tmp_path)))
-        assert not gc.isenabled()
-    finally:
-        gc.enable()

@@ -15,35 +15,35 @@ from cmsa_fast.data.formats.safe_pickle import load_plain_pickle, loads_plain_pi
 RECORD = {"sent": "café au lait", "ids": [1, 2, 3], "size": (4, 5), "score": 0.5, "none": None}
 
 # {"sent": <str "café au lait">, "ids": [1, 2]} in the opcodes of Python 2.7's byte strings.
-PYTHON2_UTF8 = {
-    0: b"(dp0\nS'sent'\np1\nS'caf\\xc3\\xa9 au lait'\np2\nsS'ids'\np3\n(lp4\nI1\naI2\nas.",
-    1: b"}q\x00(U\x04sentq\x01U\x0dcaf\xc3\xa9 au laitq\x02U\x03idsq\x03]q\x04(K\x01K\x02eu.",
-    2: b"\x80\x02}q\x00(U\x04sentq\x01U\x0dcaf\xc3\xa9 au laitq\x02U\x03ids"
-    b"q\x03]q\x04(K\x01K\x02eu.",
-}
+PYTHON2_UTF8 = [
+    b"(dp0\nS'sent'\np1\nS'caf\\xc3\\xa9 au lait'\np2\nsS'ids'\np3\n(lp4\nI1\naI2\nas.",
+    b"}q\x00(U\x04sentq\x01U\x0dcaf\xc3\xa9 au laitq\x02U\x03idsq\x03]q\x04(K\x01K\x02eu.",
+    b"\x80\x02}q\x00(U\x04sentq\x01U\x0dcaf\xc3\xa9 au laitq\x02U\x03idsq\x03]q\x04(K\x01K\x02eu.",
+]
 PYTHON2_LATIN1 = b"\x80\x02}q\x00U\x04sentq\x01U\x04caf\xe9q\x02s."
-PYTHON2_UNICODE = {
-    0: b"(dp0\nS'sent'\np1\nVcaf\xe9\np2\ns.",
-    2: b"\x80\x02}q\x00U\x04sentq\x01X\x05\x00\x00\x00caf\xc3\xa9q\x02s.",
-}
+PYTHON2_UNICODE = [
+    b"(dp0\nS'sent'\np1\nVcaf\xe9\np2\ns.",
+    b"\x80\x02}q\x00U\x04sentq\x01X\x05\x00\x00\x00caf\xc3\xa9q\x02s.",
+]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_containers_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+def test_plain_content_of_every_protocol(tmp_path: Path, protocol: int) -> None:
     file = tmp_path / "records.p"
-    file.write_bytes(pickle.dumps([RECORD, RECORD], protocol=protocol))
-    assert load_plain_pickle(file) == [RECORD, RECORD]
+    content = [RECORD, RECORD, b"", b"abc", bytes(range(256)) * 2]
+    file.write_bytes(pickle.dumps(content, protocol=protocol))
+    assert load_plain_pickle(file) == content
 
 
-@pytest.mark.parametrize("protocol", sorted(PYTHON2_UTF8))
-def test_python2_byte_strings_are_utf8(protocol: int) -> None:
-    loaded = loads_plain_pickle(PYTHON2_UTF8[protocol], "old.p")
-    assert loaded == {"sent": "café au lait", "ids": [1, 2]}
-
-
-@pytest.mark.parametrize("protocol", sorted(PYTHON2_UNICODE))
-def test_python2_unicode_strings(protocol: int) -> None:
-    assert loads_plain_pickle(PYTHON2_UNICODE[protocol], "old.p") == {"sent": "café"}
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        *((data, {"sent": "café au lait", "ids": [1, 2]}) for data in PYTHON2_UTF8),
+        *((data, {"sent": "café"}) for data in PYTHON2_UNICODE),
+    ],
+)
+def test_python2_byte_strings_are_utf8(data: bytes, expected: object) -> None:
+    assert loads_plain_pickle(data, "old.p") == expected
 
 
 def test_byte_strings_that_are_not_utf8_are_latin1_and_logged(
@@ -85,12 +85,6 @@ def test_numpy_numbers_of_big_endian_machines_and_of_python2() -> None:
         b"(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbS'\\x02\\x01\\x00\\x00'\ntR."
     )
     assert loads_plain_pickle(python2, "old.p") == 258
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_bytes_of_every_protocol(protocol: int) -> None:
-    content = [b"", b"abc", bytes(range(256)) * 2]
-    assert loads_plain_pickle(pickle.dumps(content, protocol=protocol), "bytes.p") == content
 
 
 DTYPE = b"cnumpy\ndtype\n(V%s\nI00\nI01\ntR"

@@ -1,0 +1,1 @@
+"""Reader of Parquet tables of referring expressions."""

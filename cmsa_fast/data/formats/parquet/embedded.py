@@ -30,7 +30,6 @@ from .files import (
     Shard,
     check_complete,
     read_rows,
-    require_records,
     split_names,
 )
 
@@ -46,18 +45,11 @@ def read_benchmark(
 ) -> Reading:
     """Reads jxu124/refcoco-benchmark: one row per image with all references to its objects.
 
-    Args:
-        source: The data set. `name` and `split_by` select among the splits of several data sets.
-        shards: Its files.
-        split: Name of the split in the files ("refcoco_unc_val"), or its last part if only one fits.
-            None: all splits.
-        errors: Collects the references that cannot be used.
-
-    Returns:
-        The records; their split is that of the files.
+    `split` is named as in the files ("refcoco_unc_val"), or by its last part if only one fits. `source.name`
+    and `source.split_by` select among the splits of several data sets.
     """
     chosen = _choose_benchmark(source, shards, split)
-    check_complete(chosen, source)
+    check_complete(chosen, source, split, shards)
     records: list[Record] = []
     for shard in chosen:
         repeated = RepeatedReferences()
@@ -70,14 +62,13 @@ def read_benchmark(
                         record = _benchmark_record(row, entry, where, shard.split, source, masks)
                         repeated.check(record.ref_id, (record.image_id, record.expressions), where)
                         records.append(record)
-    require_records(records, split, chosen)
     published: dict[str, int] = {}
     for name in {shard.split for shard in chosen}:
-        parts = _BENCHMARK_SPLIT.fullmatch(name)
-        made = PUBLISHED_EXPRESSIONS[DATASET_NAMES[parts["dataset"]]] if parts else {}
-        if parts and parts["split"] in made.get(parts["split_by"], {}):
-            published[name] = made[parts["split_by"]][parts["split"]]
-            published |= {split: published[name]} if split is not None else {}
+        if parts := _BENCHMARK_SPLIT.fullmatch(name):
+            made = PUBLISHED_EXPRESSIONS[DATASET_NAMES[parts["dataset"]]]
+            count = made.get(parts["split_by"], {}).get(parts["split"])
+            if count is not None:
+                published |= {name: count, split or name: count}
     names = split_names(chosen)
     note = f", {names}" if split is not None and names != split else ""
     return Reading(records, f"RefCOCO benchmark (parquet{note})", published)
@@ -139,7 +130,9 @@ def _benchmark_record(
         mask = read_mask(annotation, in_annotation)
         masks[ann_id] = annotation["segmentation"], mask
     return Record(
-        image=_embedded(row, string(info, "file_name", inside)),
+        image=EncodedImage(
+            row.path, row.group, row.number_in_group, string(info, "file_name", inside)
+        ),
         size=read_size(info, inside),
         objects=(mask,),
         expressions=read_expressions(reference, source.text, in_reference),
@@ -157,13 +150,9 @@ def read_refcoco_m(
 
     The only split is "validation", or "val". Its expressions have no numbers and are counted.
     """
-    names = (None, split, "validation") if split == "val" else (None, split)
+    names = ("val", "validation") if split == "val" else (split,)
     chosen = [shard for shard in shards if split is None or shard.split in names]
-    if not chosen:
-        raise ValueError(
-            f"split {split!r} is not in {shards[0].path.parent}, which has {split_names(shards)}"
-        )
-    check_complete(chosen, source)
+    check_complete(chosen, source, split, shards)
     records: list[Record] = []
     count = 0
     for shard in chosen:
@@ -174,7 +163,6 @@ def read_refcoco_m(
                         where = (*row.where, "sample", i)
                         records.append(_refcoco_m_record(row, sample, where, shard.split, count))
                         count += len(records[-1].expressions)
-    require_records(records, split, chosen)
     title = (
         "RefCOCO-M (parquet; a re-annotation of a part of RefCOCO val, whose results do not compare "
         "with RefCOCO's)"
@@ -192,8 +180,9 @@ def _refcoco_m_record(row: Row, sample: Any, where: Where, split: str, first: in
     sentences = listing(sample, "sentences", where)
     for i, sentence in enumerate(sentences):
         string({"text": sentence}, "text", (*where, "sentence", i))
+    file_name = str(image_id) if name is None else string(values, "file_name", where)
     return Record(
-        image=_embedded(row, str(image_id) if name is None else string(values, "file_name", where)),
+        image=EncodedImage(row.path, row.group, row.number_in_group, file_name),
         size=mask.size,
         objects=(mask,),
         expressions=tuple(enumerate(sentences, start=first)),
@@ -202,7 +191,3 @@ def _refcoco_m_record(row: Row, sample: Any, where: Where, split: str, first: in
         split=split,
         where=place(where),
     )
-
-
-def _embedded(row: Row, file_name: str) -> EncodedImage:
-    return EncodedImage(row.path, row.group, row.number_in_group, file_name)

@@ -19,9 +19,7 @@ from torch import Tensor
 from ...errors import one_line
 from ...images import read_image
 from ...source import Source
-from ...types import Record
 from ..parsing import Where, place
-from ..refer import missing_split
 
 _logger = logging.getLogger(__name__)
 
@@ -76,18 +74,10 @@ class Row:
 
 
 def find_shards(source: Source) -> list[Shard]:
-    """Finds the Parquet files of a data set.
+    """Finds the Parquet files of a data set, at least one, in the order of their names.
 
-    Args:
-        source: Its root is one file, or a folder that has the files itself, in its folder `data`, in its
-            folder `source.name`, or in the folder `data` of that.
-
-    Returns:
-        At least one file, in the order of their names.
-
-    Raises:
-        FileNotFoundError: There is no such folder, or no Parquet file in it.
-        ValueError: `source.name` is neither a data set nor a folder.
+    The root is one file, or a folder that has the files itself, in its folder `data`, in its folder
+    `source.name`, or in the folder `data` of that.
     """
     root, name = source.root, source.name
     if root.is_file():
@@ -96,18 +86,19 @@ def find_shards(source: Source) -> list[Shard]:
         raise FileNotFoundError(f"there is no folder or file {root}. {_WHAT_BELONGS}.")
     if name and (name == ".." or PurePath(name).name != name):
         raise ValueError(f"name must be the name of a data set or folder, not {name!r}")
-    dataset = DATASET_NAMES.get(name)
-    same = [one for one, known in DATASET_NAMES.items() if name and known == dataset]
-    named = [root / one for one in (name, *same) if one and (root / one).is_dir()]
-    if name and not named and dataset is None:
-        raise ValueError(
-            f"name {name!r} is no folder of {root} and none of {', '.join(DATASET_NAMES)}"
-        )
-    base = named[0] if named else root
+    base = root
+    if name:
+        dataset = DATASET_NAMES.get(name)
+        same = [one for one, known in DATASET_NAMES.items() if known == dataset]
+        named = [root / one for one in (name, *same) if (root / one).is_dir()]
+        if not named and dataset is None:
+            raise ValueError(
+                f"name {name!r} is no folder of {root} and none of {', '.join(DATASET_NAMES)}"
+            )
+        base = named[0] if named else root
     folders = [base, base / "data"]
     for folder in folders:
-        files = sorted(file for file in folder.glob("*.parquet") if file.is_file())
-        if files:
+        if files := sorted(file for file in folder.glob("*.parquet") if file.is_file()):
             return [_shard(file) for file in files]
     patterns = ("*/*.parquet", "*/data/*.parquet")
     inside = {file.relative_to(root).parts[0] for one in patterns for file in root.glob(one)}
@@ -117,11 +108,17 @@ def find_shards(source: Source) -> list[Shard]:
     )
 
 
-def check_complete(shards: Sequence[Shard], source: Source) -> None:
-    """Raises FileNotFoundError if a part of a split is missing, ValueError if one exists twice.
+def check_complete(
+    shards: Sequence[Shard], source: Source, split: str | None, all_shards: Sequence[Shard]
+) -> None:
+    """Raises ValueError if there is no part of a split or one exists twice, FileNotFoundError if one is missing.
 
     A root that is one file is used as it is.
     """
+    if not shards:
+        raise ValueError(
+            f"split {split!r} is not in {all_shards[0].path.parent}, which has {split_names(all_shards)}"
+        )
     if source.root.is_file():
         if shards[0].count > 1:
             _logger.warning("%s is one of %d parts of its split", source.root, shards[0].count)
@@ -136,8 +133,7 @@ def check_complete(shards: Sequence[Shard], source: Source) -> None:
                 f"({', '.join(part.path.name for part in parts)}): keep those of one data set, or "
                 "give one file as the root"
             )
-        missing = sorted(set(range(count)) - set(numbers))
-        if missing:
+        if missing := sorted(set(range(count)) - set(numbers)):
             raise FileNotFoundError(
                 f"{folder} lacks {len(missing)} of the {count} parts of split {split!r}; the first "
                 f"missing file is {split}-{missing[0]:05d}-of-{count:05d}*.parquet"
@@ -149,25 +145,9 @@ def split_names(shards: Iterable[Shard]) -> str:
     return ", ".join(dict.fromkeys(shard.split for shard in shards))
 
 
-def require_records(
-    records: Sequence[Record],
-    split: str | None,
-    shards: Sequence[Shard],
-    recorded: Iterable[str] = (),
-) -> None:
-    """Raises ValueError if there is no record; `recorded` are the splits of all rows that were read."""
-    if not records:
-        raise ValueError(missing_split(split, shards[0].path.parent, recorded))
-
-
 @contextmanager
 def open_table(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file; errors that pyarrow raises in the block become ValueError.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no Parquet file, or is damaged.
-    """
+    """Opens a Parquet file; errors that pyarrow raises in the block become ValueError."""
     try:
         with pq.ParquetFile(
             path, buffer_size=_READ_AHEAD, page_checksum_verification=True
@@ -190,8 +170,7 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
     """
     with open_table(path) as table:
         names = table.schema_arrow.names
-        missing = [name for name in columns if name not in names]
-        if missing:
+        if missing := [name for name in columns if name not in names]:
             raise ValueError(
                 f"{path} has no column {missing[0]!r}, unlike other files of its folder; it has "
                 f"{', '.join(names)}"
@@ -224,17 +203,11 @@ class EncodedImage:
 
     Parquet files are read by row groups: the images of the last two groups are kept in memory in each
     process, so that reading in order reads each group once. No file stays open.
-
-    Attributes:
-        file: The Parquet file.
-        row_group: Number of its row group.
-        row: Its row in that group, from 0.
-        file_name: Name of the image.
     """
 
     file: Path
     row_group: int
-    row: int
+    row: int  # in the group, from 0
     file_name: str
 
     @property
@@ -243,12 +216,7 @@ class EncodedImage:
         return f"{self.file_name} in {self.file} (row group {self.row_group}, row {self.row})"
 
     def read_bytes(self) -> bytes:
-        """The encoded image as stored in the file.
-
-        Raises:
-            FileNotFoundError: The Parquet file is missing.
-            ValueError: It is damaged, or has no image there.
-        """
+        """The encoded image as stored in the file; ValueError if that is damaged or has no image there."""
         try:
             status = self.file.stat()
         except FileNotFoundError:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -32,6 +31,7 @@ from ..parsing import (
     string,
 )
 from ..published import PUBLISHED_EXPRESSIONS, usual_split_by
+from ..refer import missing_split
 from ..refer_layout import COCO_FOLDERS, existing_folder
 from .embedded import read_benchmark, read_refcoco_m
 from .files import (
@@ -42,13 +42,21 @@ from .files import (
     find_shards,
     open_table,
     read_rows,
-    require_records,
-    split_names,
 )
 
 _logger = logging.getLogger(__name__)
 
 _IMAGE_FOLDERS = (*COCO_FOLDERS, "coco/train2014")
+_FILE_SPLITS = ("train", "validation", "val", "test", "testA", "testB")
+_REFCOCO_COLUMNS = (
+    "ref_id",
+    "ann_id",
+    "image_id",
+    "split",
+    "sentences",
+    "raw_anns",
+    "raw_image_info",
+)
 _Read = Callable[[Source, list[Shard], str | None, ErrorCollector], Reading]
 
 
@@ -73,10 +81,10 @@ def read_parquet(source: Source, split: str | None, errors: ErrorCollector) -> R
         return read_converted(source, split, errors)
     with open_table(shards[0].path) as table:
         columns = table.schema_arrow.names
-    for form in _FORMS:
-        if set(form.columns) <= set(columns):
-            return form.read(source, shards, split, errors)
-    known = "; ".join(f"{form.repositories}: {', '.join(form.columns)}" for form in _FORMS)
+    for form_columns, read in _FORMS.values():
+        if set(form_columns) <= set(columns):
+            return read(source, shards, split, errors)
+    known = "; ".join(f"{name}: {', '.join(form[0])}" for name, form in _FORMS.items())
     raise ValueError(
         f"{shards[0].path} has the columns {', '.join(columns)}, which are those of no known form. "
         f"Known are {known}"
@@ -109,22 +117,22 @@ def _read_refcoco(
             f"split_by {source.split_by!r} of {dataset!r} is not in this copy, which has {split_by}"
         )
     wanted = None if split is None else _published_names(split, dataset)
-    held = {shard: _published_names_of_file(shard.split, dataset) for shard in shards}
+    held = {  # the published splits that a file may hold; empty if its name does not tell
+        shard: _published_names(shard.split, dataset) if shard.split in _FILE_SPLITS else set()
+        for shard in shards
+    }
     chosen = [
         shard for shard in shards if wanted is None or not held[shard] or held[shard] & wanted
     ]
     folder = shards[0].path.parent
-    if not chosen:
-        raise ValueError(f"split {split!r} is not in {folder}, which has {split_names(shards)}")
-    check_complete(chosen, source)
+    check_complete(chosen, source, split, shards)
     folders = _image_folders(source, folder)
     masks: dict[tuple[int, int], MaskSource] = {}
     splits: Counter[str] = Counter()
     records: list[Record] = []
     repeated = RepeatedReferences()
-    columns = _FORMS[0].columns
     for shard in chosen:
-        for row in read_rows(shard.path, columns, optional=("image_path",)):
+        for row in read_rows(shard.path, _REFCOCO_COLUMNS, optional=("image_path",)):
             with errors:
                 recorded = string(row.values(), "split", row.where)
                 if held[shard] and recorded not in held[shard]:
@@ -137,17 +145,15 @@ def _read_refcoco(
                     record = _refcoco_record(row, source, folders, masks)
                     repeated.check(record.ref_id, (recorded, record.expressions), row.where)
                     records.append(record)
-    require_records(records, split, chosen, splits.elements())
+    if not records:
+        raise ValueError(missing_split(split, folder, splits.elements()))
     names = {record.split for record in records}
     note = ""
     if split is not None and names != {split}:
-        note = f"; its {split!r} is the published {' and '.join(sorted(names))}"
-        _logger.log(
-            logging.WARNING if split == "test" else logging.INFO,
-            "this copy's split %r is the published %s",
-            split,
-            " and ".join(sorted(names)),
-        )
+        renamed = f"{split!r} is the published {' and '.join(sorted(names))}"
+        level = logging.WARNING if split == "test" else logging.INFO
+        _logger.log(level, "this copy's split %s", renamed)
+        note = f"; its {renamed}"
     published = dict(PUBLISHED_EXPRESSIONS[dataset][split_by]) if dataset else {}
     if split is not None:
         published.update((split, published[name]) for name in names if name in published)
@@ -172,18 +178,9 @@ def _find_dataset(source: Source, shards: Sequence[Shard]) -> str | None:
 
 def _published_names(split: str, dataset: str | None) -> set[str]:
     """The published splits that a name may mean."""
-    if split == "validation":
-        return {"val"}
     if split == "test":
         return {"refcocog": {"test"}, None: {"test", "testA"}}.get(dataset, {"testA"})
-    return {split}
-
-
-def _published_names_of_file(file_split: str, dataset: str | None) -> set[str]:
-    """The published splits that a file may hold; empty if its name does not tell."""
-    if file_split not in ("train", "validation", "val", "test", "testA", "testB"):
-        return set()
-    return _published_names(file_split, dataset)
+    return {"val"} if split == "validation" else {split}
 
 
 def _refcoco_record(
@@ -235,37 +232,24 @@ def _image_folders(source: Source, folder: Path) -> tuple[Path, ...]:
     bases = [folder.parent, folder] if folder.name == "data" else [folder]
     if source.root.is_dir() and source.root not in bases:
         bases.append(source.root)
-    found = [base / inner for base in bases for inner in _IMAGE_FOLDERS]
-    found = [one for one in found if one.is_dir()]
+    candidates = (base / inner for base in bases for inner in _IMAGE_FOLDERS)
+    found = tuple(one for one in candidates if one.is_dir())
     if not found:
         raise FileNotFoundError(
             f"there is no folder of images in {' or '.join(map(str, bases))}. This copy has no "
             f"pixels: put the images of COCO train2014 in {' or '.join(_IMAGE_FOLDERS)}, or name their "
             "folder as image_folder"
         )
-    return tuple(found)
+    return found
 
 
-@dataclass(frozen=True)
-class _Form:
-    """A form: the repositories that have it, the columns that identify it, its reader."""
-
-    repositories: str
-    columns: tuple[str, ...]
-    read: _Read
-
-
-_FORMS = (
-    _Form(
-        "jxu124/refcoco, refcocoplus, refcocog",
-        ("ref_id", "ann_id", "image_id", "split", "sentences", "raw_anns", "raw_image_info"),
-        _read_refcoco,
-    ),
-    _Form("jxu124/refcoco-benchmark", ("image", "image_info", "ref_list"), read_benchmark),
-    _Form("moondream/refcoco-m", ("image", "image_id", "samples"), read_refcoco_m),
-    _Form(
-        "lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg (not supported)",
+# The columns that identify a form, and its reader, by the repositories that have it.
+_FORMS: Mapping[str, tuple[tuple[str, ...], _Read]] = {
+    "jxu124/refcoco, refcocoplus, refcocog": (_REFCOCO_COLUMNS, _read_refcoco),
+    "jxu124/refcoco-benchmark": (("image", "image_info", "ref_list"), read_benchmark),
+    "moondream/refcoco-m": (("image", "image_id", "samples"), read_refcoco_m),
+    "lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg (not supported)": (
         ("question_id", "image", "answer", "segmentation", "file_name"),
         _refuse_mixed,
     ),
-)
+}

@@ -36,16 +36,6 @@ def test_benchmark_samples(tmp_path: Path) -> None:
     assert [record.image.row_group for record in data.records] == [0, 0, 0, 1, 0]
 
 
-def test_benchmark_images_in_any_order(tmp_path: Path) -> None:
-    data = open_split(source(write_benchmark(tmp_path)), "refcoco_unc_val")
-    here = [data[i].image for i in range(6)]
-    for i in np.random.default_rng(3).permutation(60) % 6:
-        again = open_split(data_source := source(tmp_path), "refcoco_unc_val")
-        assert torch.equal(again[i].image, here[i])
-        assert torch.equal(data.records[0].image.read(apply_orientation=False), here[0])
-    assert data_source.root == tmp_path
-
-
 ENTRY = ("ref_list", 0)
 ANNOTATION, REFERENCE = (*ENTRY, "ann_info"), (*ENTRY, "ref_info")
 
