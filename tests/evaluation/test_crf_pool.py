@@ -109,14 +109,14 @@ if __name__ == "__main__":
     import torch
     from cmsa_fast.evaluation.crf_pool import RefinementPool
 
-    image = torch.randint(256, (3, 200, 300), dtype=torch.uint8)
+    image = torch.randint(256, (3, 60, 80), dtype=torch.uint8)
     with RefinementPool(2) as pool:
         # Several at once, so that both processes start.
-        for future in [pool.submit(image, torch.rand(200, 300)) for _ in range(4)]:
+        for future in [pool.submit(image, torch.rand(60, 80)) for _ in range(4)]:
             future.result()
         print(*pool._executor._processes, flush=True)
         while True:
-            pool.submit(image, torch.rand(200, 300))
+            pool.submit(image, torch.rand(60, 80))
 """
 
 
