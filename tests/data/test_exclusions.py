@@ -9,28 +9,15 @@ from typing import Any
 
 import pytest
 from support.refer_layout import ReferLayout, small_refcoco, square
+from support.small_training import arguments
 
 from cmsa_fast.cli import main
 from cmsa_fast.data import Source, open_split
 from cmsa_fast.data.exclusions import read_exclusions
 
-TINY = {
-    "steps": 2,
-    "size": 64,
-    "images-per-step": 1,
-    "expressions-per-image": 1,
-    "word-channels": 8,
-    "attention-channels": 8,
-    "fused-channels": 8,
-    "examples": 0,
-    "num-workers": 0,
-}
 
-
-def train(*arguments: object) -> int:
-    return main(
-        ["train", *(f"--{key}={value}" for key, value in TINY.items()), *map(str, arguments)]
-    )
+def train(*options: object) -> int:
+    return main(["train", *arguments(steps=2, examples=0), *map(str, options)])
 
 
 def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
