@@ -18,17 +18,7 @@ from PIL import Image
 from support.oracle import errors, exact
 from support.separable_oracle import draw, fused
 
-from benchmarks.gpu import (
-    budget,
-    forms,
-    metadata,
-    parity,
-    peers,
-    plan,
-    speed,
-    summary,
-    timing,
-)
+from benchmarks.gpu import budget, forms, metadata, parity, peers, plan, speed, summary, timing
 from cmsa_fast.kernels import reference
 
 ROOT = Path(__file__).parents[2]
@@ -51,8 +41,12 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return out, run(out, "--device", "cpu", "--quick")
 
 
-def test_trial_measures_every_form_that_runs_on_a_cpu(trial: tuple[Path, dict[str, Any]]) -> None:
-    _, results = trial
+@pytest.fixture
+def results(trial: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
+    return copy.deepcopy(trial[1])
+
+
+def test_trial_measures_every_form_that_runs_on_a_cpu(results: dict[str, Any]) -> None:
     jsonschema.validate(results, SCHEMA)
     assert results["metadata"]["finished"]
     assert results["metadata"]["device"]["torch"] == torch.__version__
@@ -70,18 +64,15 @@ def test_trial_measures_every_form_that_runs_on_a_cpu(trial: tuple[Path, dict[st
         assert record["low_ms"] <= record["median_ms"] <= record["high_ms"]
 
 
-def test_every_record_has_its_own_key(trial: tuple[Path, dict[str, Any]]) -> None:
+def test_every_record_has_its_own_key(results: dict[str, Any]) -> None:
     fields = ("operation", "size_name", "dtype", "form", "pass", "case", "name")
     for section in ("correctness", "ceilings", "speed", "kernels"):
-        keys = [tuple(record.get(field) for field in fields) for record in trial[1][section]]
+        keys = [tuple(record.get(field) for field in fields) for record in results[section]]
         assert len(keys) == len(set(keys))
 
 
-def test_form_that_raises_is_recorded_and_the_rest_goes_on(
-    trial: tuple[Path, dict[str, Any]],
-) -> None:
+def test_form_that_raises_is_recorded_and_the_rest_goes_on(results: dict[str, Any]) -> None:
     """The memory-efficient backend does not exist on a CPU; forms after it do."""
-    _, results = trial
     records = [
         record
         for record in results["speed"]
@@ -95,8 +86,7 @@ def test_form_that_raises_is_recorded_and_the_rest_goes_on(
     assert order.index("sdpa efficient") < order.index("naive")
 
 
-def test_comparisons_include_losses(trial: tuple[Path, dict[str, Any]]) -> None:
-    _, results = trial
+def test_comparisons_include_losses(results: dict[str, Any]) -> None:
     rows = results["summary"]["comparisons"]
     pairs = {
         (own["size_name"], own["pass"], own["form"], other["form"])
@@ -159,8 +149,7 @@ def first_measured(results: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("changed", CHANGES)
-def test_schema_refuses_what_is_wrong(trial: tuple[Path, dict[str, Any]], changed: str) -> None:
-    results = copy.deepcopy(trial[1])
+def test_schema_refuses_what_is_wrong(results: dict[str, Any], changed: str) -> None:
     CHANGES[changed](results)
     with pytest.raises(jsonschema.ValidationError) as caught:
         jsonschema.validate(results, SCHEMA)
@@ -169,9 +158,8 @@ def test_schema_refuses_what_is_wrong(trial: tuple[Path, dict[str, Any]], change
 
 @pytest.mark.parametrize(("share", "met"), [(0.6, True), (0.4, False), (None, None)])
 def test_goal_is_met_from_its_share_on(
-    trial: tuple[Path, dict[str, Any]], share: float | None, met: bool | None
+    results: dict[str, Any], share: float | None, met: bool | None
 ) -> None:
-    results = copy.deepcopy(trial[1])
     headline = {"form": "tiled", "dtype": "bfloat16", "pass": "forward"}
     headline["size_name"] = plan.size_name(plan.HEADLINE)
     if share is not None:
@@ -211,8 +199,7 @@ def test_budget_refuses_nan_infinity_and_large_errors() -> None:
     assert budget.verdict(["result"], [[1.9e-4]], [[0.0]], eps)["result"]["kept"]
 
 
-def test_inexact_form_is_in_no_comparison(trial: tuple[Path, dict[str, Any]]) -> None:
-    results = copy.deepcopy(trial[1])
+def test_inexact_form_is_in_no_comparison(results: dict[str, Any]) -> None:
     for record in results["speed"]:
         if record["operation"] == "tail" and record["form"] == "torch":
             record |= {"status": "inexact", "reason": "beyond the budget"}
@@ -287,21 +274,17 @@ def test_plan_is_used_forward_and_backward(name: str, monkeypatch: pytest.Monkey
 
 
 def test_form_without_a_backward_is_measured_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refused(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, result: torch.Tensor) -> torch.Tensor:
-            return result.clone()
+    def refuse(grad: torch.Tensor) -> None:
+        raise RuntimeError("no backward here")
 
-        @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-            raise RuntimeError("no backward here")
+    def without_backward(*parts: Any, **options: Any) -> torch.Tensor:
+        result = whole(*parts, **options)
+        if result.requires_grad:
+            result.register_hook(refuse)
+        return result
 
     whole = peers.PEERS["joint"]["naive"]
-    monkeypatch.setitem(
-        peers.PEERS["joint"],
-        "naive",
-        lambda *parts, **options: Refused.apply(whole(*parts, **options)),
-    )
+    monkeypatch.setitem(peers.PEERS["joint"], "naive", without_backward)
     job = next(job for job in plan.speed("cpu", quick=True) if job["operation"] == "joint")
     records: list[dict[str, Any]] = []
     speed.measure(job, ["naive", "chunked"], lambda *_: None, records.append, lambda: True)

@@ -40,28 +40,30 @@ for line in sys.stdin:
     ],
 )
 def test_worker_that_dies_loses_one_item(items: list[str], expected: dict[str, str | None]) -> None:
-    reasons: dict[str, str | None] = {}
-    worker = driver.WorkerProcess({}, (sys.executable, "-c", WORKER))
-    job = {"kind": "ceilings", "device": "cpu", "items": items}
-    try:
-        driver.do(job, worker, driver.Deadline(30), lambda _, record: add(reasons, record))
-    finally:
-        worker.stop()
+    reasons = reasons_of(items, driver.Deadline(30))
     assert set(reasons) == set(expected)
     for name, reason in expected.items():
         assert reasons[name] is None if reason is None else reason in str(reasons[name])
 
 
-def add(reasons: dict[str, str | None], record: dict[str, Any]) -> None:
-    assert record["name"] not in reasons
-    reasons[record["name"]] = record["reason"]
+def reasons_of(items: list[str], deadline: driver.Deadline) -> dict[str, str | None]:
+    """Do a job; the reason of every record, by its name."""
+    reasons: dict[str, str | None] = {}
+
+    def add(_: str, record: dict[str, Any]) -> None:
+        assert record["name"] not in reasons
+        reasons[record["name"]] = record["reason"]
+
+    worker = driver.WorkerProcess({}, (sys.executable, "-c", WORKER))
+    try:
+        driver.do({"kind": "ceilings", "device": "cpu", "items": items}, worker, deadline, add)
+    finally:
+        worker.stop()
+    return reasons
 
 
 def test_deadline_ends_a_running_job() -> None:
-    reasons: dict[str, str | None] = {}
-    worker = driver.WorkerProcess({}, (sys.executable, "-c", WORKER))
-    job = {"kind": "ceilings", "device": "cpu", "items": ["a", "hang", "b"]}
-    driver.do(job, worker, driver.Deadline(0.8), lambda _, record: add(reasons, record))
+    reasons = reasons_of(["a", "hang", "b"], driver.Deadline(0.8))
     assert set(reasons) == {"a", "hang", "b"}
     assert reasons["a"] is None
     assert "minutes was reached" in str(reasons["hang"])

@@ -125,7 +125,6 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "no GloVe": (lambda f: ["--glove", f"{f}/none"], "GloVe"),
     "damaged pickle": (truncated_pickle, "refs(unc).p"),
     "damaged image": (damaged, "cannot be read as an image"),
-    "resume nowhere": (lambda _: ["--resume"], "--resume needs --run-dir"),
     "device": (lambda _: ["--device", "abacus"], "--device abacus cannot be used here"),
     "backend": (lambda _: ["--backend", "magic"], "backend must be one of"),
     "width": (
@@ -149,7 +148,6 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "checkpoints": (lambda _: ["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
     "size": (lambda _: ["--size", "33"], "size must be at least 64"),
     "steps": (lambda _: ["--steps", "0"], "steps must be at least 1; got 0."),
-    "rate": (lambda _: ["--learning-rate", "nan"], "learning_rate must be finite; got nan."),
 }
 
 
@@ -162,8 +160,8 @@ def test_mistake_gives_one_line(
     prepare, text = MISTAKES[mistake]
     (tmp_path / "given").mkdir()
     given = prepare(tmp_path / "given")
-    run = [] if "--resume" in given else ["--run-dir", str(tmp_path / "run")]
-    line = failed(capsys, "--num-workers", num_workers, *run, *given)
+    run = ["--run-dir", str(tmp_path / "run"), "--num-workers", num_workers]
+    line = failed(capsys, *run, *given)
     assert text in line
     if mistake == "damaged image":
         assert "DataLoader" not in line

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,10 @@ def test_seed_decides_the_weights(scenes: Path, tmp_path: Path) -> None:
 def test_interrupted_run_is_resumed(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    usual, calls = train_job.Collate.__call__, 0
+    usual, calls = train_job.Collate.__call__, count(1)
 
     def interrupted(self: Any, samples: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
+        if next(calls) == 3:
             raise KeyboardInterrupt
         return usual(self, samples)
 

@@ -103,14 +103,10 @@ def test_frozen_backbone_is_an_option(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_dilation_of_the_backbone_is_an_option(name: str) -> None:
+def test_options_of_the_backbone_are_passed_on(name: str) -> None:
     for dilation, first in (("torchvision", 1), ("deeplab", 2)):
         model = build(name, backbone="resnet18", backbone_dilation=dilation)
         assert model.backbone.body.layer3[0].conv1.dilation == (first, first)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_weights_of_the_narrow_backbone_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match='backbone="narrow", which has no published weights'):
         build(name, backbone_weights="imagenet")
 
