@@ -117,23 +117,23 @@ def test_all_splits(tmp_path: Path) -> None:
     assert set(reading.published_expressions) == set(found)
 
 
-@pytest.mark.parametrize("asked", ["Train", "testAB", "", "testC"])
-def test_missing_split_lists_the_others(tmp_path: Path, asked: str) -> None:
+@pytest.mark.parametrize(
+    ("split", "options", "message"),
+    [
+        *(
+            (split, {}, r"which has test, testB, train, validation")
+            for split in ("Train", "testAB", "", "testC")
+        ),
+        ("val", {"split_by": "google"}, "split_by 'google' of 'refcoco'.*has unc"),
+        ("val", {"name": "refcocog"}, "'refcocog' contradicts the folder"),
+    ],
+)
+def test_what_the_copy_has_not(
+    tmp_path: Path, split: str, options: dict[str, Any], message: str
+) -> None:
     root = write_refcoco(tmp_path / "refcoco")
-    with pytest.raises(ValueError, match=r"which has test, testB, train, validation"):
-        open_split(source(root), asked)
-
-
-def test_unknown_split_by(tmp_path: Path) -> None:
-    root = write_refcoco(tmp_path / "refcoco")
-    with pytest.raises(ValueError, match="split_by 'google' of 'refcoco'.*has unc"):
-        open_split(source(root, split_by="google"), "val")
-
-
-def test_name_that_contradicts_the_folder(tmp_path: Path) -> None:
-    root = write_refcoco(tmp_path / "refcoco")
-    with pytest.raises(ValueError, match="'refcocog' contradicts the folder"):
-        open_split(source(root, name="refcocog"), "val")
+    with pytest.raises(ValueError, match=message):
+        open_split(source(root, **options), split)
 
 
 def test_file_of_another_name_goes_by_its_column(tmp_path: Path) -> None:
