@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePath
 from typing import IO
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from .types import ImageSource
+from .types import EmbeddedImage, ImageSource
 
 # Without formats that start another program (EPS) or that no data set uses.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -61,17 +62,9 @@ def read_image(
 def read_image_size(
     source: str | os.PathLike[str] | IO[bytes], *, apply_orientation: bool = True
 ) -> tuple[int, int]:
-    """Reads the size of an image, for most formats without decoding the pixels.
+    """Height and width of what `read_image` returns, for most formats without decoding the pixels.
 
-    Args:
-        source: A path, or a file opened for reading bytes.
-        apply_orientation: As for `read_image`. (PNG is then decoded, as its orientation may come last.)
-
-    Returns:
-        Height and width in pixels of the tensor that `read_image` returns.
-
-    Raises:
-        TypeError, FileNotFoundError, ValueError: As `read_image`, as far as the part that is read shows.
+    A PNG is decoded to apply its orientation, which may come last.
     """
     with _as_file(source) as (file, name), _opened(file, name) as image:
         if image.format == "TIFF":
@@ -161,15 +154,10 @@ def _grey16_to_rgb8(image: Image.Image) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, searched for in folders when it is read.
+    """An image file, searched for in folders when it is read."""
 
-    Attributes:
-        folders: The folders, in order of search.
-        file_name: A name, or a relative path whose last part is the name.
-    """
-
-    folders: tuple[Path, ...]
-    file_name: str
+    folders: tuple[Path, ...]  # in order of search
+    file_name: str  # a name, or a relative path whose last part is the name
 
     @property
     def name(self) -> str:
@@ -212,6 +200,18 @@ def image_file(folders: Sequence[Path], file_name: str) -> ImageFile:
     return ImageFile(tuple(folders), file_name)
 
 
+def image_size(image: ImageSource, *, apply_orientation: bool) -> tuple[int, int]:
+    """Height and width of the image of a record, for most files without decoding the pixels."""
+    if isinstance(image, ImageFile):
+        return read_image_size(image.locate(), apply_orientation=apply_orientation)
+    if isinstance(image, EmbeddedImage):
+        stream = BytesIO(image.read_bytes())
+        stream.name = image.name
+        return read_image_size(stream, apply_orientation=apply_orientation)
+    height, width = image.read(apply_orientation=apply_orientation).shape[1:]
+    return height, width
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -225,35 +225,21 @@ class ImageCache:
     """Keeps the last images read, so that the expressions of one image decode it once.
 
     It can be shared between threads. A copy in another process starts empty.
-
-    Args:
-        capacity: Number of images to keep.
     """
 
     def __init__(self, capacity: int = 4) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1, not {capacity}")
         self.capacity = capacity
         # Replaced as a whole: another thread sees either the old entries or the new ones, and there is no
         # lock that would have to survive pickling or a fork.
-        self._entries: tuple[tuple[tuple[str | ImageSource, bool], Tensor], ...] = ()
+        self._entries: tuple[tuple[tuple[ImageSource, bool], Tensor], ...] = ()
 
-    def read(
-        self, source: str | os.PathLike[str] | ImageSource, *, apply_orientation: bool = True
-    ) -> Tensor:
-        """Reads an image as `read_image` does, or returns the tensor of an earlier call.
-
-        The tensor may be shared with other callers: do not write to it.
-        """
-        source = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+    def read(self, source: ImageSource, *, apply_orientation: bool) -> Tensor:
+        """Reads an image, or returns the tensor of an earlier call, which other callers may share."""
         key = (source, apply_orientation)
         entries = self._entries
         image = next((image for known, image in entries if known == key), None)
         if image is None:
-            if isinstance(source, str):
-                image = read_image(source, apply_orientation=apply_orientation)
-            else:
-                image = source.read(apply_orientation=apply_orientation)
+            image = source.read(apply_orientation=apply_orientation)
         others = tuple(entry for entry in entries if entry[0] != key)
         self._entries = ((key, image), *others[: self.capacity - 1])
         return image

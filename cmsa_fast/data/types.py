@@ -18,11 +18,9 @@ class ImageSource(Protocol):
     @property
     def name(self) -> str:
         """The image's name, for messages."""
-        ...
 
     def read(self, *, apply_orientation: bool) -> Tensor:
         """uint8 `[3, H, W]`, RGB, with the errors of `cmsa_fast.data.images.read_image`."""
-        ...
 
 
 @runtime_checkable
@@ -32,11 +30,9 @@ class EmbeddedImage(ImageSource, Protocol):
     @property
     def file_name(self) -> str:
         """The name of the image."""
-        ...
 
     def read_bytes(self) -> bytes:
         """The encoded image."""
-        ...
 
 
 class ObjectMask(Protocol):
@@ -45,21 +41,17 @@ class ObjectMask(Protocol):
     @property
     def is_empty(self) -> bool:
         """Whether the mask is known to be empty without decoding it."""
-        ...
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width where the mask itself states them, else None."""
-        ...
 
     @property
     def dropped(self) -> int:
         """Number of degenerate parts that were left out."""
-        ...
 
     def decode(self, height: int, width: int) -> Tensor:
         """bool `[height, width]`; ValueError if the mask has another size."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,25 +111,15 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class RecordColumns:
-    """What opening a data set needs of its records, as columns.
+    """What opening a data set needs of its records, as columns."""
 
-    Attributes:
-        image_ids: int64 `[records]`.
-        names_nothing: bool `[records]`.
-        has_lost_mask: bool `[records]`.
-        degenerate_parts: int64 `[records]`; parts of a shared object count at its first record.
-        lengths: int64 `[records]`, number of expressions of each record.
-        sent_ids: int64 `[expressions]`.
-        expressions: The expressions of all records in order.
-    """
-
-    image_ids: NDArray[np.int64]
-    names_nothing: NDArray[np.bool_]
-    has_lost_mask: NDArray[np.bool_]
-    degenerate_parts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    sent_ids: NDArray[np.int64]
-    expressions: list[str]
+    image_ids: NDArray[np.int64]  # [records]
+    names_nothing: NDArray[np.bool_]  # [records]
+    has_lost_mask: NDArray[np.bool_]  # [records]
+    degenerate_parts: NDArray[np.int64]  # [records]; a shared object's count at its first record
+    lengths: NDArray[np.int64]  # [records], number of expressions of each
+    sent_ids: NDArray[np.int64]  # [expressions]
+    expressions: list[str]  # of all records in order
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> RecordColumns:
@@ -167,7 +149,6 @@ class ColumnarRecords(Protocol):
 
     def columns(self) -> RecordColumns:
         """The columns of all records."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,16 +186,12 @@ class ReferringDataset(Protocol):
 
     def __len__(self) -> int:
         """Number of expressions."""
-        ...
 
     def __getitem__(self, index: int) -> Sample:
         """The item at `index`."""
-        ...
 
     def expressions(self) -> list[str]:
         """The expression of every item in order, without loading an image."""
-        ...
 
     def image_ids(self) -> list[int]:
         """The image number of every item in order, without loading an image."""
-        ...

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .conventions import CONVENTIONS
+from .metrics import GeneralizedMetrics
 from .results import ExpressionResult
+from .score import metrics
 
 _CHUNK = 2_000_000  # random numbers drawn at a time
 _TENTHS = (5, 6, 7, 8, 9)
@@ -167,18 +169,15 @@ def _sums_by_image(pairs: Sequence[_Pair]) -> _Array:
 
 def _summands(result: ExpressionResult) -> list[float]:
     """What is summed over expressions; `_measures` reads it."""
-    strict = CONVENTIONS[result.convention].precision_strict
-    if result.union:
-        # I / U against t/10 in integers.
-        margins = (10 * result.intersection - tenths * result.union for tenths in _TENTHS)
-        passed = [margin > 0 if strict else margin >= 0 for margin in margins]
-    else:
-        passed = [result.iou == 1] * len(_TENTHS)
-    no_target, denied = result.true == 0, result.predicted == 0
-    generalized_iou = result.intersection / result.union if result.union else 1
+    hits = metrics([result], CONVENTIONS[result.convention])
+    generalized = GeneralizedMetrics()
+    generalized.add(result.intersection, result.predicted, result.true)
+    shares = generalized.compute()
     return [
-        *(1, result.intersection, result.union, result.iou, *passed),
-        *(generalized_iou, no_target, no_target and denied, not (no_target or denied)),
+        *(1, result.intersection, result.union, result.iou),
+        *(hits[f"precision@0.{tenths}"] for tenths in _TENTHS),
+        *(shares[name] or 0 for name in ("gIoU", "N_acc", "T_acc")),
+        result.true == 0,
     ]
 
 
@@ -193,7 +192,7 @@ def _measures(sums: _Array, empty: Sequence[float], generalized: bool) -> dict[s
         f"precision@0.{tenths}": hits / count for tenths, hits in zip(_TENTHS, passed, strict=True)
     }
     if generalized:
-        generalized_iou, no_target, denied, localized = np.moveaxis(sums[..., -4:], -1, 0)
+        generalized_iou, denied, localized, no_target = np.moveaxis(sums[..., -4:], -1, 0)
         measures |= {
             "gIoU": generalized_iou / count,
             "cIoU": _ratio(intersection, union, 1.0),

@@ -114,8 +114,8 @@ def predicted_mask(
     probability: Tensor,
     letterbox: Letterbox,
     sample: Sample,
-    convention: Convention = NATIVE,
-    refiner: Refiner | None = None,
+    convention: Convention,
+    refiner: Refiner | None,
 ) -> Callable[[], Tensor]:
     """A function that returns the predicted mask, bool `[H, W]` at the convention's size.
 

@@ -149,14 +149,7 @@ def draw_or_warn(draw: Callable[[], Path | None]) -> Path | None:
 
 
 def overlay(image: Tensor, mask: Tensor) -> Tensor:
-    """Mark a mask on an image: the object is tinted and outlined, the rest made paler.
-
-    Args:
-        image: uint8 `[3, H, W]`, RGB.
-        mask: bool `[H, W]`.
-
-    Returns:
-        uint8 `[3, H, W]`.
+    """Mark a mask, bool `[H, W]`, on an image, uint8 `[3, H, W]`: tinted and outlined, the rest paler.
 
     Raises:
         ValueError: `mask` has another size than the image.
@@ -228,16 +221,9 @@ def draw_example(example: Example) -> Image.Image:
 def save_examples(
     examples: Sequence[Example], folder: Path, sections: Sequence[str] | None = None
 ) -> Path:
-    """Write one PNG for each example, and overview.png with the first 40 of them.
+    """Write one PNG for each example, and overview.png with the first 40 of them, whose path is returned.
 
-    Args:
-        examples: At least one.
-        folder: Created if it does not exist.
-        sections: For each example its heading in overview.png; examples of one heading are consecutive. None:
-            no headings.
-
-    Returns:
-        The path of overview.png.
+    `sections` are the headings in overview.png, one for each example; examples of one heading are consecutive.
 
     Raises:
         ValueError: There is no example.

@@ -71,7 +71,9 @@ def staged(destination: Path) -> Iterator[Path]:
     destination.parent.mkdir(parents=True, exist_ok=True)
     start = f".{destination.name}.unfinished-"
     for left in destination.parent.glob(f"{glob.escape(start)}*"):
-        _remove_abandoned(left)
+        with suppress(FileNotFoundError, NotADirectoryError, BlockingIOError), locked(left) as held:
+            if held:
+                shutil.rmtree(left)
     folder = destination.parent / f"{start}{uuid4().hex}"
     folder.mkdir()
     try:
@@ -114,12 +116,6 @@ def locked(folder: Path) -> Iterator[bool]:
         yield held
     finally:
         os.close(descriptor)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    with suppress(FileNotFoundError, NotADirectoryError, BlockingIOError), locked(folder) as held:
-        if held:
-            shutil.rmtree(folder)
 
 
 def _rename(folder: Path, destination: Path) -> None:

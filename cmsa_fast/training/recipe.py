@@ -64,22 +64,18 @@ class Recipe:
     mask_scale: int = 1
 
     def __post_init__(self) -> None:
-        at_least_one = (
+        counts = (
             "size steps images_per_step expressions_per_image max_words word_channels "
             "attention_channels fused_channels mask_scale"
         )
-        for name in at_least_one.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        not_negative = (
-            "end_learning_rate weight_decay power dice_weight warmup_steps validate_every"
-        )
-        for name in ("learning_rate", "matrix_rate", *not_negative.split()):
+        amounts = "end_learning_rate weight_decay power dice_weight warmup_steps validate_every"
+        least_values = dict.fromkeys(counts.split(), 1) | dict.fromkeys(amounts.split(), 0)
+        for name in ("learning_rate", "matrix_rate", *amounts.split()):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be finite; got {getattr(self, name)}.")
-        for name in not_negative.split():
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
+        for name, least in least_values.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
         for name in ("learning_rate", "matrix_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)}.")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import REPOSITORY
@@ -125,7 +126,6 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "no GloVe": (lambda f: ["--glove", f"{f}/none"], "GloVe"),
     "damaged pickle": (truncated_pickle, "refs(unc).p"),
     "damaged image": (damaged, "cannot be read as an image"),
-    "resume nowhere": (lambda _: ["--resume"], "--resume needs --run-dir"),
     "device": (lambda _: ["--device", "abacus"], "--device abacus cannot be used here"),
     "backend": (lambda _: ["--backend", "magic"], "backend must be one of"),
     "width": (
@@ -149,7 +149,6 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
     "checkpoints": (lambda _: ["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
     "size": (lambda _: ["--size", "33"], "size must be at least 64"),
     "steps": (lambda _: ["--steps", "0"], "steps must be at least 1; got 0."),
-    "rate": (lambda _: ["--learning-rate", "nan"], "learning_rate must be finite; got nan."),
 }
 
 
@@ -162,8 +161,8 @@ def test_mistake_gives_one_line(
     prepare, text = MISTAKES[mistake]
     (tmp_path / "given").mkdir()
     given = prepare(tmp_path / "given")
-    run = [] if "--resume" in given else ["--run-dir", str(tmp_path / "run")]
-    line = failed(capsys, "--num-workers", num_workers, *run, *given)
+    run = ["--run-dir", str(tmp_path / "run"), "--num-workers", num_workers]
+    line = failed(capsys, *run, *given)
     assert text in line
     if mistake == "damaged image":
         assert "DataLoader" not in line
@@ -196,34 +195,28 @@ def test_help_lists_the_commands(capsys: Capture) -> None:
     assert "train" in capsys.readouterr().out
 
 
-@pytest.fixture
-def errors(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
-    """Errors that the next calls of `cmsa-fast train` raise, in this order."""
-    raised: list[BaseException] = []
-
-    def fail(options: TrainOptions) -> None:
-        raise raised.pop(0)
-
-    monkeypatch.setattr(train_job, "run_training", fail)
-    return raised
+def fail_with(monkeypatch: pytest.MonkeyPatch, *errors: BaseException) -> None:
+    """Make each of the next calls of `cmsa-fast train` raise one of the errors."""
+    monkeypatch.setattr(train_job, "run_training", Mock(side_effect=errors))
 
 
-def test_ctrl_c_exits_with_130(errors: list[BaseException]) -> None:
-    errors.append(KeyboardInterrupt())
+def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, KeyboardInterrupt())
     assert main(["train"]) == 130
 
 
 def test_error_with_several_lines_and_notes_is_one_line(
-    errors: list[BaseException], capsys: Capture
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    errors += [ValueError("two\n  lines"), FloatingPointError("nan"), OSError()]
-    errors[0].add_note("In sample 7.")
+    error = ValueError("two\n  lines")
+    error.add_note("In sample 7.")
+    fail_with(monkeypatch, error, FloatingPointError("nan"), OSError())
     for expected in ("two lines In sample 7.", "nan", "OSError"):
         assert main(["train"]) == 1
         assert capsys.readouterr().err == f"cmsa-fast: {expected}\n"
 
 
-def test_bugs_are_not_hidden(errors: list[BaseException]) -> None:
-    errors.append(RuntimeError("a bug"))
+def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["train"])

@@ -7,48 +7,18 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from support.commands import failed, training
 from support.faulty_server import Behaviour, FaultyServer, status, whole
-from support.refer_layout import ReferLayout, small_refcoco, square
+from support.refer_layout import ReferLayout, small_refcoco, square, unpublished
 
 from cmsa_fast.cli import main
 from cmsa_fast.data.download import catalogue
 from cmsa_fast.models.checkpoint import load_model
 
 Capture = pytest.CaptureFixture[str]
-TINY = {
-    "steps": 4,
-    "size": 64,
-    "images-per-step": 1,
-    "expressions-per-image": 2,
-    "warmup-steps": 1,
-    "word-channels": 8,
-    "attention-channels": 8,
-    "fused-channels": 8,
-    "examples": 0,
-    "num-workers": 0,
-}
-
-
-def arguments(options: dict[str, Any]) -> list[str]:
-    return [f"--{name}={value}" for name, value in options.items()]
-
-
-def train(run: Path, **options: Any) -> int:
-    return main(["train", *arguments({**TINY, **options, "run-dir": run})])
-
-
-def failed(capsys: Capture, *command: object) -> str:
-    """Runs a command that must exit with 1; returns its one-line error."""
-    capsys.readouterr()
-    assert main([str(word) for word in command]) == 1
-    shown = capsys.readouterr()
-    assert "Traceback" not in shown.err + shown.out
-    (line,) = [line for line in shown.err.splitlines() if line.startswith("cmsa-fast: ")]
-    return line.removeprefix("cmsa-fast: ")
 
 
 def files_under(root: Path) -> dict[str, bytes]:
@@ -59,21 +29,11 @@ def files_under(root: Path) -> dict[str, bytes]:
     }
 
 
-def intact(root: Path) -> ReferLayout:
-    """A data set without published counts."""
-    layout = ReferLayout(root, "own")
-    layout.add_image(7, 23, 37)
-    layout.add_image(11, 41, 29)
-    layout.add_reference(7, [square(3, 2, 10)], ["left cup", "the café"])
-    layout.add_reference(11, [square(1, 20, 9)], ["man"], split="val")
-    return layout
-
-
 # check
 
 
 def test_check_of_an_intact_root(tmp_path: Path, capsys: Capture) -> None:
-    root = intact(tmp_path / "data").write()
+    root = unpublished(tmp_path / "data").write()
     before = files_under(root)
     report, exclusions = tmp_path / "all.json", tmp_path / "exclude.json"
     command = ["data", "check", str(root), "--json", str(report), "--num-workers", "0"]
@@ -86,7 +46,7 @@ def test_check_of_an_intact_root(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_check_of_a_damaged_root_exits_with_1(tmp_path: Path, capsys: Capture) -> None:
-    layout = intact(tmp_path)
+    layout = unpublished(tmp_path)
     del layout.references[0]["sentences"]
     (layout.image_folder / layout.images[1]["file_name"]).unlink()
     assert main(["data", "check", str(layout.write()), "--num-workers", "0"]) == 1
@@ -98,12 +58,12 @@ def test_check_of_a_damaged_root_exits_with_1(tmp_path: Path, capsys: Capture) -
 
 
 def test_check_errors_are_one_line(tmp_path: Path, capsys: Capture) -> None:
-    root = intact(tmp_path / "data").write()
+    root = unpublished(tmp_path / "data").write()
     missing = tmp_path / "none"
     assert f"there is no folder {missing}" in failed(capsys, "data", "check", missing)
-    for option in ("--json", "--write-exclusions"):
+    for option, name in (("--json", "json"), ("--write-exclusions", "write_exclusions")):
         line = failed(capsys, "data", "check", root, option, missing / "file")
-        assert f"there is no folder {missing}" in line
+        assert f"there is no folder {missing} ({name})" in line
     line = failed(capsys, "data", "check", root, "--num-workers", "-1")
     assert line == "num_workers must be at least 0, not -1"
 
@@ -144,18 +104,17 @@ def test_download_check_convert_train(
     assert not root.exists()
     assert main(download) == 0
     assert "The images are missing: cmsa-fast data download" in (capsys.readouterr().out)
-    layout.image_folder.rename(root / "images")
-    (root / "train2014").mkdir()
-    (root / "images").rename(root / "train2014" / "photos")
     images = root / "train2014" / "photos"
+    images.parent.mkdir()
+    layout.image_folder.rename(images)
     assert main(["data", "check", str(root), "--num-workers=0", f"--image-dir={images}"]) == 0
     convert = ["data", "convert", "--root", str(root), "--image-dir", str(images)]
     assert main([*convert, "--to", str(copy), "--copy-images"]) == 0
     assert f"refcoco (unc) is now in {copy}" in capsys.readouterr().out
 
-    original = {"data": "refer", "root": root, "image-dir": images}
-    assert train(tmp_path / "first", **original) == 0
-    assert train(tmp_path / "second", data="converted", root=copy) == 0
+    original = {"data": "refer", "root": root, "image_dir": images}
+    assert main(training(run_dir=tmp_path / "first", **original)) == 0
+    assert main(training(run_dir=tmp_path / "second", data="converted", root=copy)) == 0
     assert "all expressions       2" in capsys.readouterr().out
     first, second = (load_model(tmp_path / name)[0].state_dict() for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -187,7 +146,7 @@ def test_download_errors_are_one_line(
 
 
 def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
-    root, copy = intact(tmp_path / "data").write(), tmp_path / "copy.parquet"
+    root, copy = unpublished(tmp_path / "data").write(), tmp_path / "copy.parquet"
     command = ["data", "convert", "--root", str(root), "--name", "own", "--to", str(copy)]
     assert main(command) == 0
     shown = capsys.readouterr().out
@@ -204,7 +163,7 @@ def test_convert_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_convert_errors_are_one_line_and_leave_nothing(tmp_path: Path, capsys: Capture) -> None:
-    layout = intact(tmp_path / "data")
+    layout = unpublished(tmp_path / "data")
     del layout.references[0]["ref_id"]
     root, copy = layout.write(), tmp_path / "copy.parquet"
     command = ("data", "convert", "--root", root, "--name", "own", "--to", copy)
@@ -262,7 +221,7 @@ def test_training_on_grefcoco_and_its_copy(tmp_path: Path, capsys: Capture) -> N
     convert = ["data", "convert", "--data=grefcoco", f"--root={root}", f"--to={copy}"]
     assert main(convert) == 0
     for form, folder in (("grefcoco", root), ("converted", copy)):
-        assert train(tmp_path / form, data=form, root=folder) == 0
+        assert main(training(run_dir=tmp_path / form, data=form, root=folder)) == 0
         assert "Some expressions name nothing in their image" in capsys.readouterr().out
     evaluations = [
         json.loads((tmp_path / form / "evaluation.json").read_text())
@@ -278,17 +237,16 @@ def test_training_with_a_missing_image(tmp_path: Path, capsys: Capture, workers:
     layout = small_refcoco(tmp_path / "data")
     root = layout.write()
     (layout.image_folder / "COCO_train2014_000000000011.jpg").unlink()
-    options = {"data": "refer", "root": root, "steps": 9, "num-workers": workers}
+    options = {"data": "refer", "root": root, "steps": 9, "num_workers": workers}
     # An epoch has two steps; the step of the missing image has no usable expression.
-    assert train(tmp_path / "run", **options) == 0
+    assert main(training(run_dir=tmp_path / "run", **options)) == 0
     shown = capsys.readouterr().out
     assert "1 records or images could not be used and were left out:" in shown
     assert "there is no image COCO_train2014_000000000011.jpg in" in shown
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["steps"] == 9
     assert len(content["errors"]) == 1
-    given = arguments({**TINY, **options, "run-dir": tmp_path / "strict"})
-    line = failed(capsys, "train", *given, "--strict")
+    line = failed(capsys, *training("--strict", run_dir=tmp_path / "strict", **options))
     assert line.startswith("there is no image COCO_train2014_000000000011.jpg in")
     assert "DataLoader" not in line
 
@@ -299,8 +257,8 @@ def test_training_without_any_usable_image(tmp_path: Path, capsys: Capture, step
     root = layout.write()
     for number in (7, 11):
         (layout.image_folder / f"COCO_train2014_{number:012d}.jpg").unlink()
-    given = {**TINY, "data": "refer", "root": root, "steps": steps, "run-dir": tmp_path / "run"}
-    line = failed(capsys, "train", *arguments(given))
+    run = tmp_path / "run"
+    line = failed(capsys, *training(data="refer", root=root, steps=steps, run_dir=run))
     # Two epochs of two images each.
     assert line.startswith(
         f"None of the expressions of {min(steps, 4)} consecutive steps could be used"

@@ -159,9 +159,12 @@ def test_scenes(run: Path, capsys: Capture) -> None:
     assert content["by_kind"]
 
 
-@pytest.mark.skipif(
+needs_pydensecrf = pytest.mark.skipif(
     importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf is not installed"
 )
+
+
+@needs_pydensecrf
 @pytest.mark.parametrize("convention", ["native", "cmsa"])
 def test_crf(run: Path, convention: str, capsys: Capture) -> None:
     options = f"--convention={convention}"
@@ -173,9 +176,7 @@ def test_crf(run: Path, convention: str, capsys: Capture) -> None:
     assert len(refined) == 2
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf is not installed"
-)
+@needs_pydensecrf
 def test_killed_process_of_the_crf_is_an_error(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -60,14 +60,6 @@ def test_folder_that_is_not_empty_is_refused(tmp_path: Path, name: str) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("mine")
-    with pytest.raises(NotADirectoryError, match="--run-dir must be a folder"):
-        choose_folder(TrainOptions(run_dir=path))
-    assert path.read_text() == "mine"
-
-
 def test_options_round_trip(tmp_path: Path) -> None:
     given = started(tmp_path, data="refer", root=Path("some/where"), steps=7, learning_rate=0.5)
     content = json.loads((tmp_path / OPTIONS).read_text())

@@ -8,10 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from cmsa_fast.data.batch import Batch, Collate
-from cmsa_fast.data.sampler import ImageBatchSampler
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.data.types import Sample
 from cmsa_fast.data.vocabulary import Vocabulary
@@ -40,27 +38,20 @@ def four() -> list[Sample]:
 
 
 class TestCollate:
-    def test_images_appear_once(self) -> None:
+    def test_images_appear_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        image, letterboxed = Letterbox.image, []
+        monkeypatch.setattr(
+            Letterbox, "image", lambda *given: letterboxed.append(given) or image(*given)
+        )
         samples = four()
         batch = Collate(VOCABULARY, 33)(samples)
+        assert len(letterboxed) == 2
         assert batch.images.shape == (2, 3, 33, 33)
         assert batch.images.dtype == torch.float32
         assert batch.image_index.tolist() == [0, 1, 0, 0]
         assert batch.image_index.dtype == torch.int64
         assert torch.equal(batch.images[0], Letterbox(31, 47, 33).image(samples[0].image))
         assert torch.equal(batch.images[1], Letterbox(50, 21, 33).image(samples[1].image))
-
-    def test_images_are_letterboxed_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sizes = []
-        original = Letterbox.image
-
-        def counted(self: Letterbox, image: torch.Tensor) -> torch.Tensor:
-            sizes.append(tuple(image.shape))
-            return original(self, image)
-
-        monkeypatch.setattr(Letterbox, "image", counted)
-        Collate(VOCABULARY, 33)(four())
-        assert sizes == [(3, 31, 47), (3, 50, 21)]
 
     def test_each_expression_has_a_mask_and_a_letterbox(self) -> None:
         samples = four()
@@ -81,7 +72,9 @@ class TestCollate:
         assert batch.word_mask.dtype == torch.bool
 
     def test_longest_expression_sets_the_width(self) -> None:
-        collate = Collate(VOCABULARY, 33, max_words=2)
+        collate = pickle.loads(
+            pickle.dumps(Collate(VOCABULARY, 33, max_words=2))
+        )  # as for a worker
         assert collate(four()).words.tolist() == [[4, 5], [0, 7], [0, 6], [4, 8]]
         assert collate(four()[1:3]).words.tolist() == [[7], [6]]
 
@@ -97,12 +90,8 @@ class TestCollate:
     def test_different_images_with_one_id_are_refused(
         self, size: tuple[int, int], message: str
     ) -> None:
-        other = sample(2, "hat", size)
-        samples = [
-            sample(7, "man", (31, 47)),
-            sample(3, "hat", (9, 9)),
-            replace(other, image_id=7),
-        ]
+        other = replace(sample(2, "hat", size), image_id=7)
+        samples = [sample(7, "man", (31, 47)), sample(3, "hat", (9, 9)), other]
         with pytest.raises(ValueError, match=message):
             Collate(VOCABULARY, 33)(samples)
 
@@ -139,9 +128,7 @@ class TestCollate:
     def test_mask_that_becomes_empty_is_logged_once(self, caplog: pytest.LogCaptureFixture) -> None:
         line = torch.zeros(90, 90, dtype=torch.bool)
         line[40] = True
-        thin = Sample(
-            torch.zeros(3, 90, 90, dtype=torch.uint8), line, "man", 1, ref_id=2, sent_id=3
-        )
+        thin = Sample(torch.zeros(3, 90, 90).byte(), line, "man", 1, ref_id=2, sent_id=3)
         empty = Sample(thin.image, torch.zeros_like(line), "hat", 1, ref_id=4, sent_id=5)
         collate = Collate(VOCABULARY, 15)
         with caplog.at_level(logging.WARNING):
@@ -153,19 +140,6 @@ class TestCollate:
             "The mask of ref_id 2 (image_id 1) is empty after resizing to 15 pixels: the object is too "
             "small. Further cases are not logged."
         ]
-
-    def test_collate_can_be_pickled(self) -> None:
-        collate = pickle.loads(pickle.dumps(Collate(VOCABULARY, 33, max_words=2)))
-        assert torch.equal(
-            collate(four()).words, Collate(VOCABULARY, 33, max_words=2)(four()).words
-        )
-
-    def test_data_loader_with_sampler_and_collate(self) -> None:
-        sampler = ImageBatchSampler([7, 2, 7, 7], 1, 2, shuffle=False)
-        loader = DataLoader(four(), batch_sampler=sampler, collate_fn=Collate(VOCABULARY, 17))
-        expressions = [[item.expression for item in batch.samples] for batch in loader]
-        assert expressions == [["the left man", "man"], ["the right hat"], ["hat"]]
-        assert len(loader) == 3
 
 
 class TestBatch:

@@ -8,33 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import failed, training
 from support.refer_layout import ReferLayout, small_refcoco, square
 
 from cmsa_fast.cli import main
 from cmsa_fast.data import Source, open_split
 from cmsa_fast.data.exclusions import read_exclusions
-
-TINY = {
-    "steps": 2,
-    "size": 64,
-    "images-per-step": 1,
-    "expressions-per-image": 1,
-    "word-channels": 8,
-    "attention-channels": 8,
-    "fused-channels": 8,
-    "examples": 0,
-    "num-workers": 0,
-}
-
-
-def train(*arguments: object) -> int:
-    return main(
-        ["train", *(f"--{key}={value}" for key, value in TINY.items()), *map(str, arguments)]
-    )
-
-
-def errors(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    return [one for one in capsys.readouterr().err.splitlines() if one.startswith("cmsa-fast:")]
 
 
 def written(path: Path, **numbers: Any) -> Path:
@@ -60,27 +39,23 @@ def test_training_excludes_the_images_written_by_check(
     check = ["data", "check", str(root), "--num-workers=0", "--write-exclusions", str(file)]
     assert main(check) == 0
     assert json.loads(file.read_text()) == {"images": {"COCO": [11]}}
-    data = ("--data", "refer", "--root", root, "--exclude", file, "--run-dir", run)
     caplog.set_level(logging.INFO)
-    assert train(*data) == 0
+    assert main(training(data="refer", root=root, exclude=file, run_dir=run)) == 0
     assert "refcoco (unc) train: left out 1 expressions about 1 excluded images" in caplog.text
     assert "refcoco (unc) train: 4 expressions, 1 images" in caplog.text
     assert "refcoco (unc) val: 2 expressions, 1 images" in caplog.text
     assert json.loads((run / "options.json").read_text())["options"]["exclude"] == str(file)
     # A resumed run excludes the same images, with or without the option.
     caplog.clear()
-    assert train("--run-dir", run, "--resume") == 0
+    resume = training("--resume", run_dir=run)
+    assert main(resume) == 0
     assert "left out 1 expressions about 1 excluded images" in caplog.text
-    assert train("--run-dir", run, "--resume", "--exclude", file) == 0
-    capsys.readouterr()
-    assert train("--run-dir", run, "--resume", "--exclude", tmp_path / "other.json") == 1
-    assert "--exclude was" in errors(capsys)[0]
+    assert main([*resume, "--exclude", str(file)]) == 0
+    assert "--exclude was" in failed(capsys, *resume, "--exclude", tmp_path / "other.json")
     written(file, COCO=[])
-    assert train("--run-dir", run, "--resume") == 1
-    assert "number of expressions" in errors(capsys)[0]
+    assert "number of expressions" in failed(capsys, *resume)
     file.unlink()
-    assert train("--run-dir", run, "--resume") == 1
-    assert f"there is no JSON file at {file}" in errors(capsys)[0]
+    assert f"there is no JSON file at {file}" in failed(capsys, *resume)
 
 
 def test_excluded_images_and_expressions_are_counted(
@@ -131,18 +106,6 @@ def test_numbers_of_saiapr_are_not_numbers_of_coco(tmp_path: Path) -> None:
     assert open_split(source, "train", exclude={"COCO": [7]}).image_ids() == [7, 8]
 
 
-FILES = {
-    "not JSON": "{",
-    "a list": "[7, 11]",
-    "empty": "{}",
-    "a list of images": '{"images": [7]}',
-    "a number": '{"images": {"COCO": 7}}',
-    "text": '{"images": {"COCO": ["7"]}}',
-    "booleans": '{"images": {"COCO": [true]}}',
-    "fractions": '{"images": {"COCO": [7.0]}}',
-}
-
-
 @pytest.mark.parametrize("key", ["images", "pictures"])
 def test_read_exclusions(tmp_path: Path, key: str) -> None:
     """Files of earlier versions have the key "pictures"."""
@@ -151,21 +114,35 @@ def test_read_exclusions(tmp_path: Path, key: str) -> None:
     assert read_exclusions(file) == {"COCO": {7, 11}, "own (unc)": set()}
 
 
-@pytest.mark.parametrize("content", FILES)
-def test_invalid_file_is_one_line(
-    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = small_refcoco(tmp_path / "data").write()
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[7, 11]",
+        "{}",
+        '{"images": [7]}',
+        '{"images": {"COCO": 7}}',
+        '{"images": {"COCO": ["7"]}}',
+        '{"images": {"COCO": [true]}}',
+        '{"images": {"COCO": [7.0]}}',
+    ],
+)
+def test_invalid_file_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "out.json"
-    file.write_text(FILES[content])
-    run = tmp_path / "run"
-    assert train("--data=refer", "--root", root, "--run-dir", run, "--exclude", file) == 1
-    (line,) = errors(capsys)
-    assert str(file) in line
-    assert "as `cmsa-fast data check --write-exclusions` writes them" in line
+    file.write_text(content)
+    with pytest.raises(ValueError, match="--write-exclusions` writes them") as caught:
+        read_exclusions(file)
+    assert str(file) in str(caught.value)
+
+
+def test_refused_exclusions_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, run = written(tmp_path / "out.json", COCO=7), tmp_path / "run"
+    line = failed(capsys, *training(exclude=file, run_dir=run))
+    assert line == "--exclude cannot be used with --data scenes."
+    root = small_refcoco(tmp_path / "data").write()
+    assert str(file) in failed(
+        capsys, *training(data="refer", root=root, exclude=file, run_dir=run)
+    )
     assert not run.exists()
-
-
-def test_exclude_is_refused_for_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("--exclude", written(tmp_path / "out.json"), "--run-dir", tmp_path / "run") == 1
-    assert errors(capsys) == ["cmsa-fast: --exclude cannot be used with --data scenes."]

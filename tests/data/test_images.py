@@ -14,7 +14,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 from torch import Tensor
 
-from cmsa_fast.data.images import ImageCache, read_image
+from cmsa_fast.data.images import ImageCache, ImageFile, read_image
 
 HEIGHT, WIDTH = 13, 19
 ORIENTATION = 0x0112
@@ -213,17 +213,18 @@ def test_too_many_pixels_where_warnings_are_errors(monkeypatch: pytest.MonkeyPat
 
 
 def test_cache_decodes_an_image_once(tmp_path: Path) -> None:
-    files = [tmp_path / f"{number}.png" for number in range(3)]
+    files = [ImageFile((tmp_path,), f"{number}.png") for number in range(3)]
     for number, file in enumerate(files):
-        Image.fromarray(noise(HEIGHT, WIDTH + number, 3)).save(file)
+        Image.fromarray(noise(HEIGHT, WIDTH + number, 3)).save(tmp_path / file.file_name)
     cache = ImageCache(capacity=2)
-    first = cache.read(files[0])
-    assert cache.read(files[0]) is first
-    second = cache.read(files[1])
-    assert cache.read(files[0]) is first
-    cache.read(files[2])  # evicts the least recently used, which is the second
-    assert cache.read(files[0]) is first
-    assert cache.read(files[1]) is not second
+    first = cache.read(files[0], apply_orientation=False)
+    assert cache.read(files[0], apply_orientation=False) is first
+    second = cache.read(files[1], apply_orientation=False)
+    assert cache.read(files[0], apply_orientation=False) is first
+    # The next image evicts the least recently used, which is the second.
+    cache.read(files[2], apply_orientation=False)
+    assert cache.read(files[0], apply_orientation=False) is first
+    assert cache.read(files[1], apply_orientation=False) is not second
 
 
 def test_cache_keeps_orientations_apart(tmp_path: Path) -> None:
@@ -231,31 +232,35 @@ def test_cache_keeps_orientations_apart(tmp_path: Path) -> None:
     exif[ORIENTATION] = 6
     Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(tmp_path / "a.png", exif=exif)
     cache = ImageCache()
-    assert cache.read(tmp_path / "a.png").shape == (3, WIDTH, HEIGHT)
-    assert cache.read(tmp_path / "a.png", apply_orientation=False).shape == (3, HEIGHT, WIDTH)
+    file = ImageFile((tmp_path,), "a.png")
+    assert cache.read(file, apply_orientation=True).shape == (3, WIDTH, HEIGHT)
+    assert cache.read(file, apply_orientation=False).shape == (3, HEIGHT, WIDTH)
 
 
 def test_pickled_cache_is_empty(tmp_path: Path) -> None:
     Image.fromarray(noise(499, 503, 3)).save(tmp_path / "a.png")
     cache = ImageCache(capacity=3)
-    image = cache.read(tmp_path / "a.png")
+    file = ImageFile((tmp_path,), "a.png")
+    image = cache.read(file, apply_orientation=False)
     data = pickle.dumps(cache)
     assert len(data) < 1000
     copy = pickle.loads(data)
     assert copy.capacity == 3
-    assert torch.equal(copy.read(tmp_path / "a.png"), image)
+    assert torch.equal(copy.read(file, apply_orientation=False), image)
 
 
 def test_threads_share_a_cache(tmp_path: Path) -> None:
-    files = [tmp_path / f"{number}.png" for number in range(5)]
+    files = [ImageFile((tmp_path,), f"{number}.png") for number in range(5)]
     for number, file in enumerate(files):
-        Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, np.uint8)).save(file)
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, np.uint8)).save(
+            tmp_path / file.file_name
+        )
     cache = ImageCache(capacity=2)
     wrong: list[int] = []
 
     def read(seed: int) -> None:
         for number in np.random.default_rng(seed).integers(0, 5, 200).tolist():
-            if cache.read(files[number]).unique().tolist() != [number]:
+            if cache.read(files[number], apply_orientation=False).unique().tolist() != [number]:
                 wrong.append(number)
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
@@ -264,11 +269,6 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-def test_cache_capacity_is_checked() -> None:
-    with pytest.raises(ValueError, match="capacity"):
-        ImageCache(0)
 
 
 def test_real_photographs(real: Path) -> None:

@@ -50,10 +50,8 @@ def restored(box: Letterbox, mask: Tensor) -> Tensor:
 
 
 def inside(box: Letterbox) -> tuple[slice, slice]:
-    return (
-        slice(box.top, box.top + box.scaled_height),
-        slice(box.left, box.left + box.scaled_width),
-    )
+    rows = slice(box.top, box.top + box.scaled_height)
+    return rows, slice(box.left, box.left + box.scaled_width)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +71,8 @@ def inside(box: Letterbox) -> tuple[slice, slice]:
     ],
 )
 def test_box(height: int, width: int, size: int, box: tuple[int, int, int, int]) -> None:
-    letterbox = Letterbox(height, width, size)
-    assert (
-        letterbox.scaled_height,
-        letterbox.scaled_width,
-        letterbox.top,
-        letterbox.left,
-    ) == box
+    one = Letterbox(height, width, size)
+    assert (one.scaled_height, one.scaled_width, one.top, one.left) == box
 
 
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
@@ -118,12 +111,10 @@ def test_same_size_is_the_identity() -> None:
 
 
 def test_arguments_are_not_modified() -> None:
-    box = Letterbox(45, 45, 45)
-    image = torch.full((3, 45, 45), 255, dtype=torch.uint8)
-    logits = torch.ones(45, 45)
+    box, image, logits = Letterbox(45, 45, 45), photo(45, 45), torch.ones(45, 45)
     box.image(image).zero_()
     box.restore(logits).zero_()
-    assert (image == 255).all()
+    assert torch.equal(image, photo(45, 45))
     assert (logits == 1).all()
 
 
@@ -191,23 +182,18 @@ def test_restore_agrees_with_pillow_and_ignores_the_padding(
     torch.testing.assert_close(back, torch.from_numpy(expected), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("leading", [(), (2,), (2, 3), (0,), (0, 1)])
-def test_restore_keeps_leading_axes(leading: tuple[int, ...]) -> None:
-    box = Letterbox(11, 17, 9)
-    logits = torch.randn(*leading, 9, 9)
-    back = box.restore(logits)
-    assert back.shape == (*leading, 11, 17)
-    for index in np.ndindex(*leading):
-        torch.testing.assert_close(back[index], box.restore(logits[index]))
-
-
+@pytest.mark.parametrize("leading", [(), (2, 3), (0, 1)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_restore_keeps_the_dtype(dtype: torch.dtype) -> None:
-    logits = torch.randn(9, 9, dtype=torch.float64).to(dtype)
+def test_restore_keeps_leading_axes_and_the_dtype(
+    leading: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    logits = torch.randn(*leading, 9, 9).to(dtype)
     box = Letterbox(11, 17, 9)
     back = box.restore(logits)
-    assert back.dtype == dtype
-    torch.testing.assert_close(back, box.restore(logits.double()).to(dtype), atol=1e-6, rtol=1e-2)
+    assert (back.shape, back.dtype) == ((*leading, 11, 17), dtype)
+    for index in np.ndindex(*leading):
+        expected = box.restore(logits[index].double()).to(dtype)
+        torch.testing.assert_close(back[index], expected, atol=1e-6, rtol=1e-2)
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 8), (9, 1), (1, 9)])
@@ -224,24 +210,23 @@ def test_sizes_must_be_positive_integers(name: str, value: object, error: type[E
         Letterbox(**{"height": 3, "width": 4, "size": 5, name: value})
 
 
-def test_invalid_tensors_are_refused() -> None:
-    box = Letterbox(11, 17, 9)
-    with pytest.raises(TypeError, match="image must be a torch.uint8 tensor"):
-        box.image(torch.zeros(3, 11, 17))
-    with pytest.raises(TypeError, match="image must be"):
-        box.image(np.zeros((3, 11, 17), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"image must be \[3, 11, 17\]"):
-        box.image(torch.zeros(11, 17, 3, dtype=torch.uint8))
-    with pytest.raises(TypeError, match="mask must be a torch.bool tensor"):
-        box.mask(torch.zeros(11, 17, dtype=torch.uint8))
-    with pytest.raises(ValueError, match=r"mask must be \[11, 17\]"):
-        box.mask(torch.zeros(17, 11, dtype=torch.bool))
-    with pytest.raises(TypeError, match="logits must be a floating-point tensor"):
-        box.restore(torch.zeros(9, 9, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"logits must be \[..., 9, 9\]"):
-        box.restore(torch.zeros(1, 9, 8))
-    with pytest.raises(ValueError, match=r"logits must be \[..., 9, 9\]"):
-        box.restore(torch.zeros(9))
+@pytest.mark.parametrize(
+    ("method", "value", "message"),
+    [
+        ("image", torch.zeros(3, 11, 17), "image must be a torch.uint8 tensor"),
+        ("image", np.zeros((3, 11, 17), np.uint8), "image must be a torch.uint8 tensor"),
+        ("image", torch.zeros(11, 17, 3).byte(), r"image must be \[3, 11, 17\]"),
+        ("mask", torch.zeros(11, 17).byte(), "mask must be a torch.bool tensor"),
+        ("mask", torch.zeros(17, 11).bool(), r"mask must be \[11, 17\]"),
+        ("restore", torch.zeros(9, 9).bool(), "logits must be a floating-point tensor"),
+        ("restore", torch.zeros(1, 9, 8), r"logits must be \[..., 9, 9\]"),
+        ("restore", torch.zeros(9), r"logits must be \[..., 9, 9\]"),
+    ],
+)
+def test_invalid_tensors_are_refused(method: str, value: object, message: str) -> None:
+    error = TypeError if message.endswith("tensor") else ValueError
+    with pytest.raises(error, match=message):
+        getattr(Letterbox(11, 17, 9), method)(value)
 
 
 def test_round_trip_of_real_masks(real: Path) -> None:

@@ -31,14 +31,11 @@ SPECIAL = ["<pad>", "<go>", "<eos>", "<unk>"]
         ("?", ["?"]),
         ("Älteres Café, 猫", ["älteres", "café", ",", "猫"]),
         ("СЛЕВА", ["слева"]),
+        ("cafe\u0301", ["caf\u00e9"]),  # normalised to NFC
     ],
 )
 def test_tokens(expression: str, tokens: list[str]) -> None:
     assert tokenize(expression) == tokens
-
-
-def test_unicode_is_normalised() -> None:
-    assert tokenize("cafe\u0301") == tokenize("caf\u00e9") == ["caf\u00e9"]
 
 
 @pytest.mark.parametrize("expression", ["", " ", "\n\t", ".", " . "])
@@ -47,7 +44,7 @@ def test_expression_without_words_is_refused(expression: str) -> None:
         tokenize(expression)
 
 
-@pytest.mark.parametrize("expression", [None, 3, b"man", ["man"]])
+@pytest.mark.parametrize("expression", [None, b"man", ["man"]])
 def test_expression_must_be_a_string(expression: object) -> None:
     with pytest.raises(TypeError, match="expression must be a str"):
         tokenize(expression)  # type: ignore[arg-type]
@@ -59,13 +56,9 @@ def test_words_are_sorted_by_count_then_code_points() -> None:
     assert len(vocabulary) == 10
 
 
-def test_encode_returns_positions() -> None:
+def test_encode_returns_positions_and_special_tokens_are_unknown() -> None:
     vocabulary = Vocabulary([*SPECIAL, "man", "left", ","])
     assert vocabulary.encode("Left, man.") == [5, 6, 4]
-
-
-def test_special_tokens_in_an_expression_are_unknown() -> None:
-    vocabulary = Vocabulary.from_expressions(["man"])
     assert set(vocabulary.encode("<pad> <eos>")) == {vocabulary.UNKNOWN_ID}
 
 

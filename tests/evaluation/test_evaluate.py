@@ -191,13 +191,6 @@ def test_unusable_items_are_counted_and_named(num_workers: int) -> None:
     assert result.results[0] == evaluate(varied_model(), images(4, 3), COLLATE).results[3]
 
 
-def test_first_unusable_item_raises_in_strict_mode() -> None:
-    data = damaged(images(4, 3), 7)
-    for errors in (None, ErrorCollector(strict=True)):
-        with pytest.raises(ValueError, match="at least one word"):
-            evaluate(varied_model(), data, COLLATE, errors=errors)
-
-
 def test_no_usable_item_raises() -> None:
     with pytest.raises(ValueError, match="None of the 2 expressions"):
         evaluate(

@@ -1,4 +1,4 @@
-"""Inference: sizes of masks, independence of the batch, and how often the backbone and the attention run."""
+"""Inference: independence of the batch, and how often the backbone and the attention run."""
 
 from __future__ import annotations
 

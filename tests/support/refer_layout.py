@@ -121,6 +121,16 @@ def square(left: float, top: float, side: float) -> list[float]:
     return [left, top, right, top, right, bottom, left, bottom]
 
 
+def unpublished(root: Path, name: str = "own") -> ReferLayout:
+    """A data set without published counts; one train and one val image; not yet written."""
+    layout = ReferLayout(root, name)
+    layout.add_image(7, 23, 37)
+    layout.add_image(11, 41, 29)
+    layout.add_reference(7, [square(3, 2, 10)], ["left cup", "cup"])
+    layout.add_reference(11, [square(1, 20, 9)], ["man"], split="val")
+    return layout
+
+
 def small_refcoco(root: Path) -> ReferLayout:
     """Three images of odd sizes, four references, seven expressions; not yet written."""
     layout = ReferLayout(root)

@@ -51,10 +51,13 @@ sys.meta_path.insert(0, Probe)
 """
 
 
-@pytest.mark.parametrize("entry", ENTRY_POINTS)
 @pytest.mark.parametrize(
-    ("given", "expected"),
-    [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    ("entry", "given", "expected"),
+    [
+        *((entry, {}, "30000") for entry in ENTRY_POINTS),
+        ("command", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("command", {"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+    ],
 )
 def test_openmp_is_configured_before_torch_is_loaded(
     entry: str, given: dict[str, str], expected: str

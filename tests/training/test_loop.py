@@ -131,12 +131,10 @@ def test_ctrl_c_within_a_step_is_deferred_to_its_end(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = torch.optim.AdamW.step
-    calls = 0
+    calls = count(1)
 
     def step(self: torch.optim.AdamW, *given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
+        if next(calls) == 4:
             os.kill(os.getpid(), signal.SIGINT)
             [None for _ in range(10)]  # the interpreter runs signal handlers between instructions
         return usual(self, *given)
@@ -425,19 +423,17 @@ def test_interrupted_run_with_validation_and_average_resumes(
 def test_run_stopped_during_a_validation_resumes(
     validated: Path, tmp_path: Path, error: type[BaseException], call: int
 ) -> None:
-    calls = 0
+    calls = count(1)
 
     def stopped(model: nn.Module) -> dict[str, float]:
-        nonlocal calls
-        calls += 1
-        if calls == call:
+        if next(calls) == call:
             raise error
         return validate(model)
 
     given: dict[str, Any] = {"recipe": VALIDATED, "checkpoint_every": 2}
     with pytest.raises(error):
         run(tmp_path, validate=stopped, **given)
-    if calls == 3:  # killed between this line and the checkpoint that follows
+    if call == 3:  # killed between this line and the checkpoint that follows
         with (tmp_path / METRICS).open("a") as lines:
             lines.write(json.dumps({"step": 9, "validation": {}, "seconds": 1.0}) + "\n")
     run(tmp_path, model=new_model(7), resume=True, validate=validate, **given)

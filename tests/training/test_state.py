@@ -65,8 +65,6 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path, wrap: str) -> None
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
-        load_state(path)
     torch.save({"step": 1, "weight": torch.zeros(1000)}, path)
     whole = path.read_bytes()
     for content in (b"", b"nothing", whole[: len(whole) // 2]):

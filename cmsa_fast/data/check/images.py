@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from io import BytesIO
 from typing import Any, Literal
 
 from PIL import Image
@@ -13,9 +12,9 @@ from tqdm import tqdm
 
 from ...system.processes import ignore_interrupts
 from ..errors import by
-from ..images import ImageFile, read_image_size
+from ..images import image_size
 from ..masks import MaskSource
-from ..types import EmbeddedImage, ImageSource, ObjectMask, Record
+from ..types import ImageSource, ObjectMask, Record
 
 ImageFinding = Literal[
     "image-missing",
@@ -115,12 +114,8 @@ def _check_image(
 
 
 def _size(image: ImageSource, decode: bool, *, apply_orientation: bool) -> Size:
-    if isinstance(image, ImageFile) and not decode:
-        return read_image_size(image.locate(), apply_orientation=apply_orientation)
-    if isinstance(image, EmbeddedImage) and not decode:
-        stream = BytesIO(image.read_bytes())
-        stream.name = image.name
-        return read_image_size(stream, apply_orientation=apply_orientation)
+    if not decode:
+        return image_size(image, apply_orientation=apply_orientation)
     height, width = image.read(apply_orientation=apply_orientation).shape[1:]
     return height, width
 

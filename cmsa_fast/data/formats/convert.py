@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...system.files import write_atomically
 from ..errors import ErrorCollector
-from ..images import ImageFile, read_image_size
+from ..images import ImageFile, image_size
 from ..source import Reading, Source, read_records
 from ..types import EmbeddedImage, ImageSource, ObjectMask, Record
 from .converted import METADATA_KEY, SCHEMA, Description, ImageFolders, TableRecords
@@ -111,13 +111,8 @@ def convert_records(
     table = _Table(to.parent, copy_images)
 
     def describe() -> Description:
-        return Description(
-            title=reading.title,
-            origin=origin,
-            published_expressions=reading.published_expressions,
-            image_folders=tuple(table.folders),
-            errors=tuple(errors.messages),
-        )
+        folders, messages = tuple(table.folders), tuple(errors.messages)
+        return Description(reading.title, origin, reading.published_expressions, folders, messages)
 
     def write(path: Path) -> None:
         options = {"compression": "zstd", "write_page_checksum": True}
@@ -168,10 +163,7 @@ class _Table:
                 **image,
             }
             batch = pa.RecordBatch.from_pylist([row], SCHEMA)
-        except (
-            ValueError,
-            OverflowError,
-        ) as error:  # also numbers of over 64 bits, invalid Unicode
+        except (ValueError, OverflowError) as error:  # OverflowError: a number of over 64 bits
             raise ValueError(f"{record.where}: ref_id {record.ref_id}: {error}") from error
         if copied is not None:
             self.embedded.setdefault(copied, self._written + len(self._rows))
@@ -204,11 +196,7 @@ class _Table:
             return record.mask_size
         image = record.image
         if image not in self._sizes:
-            if isinstance(image, ImageFile):
-                self._sizes[image] = read_image_size(image.locate(), apply_orientation=False)
-            else:
-                _, height, width = image.read(apply_orientation=False).shape
-                self._sizes[image] = (height, width)
+            self._sizes[image] = image_size(image, apply_orientation=False)
         return self._sizes[image]
 
     def _mask_columns(
@@ -227,7 +215,7 @@ class _Table:
         read: Callable[[], bytes]
         if isinstance(image, ImageFile):
             if not self._copy_images:
-                folders = self._describe(image.folders)
+                folders = ImageFolders.of(image.folders, self._folder)
                 if folders not in self.folders:
                     self.folders.append(folders)
                 folder = self.folders.index(folders)
@@ -245,14 +233,6 @@ class _Table:
             return {"file_name": image.file_name, "image_row": row}, key
         row = self._written + len(self._rows)
         return {"file_name": image.file_name, "image_row": row, "image": read()}, key
-
-    def _describe(self, folders: tuple[Path, ...]) -> ImageFolders:
-        return ImageFolders(
-            absolute=tuple(os.path.abspath(folder) for folder in folders),
-            relative=tuple(
-                os.path.relpath(os.path.realpath(folder), self._folder) for folder in folders
-            ),
-        )
 
 
 def _size_columns(size: tuple[int, int] | None) -> dict[str, int | None]:

@@ -7,6 +7,7 @@ and copying to another process therefore take time by the bytes of the table, no
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,6 +64,15 @@ class ImageFolders:
 
     absolute: tuple[str, ...]
     relative: tuple[str, ...]  # to the converted file, if it was moved together with the images
+
+    @classmethod
+    def of(cls, folders: Sequence[Path], base: Path) -> ImageFolders:
+        """The paths of folders, absolute and relative to `base`."""
+        real = map(os.path.realpath, folders)
+        return cls(
+            absolute=tuple(map(os.path.abspath, folders)),
+            relative=tuple(os.path.relpath(folder, base) for folder in real),
+        )
 
     def find(self, file: Path) -> tuple[Path, ...]:
         """The folders that exist; FileNotFoundError if there is none."""

@@ -83,9 +83,8 @@ class ScenesDataset:
             IndexError: `index` is out of range.
         """
         index, number, expression = self._expression(index)
-        image, labels = _pixels(
-            self.seed, self.split, number, self.expressions_per_scene, self.size
-        )
+        scene = (self.seed, self.split, number, self.expressions_per_scene)
+        image, labels = _pixels(*scene, self.size)
         return Sample(
             image=image.clone(),
             mask=labels == expression.target + 1,
@@ -98,9 +97,7 @@ class ScenesDataset:
 
     def expressions(self) -> list[str]:
         """Returns the expression of every item, in order, without rendering."""
-        return [
-            one.text for number in range(self.scenes) for one in self._scene(number).expressions
-        ]
+        return [self._expression(index)[2].text for index in range(len(self))]
 
     def image_ids(self) -> list[int]:
         """Returns the number of the scene of every item, in order."""
@@ -108,11 +105,7 @@ class ScenesDataset:
 
     def kinds(self) -> list[str]:
         """Returns the kind of every expression, in order, without rendering."""
-        return [
-            one.form.kind
-            for number in range(self.scenes)
-            for one in self._scene(number).expressions
-        ]
+        return [self.form(index).kind for index in range(len(self))]
 
     def form(self, index: int) -> Form:
         """Returns the form of an expression; `words_of` writes it, without an initial "the"."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import product
 from random import Random
+from typing import NamedTuple
 
 from .grammar import BESIDE, GENERIC_NOUNS, RELATIONS, SIZE_WORDS, Phrase
 from .grounding import Interpreter
@@ -30,8 +31,7 @@ for _relation, _direction in RELATIONS.items():
 DISTINCT_RELATIONS = tuple(_SYNONYMS)
 
 
-@dataclass(frozen=True)
-class RelationChoice:
+class RelationChoice(NamedTuple):
     """A relation between two described objects."""
 
     relation: str
@@ -43,11 +43,7 @@ class RelationChoice:
 class Descriptions:
     """Descriptions of the objects of one layout.
 
-    Args:
-        layout: Objects of the scene.
-
-    Attributes:
-        fits: `fits[i][bits]` are the objects, as a bit mask, that have the attributes `bits` of object i.
+    `fits[i][bits]` are the objects, as a bit mask, that have the attributes `bits` of object i.
     """
 
     def __init__(self, layout: Sequence[SceneObject]) -> None:
@@ -119,36 +115,28 @@ class Descriptions:
         """Returns for every object the relations whose words, reordered, refer to another object.
 
         All relations that identify their target are grouped by their bag of attributes. The expressions of a
-        bag with two targets are reorderings of each other.
-
-        Args:
-            interpreter: Interpreter of the same layout.
-            generic: Also use generic nouns.
+        bag with two targets are reorderings of each other. With `generic`, generic nouns are used too.
         """
         tried = [bits for bits in range(0 if generic else NOUN, 16) if _COUNT[bits] < 3]
         weights = [self._attribute_bags(item) for item in self._layout]
-        bags: dict[tuple[str, int], list[tuple[int, int, int, int]]] = defaultdict(list)
+        bags: dict[tuple[str, int], list[tuple[int, RelationChoice]]] = defaultdict(list)
         for anchor, anchor_fits in enumerate(self.fits):
             names = [bits for bits in tried if anchor_fits[bits] == 1 << anchor]
-            if not names:
-                continue
-            for relation in DISTINCT_RELATIONS:
+            for relation in DISTINCT_RELATIONS if names else ():
                 clear, possible = interpreter.related_to(relation, anchor)
-                for target, fits in enumerate(self.fits):
-                    if not clear >> target & 1:
-                        continue
-                    for bits in tried:
-                        if fits[bits] & possible != 1 << target:
-                            continue
-                        for name in names:
-                            if _COUNT[bits] + _COUNT[name] <= MAX_ADJECTIVES:
-                                bag = weights[target][bits] + weights[anchor][name]
-                                bags[relation, bag].append((target, bits, anchor, name))
+                for target in (i for i in range(len(self.fits)) if clear >> i & 1):
+                    fits = self.fits[target]
+                    fitting = [bits for bits in tried if fits[bits] & possible == 1 << target]
+                    for bits, name in product(fitting, names):
+                        if _COUNT[bits] + _COUNT[name] <= MAX_ADJECTIVES:
+                            bag = weights[target][bits] + weights[anchor][name]
+                            choice = RelationChoice(relation, bits, anchor, name)
+                            bags[relation, bag].append((target, choice))
         found: list[list[RelationChoice]] = [[] for _ in self._layout]
-        for (relation, _), members in bags.items():
-            if any(member[0] != members[0][0] for member in members):
-                for target, bits, anchor, name in members:
-                    found[target].append(RelationChoice(relation, bits, anchor, name))
+        for members in bags.values():
+            if len({target for target, _ in members}) > 1:
+                for target, choice in members:
+                    found[target].append(choice)
         return found
 
     def _attribute_bags(self, item: SceneObject) -> list[int]:

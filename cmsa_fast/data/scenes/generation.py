@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -23,7 +23,7 @@ from .grammar import (
     words_of,
 )
 from .grounding import Interpreter
-from .rendering import SceneObject, generate_layout, pick, shuffled
+from .rendering import SceneObject, drawn, generate_layout, pick, shuffled
 
 # Probability of each kind of expression; layouts are generated until one allows the kinds that were drawn.
 MIXTURE: dict[str, float] = {"attribute": 0.39, "place": 0.28, "relation": 0.22, "ordinal": 0.11}
@@ -35,12 +35,12 @@ RELATION_NEEDED_FRACTION = 0.7
 # so it would otherwise be most of them.
 DIRECTION_FRACTION = 0.9
 # Groups of place words, each with the probability that a place expression tries it.
-PLACES: tuple[tuple[tuple[str, ...], float], ...] = (
-    (tuple(EXTREMES), 0.3),
-    (tuple(HALVES), 0.3),
-    (tuple(CORNERS), 0.3),
-    ((MIDDLE,), 0.1),
-)
+PLACES: dict[tuple[str, ...], float] = {
+    tuple(EXTREMES): 0.3,
+    tuple(HALVES): 0.3,
+    tuple(CORNERS): 0.3,
+    (MIDDLE,): 0.1,
+}
 GENERIC_FRACTION = 0.2  # of phrases try a generic noun ("object") before the shape's name
 EXTRA_ADJECTIVE_FRACTION = 0.5  # of attribute expressions try one adjective more than needed
 ARTICLE_FRACTION = 0.25  # of expressions begin with "the"
@@ -71,9 +71,8 @@ def generate_scene(random: Random, count: int) -> Scene:
     # The rarest kinds first, so that an unsuitable layout is rejected early.
     order = sorted(range(count), key=lambda slot: requests[slot].rarity)
     for attempt in range(_TRIES):
-        generator = _ExpressionGenerator(
-            random, generate_layout(random), even=attempt < _EVEN_TRIES
-        )
+        is_even = attempt < _EVEN_TRIES
+        generator = _ExpressionGenerator(random, generate_layout(random), is_even)
         expressions: dict[int, SceneExpression] = {}
         for slot in order:
             expression = generator.generate(requests[slot])
@@ -101,31 +100,20 @@ class _Request:
 
 
 def _draw_request(random: Random) -> _Request:
-    remaining = random.random()
-    kind = "attribute"
-    for kind, probability in MIXTURE.items():  # noqa: B007
-        remaining -= probability
-        if remaining < 0:
-            break
+    kind = drawn(random, MIXTURE)
     relation = kind == "relation"
     ordered = random.random() < ORDER_SENSITIVE_FRACTION
     needed = random.random() < RELATION_NEEDED_FRACTION
     return _Request(kind, relation and ordered, relation and needed)
 
 
-def _without_beside(choices: list[list[RelationChoice]]) -> list[list[RelationChoice]]:
-    """Removes the choices with "next to", unless there are no others."""
-    others = [[choice for choice in own if choice.relation != BESIDE] for own in choices]
-    return others if any(others) else choices
-
-
 class _ExpressionGenerator:
     """Generates expressions for the objects of one layout, each verified by an `Interpreter`."""
 
-    def __init__(self, random: Random, layout: tuple[SceneObject, ...], *, even: bool) -> None:
+    def __init__(self, random: Random, layout: tuple[SceneObject, ...], is_even: bool) -> None:
         self.layout = layout
         self._random = random
-        self._even = even
+        self._is_even = is_even
         self._interpreter = Interpreter(layout)
         self._descriptions = Descriptions(layout)
         self._ordered: list[list[RelationChoice]] | None = None
@@ -135,7 +123,7 @@ class _ExpressionGenerator:
     def generate(self, request: _Request) -> SceneExpression | None:
         """Returns a new expression of the requested kind, or None if none is found in this layout."""
         targets = shuffled(self._random, range(len(self.layout)))
-        if self._even:
+        if self._is_even:
             fewest = min(self._uses)
             targets = [target for target in targets if self._uses[target] == fewest]
         for target in targets:
@@ -172,12 +160,7 @@ class _ExpressionGenerator:
             yield Attribute(self._descriptions.phrase(target, bits, self._random))
 
     def _places(self, target: int) -> Iterator[Form]:
-        remaining = self._random.random()
-        terms: Sequence[str] = ()
-        for terms, probability in PLACES:  # noqa: B007
-            remaining -= probability
-            if remaining < 0:
-                break
+        terms = drawn(self._random, PLACES)
         for bits in self._some(self._descriptions.ambiguous(target, 2, generic=self._generic()), 2):
             phrase = self._descriptions.phrase(target, bits, self._random)
             for term in shuffled(self._random, terms):
@@ -185,9 +168,9 @@ class _ExpressionGenerator:
 
     def _relations(self, target: int, request: _Request) -> Iterator[Form]:
         minimum = 2 if request.is_relation_needed else 1
-        choices = (
-            self._order_sensitive_relations if request.is_order_sensitive else self._plain_relations
-        )
+        choices = self._plain_relations
+        if request.is_order_sensitive:
+            choices = self._order_sensitive_relations
         for choice in choices(target, minimum):
             yield Relation(
                 self._descriptions.phrase(target, choice.target_bits, self._random),
@@ -219,7 +202,10 @@ class _ExpressionGenerator:
                 self._interpreter, generic=self._generic()
             )
             if self._random.random() < DIRECTION_FRACTION:
-                self._ordered = _without_beside(self._ordered)
+                others = [
+                    [choice for choice in own if choice.relation != BESIDE] for own in self._ordered
+                ]
+                self._ordered = others if any(others) else self._ordered
         for choice in shuffled(self._random, self._ordered[target]):
             if self._descriptions.fits[target][choice.target_bits].bit_count() >= minimum:
                 yield choice

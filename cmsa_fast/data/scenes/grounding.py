@@ -49,11 +49,7 @@ _MEMBERS = tuple(
 
 
 class Interpreter:
-    """Resolves forms in one layout.
-
-    Args:
-        layout: At most `MAX_OBJECTS` objects.
-    """
+    """Resolves forms in one layout of at most `MAX_OBJECTS` objects."""
 
     def __init__(self, layout: Sequence[SceneObject]) -> None:
         self._layout = layout

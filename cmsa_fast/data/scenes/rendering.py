@@ -7,8 +7,9 @@ points down.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from random import Random
 from typing import TypeVar
 
@@ -65,37 +66,20 @@ def _cross(x: Array, y: Array) -> Array:
     return np.minimum(np.maximum(x - 1.05, y - 0.37), np.maximum(y - 1.05, x - 0.37))
 
 
-@dataclass(frozen=True)
-class _Shape:
-    distance: Callable[[Array, Array], Array]  # signed, at radius 1; negative inside
-    reach: float  # radius of the bounding circle at radius 1
-
-
-_SHAPES: dict[str, _Shape] = {
-    "circle": _Shape(_circle, 1.0),
-    "square": _Shape(_square, 1.21),
-    "triangle": _Shape(_triangle, 1.2),
-    "star": _Shape(_star, 1.22),
-    "cross": _Shape(_cross, 1.12),
+# At radius 1: signed distance to the outline, negative inside, and radius of the bounding circle.
+_SHAPES: dict[str, tuple[Callable[[Array, Array], Array], float]] = {
+    "circle": (_circle, 1.0),
+    "square": (_square, 1.21),
+    "triangle": (_triangle, 1.2),
+    "star": (_star, 1.22),
+    "cross": (_cross, 1.12),
 }
 SHAPES: tuple[str, ...] = tuple(_SHAPES)
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a layout.
-
-    Attributes:
-        shape: One of `SHAPES`.
-        colour: One of `COLOURS`.
-        size: One of `SIZES`.
-        texture: One of `TEXTURES`.
-        x: Centre, horizontally.
-        y: Centre, vertically.
-        radius: Nominal radius.
-        turn: Rotation in radians, small enough that the shape keeps its name.
-        tone: RGB colour, close to `COLOURS[colour]`.
-    """
+    """One object of a layout: its shape, colour, size and texture, its centre and nominal radius."""
 
     shape: str
     colour: str
@@ -104,13 +88,13 @@ class SceneObject:
     x: float
     y: float
     radius: float
-    turn: float
-    tone: tuple[float, float, float]
+    turn: float  # rotation in radians, small enough that the shape keeps its name
+    tone: tuple[float, float, float]  # RGB, close to `COLOURS[colour]`
 
     @property
     def reach(self) -> float:
         """Radius of the bounding circle."""
-        return self.radius * _SHAPES[self.shape].reach
+        return self.radius * _SHAPES[self.shape][1]
 
 
 def pick(random: Random, items: Sequence[_Item]) -> _Item:
@@ -120,11 +104,18 @@ def pick(random: Random, items: Sequence[_Item]) -> _Item:
 
 def shuffled(random: Random, items: Sequence[_Item]) -> list[_Item]:
     """Returns the items in random order; uses only `Random.random`."""
-    return [item for _, item in sorted(((random.random(), item) for item in items), key=_first)]
+    pairs = [(random.random(), item) for item in items]
+    return [item for _, item in sorted(pairs, key=itemgetter(0))]
 
 
-def _first(pair: tuple[float, object]) -> float:
-    return pair[0]
+def drawn(random: Random, probabilities: Mapping[_Item, float]) -> _Item:
+    """Returns a random key, given the probability of each; uses only `Random.random`."""
+    remaining = random.random()
+    for item, probability in probabilities.items():  # noqa: B007
+        remaining -= probability
+        if remaining < 0:
+            break
+    return item
 
 
 def generate_layout(random: Random) -> tuple[SceneObject, ...]:
@@ -144,15 +135,9 @@ def generate_layout(random: Random) -> tuple[SceneObject, ...]:
             large += big
             size = "large" if big else "small"
             low, high = SIZES[size]
-            attributes.append(
-                (
-                    low + (high - low) * random.random(),
-                    pick(random, shapes),
-                    pick(random, colours),
-                    size,
-                    pick(random, textures),
-                )
-            )
+            radius = low + (high - low) * random.random()
+            shape, colour = pick(random, shapes), pick(random, colours)
+            attributes.append((radius, shape, colour, size, pick(random, textures)))
         attributes.sort(reverse=True)  # the largest first, because they are the hardest to place
         placed = _place(random, attributes)
         if placed is not None:
@@ -162,23 +147,21 @@ def generate_layout(random: Random) -> tuple[SceneObject, ...]:
 def _place(
     random: Random, attributes: list[tuple[float, str, str, str, str]]
 ) -> list[SceneObject] | None:
-    circles: list[tuple[float, float, float]] = []
-    placed = []
+    placed: list[SceneObject] = []
     for radius, shape, colour, size, texture in attributes:
-        reach = radius * _SHAPES[shape].reach
+        reach = radius * _SHAPES[shape][1]
         margin = reach + BORDER
         for _ in range(30):
             x = margin + (1 - 2 * margin) * random.random()
             y = margin + (1 - 2 * margin) * random.random()
-            for x2, y2, reach2 in circles:
-                dx, dy, apart = x - x2, y - y2, reach + reach2 + GAP
+            for other in placed:
+                dx, dy, apart = x - other.x, y - other.y, reach + other.reach + GAP
                 if dx * dx + dy * dy < apart * apart:
                     break
             else:
                 break
         else:
             return None
-        circles.append((x, y, reach))
         light = 20 * (random.random() - 0.5)
         red, green, blue = (
             value + light + 10 * (random.random() - 0.5) for value in COLOURS[colour]
@@ -194,11 +177,6 @@ def render(
     layout: Sequence[SceneObject], size: int, random: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Renders a layout, anti-aliased, on a textured background.
-
-    Args:
-        layout: Objects that do not overlap.
-        size: Side of the image in pixels.
-        random: Source of the background, the stripes and the noise.
 
     Returns:
         The image, uint8 `[size, size, 3]`, RGB, and the labels, uint8 `[size, size]`: 0 for the background
@@ -217,7 +195,7 @@ def render(
         cosine, sine = math.cos(item.turn), math.sin(item.turn)
         radius = item.radius * size
         across, down = (cosine * x + sine * y) / radius, (cosine * y - sine * x) / radius
-        distance = _SHAPES[item.shape].distance(across, down) * radius  # pixels
+        distance = _SHAPES[item.shape][0](across, down) * radius  # pixels
         coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
         fill = _fill(item, x, y, distance, size, random)
         canvas[window] += coverage * (fill - canvas[window])
@@ -250,8 +228,8 @@ def _fill(
 
 def _background(size: int, random: np.random.Generator) -> Array:
     """A background of low saturation, float32 `[size, size, 3]`: two similar tones in one of four patterns."""
-    tones = _muted_colour(random), _muted_colour(random)
-    tones = tones[0], tones[0] + 0.45 * (tones[1] - tones[0])
+    first, second = _muted_colour(random), _muted_colour(random)
+    second = first + 0.45 * (second - first)
     x = np.arange(size, dtype=np.float32)[None] / size
     y = np.arange(size, dtype=np.float32)[:, None] / size
     angle = random.uniform(0, 2 * math.pi)
@@ -271,7 +249,7 @@ def _background(size: int, random: np.random.Generator) -> Array:
             low, share = place.astype(np.int64), (place % 1).astype(np.float32)
             rows = cells[low] * (1 - share[:, None]) + cells[low + 1] * share[:, None]
             blend = rows[:, low] * (1 - share) + rows[:, low + 1] * share
-    return (tones[0] + blend[..., None] * (tones[1] - tones[0])).astype(np.float32)
+    return (first + blend[..., None] * (second - first)).astype(np.float32)
 
 
 def _muted_colour(random: np.random.Generator) -> Array:

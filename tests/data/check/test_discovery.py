@@ -58,6 +58,7 @@ def test_every_form_is_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "form"),
     [
+        ("lmdb/refcoco/train.lmdb", "anns-masks"),
         ("dataset.json", "converted"),
         ("referit_query_val.json", "referit"),
         ("a.parquet", "parquet"),
@@ -71,26 +72,18 @@ def test_root_can_be_the_data_set(tmp_path: Path, file: str, form: str) -> None:
     assert [(one.form, one.root) for one in discover(tmp_path).sources] == [(form, tmp_path)]
 
 
-def test_published_folder_without_records_is_a_source(tmp_path: Path) -> None:
-    touch(tmp_path, "refcoco+/instances.json")
+def test_folder_without_records_is_a_source_if_published_and_a_gap_otherwise(
+    tmp_path: Path,
+) -> None:
+    touch(tmp_path, "refcoco+/instances.json", "own/instances.json")
     (tmp_path / "grefcoco").mkdir()
-    assert discover(tmp_path).sources == (
+    found = discover(tmp_path)
+    assert found.sources == (
         Source(form="refer", root=tmp_path, name="refcoco+"),
         Source(form="grefcoco", root=tmp_path),
     )
-
-
-def test_other_folder_without_references_is_a_gap(tmp_path: Path) -> None:
-    touch(tmp_path, "own/instances.json")
-    found = discover(tmp_path)
-    assert found.sources == ()
-    assert len(found.gaps) == 1
-    assert "own has instances.json, but no refs(<split_by>).p" in found.gaps[0]
-
-
-def test_lmdb_without_the_annotations(tmp_path: Path) -> None:
-    touch(tmp_path, "lmdb/refcoco/train.lmdb")
-    assert [one.form for one in discover(tmp_path).sources] == ["anns-masks"]
+    (gap,) = found.gaps
+    assert "own has instances.json, but no refs(<split_by>).p" in gap
 
 
 def test_empty_root(tmp_path: Path) -> None:

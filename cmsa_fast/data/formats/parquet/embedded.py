@@ -49,7 +49,7 @@ def read_benchmark(
     and `source.split_by` select among the splits of several data sets.
     """
     chosen = _choose_benchmark(source, shards, split)
-    check_complete(chosen, source)
+    check_complete(chosen, source, split, shards)
     records: list[Record] = []
     for shard in chosen:
         repeated = RepeatedReferences()
@@ -130,7 +130,9 @@ def _benchmark_record(
         mask = read_mask(annotation, in_annotation)
         masks[ann_id] = annotation["segmentation"], mask
     return Record(
-        image=_embedded(row, string(info, "file_name", inside)),
+        image=EncodedImage(
+            row.path, row.group, row.number_in_group, string(info, "file_name", inside)
+        ),
         size=read_size(info, inside),
         objects=(mask,),
         expressions=read_expressions(reference, source.text, in_reference),
@@ -150,11 +152,7 @@ def read_refcoco_m(
     """
     names = ("val", "validation") if split == "val" else (split,)
     chosen = [shard for shard in shards if split is None or shard.split in names]
-    if not chosen:
-        raise ValueError(
-            f"split {split!r} is not in {shards[0].path.parent}, which has {split_names(shards)}"
-        )
-    check_complete(chosen, source)
+    check_complete(chosen, source, split, shards)
     records: list[Record] = []
     count = 0
     for shard in chosen:
@@ -182,8 +180,9 @@ def _refcoco_m_record(row: Row, sample: Any, where: Where, split: str, first: in
     sentences = listing(sample, "sentences", where)
     for i, sentence in enumerate(sentences):
         string({"text": sentence}, "text", (*where, "sentence", i))
+    file_name = str(image_id) if name is None else string(values, "file_name", where)
     return Record(
-        image=_embedded(row, str(image_id) if name is None else string(values, "file_name", where)),
+        image=EncodedImage(row.path, row.group, row.number_in_group, file_name),
         size=mask.size,
         objects=(mask,),
         expressions=tuple(enumerate(sentences, start=first)),
@@ -192,7 +191,3 @@ def _refcoco_m_record(row: Row, sample: Any, where: Where, split: str, first: in
         split=split,
         where=place(where),
     )
-
-
-def _embedded(row: Row, file_name: str) -> EncodedImage:
-    return EncodedImage(row.path, row.group, row.number_in_group, file_name)

@@ -108,11 +108,17 @@ def find_shards(source: Source) -> list[Shard]:
     )
 
 
-def check_complete(shards: Sequence[Shard], source: Source) -> None:
-    """Raises FileNotFoundError if a part of a split is missing, ValueError if one exists twice.
+def check_complete(
+    shards: Sequence[Shard], source: Source, split: str | None, all_shards: Sequence[Shard]
+) -> None:
+    """Raises ValueError if there is no part of a split or one exists twice, FileNotFoundError if one is missing.
 
     A root that is one file is used as it is.
     """
+    if not shards:
+        raise ValueError(
+            f"split {split!r} is not in {all_shards[0].path.parent}, which has {split_names(all_shards)}"
+        )
     if source.root.is_file():
         if shards[0].count > 1:
             _logger.warning("%s is one of %d parts of its split", source.root, shards[0].count)
@@ -127,8 +133,7 @@ def check_complete(shards: Sequence[Shard], source: Source) -> None:
                 f"({', '.join(part.path.name for part in parts)}): keep those of one data set, or "
                 "give one file as the root"
             )
-        missing = sorted(set(range(count)) - set(numbers))
-        if missing:
+        if missing := sorted(set(range(count)) - set(numbers)):
             raise FileNotFoundError(
                 f"{folder} lacks {len(missing)} of the {count} parts of split {split!r}; the first "
                 f"missing file is {split}-{missing[0]:05d}-of-{count:05d}*.parquet"
@@ -165,8 +170,7 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
     """
     with open_table(path) as table:
         names = table.schema_arrow.names
-        missing = [name for name in columns if name not in names]
-        if missing:
+        if missing := [name for name in columns if name not in names]:
             raise ValueError(
                 f"{path} has no column {missing[0]!r}, unlike other files of its folder; it has "
                 f"{', '.join(names)}"

@@ -42,7 +42,6 @@ from .files import (
     find_shards,
     open_table,
     read_rows,
-    split_names,
 )
 
 _logger = logging.getLogger(__name__)
@@ -126,9 +125,7 @@ def _read_refcoco(
         shard for shard in shards if wanted is None or not held[shard] or held[shard] & wanted
     ]
     folder = shards[0].path.parent
-    if not chosen:
-        raise ValueError(f"split {split!r} is not in {folder}, which has {split_names(shards)}")
-    check_complete(chosen, source)
+    check_complete(chosen, source, split, shards)
     folders = _image_folders(source, folder)
     masks: dict[tuple[int, int], MaskSource] = {}
     splits: Counter[str] = Counter()
