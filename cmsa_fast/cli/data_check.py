@@ -127,15 +127,10 @@ def _table(one: DataSetCheck) -> Iterator[str]:
 
 
 def _as_published(split: SplitCount) -> str:
-    pairs = (
-        (split.references, split.published_references),
-        (split.expressions, split.published_expressions),
-        (split.images, split.published_images),
-    )
-    known = [pair for pair in pairs if pair[1] is not None]
-    if not known:
+    compared = split.compared()
+    if not compared:
         return "unknown"
-    return "yes" if all(actual == published for actual, published in known) else "no"
+    return "yes" if all(actual == published for _, actual, published in compared) else "no"
 
 
 def _finding(finding: Finding) -> Iterator[str]:

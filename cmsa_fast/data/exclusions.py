@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 
-from .formats.parsing import field, kind, listing, load_json, place
+from .formats.parsing import listing, load_json, place, typed_field
 from .formats.published import published_origin
 from .images import ImageFile
 from .source import Reading, Source
@@ -49,9 +49,7 @@ def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
         content = load_json(path)
         is_old = isinstance(content, dict) and "images" not in content and "pictures" in content
         key = "pictures" if is_old else "images"
-        images = field(content, key, (path,))
-        if not isinstance(images, dict):
-            raise ValueError(f"{path} has {kind(images)} as its {key!r}, not a dictionary")
+        images = typed_field(content, key, (path,), dict, "a dictionary")
         exclusions = {}
         for numbering in images:
             numbers = listing(images, numbering, (path, key))

@@ -62,17 +62,9 @@ def read_image(
 def read_image_size(
     source: str | os.PathLike[str] | IO[bytes], *, apply_orientation: bool = True
 ) -> tuple[int, int]:
-    """Reads the size of an image, for most formats without decoding the pixels.
+    """Height and width of what `read_image` returns, for most formats without decoding the pixels.
 
-    Args:
-        source: A path, or a file opened for reading bytes.
-        apply_orientation: As for `read_image`. (PNG is then decoded, as its orientation may come last.)
-
-    Returns:
-        Height and width in pixels of the tensor that `read_image` returns.
-
-    Raises:
-        TypeError, FileNotFoundError, ValueError: As `read_image`, as far as the part that is read shows.
+    A PNG is decoded to apply its orientation, which may come last.
     """
     with _as_file(source) as (file, name), _opened(file, name) as image:
         if image.format == "TIFF":

@@ -86,16 +86,10 @@ class MaskSource:
 def parse_segmentation(segmentation: object) -> MaskSource:
     """Parses a `segmentation` entry in any of the forms in use, without decoding it.
 
-    Args:
-        segmentation: One of: a list of polygons; one flat polygon `[x1, y1, x2, y2, ...]`; run
-            lengths `{"size": [height, width], "counts": ...}`, compressed (text or bytes) or as
-            plain numbers; a list of such run lengths (as in RefCLEF). Sequences may be numpy arrays.
-
-    Returns:
-        The parts, with degenerate polygons dropped and counted.
-
-    Raises:
-        ValueError: It has none of these forms, or its run lengths do not add up to their size.
+    The forms are: a list of polygons; one flat polygon `[x1, y1, x2, y2, ...]`; run lengths
+    `{"size": [height, width], "counts": ...}`, compressed (text or bytes) or as plain numbers; a list of
+    such run lengths (as in RefCLEF). Sequences may be numpy arrays. Degenerate polygons are dropped and
+    counted; ValueError for another form, or if run lengths do not add up to their size.
     """
     if isinstance(segmentation, Mapping):
         return MaskSource(runs=(_parse_runs(segmentation),))

@@ -111,25 +111,15 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class RecordColumns:
-    """What opening a data set needs of its records, as columns.
+    """What opening a data set needs of its records, as columns."""
 
-    Attributes:
-        image_ids: int64 `[records]`.
-        names_nothing: bool `[records]`.
-        has_lost_mask: bool `[records]`.
-        degenerate_parts: int64 `[records]`; parts of a shared object count at its first record.
-        lengths: int64 `[records]`, number of expressions of each record.
-        sent_ids: int64 `[expressions]`.
-        expressions: The expressions of all records in order.
-    """
-
-    image_ids: NDArray[np.int64]
-    names_nothing: NDArray[np.bool_]
-    has_lost_mask: NDArray[np.bool_]
-    degenerate_parts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    sent_ids: NDArray[np.int64]
-    expressions: list[str]
+    image_ids: NDArray[np.int64]  # [records]
+    names_nothing: NDArray[np.bool_]  # [records]
+    has_lost_mask: NDArray[np.bool_]  # [records]
+    degenerate_parts: NDArray[np.int64]  # [records]; a shared object's count at its first record
+    lengths: NDArray[np.int64]  # [records], number of expressions of each
+    sent_ids: NDArray[np.int64]  # [expressions]
+    expressions: list[str]  # of all records in order
 
     @classmethod
     def from_records(cls, records: Sequence[Record]) -> RecordColumns:

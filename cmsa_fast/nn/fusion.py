@@ -126,7 +126,7 @@ class ChannelGatedFusion(nn.Module):
         self.gates = nn.ModuleList(
             nn.Conv2d(fused_channels, 3 * fused_channels, 3, padding=1) for _ in in_channels
         )
-        self.balance = nn.Parameter(torch.full((_LEVELS,), 0.5))
+        self.balance = nn.Parameter(torch.empty(_LEVELS))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import REPOSITORY
@@ -194,34 +195,28 @@ def test_help_lists_the_commands(capsys: Capture) -> None:
     assert "train" in capsys.readouterr().out
 
 
-@pytest.fixture
-def errors(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
-    """Errors that the next calls of `cmsa-fast train` raise, in this order."""
-    raised: list[BaseException] = []
-
-    def fail(options: TrainOptions) -> None:
-        raise raised.pop(0)
-
-    monkeypatch.setattr(train_job, "run_training", fail)
-    return raised
+def fail_with(monkeypatch: pytest.MonkeyPatch, *errors: BaseException) -> None:
+    """Make each of the next calls of `cmsa-fast train` raise one of the errors."""
+    monkeypatch.setattr(train_job, "run_training", Mock(side_effect=errors))
 
 
-def test_ctrl_c_exits_with_130(errors: list[BaseException]) -> None:
-    errors.append(KeyboardInterrupt())
+def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, KeyboardInterrupt())
     assert main(["train"]) == 130
 
 
 def test_error_with_several_lines_and_notes_is_one_line(
-    errors: list[BaseException], capsys: Capture
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    errors += [ValueError("two\n  lines"), FloatingPointError("nan"), OSError()]
-    errors[0].add_note("In sample 7.")
+    error = ValueError("two\n  lines")
+    error.add_note("In sample 7.")
+    fail_with(monkeypatch, error, FloatingPointError("nan"), OSError())
     for expected in ("two lines In sample 7.", "nan", "OSError"):
         assert main(["train"]) == 1
         assert capsys.readouterr().err == f"cmsa-fast: {expected}\n"
 
 
-def test_bugs_are_not_hidden(errors: list[BaseException]) -> None:
-    errors.append(RuntimeError("a bug"))
+def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["train"])

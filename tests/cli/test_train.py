@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -263,21 +264,15 @@ def test_refer_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 def test_evaluation_is_kept_when_a_later_stage_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def failing(*_: object) -> Path:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(train_job, "save_examples", failing)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(train_job, "save_examples", Mock(side_effect=full))
     result = trained(tmp_path / "run")
     assert result.overview is None
     assert result.shuffled is not None
     assert "Not all example images could be drawn" in caplog.text
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert content["shuffled"] == result.shuffled.overall
-
-    def stopped(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_job, "ShuffledExpressions", stopped)
+    monkeypatch.setattr(train_job, "ShuffledExpressions", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "other")
     again = json.loads((tmp_path / "other" / "evaluation.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cmsa_fast.data.mask_files import MatlabMask, PngMask
+from cmsa_fast.data.mask_files import MaskFile, MatlabMask, PngMask
 
 
 def png(folder: Path, pixels: np.ndarray) -> PngMask:
@@ -54,3 +54,26 @@ def test_matlab_masks_of_every_number_type(tmp_path: Path, dtype: type, version:
     mask = MatlabMask((tmp_path / "absent", tmp_path), "1_1.mat").decode(3, 5)
     assert mask.dtype == torch.bool
     assert torch.equal(mask, torch.from_numpy(values == 0))
+
+
+@pytest.mark.parametrize("kind", ["png", "mat"])
+def test_damaged_file_and_mask_of_another_size_are_errors_that_name_the_file(
+    tmp_path: Path, kind: str
+) -> None:
+    values = np.random.default_rng(0).integers(0, 2, (23, 37), np.uint8)
+    file = tmp_path / f"5.{kind}"
+    if kind == "png":
+        mask: MaskFile = png(tmp_path, values)
+    else:
+        scipy_io = pytest.importorskip("scipy.io", reason="scipy reads the masks of ReferIt")
+        scipy_io.savemat(file, {"segimg_t": values}, do_compression=True)
+        mask = MatlabMask((tmp_path,), file.name)
+    with pytest.raises(ValueError, match=rf"{file} is 23 x 37 \(height x width\) and its image 37"):
+        mask.decode(37, 23)
+    whole = file.read_bytes()
+    Image.fromarray(values).save(tmp_path / "5.jpg")
+    other = (tmp_path / "5.jpg").read_bytes()
+    for damaged in (b"", b"no mask", whole[:40], whole[:-30], whole[:150] + b"\0" * 60, other):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{file} cannot be read as a mask"):
+            mask.decode(23, 37)

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -77,13 +78,8 @@ def test_empty_folder_is_filled_through_a_link(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
 def test_failed_block_leaves_nothing(tmp_path: Path, stop: type[BaseException]) -> None:
-    def fail() -> None:
-        with staged(tmp_path / "set") as folder:
-            (folder / "file").write_text("half")
-            raise stop
-
     with pytest.raises(stop):
-        fail()
+        fill(tmp_path / "set", "half", Mock(side_effect=stop))
     assert names(tmp_path) == []
 
 

@@ -93,6 +93,12 @@ class SplitCount:
     published_expressions: int | None = None
     published_images: int | None = None
 
+    def compared(self) -> list[tuple[str, int, int]]:
+        """Name, actual and published value of the counts that were published."""
+        names = ("references", "expressions", "images")
+        counts = ((name, getattr(self, name), getattr(self, f"published_{name}")) for name in names)
+        return [count for count in counts if count[2] is not None]
+
 
 @dataclass(frozen=True)
 class DataSetCheck:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, count
 from pathlib import Path
 
 from ..errors import ErrorCollector, one_line
@@ -128,8 +128,8 @@ def _label(source: Source, reading: Reading | None, taken: set[str]) -> str:
         label = f"{label}, {source.form}"
     if label in taken:
         label = f"{label} in {source.root}"
-    numbered = (f"{label} ({number})" for number in count(2))
-    return next(unique for unique in chain([label], numbered) if unique not in taken)
+    numbered = (f"{label} ({number})" for number in itertools.count(2))
+    return next(unique for unique in itertools.chain([label], numbered) if unique not in taken)
 
 
 def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]:
@@ -150,15 +150,10 @@ def _count(reading: Reading, details: dict[Kind, list[str]]) -> list[SplitCount]
             PUBLISHED_IMAGES.get(origin, {}).get(its_name),
         )
         counts.append(count)
-        compared = (
-            ("references", count.references, count.published_references),
-            ("expressions", count.expressions, count.published_expressions),
-            ("images", count.images, count.published_images),
-        )
         wrong = [
             f"{actual} {what} (published: {expected})"
-            for what, actual, expected in compared
-            if expected not in (None, actual)
+            for what, actual, expected in count.compared()
+            if actual != expected
         ]
         if wrong:
             missing = f"is missing (published: {published} expressions)"

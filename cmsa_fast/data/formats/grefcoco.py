@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ErrorCollector
 from ..source import Reading, Source
-from .parsing import Where, field, identifier, kind, place
+from .parsing import Where, field, identifier, place, typed_field
 from .refer import refer_records
 from .refer_layout import COCO_FOLDERS, ReferFiles, check_names, image_folders, require_folder
 
@@ -55,11 +55,9 @@ def annotations_of(record: Any, where: Where) -> tuple[str, ...]:
         )
     if not annotations and "no_target" not in record:
         raise ValueError(f"{place(where)} has an empty 'ann_id' and no 'no_target'")
-    no_target = record.get("no_target", names_nothing)
-    if not isinstance(no_target, bool):
-        raise ValueError(
-            f"{place(where)} has {kind(no_target)} as its 'no_target', not true or false"
-        )
+    no_target = names_nothing
+    if "no_target" in record:
+        no_target = typed_field(record, "no_target", where, bool, "true or false")
     if no_target != (names_nothing or not annotations):
         raise ValueError(
             f"{place(where)} contradicts itself: its 'no_target' is {str(no_target).lower()} and "

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import RepeatedReferenceError
 from ..images import ImageFile, image_file
@@ -19,6 +19,7 @@ from ..masks import MaskSource, parse_segmentation
 from ..source import Text
 
 Where = tuple[object, ...]
+_T = TypeVar("_T")
 
 _LONGEST_NUMBER = 19  # decimal digits of a 64-bit integer
 _LONGEST_IDENTIFIER = 200  # characters
@@ -54,20 +55,22 @@ def integer(record: Any, key: str, where: Where) -> int:
     return value
 
 
+def typed_field(record: Any, key: str, where: Where, expected: type[_T], description: str) -> _T:
+    """A value of the `expected` type; ValueError with its `description` otherwise."""
+    value = field(record, key, where)
+    if not isinstance(value, expected):
+        raise ValueError(f"{place(where)} has {kind(value)} as its {key!r}, not {description}")
+    return value
+
+
 def string(record: Any, key: str, where: Where) -> str:
     """A text; ValueError otherwise."""
-    value = field(record, key, where)
-    if not isinstance(value, str):
-        raise ValueError(f"{place(where)} has {kind(value)} as its {key!r}, not text")
-    return value
+    return typed_field(record, key, where, str, "text")
 
 
 def listing(record: Any, key: str, where: Where) -> list[Any]:
     """A list; ValueError otherwise."""
-    value = field(record, key, where)
-    if not isinstance(value, list):
-        raise ValueError(f"{place(where)} has {kind(value)} as its {key!r}, not a list")
-    return value
+    return typed_field(record, key, where, list, "a list")
 
 
 def identifier(value: Any, key: str, where: Where) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.anns_layout import HEIGHT, IMAGE, WIDTH, AnnsLayout, small_anns
 
 from cmsa_fast.data import Source, open_split, read_records
@@ -237,24 +236,9 @@ def test_missing_mask_or_image_is_an_error_on_access(layout: AnnsLayout) -> None
         data[3]
 
 
-def test_damaged_masks_are_errors_that_name_the_file(layout: AnnsLayout) -> None:
-    data = opened(layout)
-    file = mask_file(layout)
-    whole = file.read_bytes()
-    for damaged in (b"", b"no image", whole[:40], whole[:-30], whole[:50] + b"\0" * 20):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"val\.json: record 0: .*51\.png cannot be read as a"):
-            data[0]
-    Image.new("L", (WIDTH, HEIGHT)).save(file, "JPEG")
-    with pytest.raises(ValueError, match=r"51\.png cannot be read as a mask"):
-        data[0]
-
-
-def test_mask_of_another_size(layout: AnnsLayout) -> None:
-    Image.new("L", (HEIGHT, WIDTH)).save(mask_file(layout))
-    with pytest.raises(
-        ValueError, match=r"51\.png is 37 x 23 \(height x width\) and its image 23 x 37"
-    ):
+def test_damaged_mask_names_the_record_and_the_file(layout: AnnsLayout) -> None:
+    mask_file(layout).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"val\.json: record 0: .*51\.png cannot be read as a"):
         opened(layout)[0]
 
 

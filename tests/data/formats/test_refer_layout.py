@@ -74,26 +74,22 @@ def test_missing_root_says_what_belongs_there(tmp_path: Path) -> None:
         locate_refer_files(tmp_path / "absent", "refclef", "berkeley")
 
 
-@pytest.mark.parametrize("file", ["refs(unc).p", "instances.json"])
-def test_missing_file_of_a_published_data_set(tmp_path: Path, file: str) -> None:
-    small_refcoco(tmp_path).write()
-    (tmp_path / "refcoco" / file).unlink()
-    with pytest.raises(FileNotFoundError) as caught:
-        locate_refer_files(tmp_path, "refcoco", "unc")
-    assert f"there is no file {tmp_path / 'refcoco' / file}" in str(caught.value)
-    assert "gone" in str(caught.value)
-
-
-def test_missing_folder_of_a_published_data_set(tmp_path: Path) -> None:
-    small_refcoco(tmp_path).write()
-    with pytest.raises(FileNotFoundError, match=r"refcocog/refs\(umd\)\.p"):
-        locate_refer_files(tmp_path, "refcocog", "umd")
-
-
-def test_missing_image_folder(tmp_path: Path) -> None:
-    ReferLayout(tmp_path).write()
-    with pytest.raises(FileNotFoundError, match="images/mscoco/images/train2014 or images/train"):
-        locate_refer_files(tmp_path, "refcoco", "unc")
+@pytest.mark.parametrize(
+    ("removed", "name", "split_by", "message"),
+    [
+        ("refcoco/refs(unc).p", "refcoco", "unc", r"no file .*refcoco/refs\(unc\)\.p\. .*is gone"),
+        ("refcoco/instances.json", "refcoco", "unc", r"no file .*/instances\.json\. .*is gone"),
+        ("refcoco", "refcocog", "umd", r"refcocog/refs\(umd\)\.p"),
+        ("images", "refcoco", "unc", "images/mscoco/images/train2014 or images/train"),
+    ],
+)
+def test_missing_part_of_a_published_data_set(
+    tmp_path: Path, removed: str, name: str, split_by: str, message: str
+) -> None:
+    root = small_refcoco(tmp_path / "data").write()
+    (root / removed).rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=message):
+        locate_refer_files(root, name, split_by)
 
 
 def test_unknown_name_lists_the_data_sets(tmp_path: Path) -> None:

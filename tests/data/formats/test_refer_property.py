@@ -6,11 +6,13 @@ import json
 import pickle
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.damage import damage
 from support.refer_layout import ReferLayout, small_refcoco
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed")
@@ -154,7 +156,8 @@ def check_changed(
     whole = pickle.loads(pickle.dumps({key: getattr(sound, key) for key in keys}))
     for path, new in changes:
         if path[0] == "references" or _is_json(new):
-            _put(whole, path, new, remove)
+            with suppress(KeyError, IndexError, TypeError):  # the other change removed the place
+                damage(whole, path, ... if remove and len(path) > 2 else new)
     references = whole["references"]
     _write(sound.root, references, {key: whole[key] for key in keys[1:]})
     check(sound.root, len(references) if isinstance(references, list) else None)
@@ -221,21 +224,6 @@ def _write(root: Path, references: Any, instances: Any) -> None:
         (root / "refcoco" / FILES[1]).write_text(json.dumps(instances))
     finally:
         sys.set_int_max_str_digits(limit)
-
-
-def _put(whole: Any, path: tuple[Any, ...], new: Any, remove: bool) -> None:
-    *way, last = path
-    for step in way:
-        try:
-            whole = whole[step]
-        except (KeyError, IndexError, TypeError):
-            return  # the other change removed it
-    if isinstance(whole, dict) and remove and len(path) > 2:
-        whole.pop(last, None)
-    elif isinstance(whole, dict) or (
-        isinstance(whole, list) and isinstance(last, int) and last < len(whole)
-    ):
-        whole[last] = new
 
 
 def _is_json(value: Any) -> bool:

@@ -57,12 +57,8 @@ def test_records_follow_the_references(tmp_path: Path) -> None:
     found = records(layout)
     assert [record.size for record in found] == [(23, 37), (41, 29), (23, 37), (31, 31)]
     assert found[1].image.name.endswith("COCO_train2014_000000000011.jpg")
-    assert [int(record.mask(*record.size or (0, 0)).sum()) for record in found] == [
-        175,
-        81,
-        49,
-        121,
-    ]
+    areas = [int(record.mask(*record.size or (0, 0)).sum()) for record in found]
+    assert areas == [175, 81, 49, 121]
 
 
 def test_identifiers_may_be_text(tmp_path: Path) -> None:
@@ -154,9 +150,8 @@ def test_damage_in_other_splits_is_not_reported(tmp_path: Path) -> None:
 def test_repeated_reference(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     layout.references += [dict(reference) for reference in layout.references[:2]]
-    layout.references.append(
-        {**layout.references[0], "ref_id": 999}
-    )  # another one of the same object
+    same_object = {**layout.references[0], "ref_id": 999}
+    layout.references.append(same_object)
     with pytest.raises(ValueError, match=r"\.p: reference 4 repeats ref_id 100 of reference 0"):
         records(layout)
     errors = ErrorCollector(strict=False)

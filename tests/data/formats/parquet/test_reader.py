@@ -43,42 +43,33 @@ def test_refcoco_samples(tmp_path: Path, images: str) -> None:
     assert data.report.published_expressions == 120_624
 
 
-def test_refcoco_roots(tmp_path: Path) -> None:
-    root = write_refcoco(tmp_path / "refcoco")
-    file = root / "data" / shard("train")
-    for where in (
-        source(root),
-        source(root / "data"),
-        source(file),
-        source(tmp_path, name="refcoco"),
-    ):
-        data = open_split(where, "train")
-        assert len(data) == 4
-        assert data[0].image.shape == (3, *SIZE)
-        assert data.report.published_expressions == 120_624
+REVISION = "datasets--jxu124--refcocoplus/snapshots/2f2f8928"
 
 
-def test_refcoco_in_a_folder_of_another_name(tmp_path: Path) -> None:
-    root = write_refcoco(tmp_path / "copy")
-    data = open_split(source(root), "val")
-    assert data.report.published_expressions is None
-    assert str(root) in data.title
-    named = open_split(source(root, name="refcocoplus"), "val")
-    assert named.report.published_expressions == 10_758
-    assert named.title.startswith("refcoco+ (unc, parquet)")
-
-
-def test_folder_by_any_name_of_its_data_set(tmp_path: Path) -> None:
-    write_refcoco(tmp_path / "refcocoplus")
-    for name in ("refcoco+", "refcocoplus", "refcoco_plus"):
-        data = open_split(source(tmp_path, name=name), "val")
-        assert data.report.published_expressions == 10_758
-
-
-def test_downloaded_revision_is_known_by_its_repository(tmp_path: Path) -> None:
-    root = tmp_path / "datasets--jxu124--refcocoplus" / "snapshots" / "2f2f8928"
-    data = open_split(source(write_refcoco(root)), "testB")
-    assert data.report.published_expressions == 4_889
+@pytest.mark.parametrize(
+    ("folder", "root", "name", "published"),
+    [
+        ("refcoco", "refcoco", "", 10_834),
+        ("refcoco", "refcoco/data", "", 10_834),
+        ("refcoco", f"refcoco/data/{shard('validation')}", "", 10_834),
+        ("refcoco", ".", "refcoco", 10_834),
+        ("refcocoplus", ".", "refcoco+", 10_758),
+        ("refcocoplus", ".", "refcocoplus", 10_758),
+        ("refcocoplus", ".", "refcoco_plus", 10_758),
+        ("copy", "copy", "refcocoplus", 10_758),
+        ("copy", "copy", "", None),
+        (REVISION, REVISION, "", 10_758),
+    ],
+)
+def test_data_set_is_known_by_its_name_or_folder(
+    tmp_path: Path, folder: str, root: str, name: str, published: int | None
+) -> None:
+    write_refcoco(tmp_path / folder)
+    data = open_split(source(tmp_path / root, name=name), "val")
+    check_images_and_masks(data, [covered((5, 5, 11))] * len(data))
+    assert data.report.published_expressions == published
+    title = {10_834: "refcoco (unc, parquet)", 10_758: "refcoco+ (unc, parquet)"}
+    assert data.title.startswith(title.get(published or 0, str(tmp_path / folder)))
 
 
 def test_raw_expressions(tmp_path: Path) -> None:
@@ -126,23 +117,23 @@ def test_all_splits(tmp_path: Path) -> None:
     assert set(reading.published_expressions) == set(found)
 
 
-@pytest.mark.parametrize("asked", ["Train", "testAB", "", "testC"])
-def test_missing_split_lists_the_others(tmp_path: Path, asked: str) -> None:
+@pytest.mark.parametrize(
+    ("split", "options", "message"),
+    [
+        *(
+            (split, {}, r"which has test, testB, train, validation")
+            for split in ("Train", "testAB", "", "testC")
+        ),
+        ("val", {"split_by": "google"}, "split_by 'google' of 'refcoco'.*has unc"),
+        ("val", {"name": "refcocog"}, "'refcocog' contradicts the folder"),
+    ],
+)
+def test_what_the_copy_has_not(
+    tmp_path: Path, split: str, options: dict[str, Any], message: str
+) -> None:
     root = write_refcoco(tmp_path / "refcoco")
-    with pytest.raises(ValueError, match=r"which has test, testB, train, validation"):
-        open_split(source(root), asked)
-
-
-def test_unknown_split_by(tmp_path: Path) -> None:
-    root = write_refcoco(tmp_path / "refcoco")
-    with pytest.raises(ValueError, match="split_by 'google' of 'refcoco'.*has unc"):
-        open_split(source(root, split_by="google"), "val")
-
-
-def test_name_that_contradicts_the_folder(tmp_path: Path) -> None:
-    root = write_refcoco(tmp_path / "refcoco")
-    with pytest.raises(ValueError, match="'refcocog' contradicts the folder"):
-        open_split(source(root, name="refcocog"), "val")
+    with pytest.raises(ValueError, match=message):
+        open_split(source(root, **options), split)
 
 
 def test_file_of_another_name_goes_by_its_column(tmp_path: Path) -> None:
