@@ -93,9 +93,7 @@ def build(name: str) -> Case:
         flops = None if small else 7 * 2.0 * PLACES**2 * WIDTH
         leaves = [part.clone().requires_grad_() for part in parts]
         grad = torch.randn(leaves[0].shape, generator=torch.Generator().manual_seed(1))
-        return Case(
-            lambda: torch.autograd.grad(attend(leaves, backend), leaves, grad), flops, rounds
-        )
+        return Case(lambda: torch.autograd.grad(attend(leaves, backend), leaves, grad), flops, rounds)
     flops = None if small else 2.0 * PLACES**2 * (2 * WIDTH + 2 * WORDS)
     return Case(lambda: attend(parts, backend), flops, rounds)
 
@@ -119,11 +117,7 @@ def collect() -> dict[str, Any]:
         {name: case.rounds for name, case in cases.items()},
     )
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    rates = {
-        name: case.flops / median[name] / 1e9
-        for name, case in cases.items()
-        if case.flops is not None
-    }
+    rates = {name: case.flops / median[name] / 1e9 for name, case in cases.items() if case.flops is not None}
     matmul = max(rates[f"matmul {size}"] for size in MATMUL_SIZES)
     rows = {
         name: {
@@ -137,9 +131,7 @@ def collect() -> dict[str, Any]:
     }
     ratios = {"sdpa / separable, forward": median["sdpa forward"] / median["separable forward"]}
     for passes in ("forward", "forward + backward"):
-        literal, separable = (
-            median[f"{form} {passes} 400 x 10"] for form in ("literal", "separable")
-        )
+        literal, separable = (median[f"{form} {passes} 400 x 10"] for form in ("literal", "separable"))
         ratios[f"literal / separable, {passes}, 400 x 10"] = literal / separable
     return {
         "machine": measuring.machine(),
@@ -147,8 +139,7 @@ def collect() -> dict[str, Any]:
         "cases": rows,
         "ratios": ratios,
         "import_s": {
-            statement: statistics.median(run_seconds(statement) for _ in range(5))
-            for statement in STATEMENTS
+            statement: statistics.median(run_seconds(statement) for _ in range(5)) for statement in STATEMENTS
         },
     }
 
@@ -158,10 +149,7 @@ def format_table(figures: dict[str, Any]) -> str:
     for name, row in figures["cases"].items():
         rate = "" if row["gflop_per_s"] is None else f"{row['gflop_per_s']:.1f}"
         share = "" if row["share_of_matmul"] is None else f"{row['share_of_matmul']:.0%}"
-        lines.append(
-            f"{name:38}{row['median_s'] * 1e3:>8.1f} ms{rate:>10}{share:>11}"
-            f"{row['peak_mib']:>7.0f} MiB"
-        )
+        lines.append(f"{name:38}{row['median_s'] * 1e3:>8.1f} ms{rate:>10}{share:>11}{row['peak_mib']:>7.0f} MiB")
     lines += [f"{name}: {ratio:.1f}" for name, ratio in figures["ratios"].items()]
     lines += [f"{name}: {seconds:.3f} s" for name, seconds in figures["import_s"].items()]
     return "\n".join(lines)

@@ -219,8 +219,7 @@ def compile_case(case: Case) -> list[dict[str, Any]]:
             "tile": {
                 key.lower(): value
                 for key, value in sorted(options.items())
-                if key in ("ROWS", "KEYS", "CHUNK", "CHANNELS", "VALUES", "SLICE")
-                or key.startswith("num_")
+                if key in ("ROWS", "KEYS", "CHUNK", "CHANNELS", "VALUES", "SLICE") or key.startswith("num_")
             },
             "shared_bytes": result.metadata.shared,
             "shared_limit": SHARED_LIMIT[case.architecture],
@@ -319,15 +318,11 @@ def shipped() -> Iterator[Case]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="file whose rows are updated")
     choices = (FAMILIES, ARCHITECTURES, ARITHMETICS, WIDTHS, VARIANTS)
     for name, values in zip(Case._fields, map(tuple, choices), strict=True):
-        parser.add_argument(
-            f"--{name}", nargs="+", choices=values, default=values, type=type(values[0])
-        )
+        parser.add_argument(f"--{name}", nargs="+", choices=values, default=values, type=type(values[0]))
     parser.add_argument(
         "--processes",
         type=int,
@@ -338,9 +333,7 @@ def main() -> None:
     if os.environ.pop("TRITON_INTERPRET", None):
         print("TRITON_INTERPRET is ignored: kernels are only compiled.", file=sys.stderr)
     cases = [
-        case
-        for case in shipped()
-        if all(getattr(case, name) in getattr(arguments, name) for name in Case._fields)
+        case for case in shipped() if all(getattr(case, name) in getattr(arguments, name) for name in Case._fields)
     ]
     rows = collect(cases, arguments.processes)
     if arguments.json:

@@ -31,9 +31,7 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
     return image, torch.sigmoid(6 * (0.5 - x**2 - y**2))
 
 
-def measure(
-    pairs: list[tuple[Tensor, Tensor]], processes: int, rounds: int
-) -> dict[str, list[float]]:
+def measure(pairs: list[tuple[Tensor, Tensor]], processes: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of every round over all images, by `refine` and by the pool, after checking that both agree."""
     with RefinementPool(processes) as pool:
 
@@ -51,9 +49,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)

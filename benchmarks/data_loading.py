@@ -64,9 +64,7 @@ def build(root: Path, references: int = REFERENCES, expressions: int = EXPRESSIO
         for number in range(annotations)
     ]
     pixels = random.integers(0, 256, (*SIZES[0], 3), np.uint8)
-    Image.fromarray(pixels).save(
-        folder / f"COCO_train2014_{0:012d}.jpg"
-    )  # the only one that is read
+    Image.fromarray(pixels).save(folder / f"COCO_train2014_{0:012d}.jpg")  # the only one that is read
     counts = [expressions // references + (i < expressions % references) for i in range(references)]
     starts = np.cumsum([0, *counts]).tolist()
     records = [
@@ -78,9 +76,7 @@ def build(root: Path, references: int = REFERENCES, expressions: int = EXPRESSIO
             "file_name": f"COCO_train2014_{number % photos:012d}_{number}.jpg",
             "split": "train",
             "sent_ids": list(range(starts[number], starts[number + 1])),
-            "sentences": [
-                expression(random, sent_id) for sent_id in range(starts[number], starts[number + 1])
-            ],
+            "sentences": [expression(random, sent_id) for sent_id in range(starts[number], starts[number + 1])],
         }
         for number in range(references)
     ]
@@ -150,9 +146,7 @@ def read_in_turn(roots: dict[Form, Path], rounds: int) -> dict[Form, list[dict[s
     return readings
 
 
-def collect(
-    rounds: int = ROUNDS, references: int = REFERENCES, expressions: int = EXPRESSIONS
-) -> dict[str, Any]:
+def collect(rounds: int = ROUNDS, references: int = REFERENCES, expressions: int = EXPRESSIONS) -> dict[str, Any]:
     """Measure medians and ranges over the rounds, sizes of the files, and ratios."""
     with tempfile.TemporaryDirectory() as name:
         roots: dict[Form, Path] = {
@@ -178,9 +172,7 @@ def collect(
         "rounds": rounds,
         "convert_s": seconds,
         "forms": forms,
-        "refer_over_converted": {
-            key: median["refer"][key] / median["converted"][key] for key in RATIOS
-        },
+        "refer_over_converted": {key: median["refer"][key] / median["converted"][key] for key in RATIOS},
     }
 
 
@@ -204,10 +196,7 @@ def format_table(figures: dict[str, Any]) -> str:
             f"{median['peak_mib']:>6.0f} MiB{median['pickled_mib']:>7.0f} MiB"
         )
     lines.append(f"conversion: {figures['convert_s']:.1f} s")
-    lines += [
-        f"refer / converted, {key}: {ratio:.1f}"
-        for key, ratio in figures["refer_over_converted"].items()
-    ]
+    lines += [f"refer / converted, {key}: {ratio:.1f}" for key, ratio in figures["refer_over_converted"].items()]
     return "\n".join(lines)
 
 

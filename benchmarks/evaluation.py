@@ -110,9 +110,7 @@ def check_parity() -> float:
     allowed = 2 * errors["each, as trained"]
     for form, error in errors.items():
         if error > allowed:
-            raise RuntimeError(
-                f"form {form!r} has an error of {error:.2e}; at most {allowed:.2e} is allowed."
-            )
+            raise RuntimeError(f"form {form!r} has an error of {error:.2e}; at most {allowed:.2e} is allowed.")
     return max(errors.values())
 
 

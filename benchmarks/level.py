@@ -84,9 +84,7 @@ def prepare_level(form: str, attention: CMSA, convolution: nn.Conv2d) -> Callabl
     if form == "folded":
         return FoldedLevel(attention, convolution.weight, convolution.bias)
     if form == "after":
-        return functools.partial(
-            attention.project, weight=convolution.weight, bias=convolution.bias
-        )
+        return functools.partial(attention.project, weight=convolution.weight, bias=convolution.bias)
     return lambda visual, words: convolution(attention(visual, words))
 
 
@@ -118,10 +116,7 @@ def _forward_before(images: Tensor, ids: Tensor) -> Tensor:
     model = _model()[0]
     features = model.encode_image(images)
     words = model.words(ids)
-    levels = [
-        attention(visual, words)
-        for attention, visual in zip(model.attention, features.levels, strict=True)
-    ]
+    levels = [attention(visual, words) for attention, visual in zip(model.attention, features.levels, strict=True)]
     logits = model.mask(model.fusion(levels))
     return F.interpolate(logits, size=features.size, mode="bilinear", align_corners=False)
 
@@ -148,8 +143,7 @@ def collect(rounds: int = ROUNDS) -> dict[str, Any]:
         },
         "rounds": rounds,
         "cases": {
-            name: {**summarize(times), "peak_mib": added_peak_mib(build, name)}
-            for name, times in seconds.items()
+            name: {**summarize(times), "peak_mib": added_peak_mib(build, name)} for name, times in seconds.items()
         },
         "levels_share_of_backbone": {form: levels_share(median, form) for form in FORMS},
         "goal": GOAL,
@@ -170,17 +164,12 @@ def format_table(figures: dict[str, Any]) -> str:
             found = [rows.get(f"{part} {form} {passes}") for form in FORMS]
             if any(found):
                 cells = "".join(
-                    f"{row['median_s'] * 1e3:>9.1f} ms{row['peak_mib']:>6.0f} MiB"
-                    if row
-                    else f"{'':22}"
+                    f"{row['median_s'] * 1e3:>9.1f} ms{row['peak_mib']:>6.0f} MiB" if row else f"{'':22}"
                     for row in found
                 )
                 lines.append(f"{f'{part} {passes}':26}{cells}")
     backbone = rows["backbone forward"]
-    lines.append(
-        f"{'backbone forward':26}{backbone['median_s'] * 1e3:>8.1f} ms, "
-        f"{backbone['peak_mib']:.0f} MiB"
-    )
+    lines.append(f"{'backbone forward':26}{backbone['median_s'] * 1e3:>8.1f} ms, {backbone['peak_mib']:.0f} MiB")
     share = figures["levels_share_of_backbone"]
     lines.append(
         "three levels' forward as a share of the backbone's: "

@@ -114,9 +114,7 @@ def run_command(
         format_table: Formats the figures as a table.
         rounds: Default of --rounds; None for a benchmark without that option.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     if rounds is not None:
         parser.add_argument(

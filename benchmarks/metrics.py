@@ -83,9 +83,7 @@ def build(name: str) -> Callable[[], object]:
         return lambda: add(SegmentationMetrics(), EXPRESSIONS)
     if name.startswith("merge"):
         edges = [EXPRESSIONS * part // PARTS for part in range(PARTS + 1)]
-        parts = [
-            add(SegmentationMetrics(), end - start) for start, end in itertools.pairwise(edges)
-        ]
+        parts = [add(SegmentationMetrics(), end - start) for start, end in itertools.pairwise(edges)]
         return lambda: merge(parts)
     if name.startswith("compute"):
         kind = GeneralizedMetrics if name.endswith("generalized") else SegmentationMetrics
@@ -130,9 +128,7 @@ def format_table(figures: dict[str, Any]) -> str:
     lines = [f"{'':24}{'expressions':>12}{'median':>12}{'each':>12}"]
     for name, row in figures["cases"].items():
         median, expressions = row["median_s"], row["expressions"]
-        lines.append(
-            f"{name:24}{expressions:>12}{median * 1e3:>9.2f} ms{median / expressions * 1e6:>9.2f} us"
-        )
+        lines.append(f"{name:24}{expressions:>12}{median * 1e3:>9.2f} ms{median / expressions * 1e6:>9.2f} us")
     return "\n".join(lines)
 
 

@@ -80,8 +80,7 @@ def collect() -> dict[str, Any]:
         "machine": machine(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "stages": {
-            name: {"forward_s": forward, "backward_s": backward}
-            for name, (forward, backward) in stages.items()
+            name: {"forward_s": forward, "backward_s": backward} for name, (forward, backward) in stages.items()
         },
         "optimizer_s": update,
         "peak_gib": peak_mib() / 1024,

@@ -30,8 +30,7 @@ def test_folded_level_is_as_exact_as_the_level_before(name: str) -> None:
     double = copy.deepcopy(attention_).double(), copy.deepcopy(convolution).double()
     with torch.no_grad():
         before, *others = (
-            level.prepare_level(form, attention_, convolution)(visual, words)
-            for form in level.FORMS
+            level.prepare_level(form, attention_, convolution)(visual, words) for form in level.FORMS
         )
         exact = level.prepare_level("before", *double)(visual.double(), words.double())
     for other in others:
@@ -72,9 +71,7 @@ def test_metrics_speed(name: str, benchmark: Any) -> None:
     ],
     ids=["attention", "level", "metrics", "evaluation"],
 )
-def test_interleaved_summary(
-    module: ModuleType, rounds: int | None, names: tuple[str, ...], capsys: Any
-) -> None:
+def test_interleaved_summary(module: ModuleType, rounds: int | None, names: tuple[str, ...], capsys: Any) -> None:
     figures = module.collect() if rounds is None else module.collect(rounds)
     with capsys.disabled():
         print("\n" + module.format_table(figures))

@@ -24,15 +24,11 @@ GPU_SIZES = {
 def exact(
     operation: str, size: tuple[tuple[str, int], ...], dtype: str, device: str
 ) -> tuple[budget.Case, parity.Exact]:
-    case = forms.draw(
-        operation, dict(size), budget.torch_dtype(dtype), device, spread=budget.spread(dtype)
-    )
+    case = forms.draw(operation, dict(size), budget.torch_dtype(dtype), device, spread=budget.spread(dtype))
     return case, parity.exact(operation, dict(size), case, dtype)
 
 
-def measure(
-    operation: str, name: str, size: dict[str, int], dtype: str, device: str, benchmark: Any
-) -> None:
+def measure(operation: str, name: str, size: dict[str, int], dtype: str, device: str, benchmark: Any) -> None:
     """Check that a form keeps the error budget, then time it forward and backward."""
     case, truth = exact(operation, tuple(size.items()), dtype, device)
     bound = parity.bind(operation, name, size, case)

@@ -52,9 +52,7 @@ class Predictor:
         mask = predictor.predict("man in the red coat").mask
     """
 
-    def __init__(
-        self, model: ReferringModel, config: ModelConfig, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, model: ReferringModel, config: ModelConfig, device: torch.device | str = "cpu") -> None:
         self.model = model.eval().to(device)
         self._inference = for_inference(model)
         self.config = config

@@ -110,13 +110,7 @@ def test_modules_of_the_package_import_each_other_relatively() -> None:
         f"{path.relative_to(PACKAGE)}:{node.lineno}"
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if (
-            isinstance(node, ast.ImportFrom)
-            and not node.level
-            and (node.module or "").startswith("cmsa_fast")
-        )
-        or (
-            isinstance(node, ast.Import) and any(a.name.startswith("cmsa_fast") for a in node.names)
-        )
+        if (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("cmsa_fast"))
+        or (isinstance(node, ast.Import) and any(a.name.startswith("cmsa_fast") for a in node.names))
     ]
     assert absolute == []

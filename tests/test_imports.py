@@ -22,9 +22,7 @@ def test_the_package_alone_loads_no_heavy_library() -> None:
 
 def test_the_command_line_loads_its_options_alone() -> None:
     heavy = ("torch", "numpy", "pycocotools", "PIL", "safetensors", "tqdm", "cmsa_fast.data")
-    code = (
-        f"import sys, cmsa_fast.cli.app; print([name for name in {heavy} if name in sys.modules])"
-    )
+    code = f"import sys, cmsa_fast.cli.app; print([name for name in {heavy} if name in sys.modules])"
     assert python(code) == "[]"
 
 
@@ -66,8 +64,5 @@ def test_the_operators_load_without_triton_and_say_what_is_missing() -> None:
         "    except ImportError as error:\n"
         "        print(error)"
     )
-    expression = (
-        'backend="triton" needs the package triton, which is not installed. '
-        'Use backend="torch" instead.'
-    )
+    expression = 'backend="triton" needs the package triton, which is not installed. Use backend="torch" instead.'
     assert message.splitlines() == [expression, expression]

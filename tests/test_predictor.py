@@ -62,9 +62,7 @@ def test_on_a_gpu() -> None:
     expected, prediction = here.predict("the left dog"), there.predict("the left dog")
     assert prediction.mask.device.type == "cpu"
     torch.testing.assert_close(prediction.probability, expected.probability, rtol=0, atol=0.01)
-    torch.testing.assert_close(
-        prediction.word_attention, expected.word_attention, rtol=0, atol=0.01
-    )
+    torch.testing.assert_close(prediction.word_attention, expected.word_attention, rtol=0, atol=0.01)
     assert there.draw(prediction).shape == (3, 21, 33)
 
 

@@ -89,9 +89,7 @@ class Results:
                 self._write()
         if job["kind"] != "metadata":
             name = " ".join(str(value) for value in _key(job, record))
-            print(
-                f"[{time.monotonic() - self._start:6.1f} s] {name}: {record['status']}", flush=True
-            )
+            print(f"[{time.monotonic() - self._start:6.1f} s] {name}: {record['status']}", flush=True)
 
     def finish(self, finished: bool) -> None:
         """Draw the plots and write the file for the last time; `finished` is False if the run was interrupted."""
@@ -123,9 +121,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run everything; returns the content of the result file."""
     device, only, quick = arguments.device, tuple(arguments.only), arguments.quick
     deadline = Deadline(arguments.minutes * 60)
-    results = Results(
-        arguments.out, vars(arguments) | {"out": str(arguments.out)}, arguments.minutes
-    )
+    results = Results(arguments.out, vars(arguments) | {"out": str(arguments.out)}, arguments.minutes)
     first: list[Job] = [{"kind": "metadata", "device": device, "items": ["metadata"]}]
     small = plan.correctness(device, quick) if "correctness" in only else []
     speed, finished = plan.speed(device, quick, only), False

@@ -35,8 +35,7 @@ class Case:
         if isinstance(target, torch.dtype):
             return replace(self, features=features, grad=self.grad.to(target))
         options = {
-            name: value.to(target) if isinstance(value, Tensor) else value
-            for name, value in self.options.items()
+            name: value.to(target) if isinstance(value, Tensor) else value for name, value in self.options.items()
         }
         mask = None if self.mask is None else self.mask.to(target)
         return Case(features, mask, self.grad.to(target), options)
@@ -75,9 +74,7 @@ def rounding(name: str) -> float:
 
 def run(form: Function, case: Case) -> list[Tensor]:
     """The result and the gradient of every feature that is not None."""
-    leaves = [
-        None if part is None else part.detach().requires_grad_(True) for part in case.features
-    ]
+    leaves = [None if part is None else part.detach().requires_grad_(True) for part in case.features]
     result = form(*leaves, case.mask, **case.options)
     given = [part for part in leaves if part is not None]
     return [result.detach(), *torch.autograd.grad(result, given, case.grad)]

@@ -21,16 +21,12 @@ def joint_size(width: int, batch: int, queries: int = QUERIES, keys: int = KEYS)
     return {"queries": queries, "keys": keys, "batch": batch, "width": width}
 
 
-def tail_size(
-    batch: int, places: int = 1600, words: int = 20, width: int = WIDTH, channels: int = WIDTH
-) -> Size:
+def tail_size(batch: int, places: int = 1600, words: int = 20, width: int = WIDTH, channels: int = WIDTH) -> Size:
     size = separable_size(places, words, batch, width)
     return {**size, "channels": channels}
 
 
-def level_size(
-    visual: int, batch: int, places: int = 1600, width: int = WIDTH, language: int = 1000
-) -> Size:
+def level_size(visual: int, batch: int, places: int = 1600, width: int = WIDTH, language: int = 1000) -> Size:
     size = {"places": places, "batch": batch, "width": width}
     return {**size, "visual": visual, "language": language}
 

@@ -28,10 +28,7 @@ def measure(item: str, device: str, quick: bool) -> dict[str, Any]:
     sizes = _SMALL_SIZES if device == "cpu" else _SIZES[: 2 if quick or name == "float32" else 3]
     with budget.matmul_precision(name):
         for size in sizes:
-            left, right = (
-                torch.randn(size, size, device=device).to(budget.torch_dtype(name))
-                for _ in range(2)
-            )
+            left, right = (torch.randn(size, size, device=device).to(budget.torch_dtype(name)) for _ in range(2))
             figures = _time(clock, Entry(functools.partial(_multiply, left, right)))
             rate = 2.0 * size**3 / figures["median_ms"] / 1e9
             if rate > best.get("value", 0.0):

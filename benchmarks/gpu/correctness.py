@@ -32,9 +32,7 @@ def measure(job: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
             with form.within():
                 outputs = budget.run(form.call, drawn)
                 again = budget.run(form.call, drawn)
-            repeatable &= all(
-                torch.equal(one, two) for one, two in zip(outputs, again, strict=True)
-            )
+            repeatable &= all(torch.equal(one, two) for one, two in zip(outputs, again, strict=True))
             finite &= all(bool(part.isfinite().all()) for part in outputs)
             ours.append(budget.errors(outputs, truth))
             literal.append(budget.errors(budget.run(forms.LITERAL[operation], drawn), truth))
@@ -60,9 +58,7 @@ def measure(job: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw_cases(
-    operation: str, case: dict[str, Any], dtype: torch.dtype, device: str
-) -> Iterator[Case]:
+def draw_cases(operation: str, case: dict[str, Any], dtype: torch.dtype, device: str) -> Iterator[Case]:
     """One case for each seed.
 
     Options of a case: `spread` of the logits, number of `seeds`, number of `images` that the expressions share,
@@ -105,9 +101,5 @@ def _strided(case: Case) -> Case:
 def _poison(device: str) -> None:
     """Fill freed memory with NaN, so that an output element that is never written is detected."""
     if device != "cpu":
-        blocks = [
-            torch.full((mib * 2**18,), torch.nan, device=device)
-            for mib in _POISON_MIB
-            for _ in range(4)
-        ]
+        blocks = [torch.full((mib * 2**18,), torch.nan, device=device) for mib in _POISON_MIB for _ in range(4)]
         del blocks

@@ -78,9 +78,7 @@ LITERAL: dict[str, Function] = {
     "level": _level("reference"),
 }
 FEATURES = {
-    "separable": tuple(
-        f"{part}_{name}" for part in ("place", "word") for name in ("query", "key", "value")
-    ),
+    "separable": tuple(f"{part}_{name}" for part in ("place", "word") for name in ("query", "key", "value")),
     "joint": ("query", "key", "value"),
     "tail": ("attended", "weight", "bias"),
     "level": ("attended", "output_weight", "unit_visual", "mean_word", "coordinates"),
@@ -184,8 +182,7 @@ def draw(
         times = spread * width**-0.25
         counts = (size["queries"], size["keys"], size["keys"])
         features = tuple(
-            normal(batch, count, width, times=times if index < 2 else 1.0)
-            for index, count in enumerate(counts)
+            normal(batch, count, width, times=times if index < 2 else 1.0) for index, count in enumerate(counts)
         )
         mask = _padding(batch, size["keys"]).to(device) if masked else None
         return Case(features, mask, normal(batch, size["queries"], width), {"scale": 1.0})
@@ -193,8 +190,7 @@ def draw(
     times = spread * (4 * width) ** -0.25
     parts = [(images or batch, size["places"])] * 3 + [(batch, size["words"])] * 3
     features = tuple(
-        normal(*shape, width, times=1.0 if index % 3 == 2 else times)
-        for index, shape in enumerate(parts)
+        normal(*shape, width, times=1.0 if index % 3 == 2 else times) for index, shape in enumerate(parts)
     )
     index = _images(images, batch, generator)
     mask = _padding(batch, size["words"]).to(device) if masked else None
@@ -260,8 +256,7 @@ def _tokens(features: Leaves) -> Leaves:
     """Query, key and value of all tokens, [B, P*N, d] each."""
     given = [part for part in features if part is not None]
     return tuple(
-        (place[:, :, None] + word[:, None]).flatten(1, 2)
-        for place, word in zip(given[:3], given[3:], strict=True)
+        (place[:, :, None] + word[:, None]).flatten(1, 2) for place, word in zip(given[:3], given[3:], strict=True)
     )
 
 

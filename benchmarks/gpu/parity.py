@@ -80,8 +80,7 @@ def bind(operation: str, name: str, size: dict[str, int], case: Case) -> Bound:
     """A form with its own leaves; the tokens that peers need are made here, outside the timing."""
     form = forms.get(operation, name)
     leaves = tuple(
-        None if part is None else part.detach().requires_grad_(True)
-        for part in form.leaves(case.features)
+        None if part is None else part.detach().requires_grad_(True) for part in form.leaves(case.features)
     )
     options = dict(case.options)
     if not form.own and operation == "separable":

@@ -69,9 +69,7 @@ ATTENTION: dict[str, Callable[..., Tensor]] = {
 def _all_pairs(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Attention over tokens [B, P*N, d], then the mean over words."""
 
-    def form(
-        query: Tensor, key: Tensor, value: Tensor, mask: None, *, words: int, **_: Any
-    ) -> Tensor:
+    def form(query: Tensor, key: Tensor, value: Tensor, mask: None, *, words: int, **_: Any) -> Tensor:
         attended = attend(query, key, value)
         return attended.unflatten(1, (-1, words)).mean(2)
 
@@ -79,17 +77,13 @@ def _all_pairs(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _joint(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def form(
-        query: Tensor, key: Tensor, value: Tensor, mask: None, *, scale: float = 1.0
-    ) -> Tensor:
+    def form(query: Tensor, key: Tensor, value: Tensor, mask: None, *, scale: float = 1.0) -> Tensor:
         return attend(query, key, value)
 
     return form
 
 
-def tail(
-    attended: Tensor, weight: Tensor, bias: Tensor, mask: None, *, relu: bool = True
-) -> Tensor:
+def tail(attended: Tensor, weight: Tensor, bias: Tensor, mask: None, *, relu: bool = True) -> Tensor:
     return F.linear(attended, weight, bias).relu().mean(2)
 
 

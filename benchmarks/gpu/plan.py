@@ -135,11 +135,7 @@ def _grid(done: list[dict[str, int]]) -> list[Job]:
     sizes = [separable_size(places, words, batch) for batch, places, words in grid]
     by_dtype = (("separable", HEADLINE), ("joint", joint_size(WIDTH, 1)))
     return [
-        *(
-            _speed("separable", size, FEW_PEERS if size in few else ())
-            for size in sizes
-            if size not in done
-        ),
+        *(_speed("separable", size, FEW_PEERS if size in few else ()) for size in sizes if size not in done),
         *(_speed("level", level_size(visual, 8), TAIL_PEERS) for visual in (512, 1024, 2048)),
         *(_speed("tail", tail_size(batch), TAIL_PEERS) for batch in (8, 1)),
         *(

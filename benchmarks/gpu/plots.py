@@ -49,9 +49,7 @@ def _save(panels: list[Panel], note: str, path: Path) -> None:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(6.4 * columns, 4.8 * rows), layout="constrained")
-    for panel, axes in zip(
-        panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False
-    ):
+    for panel, axes in zip(panels, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
         axes.set(xscale="log", yscale="log")
         panel(axes)
         axes.grid(color="0.9")
@@ -77,16 +75,10 @@ def _reference(results: Results, operation: str) -> Record | None:
 
 def _over_sizes(results: Results, figure: str) -> list[Panel]:
     passes = (PASSES[0], PASSES[2])
-    return [
-        panel
-        for axis in ("places", "words")
-        for panel in _over(results, "separable", axis, figure, passes)
-    ]
+    return [panel for axis in ("places", "words") for panel in _over(results, "separable", axis, figure, passes)]
 
 
-def _over(
-    results: Results, operation: str, axis: str, figure: str, passes: tuple[str, ...]
-) -> list[Panel]:
+def _over(results: Results, operation: str, axis: str, figure: str, passes: tuple[str, ...]) -> list[Panel]:
     """A panel for each pass: a figure of every form over one axis of the size."""
     reference = _reference(results, operation)
     if reference is None:
@@ -98,9 +90,7 @@ def _over(
     def panel(part: str, records: list[Record]) -> Panel:
         def draw(axes: Axes) -> None:
             for form in dict.fromkeys(record["form"] for record in records):
-                _draw_form(
-                    axes, form, [one for one in records if one["form"] == form], axis, figure
-                )
+                _draw_form(axes, form, [one for one in records if one["form"] == form], axis, figure)
             ticks = sorted({record["size"][axis] for record in records})
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.set_xticks([], minor=True)
@@ -113,11 +103,8 @@ def _over(
     for part in passes:
         records = [
             record
-            for record in summary.measured(
-                results, operation=operation, dtype=dtype, **{"pass": part}
-            )
-            if all(record["size"][name] == value for name, value in fixed.items())
-            and (record[figure] or 0) > 0
+            for record in summary.measured(results, operation=operation, dtype=dtype, **{"pass": part})
+            if all(record["size"][name] == value for name, value in fixed.items()) and (record[figure] or 0) > 0
         ]
         if records:
             panels.append(panel(part, sorted(records, key=lambda one: one["size"][axis])))
@@ -170,9 +157,7 @@ def _roofline(results: Results, operation: str) -> list[Panel]:
         if matmul and copy:
             ridge = matmul / copy
             low, high = min(*intensities, ridge / 2), max(*intensities, ridge * 2)
-            axes.plot(
-                [low, ridge], [low * copy, matmul], color="0.6", label=f"copy, {copy:.2f} TB/s"
-            )
+            axes.plot([low, ridge], [low * copy, matmul], color="0.6", label=f"copy, {copy:.2f} TB/s")
             label = f"matmul, {matmul:.3g} TFLOP/s"
             axes.plot([ridge, high], [matmul, matmul], color="0.3", label=label)
         title = f"{operation}, all sizes and passes, {dtype}"

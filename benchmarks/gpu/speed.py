@@ -27,9 +27,7 @@ class _Pass:
     replay: Entry | None = None  # of its CUDA graph
 
 
-def measure(
-    job: dict[str, Any], items: list[str], step: Step, emit: Emit, alive: Callable[[], bool]
-) -> None:
+def measure(job: dict[str, Any], items: list[str], step: Step, emit: Emit, alive: Callable[[], bool]) -> None:
     """Emit a record for each form and pass.
 
     Args:
@@ -113,9 +111,7 @@ def _draw(job: dict[str, Any]) -> budget.Case:
     return forms.draw(job["operation"], job["size"], dtype, job["device"], spread=spread)
 
 
-def _prepare(
-    job: dict[str, Any], item: str, case: budget.Case, truth: Exact, clock: Clock
-) -> dict[str, _Pass]:
+def _prepare(job: dict[str, Any], item: str, case: budget.Case, truth: Exact, clock: Clock) -> dict[str, _Pass]:
     """Compare a form with the exact one, which also compiles it and warms it up, then make its passes."""
     device = job["device"]
     bound = parity.bind(job["operation"], item, job["size"], case)
@@ -140,9 +136,7 @@ def _prepare(
         least_bytes = forms.least_bytes(bound.leaves, case.grad, part)
         one.record |= {**shared, "least_bytes": least_bytes, "estimate_ms": estimate}
         if not entry.rounds:
-            reason = (
-                f"one run takes {estimate:.0f} ms, more than the limit of {job['case_limit_s']:g} s"
-            )
+            reason = f"one run takes {estimate:.0f} ms, more than the limit of {job['case_limit_s']:g} s"
             one.record |= {"status": "skipped", "reason": reason}
             continue
         one.record["peak_mib"] = timing.peak_mib(entry, device)

@@ -26,8 +26,7 @@ def measured(results: Results, **wanted: Any) -> list[Record]:
     return [
         record
         for record in results["speed"]
-        if record["status"] == "measured"
-        and all(record.get(name) == value for name, value in wanted.items())
+        if record["status"] == "measured" and all(record.get(name) == value for name, value in wanted.items())
     ]
 
 
@@ -65,10 +64,7 @@ def _goals(results: Results) -> list[dict[str, Any]]:
 
     goals = []
     for form, part, wanted in _SHARES:
-        shares = {
-            one["form"]: one["floor_share_of_matmul"]
-            for one in at_size("separable", plan.HEADLINE, part)
-        }
+        shares = {one["form"]: one["floor_share_of_matmul"] for one in at_size("separable", plan.HEADLINE, part)}
         name = f"{form}, {part}: share of the matmul rate at the floor"
         goals.append(_goal(name, wanted, shares.get(form)))
     for part in (PASSES[0], PASSES[2]):

@@ -55,9 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(
-    commands: dict[str, Callable[..., int]], given: list[str], prog: str, description: str
-) -> int:
+def _run(commands: dict[str, Callable[..., int]], given: list[str], prog: str, description: str) -> int:
     app = tyro.extras.SubcommandApp()
     for name, command in commands.items():
         app.command(name=name)(command)

@@ -58,9 +58,7 @@ def run_compare(options: CompareOptions) -> Comparison:
         raise FileExistsError(f"--out {options.out} exists and is not overwritten.")
     if options.out is not None and not options.out.parent.is_dir():
         raise FileNotFoundError(f"--out {options.out}: there is no folder {options.out.parent}.")
-    paths = [
-        path / EXPRESSIONS if path.is_dir() else path for path in (options.first, options.second)
-    ]
+    paths = [path / EXPRESSIONS if path.is_dir() else path for path in (options.first, options.second)]
     first, second = (read_results(path) for path in paths)
     settings = {name: getattr(options, name) for name in ("confidence", "resamples", "seed")}
     comparison = compare(first, second, **settings)
@@ -114,9 +112,7 @@ def format_compare(options: CompareOptions, comparison: Comparison) -> str:
         # With a single image all bootstrap samples are the same, so the interval has no meaning.
         significant = not measure.low <= 0 <= measure.high and comparison.images > 1
         first, second = percent(measure.first), percent(measure.second)
-        change, low, high = (
-            f"{100 * value:+.2f}" for value in (measure.difference, measure.low, measure.high)
-        )
+        change, low, high = (f"{100 * value:+.2f}" for value in (measure.difference, measure.low, measure.high))
         lines.append(
             f"{METRIC_TITLES[name]:<14}{first:>9}{second:>9}{change:>10}   {low} to {high}"
             f"{'  *' if significant else ''}"

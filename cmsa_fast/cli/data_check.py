@@ -37,9 +37,7 @@ class DataCheckOptions:
     read_images: bool = False
     """Decode every image, to find truncated files; otherwise only the start of each file is read."""
 
-    num_workers: Annotated[
-        int | None, without_default("INT", "default: number of CPUs, at most 8")
-    ] = None
+    num_workers: Annotated[int | None, without_default("INT", "default: number of CPUs, at most 8")] = None
     """Worker processes that check images and masks; 0 uses the main process."""
 
     json: Annotated[Path | None, without_default("FILE", "default: none")] = None

@@ -17,9 +17,7 @@ from .data_options import without_default
 if TYPE_CHECKING:
     from ..data.download.catalogue import Collection
 
-CollectionName = Literal[
-    "refcoco", "refcoco+", "refcocog", "refclef", "grefcoco", "coco-train2014", "saiapr"
-]
+CollectionName = Literal["refcoco", "refcoco+", "refcocog", "refclef", "grefcoco", "coco-train2014", "saiapr"]
 _logger = logging.getLogger(__name__)
 _LARGE = 10**9  # bytes from which a resumable download is recommended beforehand
 
@@ -47,9 +45,7 @@ class DownloadOptions:
     """Accept files whose size and checksum differ from the published ones, such as a repacked archive."""
 
 
-def run_download(
-    options: DownloadOptions, catalogue: Mapping[str, Collection] | None = None
-) -> str:
+def run_download(options: DownloadOptions, catalogue: Mapping[str, Collection] | None = None) -> str:
     """Downloads, verifies and unpacks one collection, unless it exists; reports what was or would be done.
 
     Raises:

@@ -47,14 +47,10 @@ class DataOptions:
     root: Annotated[Path | None, without_default("PATH", "required unless --data scenes")] = None
     """Folder of the data; for --data refer with refcoco/refs(unc).p, refcoco/instances.json and images/."""
 
-    name: Annotated[
-        str, without_default("NAME", "default: depends on the format; refcoco for refer")
-    ] = ""
+    name: Annotated[str, without_default("NAME", "default: depends on the format; refcoco for refer")] = ""
     """Name of the data set under --root: refcoco, refcoco+, refcocog, refclef, ..."""
 
-    split_by: Annotated[
-        str, without_default("NAME", "default: unc or umd, depending on --name")
-    ] = ""
+    split_by: Annotated[str, without_default("NAME", "default: unc or umd, depending on --name")] = ""
     """Origin of the splits: unc, google, umd or berkeley, as in the file name refs(unc).p."""
 
     text: Annotated[
@@ -63,9 +59,7 @@ class DataOptions:
     ] = None
     """Text of the expressions. sent: cleaned and in lower case; raw: as the annotators typed it."""
 
-    image_dir: Annotated[Path | None, without_default("PATH", "default: searched under --root")] = (
-        None
-    )
+    image_dir: Annotated[Path | None, without_default("PATH", "default: searched under --root")] = None
     """Folder of the images, if they are not under --root in the layout of the format."""
 
     def source(self) -> Source:
@@ -79,9 +73,7 @@ class DataOptions:
         if self.data is None or self.data == "scenes":
             raise ValueError("--data must be a format that is read from a folder; got scenes.")
         if self.root is None:
-            raise ValueError(
-                f"--data {self.data} needs --root, the folder of the data set and its images."
-            )
+            raise ValueError(f"--data {self.data} needs --root, the folder of the data set and its images.")
         return Source(
             form=self.data,
             root=self.root,

@@ -51,14 +51,10 @@ class EvaluateOptions(DataOptions):
     crf: bool = False
     """Refine every prediction with a dense CRF with the published parameters, in separate processes."""
 
-    crf_processes: Annotated[
-        int | None, without_default("INT", "default: one less than CPUs, from 1 to 8")
-    ] = None
+    crf_processes: Annotated[int | None, without_default("INT", "default: one less than CPUs, from 1 to 8")] = None
     """Processes of --crf, for each process of torchrun."""
 
-    out: Annotated[Path | None, without_default("PATH", "default: a new folder in the run's")] = (
-        None
-    )
+    out: Annotated[Path | None, without_default("PATH", "default: a new folder in the run's")] = None
     """Folder for evaluation.json, sentences.csv and examples/; must be empty or not exist."""
 
     examples: int = 6
@@ -169,9 +165,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
             raise
         seconds = time.perf_counter() - started
         messages = sorted({line for part in processes.gather(errors.messages) for line in part})
-        result = EvaluateResult(
-            evaluation, title, folder, None, seconds, messages, processes.is_first
-        )
+        result = EvaluateResult(evaluation, title, folder, None, seconds, messages, processes.is_first)
         if processes.is_first:
             try:
                 _write(
@@ -245,15 +239,11 @@ def _with_run_data(options: EvaluateOptions) -> EvaluateOptions:
         return options if options.split else replace(options, split="val")
     folder = options.run if options.run.is_dir() else options.run.parent
     if not (folder / OPTIONS).is_file():
-        raise ValueError(
-            f"{folder} has no {OPTIONS} with the data of the run; name them by --data and --root."
-        )
+        raise ValueError(f"{folder} has no {OPTIONS} with the data of the run; name them by --data and --root.")
     started = read_options(folder)
     names = ("root", "name", "split_by", "text", "image_dir")
     given = {name: getattr(options, name) or getattr(started, name) for name in names}
-    return replace(
-        options, data=started.data, split=options.split or started.evaluate_split, **given
-    )
+    return replace(options, data=started.data, split=options.split or started.evaluate_split, **given)
 
 
 def _check(options: EvaluateOptions) -> None:
@@ -280,9 +270,7 @@ def _collector(options: EvaluateOptions) -> ErrorCollector:
     return ErrorCollector(strict=False) if options.allow_missing else Strict(strict=False)
 
 
-def _dataset(
-    options: EvaluateOptions, size: int, errors: ErrorCollector
-) -> tuple[ReferringDataset, str]:
+def _dataset(options: EvaluateOptions, size: int, errors: ErrorCollector) -> tuple[ReferringDataset, str]:
     if options.data == "scenes":
         from .scenes import evaluation_scenes
 

@@ -17,9 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def evaluation_folder(
-    out: Path | None, parent: Path, stem: str, processes: Processes
-) -> Iterator[Path]:
+def evaluation_folder(out: Path | None, parent: Path, stem: str, processes: Processes) -> Iterator[Path]:
     """A folder for results, the same for all processes.
 
     It is created before the evaluation, so that a place that is not writable is reported early and two

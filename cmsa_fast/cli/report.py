@@ -56,9 +56,7 @@ def format_result(result: Result) -> str:
 
 def kind_rows(evaluation: Evaluation) -> list[Row]:
     """One row for each kind of expression."""
-    return [
-        (kind, evaluation.counts[kind], metrics) for kind, metrics in evaluation.by_kind.items()
-    ]
+    return [(kind, evaluation.counts[kind], metrics) for kind, metrics in evaluation.by_kind.items()]
 
 
 def metric_table(rows: Sequence[Row]) -> list[str]:
@@ -83,9 +81,7 @@ def evaluation_notes(evaluation: Evaluation) -> list[str]:
         )
         lines.append(f"Some expressions name nothing in their image. As for gRefCOCO: {numbers}.")
     if WORD_ORDER in evaluation.by_kind and NO_WORD_ORDER in evaluation.by_kind:
-        order, free = (
-            percent(evaluation.by_kind[kind]["overall_iou"]) for kind in (WORD_ORDER, NO_WORD_ORDER)
-        )
+        order, free = (percent(evaluation.by_kind[kind]["overall_iou"]) for kind in (WORD_ORDER, NO_WORD_ORDER))
         lines += [
             f"Word order: overall IoU {order} where the same words in another order name another object,",
             f"{free} for other relations.",
@@ -114,9 +110,7 @@ def _coverage_lines(coverage: Coverage) -> list[str]:
         }
         listing = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
         more = " or more" if coverage.unusable_records else ""
-        lines.append(
-            f"NOT EVALUATED: {coverage.missing} expressions{more} are in no figure ({listing})."
-        )
+        lines.append(f"NOT EVALUATED: {coverage.missing} expressions{more} are in no figure ({listing}).")
     if coverage.published not in (None, coverage.measured):
         lines.append(
             f"{coverage.measured} of the split's {coverage.published} published expressions were evaluated: "

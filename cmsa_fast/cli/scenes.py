@@ -34,6 +34,4 @@ def scene_labels(dataset: ReferringDataset) -> list[list[str]] | None:
 
 
 def _scenes(count: int, size: int, seed: int) -> ScenesDataset:
-    return ScenesDataset(
-        count, seed=seed, split="val", size=size, expressions_per_scene=_EXPRESSIONS
-    )
+    return ScenesDataset(count, seed=seed, split="val", size=size, expressions_per_scene=_EXPRESSIONS)

@@ -193,9 +193,7 @@ def _log_words(split: str, expressions: list[str], vocabulary: Vocabulary, most:
         _logger.warning("%d words of %s expressions are not in the vocabulary", unknown, split)
 
 
-def _model(
-    options: TrainOptions, recipe: Recipe, vocabulary: Vocabulary
-) -> tuple[ReferringModel, ModelConfig]:
+def _model(options: TrainOptions, recipe: Recipe, vocabulary: Vocabulary) -> tuple[ReferringModel, ModelConfig]:
     """Build the model; of the common options it gets those that its constructor has."""
     embedding = None
     if options.glove is not None:
@@ -216,9 +214,7 @@ def _model(
         given = getattr(options, name, None) not in (None, "auto")
         if given and name not in known and not options.resume:
             option = "--" + name.replace("_", "-")
-            raise ValueError(
-                f"{option} cannot be used: --model {options.model} has no such option."
-            )
+            raise ValueError(f"{option} cannot be used: --model {options.model} has no such option.")
     chosen = {name: value for name, value in common.items() if name in known}
     chosen.update(options.further_model_options(reserved={*common, "backbone_weights"}))
     weights = {}
@@ -228,9 +224,7 @@ def _model(
     model = build_model(options.model, **chosen, **weights)
     if embedding is not None:
         if not isinstance(getattr(model, "words", None), WordEmbedding):
-            raise ValueError(
-                f"--glove needs a word embedding, and --model {options.model} has none."
-            )
+            raise ValueError(f"--glove needs a word embedding, and --model {options.model} has none.")
         model.words = embedding
     config = ModelConfig(options.model, chosen, vocabulary.tokens, recipe.size, recipe.max_words)
     return model, config
@@ -298,9 +292,7 @@ def _evaluate(
     device: torch.device,
     errors: ErrorCollector,
 ) -> Result:
-    measure = partial(
-        evaluate, model, collate=collate, device=device, num_workers=options.num_workers
-    )
+    measure = partial(evaluate, model, collate=collate, device=device, num_workers=options.num_workers)
     evaluation = measure(dataset, labels=scene_labels(dataset), errors=errors)
     shuffled: Evaluation | None = None
 

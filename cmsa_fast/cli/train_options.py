@@ -22,9 +22,7 @@ Backbone = Literal["narrow", "compact", "resnet18", "resnet34", "resnet50", "res
 def _of_preset(name: str, choices: Any = None) -> Any:
     """Metavar and default of an option that the preset decides: --help shows its value in each preset."""
     kind = choices or Recipe.__annotations__[name]
-    metavar = (
-        "{" + ",".join(get_args(kind)) + "}" if get_origin(kind) else str(kind.__name__).upper()
-    )
+    metavar = "{" + ",".join(get_args(kind)) + "}" if get_origin(kind) else str(kind.__name__).upper()
     values = ", ".join(f"{preset} {getattr(recipe, name)}" for preset, recipe in PRESETS.items())
     return without_default(metavar, f"default: {values}")
 
@@ -44,8 +42,7 @@ class TrainOptions(DataOptions):
     model: Annotated[
         ModelName,
         tyro.conf.arg(
-            help="Network to train. "
-            + " ".join(f"{name}: {entry.summary}." for name, entry in MODELS.items())
+            help="Network to train. " + " ".join(f"{name}: {entry.summary}." for name, entry in MODELS.items())
         ),
     ] = "cmsa"
 
@@ -77,14 +74,10 @@ class TrainOptions(DataOptions):
     ] = None
     """Vocabulary file with one word per line."""
 
-    glove: Annotated[
-        Path | None, without_default("PATH", "default: none, random initialisation")
-    ] = None
+    glove: Annotated[Path | None, without_default("PATH", "default: none, random initialisation")] = None
     """GloVe text file to initialise the word embedding from; its width replaces --word-channels."""
 
-    run_dir: Annotated[
-        Path | None, without_default("PATH", "default: a new folder under runs/")
-    ] = None
+    run_dir: Annotated[Path | None, without_default("PATH", "default: a new folder under runs/")] = None
     """Folder for all output of the run; must be empty or not exist, except with --resume."""
 
     resume: bool = False
@@ -163,9 +156,7 @@ class TrainOptions(DataOptions):
             ValueError: A value is out of range.
         """
         given: dict[str, Any] = {
-            field.name: value
-            for field in fields(Recipe)
-            if (value := getattr(self, field.name)) is not None
+            field.name: value for field in fields(Recipe) if (value := getattr(self, field.name)) is not None
         }
         return replace(PRESETS[self.preset], **given)
 

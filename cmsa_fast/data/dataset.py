@@ -98,15 +98,11 @@ class RecordDataset:
         self.title = title
         self.records = records
         columns = (
-            records.columns()
-            if isinstance(records, ColumnarRecords)
-            else RecordColumns.from_records(records)
+            records.columns() if isinstance(records, ColumnarRecords) else RecordColumns.from_records(records)
         )
         row = np.repeat(np.arange(len(records)), columns.lengths)  # [expressions]
         search = _WORD_CHARACTER.search  # finds most words in a tenth of the time of `tokenize`
-        has_word = np.array(
-            [bool(search(one)) or _has_word(one) for one in columns.expressions], bool
-        )
+        has_word = np.array([bool(search(one)) or _has_word(one) for one in columns.expressions], bool)
         is_excluded = np.isin(columns.image_ids, list(excluded))
         lost = columns.has_lost_mask & ~is_excluded
         kept = has_word & ~is_excluded[row]

@@ -54,27 +54,19 @@ def read_exclusions(path: Path) -> dict[str, frozenset[int]]:
         for numbering in images:
             numbers = listing(images, numbering, (path, key))
             if not all(type(number) is int for number in numbers):
-                raise ValueError(
-                    f"{place((path, key))} has a value in {numbering!r} that is no integer"
-                )
+                raise ValueError(f"{place((path, key))} has a value in {numbering!r} that is no integer")
             exclusions[numbering] = frozenset(numbers)
     except ValueError as error:
         raise ValueError(
-            f"{error}: images to exclude must be listed as `cmsa-fast data check "
-            "--write-exclusions` writes them"
+            f"{error}: images to exclude must be listed as `cmsa-fast data check --write-exclusions` writes them"
         ) from error
     return exclusions
 
 
-def excluded_images(
-    source: Source, reading: Reading, exclude: Mapping[str, Collection[int]]
-) -> frozenset[int]:
+def excluded_images(source: Source, reading: Reading, exclude: Mapping[str, Collection[int]]) -> frozenset[int]:
     """Returns the images that `exclude` lists under their own numbering; logs a warning if none can match."""
     whose = numbering_of(source, reading)
-    numbers = {
-        (record_numbering(record, reading.title, whose), record.image_id)
-        for record in reading.records
-    }
+    numbers = {(record_numbering(record, reading.title, whose), record.image_id) for record in reading.records}
     numberings = {numbering for numbering, _ in numbers}
     if exclude and numberings.isdisjoint(exclude):
         _logger.warning(
@@ -83,6 +75,4 @@ def excluded_images(
             " and ".join(sorted(numberings)),
             " and ".join(sorted(exclude)),
         )
-    return frozenset(
-        number for numbering, number in numbers if number in exclude.get(numbering, ())
-    )
+    return frozenset(number for numbering, number in numbers if number in exclude.get(numbering, ()))

@@ -27,9 +27,7 @@ _SHOWN_FOLDERS = 3
 _ON_SIDE = (5, 6, 7, 8)  # the EXIF orientations that swap height and width
 
 
-def read_image(
-    source: str | os.PathLike[str] | IO[bytes], *, apply_orientation: bool = True
-) -> Tensor:
+def read_image(source: str | os.PathLike[str] | IO[bytes], *, apply_orientation: bool = True) -> Tensor:
     """Reads an image of any mode as 8-bit RGB.
 
     Grey and palette images get three channels; 16-bit grey is divided by 257 and rounded, so that 65535
@@ -88,9 +86,7 @@ def _as_file(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[IO[by
     elif hasattr(source, "read"):
         yield source, str(getattr(source, "name", "the given file"))
     else:
-        raise TypeError(
-            f"source must be a path or a file opened for reading bytes, not {type(source).__name__}"
-        )
+        raise TypeError(f"source must be a path or a file opened for reading bytes, not {type(source).__name__}")
 
 
 @contextmanager
@@ -179,9 +175,7 @@ class ImageFile:
 
     def _find(self) -> Path | None:
         relative = PurePath(self.file_name)
-        candidates = (
-            path for folder in self.folders for path in (folder / relative, folder / relative.name)
-        )
+        candidates = (path for folder in self.folders for path in (folder / relative, folder / relative.name))
         return next((path for path in candidates if _is_file(path)), None)
 
 
@@ -194,8 +188,7 @@ def image_file(folders: Sequence[Path], file_name: str) -> ImageFile:
     relative = PurePath(file_name)
     if relative.is_absolute() or ".." in relative.parts or not relative.name:
         raise ValueError(
-            f"an image is named {file_name!r}, which is not the name of a file inside the image "
-            "folder"
+            f"an image is named {file_name!r}, which is not the name of a file inside the image folder"
         )
     return ImageFile(tuple(folders), file_name)
 

@@ -98,9 +98,7 @@ class _Loaded:
 class _Batches(Dataset[_Loaded | Exception]):
     """Maps indices to a batch, or to the error, which is returned so that it is not wrapped."""
 
-    def __init__(
-        self, dataset: ReferringDataset, collate: Callable[[list[Sample]], Batch], strict: bool
-    ) -> None:
+    def __init__(self, dataset: ReferringDataset, collate: Callable[[list[Sample]], Batch], strict: bool) -> None:
         self.dataset = dataset
         self.collate = collate
         self.strict = strict

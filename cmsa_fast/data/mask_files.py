@@ -51,8 +51,7 @@ class MaskFile(ABC):
             # Decoders raise many kinds of exception for damaged files.
             detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
             raise ValueError(
-                f"{path} cannot be read as a mask: it is truncated, damaged, or of another "
-                f"format{detail}"
+                f"{path} cannot be read as a mask: it is truncated, damaged, or of another format{detail}"
             ) from error
         return torch.from_numpy(np.ascontiguousarray(pixels))
 
@@ -121,6 +120,4 @@ class _RefusedMask(ValueError):
 
 def _check_size(size: tuple[int, ...], height: int, width: int, path: Path) -> None:
     if size != (height, width):
-        raise _RefusedMask(
-            f"the mask {path} is {by(size)} (height x width) and its image {height} x {width}"
-        )
+        raise _RefusedMask(f"the mask {path} is {by(size)} (height x width) and its image {height} x {width}")

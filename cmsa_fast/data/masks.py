@@ -58,9 +58,7 @@ class MaskSource:
         if self.is_empty:
             return torch.zeros(height, width, dtype=torch.bool)
         if self.size not in (None, (height, width)):
-            raise ValueError(
-                f"the mask is {by(self.size)} (height x width) and its image {height} x {width}"
-            )
+            raise ValueError(f"the mask is {by(self.size)} (height x width) and its image {height} x {width}")
         self._check_reach(height, width)
         parts = list(self.runs)
         if self.polygons:
@@ -95,8 +93,7 @@ def parse_segmentation(segmentation: object) -> MaskSource:
         return MaskSource(runs=(_parse_runs(segmentation),))
     if not _is_sequence(segmentation):
         raise ValueError(
-            "a segmentation must be polygons or run lengths, not a value of type "
-            f"{type(segmentation).__name__}"
+            f"a segmentation must be polygons or run lengths, not a value of type {type(segmentation).__name__}"
         )
     parts = list(segmentation)
     if parts and all(isinstance(part, Mapping) for part in parts):
@@ -117,9 +114,7 @@ def parse_segmentation(segmentation: object) -> MaskSource:
 def _parse_polygon(part: object) -> NDArray[np.float64] | None:
     """The coordinates, or None if they enclose no area."""
     if not _is_sequence(part):
-        raise ValueError(
-            f"a part of a segmentation must be a list of coordinates, not {type(part).__name__}"
-        )
+        raise ValueError(f"a part of a segmentation must be a list of coordinates, not {type(part).__name__}")
     numbers = _numbers(part, "iuf", "a polygon of a segmentation must be a flat list of numbers")
     polygon = numbers.astype(np.float64)
     valid = polygon.size >= 6 and polygon.size % 2 == 0 and bool(np.isfinite(polygon).all())
@@ -138,8 +133,7 @@ def _parse_runs(rle: Mapping[Any, Any]) -> Mapping[str, Any]:
     size, counts = rle["size"], rle["counts"]
     if not (_is_sequence(size) and len(size) == 2 and all(_is_positive(side) for side in size)):
         raise ValueError(
-            "the size of run lengths must be two positive integers (height, width), not "
-            f"{_short(size)}"
+            f"the size of run lengths must be two positive integers (height, width), not {_short(size)}"
         )
     height, width = int(size[0]), int(size[1])
     if height * width > _MOST_PIXELS:
@@ -156,8 +150,7 @@ def _parse_runs(rle: Mapping[Any, Any]) -> Mapping[str, Any]:
         runs = runs.astype(np.int64)
     else:
         raise ValueError(
-            "the counts of run lengths must be text, bytes or a list of integers, not "
-            f"{type(counts).__name__}"
+            f"the counts of run lengths must be text, bytes or a list of integers, not {type(counts).__name__}"
         )
     in_range = ((runs >= 0) & (runs <= height * width)).all()
     if not in_range or int(runs.sum()) != height * width:

@@ -90,9 +90,7 @@ class ImageBatchSampler(Sampler[list[int]]):
     def _ordered_groups(self) -> list[list[int]]:
         step = self.expressions_per_image
         return [
-            items[start : start + step]
-            for items in self._items_of_images
-            for start in range(0, len(items), step)
+            items[start : start + step] for items in self._items_of_images for start in range(0, len(items), step)
         ]
 
 

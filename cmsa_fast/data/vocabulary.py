@@ -83,13 +83,9 @@ class Vocabulary:
         self.tokens: tuple[str, ...] = tuple(tokens)
         for index, token in enumerate(self.tokens):
             if not isinstance(token, str):
-                raise TypeError(
-                    f"tokens must be strings, but entry {index} is a {type(token).__name__}."
-                )
+                raise TypeError(f"tokens must be strings, but entry {index} is a {type(token).__name__}.")
             if token != token.strip():
-                raise ValueError(
-                    f"tokens must not start or end with whitespace, but entry {index} is {token!r}."
-                )
+                raise ValueError(f"tokens must not start or end with whitespace, but entry {index} is {token!r}.")
         if self.tokens[: len(self.SPECIAL)] != self.SPECIAL:
             raise ValueError(
                 f"tokens must start with {' '.join(self.SPECIAL)}, but they start with "

@@ -144,16 +144,12 @@ def _paired(first: Sequence[ExpressionResult], second: Sequence[ExpressionResult
     return pairs
 
 
-def _by_key(
-    results: Sequence[ExpressionResult], which: str
-) -> dict[tuple[int, int, int, str], ExpressionResult]:
+def _by_key(results: Sequence[ExpressionResult], which: str) -> dict[tuple[int, int, int, str], ExpressionResult]:
     keyed = {}
     for result in results:
         key = (result.image_id, result.ref_id, result.sent_id, result.expression)
         if key in keyed:
-            raise ValueError(
-                f"The {which} evaluation has sent_id {result.sent_id} ({result.expression!r}) twice."
-            )
+            raise ValueError(f"The {which} evaluation has sent_id {result.sent_id} ({result.expression!r}) twice.")
         keyed[key] = result
     return keyed
 
@@ -188,9 +184,7 @@ def _measures(sums: _Array, empty: Sequence[float], generalized: bool) -> dict[s
     """
     count, intersection, union, iou, *passed = np.moveaxis(sums[..., :-4], -1, 0)
     measures = {"overall_iou": _ratio(intersection, union, empty), "mean_iou": iou / count}
-    measures |= {
-        f"precision@0.{tenths}": hits / count for tenths, hits in zip(_TENTHS, passed, strict=True)
-    }
+    measures |= {f"precision@0.{tenths}": hits / count for tenths, hits in zip(_TENTHS, passed, strict=True)}
     if generalized:
         generalized_iou, denied, localized, no_target = np.moveaxis(sums[..., -4:], -1, 0)
         measures |= {

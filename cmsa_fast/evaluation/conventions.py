@@ -157,9 +157,7 @@ def _lavt(probability: Tensor, letterbox: Letterbox, threshold: Threshold) -> Te
 
 
 def _stretch(values: Tensor, side: int) -> Tensor:
-    return functional.interpolate(
-        values[None, None], (side, side), mode="bilinear", antialias=True
-    )[0, 0]
+    return functional.interpolate(values[None, None], (side, side), mode="bilinear", antialias=True)[0, 0]
 
 
 def _cris(probability: Tensor, letterbox: Letterbox, threshold: Threshold) -> Tensor:
@@ -176,9 +174,7 @@ def _cris(probability: Tensor, letterbox: Letterbox, threshold: Threshold) -> Te
         [0.0, height / size, (2 * letterbox.top + height) / size - 1],
     ]
     warp = torch.tensor([place], dtype=probability.dtype, device=probability.device)
-    grid = functional.affine_grid(
-        warp, [1, 1, letterbox.height, letterbox.width], align_corners=False
-    )
+    grid = functional.affine_grid(warp, [1, 1, letterbox.height, letterbox.width], align_corners=False)
     warped = functional.grid_sample(
         probability[None, None], grid, mode="bicubic", padding_mode="zeros", align_corners=False
     )
@@ -283,8 +279,7 @@ def conventions_table() -> str:
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
     sources = [f"  {one.name:<{widths[0]}}  {one.source}" for one in CONVENTIONS.values()]
     return "\n".join([*lines, "", _NOTES, "", "Sources:", *sources])

@@ -65,9 +65,7 @@ class CrfParameters:
 PAPER = CrfParameters()
 
 
-def dense_crf(
-    image: np.ndarray, probabilities: np.ndarray, parameters: CrfParameters = PAPER
-) -> np.ndarray:
+def dense_crf(image: np.ndarray, probabilities: np.ndarray, parameters: CrfParameters = PAPER) -> np.ndarray:
     """Label probabilities after mean-field inference in a fully connected CRF.
 
     The unary term is -log p, with p clipped to [1e-6, 1 - 1e-6] so that p = 0 and p = 1 stay finite. The
@@ -151,9 +149,7 @@ def as_arrays(image: Tensor, probability: Tensor) -> tuple[np.ndarray, np.ndarra
     return image.detach().cpu().numpy(), probability.detach().cpu().float().numpy()
 
 
-def refine_array(
-    image: np.ndarray, probability: np.ndarray, parameters: CrfParameters
-) -> np.ndarray:
+def refine_array(image: np.ndarray, probability: np.ndarray, parameters: CrfParameters) -> np.ndarray:
     """`refine` on the arrays of `as_arrays`: float32 `[H, W]`."""
     both = np.stack([1 - probability, probability])
     return dense_crf(image.transpose(1, 2, 0), both, parameters)[1]
@@ -187,9 +183,7 @@ def _check_arrays(image: np.ndarray, probabilities: np.ndarray) -> None:
         if not np.issubdtype(array.dtype, kind):
             raise TypeError(f"{name} must have {expected}, but it has {array.dtype}.")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"image must be [H, W, 3] with at least one pixel, but its shape is {list(image.shape)}."
-        )
+        raise ValueError(f"image must be [H, W, 3] with at least one pixel, but its shape is {list(image.shape)}.")
     if probabilities.shape[1:] != image.shape[:2] or len(probabilities) < 2:
         raise ValueError(
             f"probabilities must be [L, {image.shape[0]}, {image.shape[1]}], like the image, with L >= 2, but "

@@ -78,9 +78,7 @@ class RefinementPool:
         self._room.acquire()
         try:
             with _sigint_blocked():
-                inner = self._executor.submit(
-                    refine_array, image_copy, probability_copy, self._parameters
-                )
+                inner = self._executor.submit(refine_array, image_copy, probability_copy, self._parameters)
         except BaseException as error:
             self._room.release()
             if isinstance(error, BrokenProcessPool):
@@ -94,9 +92,7 @@ class RefinementPool:
 
         self._room.release()
         if done.cancelled():
-            refined.set_exception(
-                CancelledError("The pool was closed before this map was refined.")
-            )
+            refined.set_exception(CancelledError("The pool was closed before this map was refined."))
         elif isinstance(error := done.exception(), BrokenProcessPool):
             killed = _killed()
             killed.__cause__ = error

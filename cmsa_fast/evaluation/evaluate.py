@@ -114,9 +114,7 @@ def evaluate(
                 outputs = segment_batch(network, batch, device, chosen)
                 rows = zip(indices, outputs, batch.letterboxes, batch.samples, strict=True)
                 for index, output, letterbox, sample in rows:
-                    mask = predicted_mask(
-                        output.probability, letterbox, sample, convention, refiner
-                    )
+                    mask = predicted_mask(output.probability, letterbox, sample, convention, refiner)
                     pending.append(partial(_result, index, sample, mask, convention))
                 finish(_PENDING if refiner else 0)
             finish(0)
@@ -129,9 +127,7 @@ def evaluate(
     return score(results, dataset, convention, labels)
 
 
-def _result(
-    index: int, sample: Sample, mask: Callable[[], Tensor], convention: Convention
-) -> ExpressionResult:
+def _result(index: int, sample: Sample, mask: Callable[[], Tensor], convention: Convention) -> ExpressionResult:
     metrics = convention.metrics()
     metrics.update(mask(), convention.truth(sample.mask))
     height, width = sample.mask.shape

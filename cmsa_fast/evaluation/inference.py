@@ -17,9 +17,7 @@ from ..models.base import ExplainsWords, ReferringModel
 from .conventions import CONVENTIONS, Convention
 
 NATIVE = CONVENTIONS["native"]
-EXPRESSIONS_AT_ONCE = (
-    16  # of one image; not an option, because the last bits of the results depend on it
-)
+EXPRESSIONS_AT_ONCE = 16  # of one image; not an option, because the last bits of the results depend on it
 
 
 class Output(NamedTuple):

@@ -90,13 +90,9 @@ class ExpressionCounts:
             ValueError: `other` has other rules.
         """
         if type(other) is not type(self):
-            raise TypeError(
-                f"other must be a {type(self).__name__}, but it is a {type(other).__name__}."
-            )
+            raise TypeError(f"other must be a {type(self).__name__}, but it is a {type(other).__name__}.")
         if other._rules() != self._rules():
-            raise ValueError(
-                f"other must have the same rules, {self._rules()}, but it has {other._rules()}."
-            )
+            raise ValueError(f"other must have the same rules, {self._rules()}, but it has {other._rules()}.")
         self.intersections += other.intersections
         self.predicted += other.predicted
         self.true += other.true
@@ -135,17 +131,13 @@ class SegmentationMetrics(ExpressionCounts):
         ValueError: An argument has another value.
     """
 
-    def __init__(
-        self, *, empty_union_iou: int = 1, strict: bool = False, union_offset: float = 0.0
-    ) -> None:
+    def __init__(self, *, empty_union_iou: int = 1, strict: bool = False, union_offset: float = 0.0) -> None:
         super().__init__()
         if empty_union_iou not in (0, 1):
             raise ValueError(f"empty_union_iou must be 0 or 1, but it is {empty_union_iou!r}.")
         # Below 0.1 the offset only decides ties; see _precision.
         if not 0 <= union_offset < 0.1:
-            raise ValueError(
-                f"union_offset must be at least 0 and below 0.1, but it is {union_offset!r}."
-            )
+            raise ValueError(f"union_offset must be at least 0 and below 0.1, but it is {union_offset!r}.")
         self._empty_union_iou = int(empty_union_iou)
         self._strict = bool(strict)
         self._union_offset = float(union_offset)
@@ -262,9 +254,7 @@ class GeneralizedMetrics(ExpressionCounts):
 
     def _precision(self, tenths: int) -> float | None:
         counts = zip(self.intersections, self.unions, self.true, strict=True)
-        return _share(
-            [10 * intersection >= tenths * union for intersection, union, true in counts if true]
-        )
+        return _share([10 * intersection >= tenths * union for intersection, union, true in counts if true])
 
 
 def _share(passed: list[bool]) -> float | None:
@@ -273,9 +263,7 @@ def _share(passed: list[bool]) -> float | None:
 
 def _check_mask(name: str, value: Mask) -> None:
     if not isinstance(value, Tensor | np.ndarray):
-        raise TypeError(
-            f"{name} must be a bool tensor or array, but it is a {type(value).__name__}."
-        )
+        raise TypeError(f"{name} must be a bool tensor or array, but it is a {type(value).__name__}.")
     if value.dtype not in (torch.bool, np.bool_):
         raise TypeError(f"{name} must have dtype bool, but it has {value.dtype}.")
     if value.ndim != 2:
@@ -288,9 +276,7 @@ def _count(prediction: Mask, truth: Mask) -> list[int]:
     accelerators = [device for device in devices if device.type != "cpu"]
     if not accelerators:
         # NumPy counts several times faster than PyTorch on a CPU.
-        predicted, true = (
-            mask.numpy() if isinstance(mask, Tensor) else mask for mask in (prediction, truth)
-        )
+        predicted, true = (mask.numpy() if isinstance(mask, Tensor) else mask for mask in (prediction, truth))
         return [int(np.count_nonzero(mask)) for mask in (predicted & true, predicted, true)]
     first, second = (
         # A copy: PyTorch accepts neither negative strides nor (without a warning) read-only arrays.

@@ -97,9 +97,7 @@ def read_results(path: Path) -> list[ExpressionResult]:
             rows.fieldnames = names
             missing = [name for name in _COLUMNS if name not in names]
             if missing:
-                raise ValueError(
-                    f"it has no column {missing[0]!r}, so it was not written by `cmsa-fast evaluate`"
-                )
+                raise ValueError(f"it has no column {missing[0]!r}, so it was not written by `cmsa-fast evaluate`")
             results = [_result(row) for row in rows]
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
@@ -126,9 +124,7 @@ def _result(row: dict[str, str | None]) -> ExpressionResult:
             raise ValueError(f"{field.name} must be of type {field.type}; got {text!r}") from None
     result = ExpressionResult(**values)
     if result.convention not in CONVENTIONS:
-        raise ValueError(
-            f"convention must be one of {', '.join(CONVENTIONS)}; got {result.convention!r}"
-        )
+        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}; got {result.convention!r}")
     if not 0 <= result.intersection <= min(result.predicted, result.true):
         raise ValueError(
             f"the intersection of {result.intersection} pixels does not fit masks of "

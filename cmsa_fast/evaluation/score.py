@@ -189,7 +189,5 @@ def _grouped(
     for result in results:
         groups[next(name for end, name in ends if value_of(result) <= end)].append(result)
     return {
-        name: {"expressions": len(group), **metrics(group, convention)}
-        for name, group in groups.items()
-        if group
+        name: {"expressions": len(group), **metrics(group, convention)} for name, group in groups.items() if group
     }

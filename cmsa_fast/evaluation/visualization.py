@@ -91,9 +91,7 @@ def predict_examples(
         outputs = segment_batch(inference, batch, device, explain=True)
         for row, (index, output) in enumerate(zip(indices, outputs, strict=True)):
             sample = samples[index]
-            mask = predicted_mask(
-                output.probability, batch.letterboxes[row], sample, convention, refiner
-            )
+            mask = predicted_mask(output.probability, batch.letterboxes[row], sample, convention, refiner)
             words = batch.words[row][batch.word_mask[row]].tolist()
             tokens = [collate.vocabulary.tokens[word] for word in words]
             examples[index] = Example(
@@ -123,9 +121,7 @@ def save_extremes(
         return None
     worst, best = extremes(results, most)
     chosen = [dataset[result.index] for result in (*best, *worst)]
-    examples = predict_examples(
-        model, chosen, collate, device, convention=convention, refiner=refiner
-    )
+    examples = predict_examples(model, chosen, collate, device, convention=convention, refiner=refiner)
     return save_examples(examples, folder, ["best"] * len(best) + ["worst"] * len(worst))
 
 
@@ -155,9 +151,7 @@ def overlay(image: Tensor, mask: Tensor) -> Tensor:
         ValueError: `mask` has another size than the image.
     """
     if image.shape[1:] != mask.shape:
-        raise ValueError(
-            f"mask must have the image's size {list(image.shape[1:])}; got {list(mask.shape)}."
-        )
+        raise ValueError(f"mask must have the image's size {list(image.shape[1:])}; got {list(mask.shape)}.")
     colour = torch.tensor(_MARK, dtype=torch.float32)[:, None, None]
     pixels = image.float()
     pale = 0.55 * pixels + 0.45 * 255
@@ -218,9 +212,7 @@ def draw_example(example: Example) -> Image.Image:
     return sheet
 
 
-def save_examples(
-    examples: Sequence[Example], folder: Path, sections: Sequence[str] | None = None
-) -> Path:
+def save_examples(examples: Sequence[Example], folder: Path, sections: Sequence[str] | None = None) -> Path:
     """Write one PNG for each example, and overview.png with the first 40 of them, whose path is returned.
 
     `sections` are the headings in overview.png, one for each example; examples of one heading are consecutive.

@@ -51,12 +51,8 @@ def register_gradient(
     name: str, differentiate: Callable[..., Any], save: Callable[..., None], backward: str
 ) -> None:
     """Set the gradient of an operator; the operator `backward` that computes it has no derivative itself."""
-    torch.library.register_autograd(
-        f"cmsa_fast::{name}", differentiate, setup_context=save, lib=_library
-    )
-    torch.library.register_autograd(
-        f"cmsa_fast::{backward}", _refuse_second_derivative, lib=_library
-    )
+    torch.library.register_autograd(f"cmsa_fast::{name}", differentiate, setup_context=save, lib=_library)
+    torch.library.register_autograd(f"cmsa_fast::{backward}", _refuse_second_derivative, lib=_library)
 
 
 def without_derivative(function: Callable[..., Any], *inputs: Any) -> Any:

@@ -75,9 +75,7 @@ def cross_modal_attention(
     Returns:
         [B, P, e], the mean over real words n of the attended values of tokens (p, n).
     """
-    place_query, place_key, place_value = _per_expression(
-        image_index, place_query, place_key, place_value
-    )
+    place_query, place_key, place_value = _per_expression(image_index, place_query, place_key, place_value)
     word_mask = _mask_or_all(word_mask, word_query)
     places, words = place_query.shape[1], word_query.shape[1]
     attended = token_attention(
@@ -106,9 +104,7 @@ def received_word_attention(
     place_query, place_key = _per_expression(image_index, place_query, place_key)
     word_mask = _mask_or_all(word_mask, word_query)
     places, words = place_query.shape[1], word_query.shape[1]
-    logits = (
-        _tokens(place_query, word_query, word_mask) @ _tokens(place_key, word_key, word_mask).mT
-    )
+    logits = _tokens(place_query, word_query, word_mask) @ _tokens(place_key, word_key, word_mask).mT
     logits = logits.masked_fill(~_token_mask(word_mask, places)[:, None, :], -torch.inf)
     weights = logits.softmax(-1).unflatten(2, (places, words)).sum(2)  # [B, P*N, N]
     return _mean_over_real_words(weights.unflatten(1, (places, words)), word_mask).mean(1)

@@ -24,13 +24,9 @@ def check_floating(name: str, part: Tensor) -> None:
 def check_alike(name: str, part: Tensor, first_name: str, first: Tensor) -> None:
     """Check that two tensors have one dtype and one device."""
     if part.dtype != first.dtype:
-        raise TypeError(
-            f"{name} must have the dtype of {first_name}, {first.dtype}; got {part.dtype}."
-        )
+        raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}; got {part.dtype}.")
     if part.device != first.device:
-        raise ValueError(
-            f"{name} must be on the device of {first_name}, {first.device}; got {part.device}."
-        )
+        raise ValueError(f"{name} must be on the device of {first_name}, {first.device}; got {part.device}.")
 
 
 def check_features(features: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -48,9 +44,7 @@ def check_shape(name: str, part: Tensor, axes: str) -> None:
     """Check the rank, and that no axis is empty except "batch"; `axes` lists their names."""
     sizes = part.shape[1:] if axes.startswith("batch") else part.shape
     if part.ndim != axes.count(",") + 1 or 0 in sizes:
-        raise ValueError(
-            f"{name} must have shape [{axes}] with at least one of each; got {list(part.shape)}."
-        )
+        raise ValueError(f"{name} must have shape [{axes}] with at least one of each; got {list(part.shape)}.")
 
 
 def check_size(name: str, size: int, what: str, first_name: str, first_size: int) -> None:
@@ -63,8 +57,7 @@ def check_leading_shape(name: str, part: Tensor, first_name: str, first: Tensor)
     """Check that two tensors agree in their first two axes."""
     if part.shape[:2] != first.shape[:2]:
         raise ValueError(
-            f"{name} must begin with the shape of {first_name}, {list(first.shape[:2])}; "
-            f"got {list(part.shape)}."
+            f"{name} must begin with the shape of {first_name}, {list(first.shape[:2])}; got {list(part.shape)}."
         )
 
 
@@ -80,18 +73,12 @@ def check_mask(
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"{name} must be a bool tensor; got {_kind(mask)}.")
     if mask.shape != torch.Size(shape):
-        raise ValueError(
-            f"{name} must have shape [{axes}] = {list(shape)}; got {list(mask.shape)}."
-        )
+        raise ValueError(f"{name} must have shape [{axes}] = {list(shape)}; got {list(mask.shape)}.")
     if mask.device != device:
-        raise ValueError(
-            f"{name} must be on the device of {like_name}, {device}; got {mask.device}."
-        )
+        raise ValueError(f"{name} must be on the device of {like_name}, {device}; got {mask.device}.")
 
 
-def check_word_mask(
-    word_mask: Tensor, shape: Sequence[int], like_name: str, device: torch.device
-) -> None:
+def check_word_mask(word_mask: Tensor, shape: Sequence[int], like_name: str, device: torch.device) -> None:
     """Check a mask [batch, words] that has a real word in every expression."""
     check_mask("word_mask", word_mask, "batch, words", shape, like_name, device)
     check_rows("word_mask must have a true word in every expression", "expressions", word_mask)
@@ -134,26 +121,18 @@ def check_images(
         return
     check_image_index(image_index, expressions, expression_name, device)
     if expressions and not images:
-        raise ValueError(
-            f"{image_name} must hold at least one image for {expressions} expressions; got 0."
-        )
+        raise ValueError(f"{image_name} must hold at least one image for {expressions} expressions; got 0.")
     check_range("image_index", image_index, images)
 
 
-def check_image_index(
-    image_index: Tensor, expressions: int, like_name: str, device: torch.device
-) -> None:
+def check_image_index(image_index: Tensor, expressions: int, like_name: str, device: torch.device) -> None:
     """Check type, shape and device of an image_index; `check_range` checks its values."""
     if not isinstance(image_index, Tensor) or image_index.dtype != torch.int64:
         raise TypeError(f"image_index must be an int64 tensor; got {_kind(image_index)}.")
     if image_index.shape != (expressions,):
-        raise ValueError(
-            f"image_index must have shape [batch] = [{expressions}]; got {list(image_index.shape)}."
-        )
+        raise ValueError(f"image_index must have shape [batch] = [{expressions}]; got {list(image_index.shape)}.")
     if image_index.device != device:
-        raise ValueError(
-            f"image_index must be on the device of {like_name}, {device}; got {image_index.device}."
-        )
+        raise ValueError(f"image_index must be on the device of {like_name}, {device}; got {image_index.device}.")
 
 
 def check_range(name: str, index: Tensor, count: int) -> None:

@@ -111,9 +111,7 @@ class ExplainsWords(ReferringModel):
     """A model that also reports how much attention each word receives."""
 
     @abstractmethod
-    def explain(
-        self, features: Any, text: Any, image_index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def explain(self, features: Any, text: Any, image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`decode`, with the attention that each word receives.
 
         Args:

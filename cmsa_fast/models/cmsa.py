@@ -68,9 +68,7 @@ class CMSAModel(ExplainsWords):
             CMSA(channels, word_channels, attention_channels, backend=backend)
             for channels in self.backbone.channels
         )
-        self.fusion = GatedFusion(
-            [cast(CMSA, level).out_channels for level in self.attention], fused_channels
-        )
+        self.fusion = GatedFusion([cast(CMSA, level).out_channels for level in self.attention], fused_channels)
         self.mask_scale = mask_scale
         # Eq. 6, before its sigmoid.
         self.mask = nn.Conv2d(fused_channels, mask_scale**2, 3, padding=1)
@@ -89,9 +87,7 @@ class CMSAModel(ExplainsWords):
             check_word_mask(word_mask, words.shape, "words", words.device)
         return TextFeatures(vectors, word_mask)
 
-    def decode(
-        self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None) -> Tensor:
         levels = self._project(features, text, image_index, return_word_attention=False)
         return self.read_out([projected for projected, _ in levels], features.size)
 
@@ -116,9 +112,7 @@ class CMSAModel(ExplainsWords):
         return_word_attention: bool,
     ) -> list[tuple[Tensor, Tensor | None]]:
         words, word_mask = text
-        check_images(
-            "features", len(features.levels[0]), "words", len(words), image_index, words.device
-        )
+        check_images("features", len(features.levels[0]), "words", len(words), image_index, words.device)
         return [
             cast(CMSA, attention).unchecked_project(
                 level,

@@ -60,17 +60,13 @@ class FoldedCMSAModel(ExplainsWords):
     def encode_image(self, images: Tensor) -> FoldedFeatures:
         self._check_use()
         visual = self.model.backbone(images)
-        levels = [
-            level.unchecked_encode(part) for level, part in zip(self._levels, visual, strict=True)
-        ]
+        levels = [level.unchecked_encode(part) for level, part in zip(self._levels, visual, strict=True)]
         return FoldedFeatures(tuple(levels), (images.shape[2], images.shape[3]))
 
     def encode_text(self, words: Tensor, word_mask: Tensor | None = None) -> TextFeatures:
         return self.model.encode_text(words, word_mask)
 
-    def decode(
-        self, features: FoldedFeatures, text: TextFeatures, image_index: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, features: FoldedFeatures, text: TextFeatures, image_index: Tensor | None = None) -> Tensor:
         levels = self._project(features, text, image_index, return_word_attention=False)
         return self.model.read_out([projected for projected, _ in levels], features.size)
 
@@ -91,8 +87,7 @@ class FoldedCMSAModel(ExplainsWords):
     ) -> list[tuple[Tensor, Tensor | None]]:
         if not isinstance(features, FoldedFeatures):
             raise TypeError(
-                "features must come from encode_image of the folded model; "
-                f"got {type(features).__name__}."
+                f"features must come from encode_image of the folded model; got {type(features).__name__}."
             )
         self._check_use()
         words, word_mask = text

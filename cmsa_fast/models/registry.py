@@ -68,9 +68,7 @@ def build_model(name: str, **options: Any) -> ReferringModel:
     known = model_options(name)
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(
-            f"build_model({name!r}) has no option {', '.join(unknown)}; it has {', '.join(known)}."
-        )
+        raise ValueError(f"build_model({name!r}) has no option {', '.join(unknown)}; it has {', '.join(known)}.")
     for option, value in options.items():
         kind = type(known[option].default)
         if kind in _KINDS and type(value) is not kind:

@@ -120,13 +120,9 @@ class ReleasedCMSAModel(ReferringModel):
             check_word_mask(word_mask, words.shape, "words", words.device)
         return TextFeatures(vectors, word_mask)
 
-    def decode(
-        self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None) -> Tensor:
         words, word_mask = text
-        check_images(
-            "features", len(features.levels[0]), "words", len(words), image_index, words.device
-        )
+        check_images("features", len(features.levels[0]), "words", len(words), image_index, words.device)
         levels = [
             cast(ReleasedLevel, attention).unchecked_forward(level, words, word_mask, image_index)
             for attention, level in zip(self.attention, features.levels, strict=True)

@@ -59,9 +59,7 @@ def build_backbone(
     """
     backbone: Backbone
     if name not in _NARROW:
-        backbone = DilatedResNet(
-            name, weights=weights, dilation=dilation, freeze_batch_norm=freeze_batch_norm
-        )
+        backbone = DilatedResNet(name, weights=weights, dilation=dilation, freeze_batch_norm=freeze_batch_norm)
     elif weights is not None:
         raise ValueError(
             f'backbone_weights must be None for backbone="{name}", which has no published weights; '
@@ -116,9 +114,7 @@ class Backbone(nn.Module):
         if not images.is_floating_point():
             raise TypeError(f"images must be floating point in [0, 1]; got {images.dtype}.")
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-            raise ValueError(
-                f"images must have shape [batch, 3, height, width]; got {list(images.shape)}."
-            )
+            raise ValueError(f"images must have shape [batch, 3, height, width]; got {list(images.shape)}.")
         return self.levels((images - self.mean) / self.std)
 
     def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,13 +153,9 @@ class DilatedResNet(Backbone):
         """
         super().__init__()
         if architecture not in RESNETS:
-            raise ValueError(
-                f"architecture must be one of {', '.join(RESNETS)}; got {architecture!r}."
-            )
+            raise ValueError(f"architecture must be one of {', '.join(RESNETS)}; got {architecture!r}.")
         if dilation not in _FIRST_DILATIONS:
-            raise ValueError(
-                f"dilation must be one of {', '.join(_FIRST_DILATIONS)}; got {dilation!r}."
-            )
+            raise ValueError(f"dilation must be one of {', '.join(_FIRST_DILATIONS)}; got {dilation!r}.")
         from torchvision.models import get_model
         from torchvision.ops import FrozenBatchNorm2d
 
@@ -178,9 +170,7 @@ class DilatedResNet(Backbone):
             try:
                 body.load_state_dict(state)
             except RuntimeError as error:
-                raise ValueError(
-                    f"weights={str(weights)!r} do not fit {architecture}: {error}"
-                ) from error
+                raise ValueError(f"weights={str(weights)!r} do not fit {architecture}: {error}") from error
         self.body = body
         last = 512 if architecture in ("resnet18", "resnet34") else 2048
         self.channels = (last // 4, last // 2, last)
@@ -242,17 +232,14 @@ class NarrowBackbone(Backbone):
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1; got {blocks}.")
         stem, res2, res3, res4, res5 = widths
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False), norm(stem), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, stem, 3, stride=2, padding=1, bias=False), norm(stem), nn.ReLU())
         self.res2 = _residual_layer(stem, res2, norm, blocks=1, stride=2)
         self.res3 = _residual_layer(res2, res3, norm, blocks=blocks, stride=2)
         self.res4 = _residual_layer(res3, res4, norm, blocks=blocks, dilation=2)
         self.res5 = _residual_layer(res4, res5, norm, blocks=blocks, dilation=4)
         self.channels = (res3, res4, res5)
         self.outputs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 1, bias=False), norm(width))
-            for width in self.channels
+            nn.Sequential(nn.Conv2d(width, width, 1, bias=False), norm(width)) for width in self.channels
         )
 
     def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,17 +252,13 @@ class NarrowBackbone(Backbone):
 class _ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut (He et al., CVPR 2016)."""
 
-    def __init__(
-        self, in_channels: int, channels: int, norm: Norm, stride: int, dilation: int
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, norm: Norm, stride: int, dilation: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(
             in_channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
         )
         self.norm1 = norm(channels)
-        self.conv2 = nn.Conv2d(
-            channels, channels, 3, padding=dilation, dilation=dilation, bias=False
-        )
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
         self.norm2 = norm(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:

@@ -77,9 +77,7 @@ class CMSA(Level):
             ValueError: A number of channels is below 1, or backend is unknown.
         """
         channels = visual_channels + word_channels + COORDINATE_CHANNELS
-        super().__init__(
-            visual_channels, word_channels, channels, attention_channels, backend, bias=False
-        )
+        super().__init__(visual_channels, word_channels, channels, attention_channels, backend, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -122,9 +120,7 @@ class CMSA(Level):
         Raises:
             TypeError, ValueError: Shapes, dtypes or devices do not fit, or an expression has no real word.
         """
-        check_inputs(
-            visual, words, word_mask, image_index, self.visual_channels, self.word_channels
-        )
+        check_inputs(visual, words, word_mask, image_index, self.visual_channels, self.word_channels)
         tokens = _tokens(visual, words, word_mask)
         places, expression = self._project(tokens)
         attended = self._attend(places, expression, word_mask, image_index)
@@ -171,9 +167,7 @@ class CMSA(Level):
         Raises:
             TypeError, ValueError: As in `forward`; or weight or bias does not fit.
         """
-        check_inputs(
-            visual, words, word_mask, image_index, self.visual_channels, self.word_channels
-        )
+        check_inputs(visual, words, word_mask, image_index, self.visual_channels, self.word_channels)
         check_convolution(weight, bias, self.out_channels, "output.weight", self.output.weight)
         return self.unchecked_project(visual, words, word_mask, weight, bias, image_index, False)[0]
 

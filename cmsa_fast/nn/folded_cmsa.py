@@ -66,9 +66,7 @@ class FoldedLevel:
         Raises:
             TypeError, ValueError: weight or bias does not fit.
         """
-        check_convolution(
-            weight, bias, attention.out_channels, "output.weight", attention.output.weight
-        )
+        check_convolution(weight, bias, attention.out_channels, "output.weight", attention.output.weight)
         self._attention = attention
         self._convolution = (weight,) if bias is None else (weight, bias)
         self._width = attention.attention_channels
@@ -147,9 +145,7 @@ class FoldedLevel:
         """
         self.check_use()
         if not isinstance(places, FoldedPlaces):
-            raise TypeError(
-                f"places must come from encode, a FoldedPlaces; got {type(places).__name__}."
-            )
+            raise TypeError(f"places must come from encode, a FoldedPlaces; got {type(places).__name__}.")
         like = ("the folded weights", self._word_part)
         check_words(words, word_mask, self._attention.word_channels, *like)
         images = len(places.query)
@@ -166,9 +162,7 @@ class FoldedLevel:
     ) -> tuple[Tensor, Tensor | None]:
         """`project` without argument checks and `check_use`, and the word attention of `CMSA.forward` or None."""
         unit = unit_words(words, word_mask)
-        query, key, value = (
-            F.linear(unit, self._word_part).to(places.query.dtype).split(self._parts, dim=2)
-        )
+        query, key, value = F.linear(unit, self._word_part).to(places.query.dtype).split(self._parts, dim=2)
         attended = unchecked_cross_modal_attention(
             places.query,
             places.key,

@@ -151,15 +151,11 @@ class ChannelGatedFusion(nn.Module):
         """
         _check_levels("levels", levels, _LEVELS)
         projected = [conv(level).relu() for conv, level in zip(self.project, levels, strict=True)]
-        return functools.reduce(
-            operator.add, [self._level(index, projected) for index in range(_LEVELS)]
-        )
+        return functools.reduce(operator.add, [self._level(index, projected) for index in range(_LEVELS)])
 
     def _level(self, index: int, projected: Sequence[Tensor]) -> Tensor:
         x = projected[index]
-        deeper, shallower = (
-            projected[other] for other in reversed(range(_LEVELS)) if other != index
-        )
+        deeper, shallower = (projected[other] for other in reversed(range(_LEVELS)) if other != index)
         update, forget, reset = self.gates[index](x).chunk(3, dim=1)
         gathered = torch.lerp(shallower, deeper, self.balance[index].to(x.dtype))
         state = torch.lerp(update, gathered, (forget + 1).sigmoid())

@@ -75,9 +75,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-        raise ValueError(
-            f"{path} (sha256 {digest}...) is not a readable file of weights: {error}"
-        ) from error
+        raise ValueError(f"{path} (sha256 {digest}...) is not a readable file of weights: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} must hold a state dict, a dict of tensors by parameter name.")
     return state

@@ -89,9 +89,7 @@ class ReleasedLevel(Level):
         Returns:
             [B, out_channels, H, W].
         """
-        check_inputs(
-            visual, words, word_mask, image_index, self.visual_channels, self.word_channels
-        )
+        check_inputs(visual, words, word_mask, image_index, self.visual_channels, self.word_channels)
         return self.unchecked_forward(visual, words, word_mask, image_index)
 
     def unchecked_forward(
@@ -128,9 +126,7 @@ class ReleasedLevel(Level):
             # A window of packed words has a real one if its first is real.
             windows = tokens.word_mask[:, ::2]
             key_mask = windows[:, None].expand(-1, pooled.shape[1], -1).flatten(1)
-        attended = unchecked_joint_attention(
-            query.flatten(1, 2), key, value, key_mask, backend=self.backend
-        )
+        attended = unchecked_joint_attention(query.flatten(1, 2), key, value, key_mask, backend=self.backend)
         return unchecked_joint_attention_tail(
             attended.unflatten(1, query.shape[1:3]),
             self.output.weight,
@@ -226,12 +222,8 @@ class SqueezedCMSA(ReleasedLevel):
         Raises:
             ValueError: A number of channels is below 1, or backend is unknown.
         """
-        super().__init__(
-            visual_channels, word_channels, squeezed_channels, attention_channels, backend
-        )
-        self.squeeze = nn.Linear(
-            visual_channels + word_channels + COORDINATE_CHANNELS, squeezed_channels
-        )
+        super().__init__(visual_channels, word_channels, squeezed_channels, attention_channels, backend)
+        self.squeeze = nn.Linear(visual_channels + word_channels + COORDINATE_CHANNELS, squeezed_channels)
         self.reset_parameters()
 
     def _fuse(self, tokens: _Tokens) -> Tensor:

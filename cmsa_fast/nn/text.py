@@ -48,8 +48,7 @@ class WordEmbedding(nn.Embedding):
             raise TypeError(f"words must be an int64 tensor of word ids; got {kind}.")
         if input.ndim != 2 or not input.shape[1]:
             raise ValueError(
-                "words must have shape [batch, words] with at least one word; "
-                f"got {list(input.shape)}."
+                f"words must have shape [batch, words] with at least one word; got {list(input.shape)}."
             )
         if not input.is_cuda:  # there the look-up checks, without synchronisation
             check_range("words", input, self.num_embeddings)
@@ -89,8 +88,7 @@ class WordEmbedding(nn.Embedding):
                 # Some tokens of the 840B release contain spaces: the vector is the last `width` numbers.
                 if len(numbers) < width:
                     raise ValueError(
-                        f"{path}, line {number}: expected a word and {width} numbers; "
-                        f"got {len(numbers)} numbers."
+                        f"{path}, line {number}: expected a word and {width} numbers; got {len(numbers)} numbers."
                     )
                 word = " ".join([word, *numbers[: len(numbers) - width]])
                 index = wanted.get(word)
@@ -110,6 +108,4 @@ def _vector(numbers: list[str], path: Path, line: int) -> Tensor:
     try:
         return torch.tensor([float(number) for number in numbers])
     except ValueError:
-        raise ValueError(
-            f"{path}, line {line}: the vector has an entry that is not a number."
-        ) from None
+        raise ValueError(f"{path}, line {line}: the vector has an entry that is not a number.") from None

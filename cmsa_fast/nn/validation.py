@@ -30,9 +30,7 @@ def check_visual(visual: Tensor, visual_channels: int) -> None:
         )
 
 
-def check_words(
-    words: Tensor, word_mask: Tensor | None, word_channels: int, like_name: str, like: Tensor
-) -> None:
+def check_words(words: Tensor, word_mask: Tensor | None, word_channels: int, like_name: str, like: Tensor) -> None:
     """Check words and their mask, in dtype and device of `like`, an argument of that name."""
     check_floating("words", words)
     if words.ndim != 3 or words.shape[2] != word_channels or words.shape[1] == 0:
@@ -52,9 +50,7 @@ def check_dtype_and_device(name: str, part: Tensor, like_name: str, like: Tensor
     check_alike(name, part, like_name, like)
 
 
-def check_convolution(
-    weight: Tensor, bias: Tensor | None, channels: int, like_name: str, like: Tensor
-) -> None:
+def check_convolution(weight: Tensor, bias: Tensor | None, channels: int, like_name: str, like: Tensor) -> None:
     """Check weight [E, channels, 1, 1] and bias [E] of a 1x1 convolution, in dtype and device of `like`."""
     check_floating("weight", weight)
     check_alike("weight", weight, like_name, like)
@@ -68,6 +64,4 @@ def check_convolution(
     check_floating("bias", bias)
     check_alike("bias", bias, "weight", weight)
     if bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}."
-        )
+        raise ValueError(f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}.")

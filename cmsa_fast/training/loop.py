@@ -30,9 +30,7 @@ METRICS = "metrics.jsonl"
 LAST = "last.safetensors"
 Validate = Callable[[nn.Module], Mapping[str, float]]
 _LOG_EVERY = 10
-_DIVERGED = (
-    "a lower learning_rate or longer warmup_steps usually helps. No file contains this step."
-)
+_DIVERGED = "a lower learning_rate or longer warmup_steps usually helps. No file contains this step."
 _logger = logging.getLogger(__name__)
 
 
@@ -166,9 +164,7 @@ def train(
         errors=errors,
     )
     model.train()
-    bar = tqdm(
-        total=recipe.steps, initial=state.step, desc="train", unit="step", dynamic_ncols=True
-    )
+    bar = tqdm(total=recipe.steps, initial=state.step, desc="train", unit="step", dynamic_ncols=True)
     started = time.perf_counter() - state.seconds
 
     def elapsed() -> float:

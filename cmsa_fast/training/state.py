@@ -50,9 +50,7 @@ class TrainingState:
     best: tuple[int, float] | None = None
 
     @classmethod
-    def start(
-        cls, model: ReferringModel, recipe: Recipe, config: ModelConfig, dataset: ReferringDataset
-    ) -> Self:
+    def start(cls, model: ReferringModel, recipe: Recipe, config: ModelConfig, dataset: ReferringDataset) -> Self:
         """The state before the first step."""
         optimizer, schedule = build_optimizer(model, recipe)
         # The backend is left out: all backends compute the same.
@@ -130,9 +128,7 @@ class TrainingState:
             return False
         known = model_options(self.fingerprint["name"])
         defaults = {name: parameter.default for name, parameter in known.items()}
-        old, new = (
-            {**one, "options": defaults | one["options"]} for one in (stored, self.fingerprint)
-        )
+        old, new = ({**one, "options": defaults | one["options"]} for one in (stored, self.fingerprint))
         return old == new
 
 

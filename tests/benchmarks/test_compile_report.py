@@ -72,9 +72,7 @@ def run(*arguments: str, program: tuple[str, ...] = ("-m", "benchmarks.compile_r
     """Run the report without Triton's interpreter, which the other tests use."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", *program, "--processes", "0", *arguments]
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -85,13 +83,9 @@ def run(*arguments: str, program: tuple[str, ...] = ("-m", "benchmarks.compile_r
     ],
 )
 @pytest.mark.parametrize("family", compile_report.FAMILIES)
-def test_tile_of_every_kernel_compiles_as_in_the_table(
-    family: str, architecture: int, tmp_path: Path
-) -> None:
+def test_tile_of_every_kernel_compiles_as_in_the_table(family: str, architecture: int, tmp_path: Path) -> None:
     path = tmp_path / "compile.json"
-    done = run(
-        "--family", family, "--architecture", str(architecture), *NARROWEST, "--json", str(path)
-    )
+    done = run("--family", family, "--architecture", str(architecture), *NARROWEST, "--json", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
     found = rows(path)
     expected = [row for row in rows(TABLE) if case(row) in {case(row) for row in found}]
@@ -102,11 +96,7 @@ def test_tile_of_every_kernel_compiles_as_in_the_table(
 
 
 def test_tile_beyond_the_limits_ends_with_status_1() -> None:
-    code = (
-        "from benchmarks import compile_report\n"
-        "compile_report.SHARED_LIMIT[89] = 100\n"
-        "compile_report.main()"
-    )
+    code = "from benchmarks import compile_report\ncompile_report.SHARED_LIMIT[89] = 100\ncompile_report.main()"
     arguments = ("--family", "level_tail", "--architecture", "89", *NARROWEST)
     done = run(*arguments, program=("-c", code))
     assert done.returncode == 1, done.stderr

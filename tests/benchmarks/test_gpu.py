@@ -28,9 +28,7 @@ SCHEMA = json.loads((ROOT / "benchmarks" / "gpu" / "schema.json").read_text(enco
 def run(out: Path, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(out), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((out / "gpu.json").read_text(encoding="utf-8"))
 
@@ -52,9 +50,7 @@ def test_trial_measures_every_form_that_runs_on_a_cpu(results: dict[str, Any]) -
     assert results["metadata"]["device"]["torch"] == torch.__version__
     assert {record["status"] for record in results["correctness"]} == {"passed"}
     checked = {(record["operation"], record["form"]) for record in results["correctness"]}
-    assert checked == {
-        (operation, name) for operation, table in forms.OWN.items() for name in table
-    }
+    assert checked == {(operation, name) for operation, table in forms.OWN.items() for name in table}
     measured = {(record["operation"], record["form"]) for record in summary.measured(results)}
     assert measured >= {
         (operation, name) for operation in ("separable", "joint") for name in ("torch", "naive", "chunked")
@@ -91,9 +87,7 @@ def test_comparisons_include_losses(results: dict[str, Any]) -> None:
     pairs = {
         (own["size_name"], own["pass"], own["form"], other["form"])
         for own in summary.measured(results, operation="separable", own=True)
-        for other in summary.measured(
-            results, operation="separable", size_name=own["size_name"], own=False
-        )
+        for other in summary.measured(results, operation="separable", size_name=own["size_name"], own=False)
     }
     assert {
         (row["size_name"], row["pass"], row["form"], row["than"])
@@ -157,15 +151,11 @@ def test_schema_refuses_what_is_wrong(results: dict[str, Any], changed: str) -> 
 
 
 @pytest.mark.parametrize(("share", "met"), [(0.6, True), (0.4, False), (None, None)])
-def test_goal_is_met_from_its_share_on(
-    results: dict[str, Any], share: float | None, met: bool | None
-) -> None:
+def test_goal_is_met_from_its_share_on(results: dict[str, Any], share: float | None, met: bool | None) -> None:
     headline = {"form": "tiled", "dtype": "bfloat16", "pass": "forward"}
     headline["size_name"] = plan.size_name(plan.HEADLINE)
     if share is not None:
-        results["speed"].append(
-            {**first_measured(results), **headline, "floor_share_of_matmul": share}
-        )
+        results["speed"].append({**first_measured(results), **headline, "floor_share_of_matmul": share})
     goal = summary.summarise(results)["goals"][0]
     assert (goal["at_least"], goal["measured"], goal["met"]) == (0.5, share, met)
 
@@ -235,9 +225,7 @@ def test_plan_on_a_gpu_covers_the_grid() -> None:
     sizes = [
         tuple(job["size"][name] for name in ("places", "words", "batch"))
         for job in jobs
-        if job["operation"] == "separable"
-        and job["dtype"] == "bfloat16"
-        and "fused" in job["items"]
+        if job["operation"] == "separable" and job["dtype"] == "bfloat16" and "fused" in job["items"]
     ]
     grid = {(p, n, b) for p in (400, 1600, 6400) for n in (3, 5, 10, 20) for b in (1, 8, 32)}
     assert set(sizes) == grid

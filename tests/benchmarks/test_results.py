@@ -26,9 +26,7 @@ def read(name: str) -> dict[str, Any]:
     ],
     ids=["attention", "level", "metrics", "evaluation"],
 )
-def test_committed_figures_are_complete(
-    name: str, module: ModuleType, cases: tuple[str, ...]
-) -> None:
+def test_committed_figures_are_complete(name: str, module: ModuleType, cases: tuple[str, ...]) -> None:
     figures = read(name)
     assert set(figures["machine"]) == set(measuring.machine())
     assert set(figures["cases"]) == set(cases)
@@ -103,9 +101,7 @@ def test_command_writes_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert json.loads(path.read_text(encoding="utf-8")) == {"rounds": 2}
 
 
-def test_command_refuses_no_rounds(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_command_refuses_no_rounds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["benchmark", "--rounds", "0"])
     with pytest.raises(SystemExit):
         measuring.run_command("", dict, str, 9)

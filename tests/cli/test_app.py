@@ -24,9 +24,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def help_of(command: list[str]) -> str:
-    done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
     assert not done.stderr
     return done.stdout
 
@@ -152,12 +150,8 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("mistake", "num_workers"), [*((name, "0") for name in MISTAKES), ("damaged image", "1")]
-)
-def test_mistake_gives_one_line(
-    mistake: str, num_workers: str, tmp_path: Path, capsys: Capture
-) -> None:
+@pytest.mark.parametrize(("mistake", "num_workers"), [*((name, "0") for name in MISTAKES), ("damaged image", "1")])
+def test_mistake_gives_one_line(mistake: str, num_workers: str, tmp_path: Path, capsys: Capture) -> None:
     prepare, text = MISTAKES[mistake]
     (tmp_path / "given").mkdir()
     given = prepare(tmp_path / "given")
@@ -205,9 +199,7 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["train"]) == 130
 
 
-def test_error_with_several_lines_and_notes_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_error_with_several_lines_and_notes_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     error = ValueError("two\n  lines")
     error.add_note("In sample 7.")
     fail_with(monkeypatch, error, FloatingPointError("nan"), OSError())

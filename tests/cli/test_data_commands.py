@@ -22,11 +22,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def files_under(root: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file()
-    }
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 # check
@@ -119,8 +115,7 @@ def test_download_check_convert_train(
     first, second = (load_model(tmp_path / name)[0].state_dict() for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     overall = [
-        json.loads((tmp_path / name / "evaluation.json").read_text())["overall"]
-        for name in ("first", "second")
+        json.loads((tmp_path / name / "evaluation.json").read_text())["overall"] for name in ("first", "second")
     ]
     assert overall[0] == overall[1]
 
@@ -224,8 +219,7 @@ def test_training_on_grefcoco_and_its_copy(tmp_path: Path, capsys: Capture) -> N
         assert main(training(run_dir=tmp_path / form, data=form, root=folder)) == 0
         assert "Some expressions name nothing in their image" in capsys.readouterr().out
     evaluations = [
-        json.loads((tmp_path / form / "evaluation.json").read_text())
-        for form in ("grefcoco", "converted")
+        json.loads((tmp_path / form / "evaluation.json").read_text()) for form in ("grefcoco", "converted")
     ]
     assert evaluations[0]["expressions"] == 4
     for key in ("overall", "generalized", "errors"):
@@ -260,6 +254,4 @@ def test_training_without_any_usable_image(tmp_path: Path, capsys: Capture, step
     run = tmp_path / "run"
     line = failed(capsys, *training(data="refer", root=root, steps=steps, run_dir=run))
     # Two epochs of two images each.
-    assert line.startswith(
-        f"None of the expressions of {min(steps, 4)} consecutive steps could be used"
-    )
+    assert line.startswith(f"None of the expressions of {min(steps, 4)} consecutive steps could be used")

@@ -82,9 +82,7 @@ def test_other_split_convention_and_folder(run: Path, tmp_path: Path, capsys: Ca
     assert "never overwrites" in capsys.readouterr().err
 
 
-def test_full_disk_reports_the_metrics(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_full_disk_reports_the_metrics(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     def full(path: Path, content: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -195,9 +193,7 @@ def test_killed_process_of_the_crf_is_an_error(
     assert not (run / "evaluation-refer-val-native-crf").exists()
 
 
-def test_without_the_crf_package(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_without_the_crf_package(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     assert evaluate_run(run, "--crf") == 1
@@ -248,9 +244,7 @@ def test_results_under_torchrun_are_identical(run: Path, tmp_path: Path) -> None
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for name, start in (("one", []), ("two", torchrun)):
         command = [sys.executable, *start, *common, "--out", str(tmp_path / name)]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=300
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("all expressions") == 1
     one, two = ((tmp_path / name / "sentences.csv").read_text() for name in ("one", "two"))

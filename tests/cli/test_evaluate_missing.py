@@ -11,9 +11,7 @@ from support.small_evaluation import content_of, evaluate_run
 Capture = pytest.CaptureFixture[str]
 
 
-def test_unusable_image_is_an_error_unless_allowed(
-    run: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_unusable_image_is_an_error_unless_allowed(run: Path, tmp_path: Path, capsys: Capture) -> None:
     images = tmp_path / "data/images/mscoco/images/train2014"
     (images / "COCO_train2014_000000000011.jpg").unlink()
     assert evaluate_run(run, "--split=train") == 1
@@ -35,9 +33,7 @@ def test_unusable_image_is_an_error_unless_allowed(
     assert "None of the 5 expressions can be evaluated" in capsys.readouterr().err
 
 
-def test_damaged_records_are_an_error_unless_allowed(
-    run: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_damaged_records_are_an_error_unless_allowed(run: Path, tmp_path: Path, capsys: Capture) -> None:
     """Records that cannot be read when the split is opened are in the report and in the exit status."""
     layout = small_refcoco(tmp_path / "data")
     for number in range(10):
@@ -56,9 +52,7 @@ def test_damaged_records_are_an_error_unless_allowed(
     assert len(content["errors"]) == 5
 
 
-def test_repeated_reference_is_reported_but_nothing_is_missing(
-    run: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_repeated_reference_is_reported_but_nothing_is_missing(run: Path, tmp_path: Path, capsys: Capture) -> None:
     layout = small_refcoco(tmp_path / "data")
     layout.references.append(layout.references[3])
     layout.write()
@@ -80,6 +74,4 @@ def test_expressions_without_a_word_are_an_error_unless_allowed(
     message = "refcoco (unc) val has 1 expressions without a word. --allow-missing"
     assert message in capsys.readouterr().err
     assert evaluate_run(run, "--allow-missing") == 3
-    assert (
-        "1 expressions are in no figure (1 expressions without a word)." in capsys.readouterr().out
-    )
+    assert "1 expressions are in no figure (1 expressions without a word)." in capsys.readouterr().out

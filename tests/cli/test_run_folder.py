@@ -71,9 +71,7 @@ def test_options_round_trip(tmp_path: Path) -> None:
     assert (again.num_workers, again.examples, again.resume) == (3, 1, True)
 
 
-def test_changed_preset_does_not_change_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_preset_does_not_change_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = started(tmp_path).recipe()
     other: dict[Any, Recipe] = {**PRESETS, "demo": replace(PRESETS["demo"], steps=3, size=64)}
     monkeypatch.setattr(config, "PRESETS", other)
@@ -102,9 +100,7 @@ def test_missing_run_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--resume needs --run-dir"):
         resumed_options(TrainOptions(resume=True))
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(
-            FileNotFoundError, match=r"is not a run folder: it has no options\.json"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"is not a run folder: it has no options\.json"):
             resumed_options(TrainOptions(resume=True, run_dir=folder))
 
 

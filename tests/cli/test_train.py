@@ -84,9 +84,7 @@ def test_scenes_from_the_command_line(tmp_path: Path) -> None:
     names = sorted(path.name for path in (folder / "examples").iterdir())
     assert names == ["000.png", "001.png", "002.png", "overview.png"]
     content = json.loads((folder / "evaluation.json").read_text())
-    assert content["expressions"] == sum(
-        count for kind, count in content["counts"].items() if "," not in kind
-    )
+    assert content["expressions"] == sum(count for kind, count in content["counts"].items() if "," not in kind)
     assert (content["expressions"], content["steps"]) == (10, 3)
     assert content["overall"].keys() == content["shuffled"].keys()
     assert load_model(folder)[1].size == 64
@@ -169,9 +167,7 @@ def test_default_folder_is_under_runs_and_long_warmup_is_logged(
     assert result.folder.resolve().parent == tmp_path / "runs"
     assert result.overview is None
     assert sorted([path.name for path in result.folder.iterdir()] + ["examples"]) == FILES
-    assert "The learning rate only rises: --warmup-steps 5 is not less than --steps 1." in (
-        caplog.messages
-    )
+    assert "The learning rate only rises: --warmup-steps 5 is not less than --steps 1." in (caplog.messages)
 
 
 def test_relations_are_labelled_by_word_order() -> None:

@@ -40,9 +40,7 @@ def four() -> list[Sample]:
 class TestCollate:
     def test_images_appear_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         image, letterboxed = Letterbox.image, []
-        monkeypatch.setattr(
-            Letterbox, "image", lambda *given: letterboxed.append(given) or image(*given)
-        )
+        monkeypatch.setattr(Letterbox, "image", lambda *given: letterboxed.append(given) or image(*given))
         samples = four()
         batch = Collate(VOCABULARY, 33)(samples)
         assert len(letterboxed) == 2
@@ -72,9 +70,7 @@ class TestCollate:
         assert batch.word_mask.dtype == torch.bool
 
     def test_longest_expression_sets_the_width(self) -> None:
-        collate = pickle.loads(
-            pickle.dumps(Collate(VOCABULARY, 33, max_words=2))
-        )  # as for a worker
+        collate = pickle.loads(pickle.dumps(Collate(VOCABULARY, 33, max_words=2)))  # as for a worker
         assert collate(four()).words.tolist() == [[4, 5], [0, 7], [0, 6], [4, 8]]
         assert collate(four()[1:3]).words.tolist() == [[7], [6]]
 
@@ -87,9 +83,7 @@ class TestCollate:
         ("size", "message"),
         [((31, 47), "must have the same image"), ((47, 31), r"\[3, 31, 47\] and \[3, 47, 31\]")],
     )
-    def test_different_images_with_one_id_are_refused(
-        self, size: tuple[int, int], message: str
-    ) -> None:
+    def test_different_images_with_one_id_are_refused(self, size: tuple[int, int], message: str) -> None:
         other = replace(sample(2, "hat", size), image_id=7)
         samples = [sample(7, "man", (31, 47)), sample(3, "hat", (9, 9)), other]
         with pytest.raises(ValueError, match=message):

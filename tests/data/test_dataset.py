@@ -25,9 +25,7 @@ def first(batch: list[Sample]) -> Sample:
     return batch[0]
 
 
-def test_empty_expressions_are_left_out_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_empty_expressions_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     layout = small_refcoco(tmp_path)
     layout.add_reference(11, [square(1, 1, 3)], ["", "tree", " \t", " . "])
     with caplog.at_level(logging.WARNING, LOGGER):
@@ -48,9 +46,7 @@ def test_split_of_empty_expressions_has_no_item(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_objects_without_a_mask(
-    tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_objects_without_a_mask(tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture) -> None:
     layout = ReferLayout(tmp_path)
     layout.add_image(7, 23, 37)
     layout.add_reference(7, [FLAT, square(3, 2, 10)], ["partly flat"], split)
@@ -159,9 +155,7 @@ def test_masks_apply_to_the_stored_pixels(
     assert not caplog.records
 
 
-def test_mask_that_fits_only_the_upright_image(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_mask_that_fits_only_the_upright_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     layout = small_refcoco(tmp_path)
     pixels = write_turned(layout, 0, 6)
     layout.images[0].update(height=37, width=23)
@@ -174,9 +168,7 @@ def test_mask_that_fits_only_the_upright_image(
     assert caplog.text.count("turned upright") == 1
 
 
-def test_expressions_of_one_image_decode_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_expressions_of_one_image_decode_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cmsa_fast.data.images as images
 
     read: list[str] = []
@@ -214,9 +206,7 @@ def test_pickled_data_set_reads_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_read_the_same(tmp_path: Path, start: str) -> None:
     data = open_refer(small_refcoco(tmp_path).write())
-    loader = DataLoader(
-        data, batch_size=1, num_workers=2, collate_fn=first, multiprocessing_context=start
-    )
+    loader = DataLoader(data, batch_size=1, num_workers=2, collate_fn=first, multiprocessing_context=start)
     for i, sample in enumerate(loader):
         here = data[i]
         assert sample.expression == here.expression

@@ -58,9 +58,7 @@ def test_training_excludes_the_images_written_by_check(
     assert f"there is no JSON file at {file}" in failed(capsys, *resume)
 
 
-def test_excluded_images_and_expressions_are_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_excluded_images_and_expressions_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = Source(form="refer", root=small_refcoco(tmp_path).write())
     whole = open_split(source, "train", for_training=True)
     assert (whole.report.excluded_expressions, whole.report.excluded_images) == (0, 0)
@@ -80,9 +78,7 @@ def test_excluded_images_and_expressions_are_counted(
         open_split(source, "train", exclude=exclude)
 
 
-def test_numbers_of_another_collection_are_ignored(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_numbers_of_another_collection_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     layout = ReferLayout(tmp_path, "own")
     layout.add_image(7, 23, 37, "one.jpg")
     layout.add_image(8, 23, 37, "two.jpg")
@@ -135,14 +131,10 @@ def test_invalid_file_is_refused(tmp_path: Path, content: str) -> None:
     assert str(file) in str(caught.value)
 
 
-def test_refused_exclusions_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refused_exclusions_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, run = written(tmp_path / "out.json", COCO=7), tmp_path / "run"
     line = failed(capsys, *training(exclude=file, run_dir=run))
     assert line == "--exclude cannot be used with --data scenes."
     root = small_refcoco(tmp_path / "data").write()
-    assert str(file) in failed(
-        capsys, *training(data="refer", root=root, exclude=file, run_dir=run)
-    )
+    assert str(file) in failed(capsys, *training(data="refer", root=root, exclude=file, run_dir=run))
     assert not run.exists()

@@ -84,9 +84,7 @@ def test_cmyk_jpeg() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
-    wide = np.array(
-        [[0, 1, 128, 129, 255, 256], [257, 5000, 32767, 40000, 65534, 65535]], np.uint16
-    )
+    wide = np.array([[0, 1, 128, 129, 255, 256], [257, 5000, 32767, 40000, 65534, 65535]], np.uint16)
     image = read_image(stored(Image.fromarray(wide), kind))
     np.testing.assert_array_equal(image[0].numpy(), np.rint(wide / 257).astype(np.uint8))
     assert torch.equal(image[0], image[1])
@@ -183,9 +181,7 @@ def test_errors_of_the_disk_are_passed_on() -> None:
 
 def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
-    monkeypatch.setattr(
-        EpsImagePlugin, "Ghostscript", lambda *program, **_: started.append(program)
-    )
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *program, **_: started.append(program))
     file = tmp_path / "program.jpg"
     Image.fromarray(noise(HEIGHT, WIDTH, 3)).save(file, "EPS")
     with pytest.raises(ValueError, match=r"program\.jpg"):
@@ -252,9 +248,7 @@ def test_pickled_cache_is_empty(tmp_path: Path) -> None:
 def test_threads_share_a_cache(tmp_path: Path) -> None:
     files = [ImageFile((tmp_path,), f"{number}.png") for number in range(5)]
     for number, file in enumerate(files):
-        Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, np.uint8)).save(
-            tmp_path / file.file_name
-        )
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, np.uint8)).save(tmp_path / file.file_name)
     cache = ImageCache(capacity=2)
     wrong: list[int] = []
 

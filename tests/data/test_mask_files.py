@@ -57,9 +57,7 @@ def test_matlab_masks_of_every_number_type(tmp_path: Path, dtype: type, version:
 
 
 @pytest.mark.parametrize("kind", ["png", "mat"])
-def test_damaged_file_and_mask_of_another_size_are_errors_that_name_the_file(
-    tmp_path: Path, kind: str
-) -> None:
+def test_damaged_file_and_mask_of_another_size_are_errors_that_name_the_file(tmp_path: Path, kind: str) -> None:
     values = np.random.default_rng(0).integers(0, 2, (23, 37), np.uint8)
     file = tmp_path / f"5.{kind}"
     if kind == "png":

@@ -39,9 +39,7 @@ def test_any_segmentation_is_parsed_or_refused(value: Any) -> None:
         assert not (mask.is_empty and drawn.any())
 
 
-points = st.lists(
-    st.tuples(st.floats(-9, 49, width=32), st.floats(-9, 49, width=32)), min_size=3, max_size=9
-)
+points = st.lists(st.tuples(st.floats(-9, 49, width=32), st.floats(-9, 49, width=32)), min_size=3, max_size=9)
 sides = st.integers(1, 41)
 
 
@@ -66,9 +64,7 @@ def test_polygons_are_united_as_pycocotools_fills_them(
     for polygon in written:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numpy, about pycocotools
-            expected |= (
-                coco_mask.decode(coco_mask.frPyObjects([polygon], height, width))[..., 0] > 0
-            )
+            expected |= coco_mask.decode(coco_mask.frPyObjects([polygon], height, width))[..., 0] > 0
     np.testing.assert_array_equal(mask.decode(height, width).numpy(), expected)
     assert mask.dropped == 0
 

@@ -98,9 +98,7 @@ def test_evaluation_yields_every_item_once(images: int, expressions: int) -> Non
         (([1], 1, 1), -1, "seed must be at least 0"),
     ],
 )
-def test_invalid_arguments_are_refused(
-    arguments: tuple[list[int], int, int], seed: int, message: str
-) -> None:
+def test_invalid_arguments_are_refused(arguments: tuple[list[int], int, int], seed: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageBatchSampler(*arguments, seed=seed)
 

@@ -44,9 +44,7 @@ def test_no_expression_stays_with_its_image(
 
 
 @pytest.mark.parametrize("counts", LOPSIDED)
-def test_as_few_expressions_as_possible_stay(
-    counts: list[int], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_as_few_expressions_as_possible_stay(counts: list[int], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         shuffled = ShuffledExpressions(data(counts))
     least = 2 * max(counts) - sum(counts)

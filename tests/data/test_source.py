@@ -77,9 +77,7 @@ def test_data_set_without_usable_record_is_one_error(
 ) -> None:
     source = write(tmp_path)
     errors = ErrorCollector(strict=False)
-    with pytest.raises(
-        ValueError, match=r"; [34] records could not be used, the first: "
-    ) as caught:
+    with pytest.raises(ValueError, match=r"; [34] records could not be used, the first: ") as caught:
         read_records(source, split, errors)
     assert f"; {errors.count} records" in str(caught.value)
     assert str(caught.value).endswith(errors.messages[0])

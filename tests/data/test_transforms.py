@@ -167,9 +167,7 @@ def test_shrinking_keeps_the_area_of_a_mask() -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
-def test_restore_agrees_with_pillow_and_ignores_the_padding(
-    height: int, width: int, size: int
-) -> None:
+def test_restore_agrees_with_pillow_and_ignores_the_padding(height: int, width: int, size: int) -> None:
     box = Letterbox(height, width, size)
     rows = torch.linspace(-1, 1, box.scaled_height)[:, None].expand(-1, box.scaled_width)
     square = torch.full((size, size), 1e6)  # shows in the result if padding were used
@@ -184,9 +182,7 @@ def test_restore_agrees_with_pillow_and_ignores_the_padding(
 
 @pytest.mark.parametrize("leading", [(), (2, 3), (0, 1)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_restore_keeps_leading_axes_and_the_dtype(
-    leading: tuple[int, ...], dtype: torch.dtype
-) -> None:
+def test_restore_keeps_leading_axes_and_the_dtype(leading: tuple[int, ...], dtype: torch.dtype) -> None:
     logits = torch.randn(*leading, 9, 9).to(dtype)
     box = Letterbox(11, 17, 9)
     back = box.restore(logits)

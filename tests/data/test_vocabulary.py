@@ -158,9 +158,7 @@ def test_invalid_entries_are_refused(token: object, error: type[Exception], mess
         Vocabulary([*SPECIAL, token])  # type: ignore[list-item]
 
 
-def test_blank_and_repeated_entries_keep_their_ids(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_blank_and_repeated_entries_keep_their_ids(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "words.txt"
     path.write_text("\n".join([*SPECIAL, ".", "", "man", "", ".", "hat"]) + "\n")
     with caplog.at_level(logging.INFO):

@@ -23,9 +23,7 @@ def test_measures_are_those_of_the_evaluations(no_target: bool) -> None:
             values = generalized_metrics(results)
             assert values is not None
             expected |= {name: values[name] for name in ("gIoU", "cIoU", "N_acc", "T_acc")}
-        assert {name: getattr(one, which) for name, one in measures.items()} == pytest.approx(
-            expected, rel=1e-12
-        )
+        assert {name: getattr(one, which) for name, one in measures.items()} == pytest.approx(expected, rel=1e-12)
 
 
 def test_samples_without_target_do_not_spoil_the_interval() -> None:
@@ -52,9 +50,7 @@ def test_precision_at_a_threshold_follows_the_convention() -> None:
 def test_empty_masks_follow_the_convention(convention: str) -> None:
     value = CONVENTIONS[convention].empty_union_iou
     empty = {"intersection": 0, "predicted": 0, "true": 0, "iou": float(value)}
-    one = [
-        replace(result, **empty, convention=convention) for result in random_results(1, images=2)
-    ]
+    one = [replace(result, **empty, convention=convention) for result in random_results(1, images=2)]
     expected = metrics(one, CONVENTIONS[convention])
     for name, measure in compare(one, one, resamples=10).measures.items():
         assert measure.first == measure.second == expected[name]

@@ -88,8 +88,7 @@ def inside(box: Letterbox, square: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "height", "width", "size"),
     # Where an image is smaller than the square, native averages pixels, which `bilinear` does not.
-    [("native", *size) for size in SIZES if max(size[:2]) > size[2]]
-    + [("lavt", *size) for size in SIZES],
+    [("native", *size) for size in SIZES if max(size[:2]) > size[2]] + [("lavt", *size) for size in SIZES],
 )
 def test_native_and_lavt(name: str, height: int, width: int, size: int, seed: int) -> None:
     box, square = Letterbox(height, width, size), probabilities(size, seed)
@@ -137,9 +136,7 @@ def test_cmsa_thickens_a_pixel_and_includes_the_padding() -> None:
     assert not mask[1:].any()
 
 
-@pytest.mark.parametrize(
-    ("height", "width"), [(427, 640), (640, 480), (480, 480), (37, 1021), (1, 1), (960, 320)]
-)
+@pytest.mark.parametrize(("height", "width"), [(427, 640), (640, 480), (480, 480), (37, 1021), (1, 1), (960, 320)])
 def test_lavt_truth(height: int, width: int) -> None:
     mask = torch.rand(height, width, generator=torch.Generator().manual_seed(1)) < 0.5
     image = Image.fromarray(mask.numpy().astype(np.uint8))

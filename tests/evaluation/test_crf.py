@@ -57,9 +57,7 @@ def test_defaults_are_the_published_parameters() -> None:
 def test_each_parameter_has_an_effect(name: str) -> None:
     image, probabilities = noise()
     changed = CrfParameters(**{name: 2 * PAPER[name]})
-    assert not np.array_equal(
-        dense_crf(image, probabilities, changed), dense_crf(image, probabilities)
-    )
+    assert not np.array_equal(dense_crf(image, probabilities, changed), dense_crf(image, probabilities))
 
 
 @pytest.mark.parametrize("name", PAPER)

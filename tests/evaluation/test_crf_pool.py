@@ -135,9 +135,7 @@ def blocks(process: int, number: signal.Signals) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_processes_end_with_the_main_process(number: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(SCRIPT)

@@ -139,9 +139,7 @@ def test_each_convention_has_its_own_rules(name: str) -> None:
     for image in range(5):
         batch = COLLATE([one for one in data.samples if one.image_id == image])
         with torch.no_grad():
-            logits = for_inference(model)(
-                batch.images, batch.words, batch.word_mask, batch.image_index
-            )
+            logits = for_inference(model)(batch.images, batch.words, batch.word_mask, batch.image_index)
         for one, square, box in zip(batch.samples, logits[:, 0], batch.letterboxes, strict=True):
             metrics.update(convention.prediction(square.sigmoid(), box), convention.truth(one.mask))
     result = evaluate(model, data, COLLATE, convention=convention)
@@ -260,9 +258,7 @@ with joined_processes() as processes:
 """
 
 
-@pytest.mark.parametrize(
-    ("processes", "images_per_batch"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("processes", "images_per_batch"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_bitwise_identical_for_any_number_of_processes(
     processes: int, images_per_batch: int, tmp_path: Path
 ) -> None:
@@ -272,9 +268,7 @@ def test_bitwise_identical_for_any_number_of_processes(
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=PATHS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", str(program), str(images_per_batch)]
-    output = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert output.returncode == 0, output.stderr
     overall, rows = json.loads(output.stdout)
     threads = torch.get_num_threads()
@@ -293,6 +287,4 @@ def test_on_a_gpu() -> None:
     here = evaluate(model, data, COLLATE)
     there = evaluate(model.cuda(), data, COLLATE, device="cuda")
     assert [one.true for one in there.results] == [one.true for one in here.results]
-    assert [one.iou for one in there.results] == pytest.approx(
-        [one.iou for one in here.results], abs=0.05
-    )
+    assert [one.iou for one in there.results] == pytest.approx([one.iou for one in here.results], abs=0.05)

@@ -113,8 +113,6 @@ def test_iou_at_the_threshold_passes(tenths: int) -> None:
         ([("...", "...")], {"gIoU": 1, "cIoU": 1, "N_acc": 1}),
     ],
 )
-def test_with_and_without_targets(
-    pairs: list[tuple[str, str]], expected: dict[str, float | None]
-) -> None:
+def test_with_and_without_targets(pairs: list[tuple[str, str]], expected: dict[str, float | None]) -> None:
     values = measured(*pairs).compute()
     assert {name: values[name] for name in expected} == pytest.approx(expected)

@@ -100,9 +100,7 @@ def test_unusable_expression_does_not_change_the_groups_of_the_others(
     model = varied_model()
     for at_a_time in (1, 2, 16):
         seen[at_a_time] = []
-        evaluate(
-            model, data, COLLATE, errors=ErrorCollector(strict=False), images_per_batch=at_a_time
-        )
+        evaluate(model, data, COLLATE, errors=ErrorCollector(strict=False), images_per_batch=at_a_time)
     for other in (2, 16):
         assert len(seen[1]) == len(seen[other]) == 57
         assert all(map(torch.equal, seen[1], seen[other]))

@@ -148,9 +148,7 @@ def test_merge() -> None:
         (SegmentationMetrics(strict=True), ValueError, "other must have the same rules"),
     ],
 )
-def test_other_classes_and_rules_are_not_merged(
-    other: object, error: type[Exception], message: str
-) -> None:
+def test_other_classes_and_rules_are_not_merged(other: object, error: type[Exception], message: str) -> None:
     metrics = measured(("#", "#"))
     with pytest.raises(error, match=message):
         metrics.merge(other)  # type: ignore[arg-type]
@@ -264,10 +262,7 @@ def test_bitwise_identical_for_any_grouping_and_order(
         shuffled = [expressions[place] for place in random.permutation(len(expressions))]
         edges = [0, *sorted(random.integers(0, len(expressions), 6).tolist()), len(expressions)]
         # Pickled, as from another process.
-        parts = [
-            pickle.loads(pickle.dumps(seen(shuffled[a:b])))
-            for a, b in zip(edges, edges[1:], strict=False)
-        ]
+        parts = [pickle.loads(pickle.dumps(seen(shuffled[a:b]))) for a, b in zip(edges, edges[1:], strict=False)]
         while len(parts) > 1:
             part = parts.pop(int(random.integers(len(parts))))
             parts[int(random.integers(len(parts)))].merge(part)

@@ -63,8 +63,6 @@ def test_checksum_depends_on_the_expressions_alone() -> None:
     assert checksum(results[1:]) != expected
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.743081, "74.31"), (0, "0.00"), (1, "100.00"), (0.00004, "0.00")]
-)
+@pytest.mark.parametrize(("value", "text"), [(0.743081, "74.31"), (0, "0.00"), (1, "100.00"), (0.00004, "0.00")])
 def test_percent_has_two_decimals(value: float, text: str) -> None:
     assert percent(value) == text

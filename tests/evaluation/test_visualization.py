@@ -23,9 +23,7 @@ from cmsa_fast.evaluation.visualization import (
 MARK = (235, 30, 90)
 
 
-def example(
-    height: int = 37, width: int = 53, expression: str = "left dog", words: int = 2
-) -> Example:
+def example(height: int = 37, width: int = 53, expression: str = "left dog", words: int = 2) -> Example:
     generator = torch.Generator().manual_seed(height)
     image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
     truth = torch.zeros(height, width, dtype=torch.bool)
@@ -67,9 +65,7 @@ def test_overlay_of_one_pixel_none_and_all(size: tuple[int, int]) -> None:
     assert torch.equal(drawn[:, ~one], pale[:, ~one])
     # The border of the image is not an outline.
     full = overlay(image, torch.ones(size, dtype=torch.bool))
-    assert {colour(full, 0, 0), colour(full, -1, -1)} == {
-        tuple(round(0.55 * 40 + 0.45 * c) for c in MARK)
-    }
+    assert {colour(full, 0, 0), colour(full, -1, -1)} == {tuple(round(0.55 * 40 + 0.45 * c) for c in MARK)}
 
 
 def test_overlay_needs_a_mask_of_the_image_size() -> None:
@@ -89,9 +85,7 @@ def test_iou_of_an_example() -> None:
 def test_panels_show_image_truth_and_prediction() -> None:
     one = example(64, 128)
     sheet = np.asarray(draw_example(one))
-    for panel, pixels in enumerate(
-        [one.image, overlay(one.image, one.truth), overlay(one.image, one.prediction)]
-    ):
+    for panel, pixels in enumerate([one.image, overlay(one.image, one.truth), overlay(one.image, one.prediction)]):
         top, left = 52 + 64, 8 + panel * 264  # 256 wide and 128 high, centred in a square of 256
         shown = sheet[top : top + 128, left : left + 256]
         expected = pixels.permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)

@@ -37,9 +37,7 @@ def _no_cached_obstacle() -> Iterator[None]:
 
 def tensor_on(device: str, dtype: torch.dtype = torch.float32) -> Any:
     """A stand-in for a tensor on a device that this machine may not have."""
-    return SimpleNamespace(
-        is_cuda=device.startswith("cuda"), dtype=dtype, device=torch.device(device)
-    )
+    return SimpleNamespace(is_cuda=device.startswith("cuda"), dtype=dtype, device=torch.device(device))
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -100,9 +98,7 @@ def test_triton_raises_where_it_cannot_run(
 def test_triton_takes_float64_in_the_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    with pytest.raises(
-        TypeError, match=r"float32, bfloat16 or float16 on a GPU; got torch\.float64"
-    ):
+    with pytest.raises(TypeError, match=r"float32, bfloat16 or float16 on a GPU; got torch\.float64"):
         backends.check_triton(tensor_on("cuda", torch.float64))
 
 
@@ -126,9 +122,7 @@ def call(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]
 
 
 @pytest.mark.parametrize(("function", "draw_case"), FUNCTIONS)
-def test_auto_is_torch_on_the_cpu(
-    function: Callable[..., Tensor], draw_case: Callable[[], Case]
-) -> None:
+def test_auto_is_torch_on_the_cpu(function: Callable[..., Tensor], draw_case: Callable[[], Case]) -> None:
     case = draw_case()
     assert_identical(run(call(function, "torch"), case), run(call(function, "auto"), case))
 
@@ -142,9 +136,7 @@ def test_triton_is_never_replaced(
     refusal: Callable[..., str] = lambda device: "cannot run here."  # noqa: E731
     monkeypatch.setattr(backends, "_obstacle", refusal)
     case = draw_case()
-    with pytest.raises(
-        ValueError, match=r'^backend="triton" cannot run here\. Use backend="torch"'
-    ):
+    with pytest.raises(ValueError, match=r'^backend="triton" cannot run here\. Use backend="torch"'):
         call(function, "triton")(*case.inputs, case.mask, **case.options)
     call(function, "auto")(*case.inputs, case.mask, **case.options)
 

@@ -24,9 +24,7 @@ from cmsa_fast.kernels.separable_attention.triton import row_statistics  # noqa:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATORS = torch.ops.cmsa_fast
 
-ignores_non_leaf_grad = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)
+ignores_non_leaf_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 with_and_without_index = pytest.mark.parametrize("images", [None, 2])
 
 
@@ -77,9 +75,7 @@ def test_opcheck_of_the_joint_tail(relu: bool) -> None:
     tokens, weight = torch.randn(2, 2, 3, 4, device=DEVICE), torch.randn(5, 4, device=DEVICE)
     mask = torch.tensor([[1, 0, 1], [1, 1, 1]], device=DEVICE).bool() if relu else None
     bias = torch.randn(5, device=DEVICE) if relu else None
-    inputs = [
-        None if part is None else part.clone().requires_grad_() for part in (tokens, weight, bias)
-    ]
+    inputs = [None if part is None else part.clone().requires_grad_() for part in (tokens, weight, bias)]
     torch.library.opcheck(OPERATORS.joint_tail_forward.default, (*inputs, mask, relu))
     backward = (torch.randn(2, 2, 5, device=DEVICE), tokens, weight, bias, mask, relu)
     torch.library.opcheck(OPERATORS.joint_tail_backward.default, backward)
@@ -201,8 +197,7 @@ def test_flop_are_those_of_the_products() -> None:
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(result, features, case.grad)
     expected = sum(
-        2 * batch * places * keys * (3 * width + 2 * value_width + 6 * words)
-        + 4 * batch * words * keys * width
+        2 * batch * places * keys * (3 * width + 2 * value_width + 6 * words) + 4 * batch * words * keys * width
         for keys in (places, words)
     )
     assert counter.get_total_flops() == expected

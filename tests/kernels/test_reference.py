@@ -83,9 +83,7 @@ def test_cmsa_as_printed(height: int, width: int) -> None:
         np.testing.assert_allclose(found[image].numpy(), expected, rtol=1e-11, atol=1e-12)
 
 
-def attention_by_hand(
-    place: list[Array], word: list[Array], mask: Array
-) -> tuple[Array, Array, Array]:
+def attention_by_hand(place: list[Array], word: list[Array], mask: Array) -> tuple[Array, Array, Array]:
     """Query, key and value of places and words -> attended values [P, e], weight received by words [N]."""
     places, words = len(place[0]), len(word[0])
     true = [n for n in range(words) if mask[n]]
@@ -110,9 +108,7 @@ def test_attention_over_pairs(scale: float) -> None:
     mask = np.array([[0, 1, 0, 1], [1, 1, 1, 0]], dtype=bool)
     tensors = [torch.from_numpy(part) for part in (*place, *word, mask)]
     found = reference.cross_modal_attention(*tensors)
-    received = reference.received_word_attention(
-        tensors[0], tensors[1], tensors[3], tensors[4], tensors[6]
-    )
+    received = reference.received_word_attention(tensors[0], tensors[1], tensors[3], tensors[4], tensors[6])
     for number in range(2):
         attended, weight, _ = attention_by_hand(
             [part[number] for part in place], [part[number] for part in word], mask[number]

@@ -206,9 +206,7 @@ def test_wrong_argument_is_named(
 def test_valid_arguments_pass(backend: str) -> None:
     words = mask([1, 0, 1], [0, 0, 1])
     index = torch.tensor([1, 1])
-    result = cross_modal_attention(
-        **CROSS_MODAL, word_mask=words, image_index=index, backend=backend
-    )
+    result = cross_modal_attention(**CROSS_MODAL, word_mask=words, image_index=index, backend=backend)
     assert result.shape == (2, 5, 6)
     assert received_word_attention(**RECEIVED, word_mask=words, image_index=index).shape == (2, 3)
     attended = joint_attention(**JOINT, key_mask=words, scale=2, backend=backend)

@@ -65,9 +65,7 @@ def test_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / WEIGHTS
     save_model(path, new_model(), CONFIG)
     rewrite(path, DAMAGE[damage])
-    with pytest.raises(
-        ValueError, match=r"model\.safetensors does not hold a complete cmsa_fast model"
-    ):
+    with pytest.raises(ValueError, match=r"model\.safetensors does not hold a complete cmsa_fast model"):
         load_model(path)
 
 

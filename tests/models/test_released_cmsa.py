@@ -48,11 +48,7 @@ def test_default_sizes_are_those_of_the_published_code() -> None:
     assert shapes["fusion.gates.0.weight"] == (1500, 500, 3, 3)
     assert shapes["mask.weight"] == (1, 500, 3, 3)
 
-    new = (
-        part
-        for name, part in model.named_parameters()
-        if not name.startswith(("backbone", "words"))
-    )
+    new = (part for name, part in model.named_parameters() if not name.startswith(("backbone", "words")))
     assert round(sum(part.numel() for part in new) / 1e6, 2) == 28.50
 
 
@@ -94,6 +90,4 @@ def test_model_trains_loads_and_predicts(tmp_path: Path) -> None:
     ids = torch.tensor([predictor.vocabulary.encode("right dog", 20)])
     with torch.no_grad():
         logits = model.eval()(letterbox.image(sample.image)[None], ids)
-    assert torch.equal(
-        prediction.probability, letterbox.restore(logits.sigmoid())[0, 0].clamp(0, 1)
-    )
+    assert torch.equal(prediction.probability, letterbox.restore(logits.sigmoid())[0, 0].clamp(0, 1))

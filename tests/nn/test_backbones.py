@@ -45,9 +45,7 @@ def test_dilation_replaces_strides(architecture: str, dilation: str, expected: l
     assert dilations(net) == expected
     net.load_state_dict(DilatedResNet(architecture).state_dict())
     levels = net(torch.rand(1, 3, 65, 97))
-    assert [tuple(level.shape) for level in levels] == [
-        (1, channels, 9, 13) for channels in net.channels
-    ]
+    assert [tuple(level.shape) for level in levels] == [(1, channels, 9, 13) for channels in net.channels]
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

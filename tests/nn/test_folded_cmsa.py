@@ -107,9 +107,7 @@ def test_convolutions_of_fewer_and_more_than_sixteen_channels() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("run", [project, fold])
-def test_rounding_error_is_that_of_the_convolution(
-    run: Callable[..., Tensor], dtype: torch.dtype
-) -> None:
+def test_rounding_error_is_that_of_the_convolution(run: Callable[..., Tensor], dtype: torch.dtype) -> None:
     module = build().to(dtype)
     inputs = tuple(part.to(dtype) for part in draw(2, 2, 5, 9, 7))
     mask = padding(2, 5)
@@ -129,17 +127,13 @@ def test_autocast(visual_dtype: torch.dtype, encoded_under_autocast: bool) -> No
     visual, words, weight, bias = (part.float() for part in draw(2, 2, 5, 9, 7))
     visual = visual.to(visual_dtype)
     mask = padding(2, 5)
-    exact = convolve(
-        module.double(), (visual.double(), words.double(), weight.double(), bias.double()), mask
-    )
+    exact = convolve(module.double(), (visual.double(), words.double(), weight.double(), bias.double()), mask)
     level = FoldedLevel(module.float(), weight, bias)
     with torch.autocast("cpu", torch.bfloat16, enabled=encoded_under_autocast):
         places = level.encode(visual)
     with torch.autocast("cpu", torch.bfloat16):
         ours = level.project(places, words, mask)
-        projected, theirs = (
-            run(module, (visual, words, weight, bias), mask) for run in (project, convolve)
-        )
+        projected, theirs = (run(module, (visual, words, weight, bias), mask) for run in (project, convolve))
         received = level.unchecked_project(places, words, mask, None, True)[1]
     assert projected.dtype == theirs.dtype == torch.bfloat16
     assert not encoded_under_autocast or ours.dtype == torch.bfloat16
@@ -179,9 +173,7 @@ def test_image_is_encoded_once_for_its_expressions() -> None:
     together = level.project(places, words, mask, image_index=index)
     assert torch.equal(together, level(visual, words, mask, image_index=index))
     for expression, image in enumerate(index):
-        one = level.project(
-            places, words[[expression]], mask[[expression]], image_index=image[None]
-        )
+        one = level.project(places, words[[expression]], mask[[expression]], image_index=image[None])
         assert (one[0] - together[expression]).norm() <= 1e-12 * one.norm()
     _, received = module(visual, words, mask, image_index=index, return_word_attention=True)
     ours = level.unchecked_project(places, words, mask, index, True)[1]
@@ -243,9 +235,7 @@ CHANGES: dict[str, Callable[[CMSA, nn.Conv2d], object]] = {
     "load": lambda module, _: module.load_state_dict(scaled_state(module, 2)),
     "assign": lambda module, _: module.load_state_dict(scaled_state(module, 1), assign=True),
     "cast": lambda module, _: module.float(),
-    "replace": lambda module, _: setattr(
-        module.value.weight, "data", torch.ones_like(module.value.weight)
-    ),
+    "replace": lambda module, _: setattr(module.value.weight, "data", torch.ones_like(module.value.weight)),
     "parametrize": lambda module, _: nn.utils.parametrizations.weight_norm(module.value),
     "convolution": lambda _, convolution: convolution.weight.mul_(2),
     "bias": lambda _, convolution: cast(Tensor, convolution.bias).add_(1),

@@ -43,8 +43,7 @@ def test_channel_gated_fusion_is_its_formula() -> None:
             parameter.normal_(std=0.5)
     levels = [torch.randn(2, size, 3, 5, dtype=torch.float64) for size in (5, 6, 7)]
     x3, x4, x5 = (
-        F.conv2d(level, conv.weight, conv.bias).relu()
-        for conv, level in zip(fusion.project, levels, strict=True)
+        F.conv2d(level, conv.weight, conv.bias).relu() for conv, level in zip(fusion.project, levels, strict=True)
     )
     outputs = []
     for number, (own, first, second) in enumerate([(x3, x5, x4), (x4, x5, x3), (x5, x4, x3)]):

@@ -88,9 +88,7 @@ SIZES = [(1, 1, 1), (6, 3, 5), (5, 4, 6), (3, 7, 1), (7, 2, 3)]
 @pytest.mark.parametrize("kind", LEVELS)
 @pytest.mark.parametrize(("words", "height", "width"), SIZES)
 @pytest.mark.parametrize("shared", [False, True])
-def test_equals_the_literal_form(
-    kind: str, words: int, height: int, width: int, shared: bool
-) -> None:
+def test_equals_the_literal_form(kind: str, words: int, height: int, width: int, shared: bool) -> None:
     module = build(kind)
     visual, vectors = draw(4, 4, words, height, width)[:2]
     mask = padding(4, words)

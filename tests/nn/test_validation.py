@@ -68,9 +68,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         ),
     ],
 )
-def test_wrong_arguments_are_named(
-    call: str, wrong: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_wrong_arguments_are_named(call: str, wrong: dict[str, Any], error: type[Exception], message: str) -> None:
     with torch.no_grad(), pytest.raises(error, match=message):
         CALLS[call](**({"visual": V, "words": W} | wrong))
 

@@ -41,8 +41,7 @@ class AnnsLayout:
                 "segment_id": ref_id,
                 "img_name": image,
                 "sentences": [
-                    {"idx": i, "sent_id": 10 * ref_id + i, "sent": one}
-                    for i, one in enumerate(expressions)
+                    {"idx": i, "sent_id": 10 * ref_id + i, "sent": one} for i, one in enumerate(expressions)
                 ],
                 "sentences_num": len(expressions),
             }

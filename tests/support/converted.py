@@ -72,9 +72,7 @@ def every_mask_form(root: Path) -> ReferLayout:
     layout.add_reference(17, parts, ["a list of run lengths"], split="testA")
     outside = [square(-4, -3, 9), square(40, 12, 20)]
     layout.add_reference(17, outside, ["over the edge"], split="testB")
-    layout.add_reference(
-        19, [[1, 2, 3, 4], square(1, 1, 2)], ["one degenerate part"], split="testA"
-    )
+    layout.add_reference(19, [[1, 2, 3, 4], square(1, 1, 2)], ["one degenerate part"], split="testA")
     layout.add_reference(19, [[1, 2, 3, 4]], ["no part is left", "really"], split="testB")
     layout.add_reference(19, [[0.0] * 6], ["a polygon without area"], split="testA")
     layout.add_reference(19, [[1, 2, 3, 4]], ["nothing to learn from", "."], split="train")

@@ -68,9 +68,7 @@ def poisoned(case: Case, value: float) -> Case:
         unread = ~case.mask[:, None, :, None]
         return case.with_inputs(attended=case["attended"].masked_fill(unread, value))
     unread = ~case.mask[..., None]
-    return case.with_inputs(
-        **{name: case[name].masked_fill(unread, value) for name in ("key", "value")}
-    )
+    return case.with_inputs(**{name: case[name].masked_fill(unread, value) for name in ("key", "value")})
 
 
 def with_largest_logit(case: Case, size: float) -> Case:
@@ -87,9 +85,7 @@ def with_constant_channel(case: Case, sign: float) -> Case:
     return case.with_inputs(query=query, key=key)
 
 
-def _attention_in_numpy(
-    inputs: list[Array], mask: Array | None, grad: Array, scale: float = 1.0
-) -> list[Array]:
+def _attention_in_numpy(inputs: list[Array], mask: Array | None, grad: Array, scale: float = 1.0) -> list[Array]:
     query, key, value = inputs
     result, gradients = np.zeros_like(grad), [np.zeros_like(part) for part in inputs]
     for entry in range(len(grad)):
@@ -108,9 +104,7 @@ def _attention_in_numpy(
     return [result, *gradients]
 
 
-def _tail_in_numpy(
-    inputs: list[Array | None], mask: Array | None, grad: Array, relu: bool = False
-) -> list[Array]:
+def _tail_in_numpy(inputs: list[Array | None], mask: Array | None, grad: Array, relu: bool = False) -> list[Array]:
     attended, weight, bias = inputs
     assert attended is not None
     assert weight is not None

@@ -136,9 +136,7 @@ def assert_identical(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> N
         assert torch.equal(one, other)
 
 
-def assert_close(
-    expected: Sequence[Tensor], outputs: Sequence[Tensor], tolerance: float = 1e-12
-) -> None:
+def assert_close(expected: Sequence[Tensor], outputs: Sequence[Tensor], tolerance: float = 1e-12) -> None:
     for one, other in zip(expected, outputs, strict=True):
         torch.testing.assert_close(other, one, rtol=tolerance, atol=tolerance)
 

@@ -53,9 +53,7 @@ BENCHMARK = pa.schema(
         "ref_list": pa.list_(_struct(ann_info=_ANNOTATION, ref_info=_REFERENCE)),
     }
 )
-REANNOTATED = pa.schema(
-    {"image": _IMAGE, "image_id": _INT, "file_name": _TEXT, "samples": pa.list_(_SAMPLE)}
-)
+REANNOTATED = pa.schema({"image": _IMAGE, "image_id": _INT, "file_name": _TEXT, "samples": pa.list_(_SAMPLE)})
 MIXED = pa.schema(
     {
         "question_id": _TEXT,
@@ -116,9 +114,7 @@ def refcoco_row(
     }
 
 
-def benchmark_entry(
-    ref_id: int, image_id: int, segmentation: Any, said: Rows, split: str
-) -> dict[str, Any]:
+def benchmark_entry(ref_id: int, image_id: int, segmentation: Any, said: Rows, split: str) -> dict[str, Any]:
     """A reference of the form with images."""
     annotation, reference = _entry(ref_id, image_id, segmentation, said, split)
     return {"ann_info": annotation, "ref_info": reference}
@@ -170,19 +166,13 @@ def refcoco_rows() -> dict[str, Rows]:
             refcoco_row(2, 11, (41, 29), [square(1, 20, 9)], sentences("杯子", first=2), "train"),
             refcoco_row(3, 7, SIZE, [square(20, 3, 7)], sentences("right cup", first=3), "train"),
         ],
-        "validation": [
-            refcoco_row(4, 13, SIZE, [square(5, 5, 11)], sentences("dog", first=4), "val")
-        ],
-        "test": [
-            refcoco_row(5, 17, SIZE, [square(2, 2, 3)], sentences("man", "he", first=5), "testA")
-        ],
+        "validation": [refcoco_row(4, 13, SIZE, [square(5, 5, 11)], sentences("dog", first=4), "val")],
+        "test": [refcoco_row(5, 17, SIZE, [square(2, 2, 3)], sentences("man", "he", first=5), "testA")],
         "testB": [refcoco_row(6, 19, SIZE, [square(9, 9, 3)], sentences("tree", first=7), "testB")],
     }
 
 
-def write_refcoco(
-    root: Path, rows: dict[str, Rows] | None = None, images: str = "images/train2014"
-) -> Path:
+def write_refcoco(root: Path, rows: dict[str, Rows] | None = None, images: str = "images/train2014") -> Path:
     """Writes the form without pixels and its images."""
     for split, content in (rows or refcoco_rows()).items():
         write(root / "data" / shard(split), content, REFCOCO)

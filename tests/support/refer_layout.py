@@ -41,17 +41,13 @@ class ReferLayout:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def add_image(
-        self, image_id: int, height: int, width: int, file_name: str | None = None
-    ) -> np.ndarray:
+    def add_image(self, image_id: int, height: int, width: int, file_name: str | None = None) -> np.ndarray:
         """Writes an image of noise as PNG, whose name is COCO's where None, and returns its pixels."""
         file_name = file_name or coco_name(image_id)
         pixels = noise(image_id, height, width)
         self.image_folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(self.image_folder / file_name, "PNG")
-        self.images.append(
-            {"id": image_id, "file_name": file_name, "height": height, "width": width}
-        )
+        self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         return pixels
 
     def add_reference(

@@ -32,10 +32,7 @@ def varied_model() -> nn.Module:
 
 def damaged(data: Listed, *places: int) -> Listed:
     """The data with expressions at some places that have no word."""
-    samples = [
-        replace(one, expression="") if place in places else one
-        for place, one in enumerate(data.samples)
-    ]
+    samples = [replace(one, expression="") if place in places else one for place, one in enumerate(data.samples)]
     return Listed(samples)
 
 

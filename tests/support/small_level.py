@@ -46,16 +46,12 @@ def padding(expressions: int, words: int) -> Tensor:
     return mask
 
 
-def project(
-    module: CMSA, inputs: Inputs, mask: Tensor | None = None, index: Tensor | None = None
-) -> Tensor:
+def project(module: CMSA, inputs: Inputs, mask: Tensor | None = None, index: Tensor | None = None) -> Tensor:
     visual, words, weight, bias = inputs
     return module.project(visual, words, mask, weight=weight, bias=bias, image_index=index)
 
 
-def convolve(
-    module: CMSA, inputs: Inputs, mask: Tensor | None = None, index: Tensor | None = None
-) -> Tensor:
+def convolve(module: CMSA, inputs: Inputs, mask: Tensor | None = None, index: Tensor | None = None) -> Tensor:
     """The definition of `CMSA.project`."""
     visual, words, weight, bias = inputs
     return F.conv2d(module(visual, words, mask, image_index=index), weight, bias)

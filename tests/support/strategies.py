@@ -37,9 +37,7 @@ def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         leaves,
         lambda inner: (
             st.lists(inner, max_size=8)
-            | st.dictionaries(
-                st.sampled_from(["size", "counts", "id", "sent"]) | anything_text, inner, max_size=4
-            )
+            | st.dictionaries(st.sampled_from(["size", "counts", "id", "sent"]) | anything_text, inner, max_size=4)
         ),
         max_leaves=12,
     )

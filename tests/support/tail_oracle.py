@@ -18,9 +18,7 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 NAMES = ("attended", "output_weight", "unit_visual", "mean_word", "coordinates")
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="the kernel needs Triton"
-)
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the kernel needs Triton")
 TRITON = pytest.param("triton", marks=needs_triton)
 
 
@@ -81,9 +79,7 @@ def _literal(
     return (functional.linear(attended, weight) + torch.cat([visual, *everywhere], 2)).mT
 
 
-def _in_numpy(
-    inputs: list[Array], mask: None, grad: Array, image_index: Tensor | None = None
-) -> list[Array]:
+def _in_numpy(inputs: list[Array], mask: None, grad: Array, image_index: Tensor | None = None) -> list[Array]:
     attended, weight, visual, word, coordinates = inputs
     result, gradients = np.zeros_like(grad), [np.zeros_like(part) for part in inputs]
     first, second = visual.shape[2], visual.shape[2] + word.shape[1]

@@ -59,9 +59,7 @@ sys.meta_path.insert(0, Probe)
         ("command", {"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
     ],
 )
-def test_openmp_is_configured_before_torch_is_loaded(
-    entry: str, given: dict[str, str], expected: str
-) -> None:
+def test_openmp_is_configured_before_torch_is_loaded(entry: str, given: dict[str, str], expected: str) -> None:
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run(
@@ -110,9 +108,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.update(device=device))
-    monkeypatch.setattr(
-        distributed, "init_process_group", lambda backend, **options: calls.update(options)
-    )
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend, **options: calls.update(options))
     monkeypatch.setattr(distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
     return calls

@@ -68,9 +68,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 class Failing(Collate):
     """Fails for `number` calls from call number `at` on; KeyboardInterrupt simulates Ctrl-C."""
 
-    def __init__(
-        self, at: int, error: type[BaseException] = KeyboardInterrupt, number: int = 10**9
-    ) -> None:
+    def __init__(self, at: int, error: type[BaseException] = KeyboardInterrupt, number: int = 10**9) -> None:
         super().__init__(VOCABULARY, SIZE)
         self.calls = count()
         self.failing, self.error = range(at, at + number), error
@@ -106,8 +104,7 @@ def test_metrics_file(whole: Path) -> None:
     rows = [json.loads(line) for line in (whole / METRICS).read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 13]
     assert all(
-        list(row) == ["step", "loss", "iou", "learning_rate", "seconds"] and row["seconds"] > 0
-        for row in rows
+        list(row) == ["step", "loss", "iou", "learning_rate", "seconds"] and row["seconds"] > 0 for row in rows
     )
     last = RECIPE.learning_rate * (1 - 9 / 10) ** RECIPE.power
     assert rows[1]["learning_rate"] == pytest.approx(last)
@@ -202,9 +199,7 @@ def test_unusable_data_end_the_training(tmp_path: Path) -> None:
     for name, steps, enough in (("short", 4, 4), ("long", 99, 6)):  # a pass is three steps
         model, recipe = new_model(), replace(RECIPE, steps=steps)
         given = {"model": model, "recipe": recipe, "collate": Failing(0, ValueError)}
-        with pytest.raises(
-            ValueError, match=f"None of the expressions of {enough} consecutive steps"
-        ):
+        with pytest.raises(ValueError, match=f"None of the expressions of {enough} consecutive steps"):
             run(tmp_path / name, errors=ErrorCollector(strict=False), **given)
         assert same(model.state_dict(), new_model().state_dict())
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == [METRICS]
@@ -387,9 +382,7 @@ def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["muon and batch norm", "dropout"])
-def test_resumed_run_with_muon_batch_norm_or_dropout_equals_uninterrupted(
-    tmp_path: Path, case: str
-) -> None:
+def test_resumed_run_with_muon_batch_norm_or_dropout_equals_uninterrupted(tmp_path: Path, case: str) -> None:
     def start(name: str, seed: int = 0, **options: Any) -> None:
         if case == "dropout":
             run(tmp_path / name, model=Dropping(), num_workers=seed, **options)
@@ -407,9 +400,7 @@ def test_resumed_run_with_muon_batch_norm_or_dropout_equals_uninterrupted(
 
 
 @pytest.mark.parametrize("at", [2, 3, 4, 12])
-def test_interrupted_run_with_validation_and_average_resumes(
-    validated: Path, tmp_path: Path, at: int
-) -> None:
+def test_interrupted_run_with_validation_and_average_resumes(validated: Path, tmp_path: Path, at: int) -> None:
     given = {"recipe": VALIDATED, "validate": validate, "checkpoint_every": 5}
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, collate=Failing(at), **given)

@@ -26,9 +26,7 @@ def test_failed_save_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.Mon
     save_model(tmp_path / WEIGHTS, new_model(), CONFIG)
     state.save(tmp_path / STATE)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(
-        checkpoint, "save_weights", lambda model, target, **_: fill_the_disk(Path(target))
-    )
+    monkeypatch.setattr(checkpoint, "save_weights", lambda model, target, **_: fill_the_disk(Path(target)))
     monkeypatch.setattr(torch, "save", lambda state, target: fill_the_disk(target))
     with pytest.raises(OSError, match="No space left"):
         save_model(tmp_path / WEIGHTS, new_model(1), CONFIG)

@@ -69,15 +69,11 @@ def check_images(
             bar.update(len(checks))
 
 
-def _check_chunk(
-    read: bool, decode: bool, images: list[list[Record]]
-) -> list[list[tuple[ImageFinding, str]]]:
+def _check_chunk(read: bool, decode: bool, images: list[list[Record]]) -> list[list[tuple[ImageFinding, str]]]:
     return [list(_check_image(records, read, decode)) for records in images]
 
 
-def _check_image(
-    records: list[Record], read: bool, decode: bool
-) -> Iterator[tuple[ImageFinding, str]]:
+def _check_image(records: list[Record], read: bool, decode: bool) -> Iterator[tuple[ImageFinding, str]]:
     """Checks one image and the masks of all its records."""
     image, expected = records[0].image, records[0].mask_size
     stored = upright = None

@@ -66,9 +66,7 @@ def inspect_root(
                     details.setdefault(kind, []).append(message)
             splits |= split_images(reading.records, label, numbering_of(source, reading))
         data_sets.append(DataSetCheck(label, source.form, source.root, tuple(counts)))
-        findings += [
-            Finding(label, kind, tuple(details[kind])) for kind in KINDS if kind in details
-        ]
+        findings += [Finding(label, kind, tuple(details[kind])) for kind in KINDS if kind in details]
     return CheckResult(
         root,
         tuple(data_sets),
@@ -79,9 +77,7 @@ def inspect_root(
     )
 
 
-def _read(
-    source: Source, root: Path, details: dict[Kind, list[str]]
-) -> tuple[Reading | None, bool]:
+def _read(source: Source, root: Path, details: dict[Kind, list[str]]) -> tuple[Reading | None, bool]:
     """The records, and whether a folder of images exists."""
     errors = ErrorCollector(strict=False)
     reading = None

@@ -45,13 +45,8 @@ class Collection:
         return f"{images} of {self.images} images" if images < self.images else None
 
 
-_ARCHIVE = (
-    "https://web.archive.org/web/{date}id_/{scheme}://bvisionweb1.cs.unc.edu/licheng/referit/data"
-)
-_GREFCOCO = (
-    "https://huggingface.co/datasets/FudanCVL/gRefCOCO/resolve/"
-    "81eede59b3ac070049f597d023c0ff08d1fb80e9"
-)
+_ARCHIVE = "https://web.archive.org/web/{date}id_/{scheme}://bvisionweb1.cs.unc.edu/licheng/referit/data"
+_GREFCOCO = "https://huggingface.co/datasets/FudanCVL/gRefCOCO/resolve/81eede59b3ac070049f597d023c0ff08d1fb80e9"
 _ISSUES = "github.com/lichengunc/refer/issues/14 collects copies"
 _KAGGLE = f"{_ISSUES}, kaggle.com/datasets/lhhhhl/refcoco-and-refcoco is one"
 

@@ -29,9 +29,7 @@ _logger = logging.getLogger(__name__)
 _TIMEOUT = 60.0  # seconds without data after which a download fails
 
 
-def download(
-    name: str, collection: Collection, root: Path, *, keep_archive: bool
-) -> dict[str, str]:
+def download(name: str, collection: Collection, root: Path, *, keep_archive: bool) -> dict[str, str]:
     """Downloads, verifies and unpacks a collection into the first of its folders under the root.
 
     Files are stored in `<root>/downloads/<name>` until they are unpacked. A file that the user put there is
@@ -114,9 +112,7 @@ def _fetch(file: RemoteFile, path: Path) -> None:
     """Downloads and verifies a file; `path` appears only when it is complete."""
     needed, free = 2 * (file.size or 0), shutil.disk_usage(path.parent).free
     if needed > free:
-        raise OSError(
-            f"{path.parent} needs {readable_size(needed)} of free space, but has {readable_size(free)}."
-        )
+        raise OSError(f"{path.parent} needs {readable_size(needed)} of free space, but has {readable_size(free)}.")
     part = path.with_name(f"{path.name}.part")
     for left in path.parent.glob("*.part*"):  # of a killed process
         left.unlink()
@@ -130,9 +126,7 @@ def _fetch(file: RemoteFile, path: Path) -> None:
     except (URLError, TimeoutError, ConnectionError, ssl.SSLError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()
-        raise ConnectionError(
-            f"{file.name} cannot be downloaded from {file.url}: {error}"
-        ) from error
+        raise ConnectionError(f"{file.name} cannot be downloaded from {file.url}: {error}") from error
     finally:
         socket.setdefaulttimeout(timeout)
         part.unlink(missing_ok=True)

@@ -156,9 +156,7 @@ class _Table:
                 "image_id": record.image_id,
                 "split": record.split,
                 **_size_columns(record.size),
-                "sentences": [
-                    {"sent_id": sent_id, "sent": sent} for sent_id, sent in record.expressions
-                ],
+                "sentences": [{"sent_id": sent_id, "sent": sent} for sent_id, sent in record.expressions],
                 "masks": [self._mask_columns(one, size, record.split) for one in record.objects],
                 **image,
             }
@@ -199,9 +197,7 @@ class _Table:
             self._sizes[image] = image_size(image, apply_orientation=False)
         return self._sizes[image]
 
-    def _mask_columns(
-        self, one: ObjectMask, size: tuple[int, int] | None, split: str
-    ) -> dict[str, Any]:
+    def _mask_columns(self, one: ObjectMask, size: tuple[int, int] | None, split: str) -> dict[str, Any]:
         # Parts of an object that several records share are counted at its first record.
         dropped = 0 if (split, id(one)) in self._counted else one.dropped
         if one.is_empty or size is None:

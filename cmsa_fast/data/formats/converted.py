@@ -113,9 +113,7 @@ class Description:
             return cls(
                 title=str(content["title"]),
                 origin={key: str(value) for key, value in content["origin"].items()},
-                published_expressions={
-                    key: int(value) for key, value in content["published_expressions"].items()
-                },
+                published_expressions={key: int(value) for key, value in content["published_expressions"].items()},
                 image_folders=tuple(
                     ImageFolders(tuple(map(str, one["absolute"])), tuple(map(str, one["relative"])))
                     for one in content["image_folders"]
@@ -143,9 +141,7 @@ def read_converted(source: Source, split: str | None, errors: ErrorCollector) ->
     with open_table(path) as file:
         metadata = (file.metadata.metadata or {}).get(METADATA_KEY)
         if metadata is None or not file.schema_arrow.equals(SCHEMA):
-            raise ValueError(
-                f"{path} is no converted data set: it was not written by `cmsa-fast data convert`"
-            )
+            raise ValueError(f"{path} is no converted data set: it was not written by `cmsa-fast data convert`")
         description = Description.from_json(metadata, path)
         table = file.read([name for name in SCHEMA.names if name != "image"])
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -172,9 +168,7 @@ def read_converted(source: Source, split: str | None, errors: ErrorCollector) ->
         table = table.filter(pc.is_in(table["split"], pa.array(wanted, pa.string())))
     given = None if source.image_folder is None else (existing_folder(source.image_folder),)
     used = set(table["folder"].unique().to_pylist()) - {None}
-    folders = {
-        i: given or one.find(path) for i, one in enumerate(description.image_folders) if i in used
-    }
+    folders = {i: given or one.find(path) for i, one in enumerate(description.image_folders) if i in used}
     starts = np.concatenate([[0], np.cumsum(groups)])
     records = TableRecords(path, table.combine_chunks(), folders, starts, description.origin)
     return Reading(records, description.title, description.published_expressions)
@@ -259,9 +253,7 @@ class TableRecords(Sequence[Record]):
             return Record(
                 image=self._image(row),
                 size=_size(row),
-                objects=tuple(
-                    StoredMask(one["counts"], _size(one), one["dropped"]) for one in row["masks"]
-                ),
+                objects=tuple(StoredMask(one["counts"], _size(one), one["dropped"]) for one in row["masks"]),
                 expressions=tuple((one["sent_id"], one["sent"]) for one in row["sentences"]),
                 image_id=row["image_id"],
                 ref_id=row["ref_id"],
@@ -297,9 +289,7 @@ def _find(source: Source) -> Path:
     chosen = name or (there[0] if len(there) == 1 else "")
     if chosen not in there:
         what = f"no {name}.parquet" if name else f"{len(there)} Parquet files and name says none"
-        raise FileNotFoundError(
-            f"{root} has {what}; data sets in it are {', '.join(there) or 'none'}"
-        )
+        raise FileNotFoundError(f"{root} has {what}; data sets in it are {', '.join(there) or 'none'}")
     return root / f"{chosen}.parquet"
 
 

@@ -102,8 +102,7 @@ def _read_record(entry: Any, where: Where, split: str, files: _Files) -> Record:
     expressions = read_expressions(entry, "sent", where)
     if "sentences_num" in entry and integer(entry, "sentences_num", where) != len(expressions):
         raise ValueError(
-            f"{place(where)} has {len(expressions)} sentences, but its 'sentences_num' is "
-            f"{entry['sentences_num']}"
+            f"{place(where)} has {len(expressions)} sentences, but its 'sentences_num' is {entry['sentences_num']}"
         )
     return Record(
         image=read_image(files.images, file_name, where),
@@ -164,9 +163,7 @@ def _folder(anns: Path, name: str, split_by: str) -> str:
     found = next((folder for folder in candidates if (anns / folder).is_dir()), None)
     if found is None:
         there = sorted(folder.name for folder in anns.iterdir() if folder.is_dir())
-        raise ValueError(
-            f"name {name!r} is no folder of {anns}, which has {', '.join(there) or 'no folder'}"
-        )
+        raise ValueError(f"name {name!r} is no folder of {anns}, which has {', '.join(there) or 'no folder'}")
     return found
 
 

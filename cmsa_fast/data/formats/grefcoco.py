@@ -85,9 +85,7 @@ def _locate(root: Path, name: str, split_by: str, image_folder: Path | None) -> 
             f"{', '.join(there) or 'nothing'}. {what_belongs}"
         )
     if len(found) > 1:
-        _logger.warning(
-            "%s has both %s and %s; the first is read", folder, *(f.name for f in found)
-        )
+        _logger.warning("%s has both %s and %s; the first is read", folder, *(f.name for f in found))
     if not instances.is_file():
         raise FileNotFoundError(f"there is no file {instances}. {what_belongs}")
     folders = image_folders(root, COCO_FOLDERS, image_folder, what_belongs)

@@ -145,9 +145,7 @@ def refer_records(
         with errors:
             records.append(_join(reference, instances, files, crowds if skip_crowds else None))
     if crowds:
-        _logger.warning(
-            "%s: %d annotations of crowds are left out of the masks", files.instances, len(crowds)
-        )
+        _logger.warning("%s: %d annotations of crowds are left out of the masks", files.instances, len(crowds))
     return records
 
 
@@ -194,9 +192,7 @@ def _add_identifiers(value: Any, identifiers: set[str]) -> None:
             identifiers.add(str(one))
 
 
-def _join(
-    reference: Reference, instances: Instances, files: ReferFiles, crowds: set[str] | None
-) -> Record:
+def _join(reference: Reference, instances: Instances, files: ReferFiles, crowds: set[str] | None) -> Record:
     path = files.instances
     objects = []
     for key in reference.annotations:
@@ -210,9 +206,7 @@ def _join(
         mask = annotation.mask
         if crowds is not None:
             if annotation.is_crowd not in (0, 1):
-                raise ValueError(
-                    f"{place(where)} has {annotation.is_crowd!r} as its 'iscrowd', not 0 or 1"
-                )
+                raise ValueError(f"{place(where)} has {annotation.is_crowd!r} as its 'iscrowd', not 0 or 1")
             if annotation.is_crowd:
                 crowds.add(key)
                 mask = MaskSource()

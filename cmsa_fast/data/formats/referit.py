@@ -81,9 +81,7 @@ def read_referit(source: Source, split: str | None, errors: ErrorCollector) -> R
             raise ValueError(f"{argument} of this form is {known!r}, not {value!r}")
     files = _locate(source.root, source.image_folder)
     if split is not None and split not in files.queries:
-        raise ValueError(
-            f"split {split!r} is not in {source.root}, which has {', '.join(files.queries)}"
-        )
+        raise ValueError(f"split {split!r} is not in {source.root}, which has {', '.join(files.queries)}")
     import_loadmat()  # fails here rather than at the first mask
     sizes = {} if files.sizes is None else _read_dictionary(files.sizes)
     contents: dict[Path, dict[str, Any]] = {}
@@ -127,9 +125,7 @@ def _read_record(
     if not isinstance(expressions, list):
         raise ValueError(f"{place(where)} has {kind(expressions)}, not a list of expressions")
     if len(expressions) > _EXPRESSIONS:
-        raise ValueError(
-            f"{place(where)} has {len(expressions)} expressions, more than {_EXPRESSIONS}"
-        )
+        raise ValueError(f"{place(where)} has {len(expressions)} expressions, more than {_EXPRESSIONS}")
     for i, expression in enumerate(expressions):
         if not isinstance(expression, str):
             raise ValueError(f"{place((*where, 'sentence', i))} is {kind(expression)}, not text")
@@ -203,7 +199,5 @@ def _read_list(file: Path) -> frozenset[str]:
         raise ValueError(f"{file} is not a list of image numbers: {error}") from error
     for line in lines:
         if not line.removesuffix(".jpg").isdecimal():
-            raise ValueError(
-                f"{file} has the line {line!r}, where the number of an image is expected"
-            )
+            raise ValueError(f"{file} has the line {line!r}, where the number of an image is expected")
     return frozenset(line.removesuffix(".jpg") for line in lines)

@@ -150,9 +150,7 @@ def _scene(seed: int, split: str, number: int, expressions: int) -> Scene:
 
 
 @lru_cache(maxsize=8)
-def _pixels(
-    seed: int, split: str, number: int, expressions: int, size: int
-) -> tuple[Tensor, Tensor]:
+def _pixels(seed: int, split: str, number: int, expressions: int, size: int) -> tuple[Tensor, Tensor]:
     """Image, uint8 `[3, size, size]`, and labels, uint8 `[size, size]`, of a scene."""
     generator = np.random.Generator(np.random.PCG64(_entropy(seed, split, number, 1)))
     image, labels = render(_scene(seed, split, number, expressions).layout, size, generator)

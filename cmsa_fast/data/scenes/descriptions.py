@@ -74,8 +74,7 @@ class Descriptions:
             found = [
                 bits
                 for bits in range(noun, noun + 8)
-                if fits[bits] == only
-                and all(fits[bits & ~bit] != only for bit in (1, 2, 4) if bits & bit)
+                if fits[bits] == only and all(fits[bits & ~bit] != only for bit in (1, 2, 4) if bits & bit)
             ]
             if found:
                 return found
@@ -109,9 +108,7 @@ class Descriptions:
         noun = item.shape if bits & NOUN else pick(random, GENERIC_NOUNS)
         return Phrase(tuple(adjectives), noun)
 
-    def order_sensitive_relations(
-        self, interpreter: Interpreter, *, generic: bool
-    ) -> list[list[RelationChoice]]:
+    def order_sensitive_relations(self, interpreter: Interpreter, *, generic: bool) -> list[list[RelationChoice]]:
         """Returns for every object the relations whose words, reordered, refer to another object.
 
         All relations that identify their target are grouped by their bag of attributes. The expressions of a

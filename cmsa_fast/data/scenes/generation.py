@@ -202,9 +202,7 @@ class _ExpressionGenerator:
                 self._interpreter, generic=self._generic()
             )
             if self._random.random() < DIRECTION_FRACTION:
-                others = [
-                    [choice for choice in own if choice.relation != BESIDE] for own in self._ordered
-                ]
+                others = [[choice for choice in own if choice.relation != BESIDE] for own in self._ordered]
                 self._ordered = others if any(others) else self._ordered
         for choice in shuffled(self._random, self._ordered[target]):
             if self._descriptions.fits[target][choice.target_bits].bit_count() >= minimum:

@@ -43,9 +43,7 @@ BESIDE_GAP = 0.05  # "next to": largest gap between the bounding circles
 BESIDE_NOT = 0.13  # clearly not "next to": smallest gap
 RANK_LEAD = 0.07  # "second from the left": distance of all others along the axis
 
-_MEMBERS = tuple(
-    tuple(i for i in range(MAX_OBJECTS) if bits >> i & 1) for bits in range(1 << MAX_OBJECTS)
-)
+_MEMBERS = tuple(tuple(i for i in range(MAX_OBJECTS) if bits >> i & 1) for bits in range(1 << MAX_OBJECTS))
 
 
 class Interpreter:

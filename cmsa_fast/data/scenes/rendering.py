@@ -144,9 +144,7 @@ def generate_layout(random: Random) -> tuple[SceneObject, ...]:
             return tuple(placed)
 
 
-def _place(
-    random: Random, attributes: list[tuple[float, str, str, str, str]]
-) -> list[SceneObject] | None:
+def _place(random: Random, attributes: list[tuple[float, str, str, str, str]]) -> list[SceneObject] | None:
     placed: list[SceneObject] = []
     for radius, shape, colour, size, texture in attributes:
         reach = radius * _SHAPES[shape][1]
@@ -163,13 +161,9 @@ def _place(
         else:
             return None
         light = 20 * (random.random() - 0.5)
-        red, green, blue = (
-            value + light + 10 * (random.random() - 0.5) for value in COLOURS[colour]
-        )
+        red, green, blue = (value + light + 10 * (random.random() - 0.5) for value in COLOURS[colour])
         turn = math.radians(24 * (random.random() - 0.5))
-        placed.append(
-            SceneObject(shape, colour, size, texture, x, y, radius, turn, (red, green, blue))
-        )
+        placed.append(SceneObject(shape, colour, size, texture, x, y, radius, turn, (red, green, blue)))
     return placed
 
 
@@ -204,9 +198,7 @@ def render(
     return np.clip(canvas, 0, 255).round().astype(np.uint8), labels
 
 
-def _fill(
-    item: SceneObject, x: Array, y: Array, distance: Array, size: int, random: np.random.Generator
-) -> Array:
+def _fill(item: SceneObject, x: Array, y: Array, distance: Array, size: int, random: np.random.Generator) -> Array:
     """Colours of the object at x, y, `[h, w, 3]`, given the signed distance to its outline."""
     tone = np.array(item.tone, np.float32)
     if item.texture == "plain":

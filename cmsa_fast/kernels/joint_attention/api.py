@@ -138,17 +138,13 @@ def joint_attention_tail(
             f"got {list(weight.shape)}."
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}."
-        )
+        raise ValueError(f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}.")
     if word_mask is not None:
         shape = (attended.shape[0], attended.shape[2])
         check_word_mask(word_mask, shape, "attended", attended.device)
     if not isinstance(relu, bool):
         raise TypeError(f"relu must be a bool; got {type(relu).__name__}.")
-    return unchecked_joint_attention_tail(
-        attended, weight, bias, word_mask, relu=relu, backend=backend
-    )
+    return unchecked_joint_attention_tail(attended, weight, bias, word_mask, relu=relu, backend=backend)
 
 
 def unchecked_joint_attention_tail(

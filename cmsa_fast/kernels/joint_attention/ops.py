@@ -95,9 +95,7 @@ def _tail_backward(
     """The gradient of an absent bias is an empty tensor, because an operator cannot return None."""
     from .triton.projection_backward import launch_tail_backward
 
-    grad_attended, grad_weight, grad_bias = launch_tail_backward(
-        grad, attended, weight, bias, word_mask, relu
-    )
+    grad_attended, grad_weight, grad_bias = launch_tail_backward(grad, attended, weight, bias, word_mask, relu)
     return grad_attended, grad_weight, weight.new_empty(0) if grad_bias is None else grad_bias
 
 

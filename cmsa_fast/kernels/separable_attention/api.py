@@ -141,9 +141,7 @@ def received_word_attention(
     """
     _check_tensors({"place_query": place_query}, {"word_query": word_query, "word_key": word_key})
     _check_expressions(place_query, word_query, word_mask, image_index)
-    return unchecked_received_word_attention(
-        place_query, word_query, word_key, word_mask, image_index=image_index
-    )
+    return unchecked_received_word_attention(place_query, word_query, word_key, word_mask, image_index=image_index)
 
 
 def unchecked_received_word_attention(
@@ -156,9 +154,7 @@ def unchecked_received_word_attention(
 ) -> Tensor:
     """`received_word_attention` without argument checks."""
     place_query, word_query, word_key = autocast(place_query, word_query, word_key)
-    return eager.received_word_attention(
-        place_query, word_query, word_key, word_mask, image_index=image_index
-    )
+    return eager.received_word_attention(place_query, word_query, word_key, word_mask, image_index=image_index)
 
 
 def _implementation(backend: str) -> Callable[..., Tensor]:

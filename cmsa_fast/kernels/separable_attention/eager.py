@@ -88,9 +88,7 @@ def received_word_attention(
     return received.to(place_query.dtype)
 
 
-def _groups(
-    expressions: int, image_index: Tensor | None, places: int
-) -> Iterator[tuple[int, slice | list[int]]]:
+def _groups(expressions: int, image_index: Tensor | None, places: int) -> Iterator[tuple[int, slice | list[int]]]:
     """Yield each image with its expressions, as many at a time as `_BLOCK` allows."""
     if image_index is None:
         yield from ((index, slice(index, index + 1)) for index in range(expressions))
@@ -138,14 +136,10 @@ class _Words(NamedTuple):
     weight: Tensor
 
     @classmethod
-    def prepare(
-        cls, features: tuple[Tensor, ...], weight: Tensor, expressions: slice | list[int]
-    ) -> "_Words":
+    def prepare(cls, features: tuple[Tensor, ...], weight: Tensor, expressions: slice | list[int]) -> "_Words":
         weight = weight[expressions]
         padding = weight[..., None] == 0
-        query, key, value = (
-            part[expressions].to(weight.dtype).masked_fill(padding, 0) for part in features
-        )
+        query, key, value = (part[expressions].to(weight.dtype).masked_fill(padding, 0) for part in features)
         value, value_offset = split_offset(value, weight)
         return cls(query, split_offset(key, weight)[0], value, value_offset, weight)
 
@@ -262,9 +256,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 # While a graph is traced, both are operators: the graph then has no branch or loop that depends on data.
-register(
-    "factored_forward", f"({SEPARABLE_INPUTS}) -> Tensor", _forward, _fake_forward, EVERY_DEVICE
-)
+register("factored_forward", f"({SEPARABLE_INPUTS}) -> Tensor", _forward, _fake_forward, EVERY_DEVICE)
 register(
     "factored_backward",
     f"(Tensor grad, {SEPARABLE_INPUTS}) -> ({', '.join(['Tensor'] * 6)})",

@@ -124,9 +124,7 @@ class Block:
 
         scaled = torch.mul(grad_softmax, exp_place, out=mean_softmax)
         # R / Z overflows near the floor, so the product with the sum comes before the division.
-        correction = (
-            _dot_words(scaled, keys.exp_word).mul_(self.ratio).div_(self.total)
-        )  # [S, r, N]
+        correction = _dot_words(scaled, keys.exp_word).mul_(self.ratio).div_(self.total)  # [S, r, N]
         grads.word_logits.baddbmm_(self.ratio.mT, scaled)
         word_sums = times(torch.cat([correction, self.ratio], -1).mT, exp_place)  # [S, 2N, K]
         grads.word_logits.sub_(word_sums[:, : correction.shape[-1]])

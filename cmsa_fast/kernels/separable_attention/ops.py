@@ -82,9 +82,7 @@ def _fake_separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_separable_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.empty_like(part, memory_format=torch.contiguous_format) for part in arguments[:6]
-    )
+    return tuple(torch.empty_like(part, memory_format=torch.contiguous_format) for part in arguments[:6])
 
 
 def _save_separable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -179,9 +177,7 @@ register(
     _separable_backward,
     _fake_separable_backward,
 )
-register_gradient(
-    "separable_forward", _differentiate_separable, _save_separable, "separable_backward"
-)
+register_gradient("separable_forward", _differentiate_separable, _save_separable, "separable_backward")
 register(
     "level_tail_forward",
     "(Tensor attended, Tensor output_weight, Tensor unit_visual, Tensor mean_word, Tensor coordinates, "

@@ -23,9 +23,7 @@ def level_tail(
 ) -> Tensor:
     """`cmsa_fast.kernels.level_tail` with PyTorch's matmul; arguments are not checked."""
     if not torch.compiler.is_compiling():
-        return _Tail.apply(
-            attended, output_weight, unit_visual, mean_word, coordinates, image_index
-        )
+        return _Tail.apply(attended, output_weight, unit_visual, mean_word, coordinates, image_index)
     # In a graph the concatenation is explicit, because compilers differentiate a product that accumulates into
     # its own buffer wrongly (zeros in torch 2.11).
     batch, places, _ = attended.shape

@@ -7,18 +7,14 @@ import triton.language as tl
 @triton.jit
 def load_tile(pointer, rows, columns, row_stride, column_stride, row_mask, column_mask):
     """[R, C] at the given rows and columns, 0 where a mask is False."""
-    offsets = (
-        rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
-    )
+    offsets = rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
     return tl.load(pointer + offsets, mask=row_mask[:, None] & column_mask[None, :], other=0.0)
 
 
 @triton.jit
 def store_tile(pointer, tile, rows, columns, row_stride, column_stride, row_mask, column_mask):
     """Store [R, C] at the given rows and columns, in the pointer's dtype."""
-    offsets = (
-        rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
-    )
+    offsets = rows.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
     tile = tile.to(pointer.dtype.element_ty)
     tl.store(pointer + offsets, tile, mask=row_mask[:, None] & column_mask[None, :])
 
@@ -45,15 +41,9 @@ def products(
     for start in range(0, WIDTH, CHUNK):
         channels = start + tl.arange(0, CHUNK)
         inside = channels < WIDTH
-        left_tile = load_tile(
-            left, left_rows, channels, left_row_stride, left_stride, left_mask, inside
-        )
-        right_tile = load_tile(
-            right, channels, right_rows, right_stride, right_row_stride, inside, right_mask
-        )
-        total = tl.dot(
-            left_tile, right_tile, total, input_precision=PRECISION, out_dtype=ACCUMULATOR
-        )
+        left_tile = load_tile(left, left_rows, channels, left_row_stride, left_stride, left_mask, inside)
+        right_tile = load_tile(right, channels, right_rows, right_stride, right_row_stride, inside, right_mask)
+        total = tl.dot(left_tile, right_tile, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
     return total
 
 
@@ -81,9 +71,7 @@ def token_products(
     for start in range(0, WIDTH, CHUNK):
         channels = start + tl.arange(0, CHUNK)
         inside = channels < WIDTH
-        query_tile = load_tile(
-            query, query_rows, channels, query_row_stride, query_stride, query_mask, inside
-        )
+        query_tile = load_tile(query, query_rows, channels, query_row_stride, query_stride, query_mask, inside)
         part = tl.load(word + channels.to(tl.int64) * word_stride, mask=inside, other=0.0)
         token = query_tile.to(ACCUMULATOR) + part.to(ACCUMULATOR)[None, :]
         key_tile = load_tile(key, channels, key_rows, key_stride, key_row_stride, inside, key_mask)

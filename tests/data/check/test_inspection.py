@@ -321,9 +321,7 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
         ("mine", "mask-unfit"): 2,  # one of another size, one missing
         ("mine", "mask-empty"): 1,
     }
-    shared = {
-        (leak.training.data_set, leak.evaluation.data_set): leak.images for leak in result.leaks
-    }
+    shared = {(leak.training.data_set, leak.evaluation.data_set): leak.images for leak in result.leaks}
     trained = ("refcoco (unc)", "refcoco (unc), converted", "grefcoco (unc)")
     assert shared == {(one, "mine"): (7,) for one in trained}
 
@@ -333,9 +331,7 @@ def test_images_inside_parquet_files(tmp_path: Path) -> None:
 
     rows = []
     for i, image_id in enumerate((7, 9, 11)):
-        entry = layout.benchmark_entry(
-            i, image_id, [square(3, 2, 10)], sentences("it", first=i), "val"
-        )
+        entry = layout.benchmark_entry(i, image_id, [square(3, 2, 10)], sentences("it", first=i), "val")
         rows.append(layout.benchmark_row(image_id, (23, 37), [entry]))
     rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-700]
     rows[2]["image"]["bytes"] = b"no image"
@@ -398,9 +394,7 @@ def test_real_root(real: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_read_image_size_agrees_with_read_image(
-    tmp_path: Path, kind: str, orientation: int
-) -> None:
+def test_read_image_size_agrees_with_read_image(tmp_path: Path, kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     Image.fromarray(np.zeros((5, 9, 3), np.uint8)).save(tmp_path / "a", kind, exif=exif)

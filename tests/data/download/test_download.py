@@ -79,9 +79,7 @@ def assert_complete(root: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, ARCHIVE], ids=["without checksum", "with checksum"])
-def test_download_verifies_and_unpacks(
-    tmp_path: Path, server: FaultyServer, content: bytes | None
-) -> None:
+def test_download_verifies_and_unpacks(tmp_path: Path, server: FaultyServer, content: bytes | None) -> None:
     server.add("/there.zip", whole(ARCHIVE))
     url = server.add("/refcoco.zip", status(302, Location="/there.zip"))
     report = download(tmp_path, catalogue(url, content))
@@ -164,9 +162,7 @@ def test_file_that_differs_from_the_published_one_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_nothing(
-    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_leaves_nothing(tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "_TIMEOUT", 20.0)
     begin = broken(ARCHIVE, HALF, stall=True)
 
@@ -192,9 +188,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, server: Fault
     assert_complete(tmp_path)
 
 
-def test_file_put_there_by_hand_is_verified_used_and_kept(
-    tmp_path: Path, server: FaultyServer
-) -> None:
+def test_file_put_there_by_hand_is_verified_used_and_kept(tmp_path: Path, server: FaultyServer) -> None:
     known = catalogue(server.add("/refcoco.zip", whole(ARCHIVE)))
     path = tmp_path / "downloads/refcoco/refcoco.zip"
     path.parent.mkdir(parents=True)
@@ -232,9 +226,7 @@ def test_images_in_the_other_usual_folder_are_recognised(tmp_path: Path) -> None
         download(tmp_path, {"coco-train2014": replace(coco, images=3)}, name="coco-train2014")
 
 
-def test_folders_of_saiapr_are_kept_and_images_counted(
-    tmp_path: Path, server: FaultyServer
-) -> None:
+def test_folders_of_saiapr_are_kept_and_images_counted(tmp_path: Path, server: FaultyServer) -> None:
     content = zipped({f"saiapr_tc-12/{n}/images/{n}1.jpg": b"x" for n in ("00", "07", "40")})
     url = server.add("/saiapr_tc-12.zip", whole(content))
     file = replace(CATALOGUE["saiapr"].files[0], url=url)
@@ -291,9 +283,7 @@ def test_second_process_is_refused(tmp_path: Path, server: FaultyServer) -> None
 
 
 @pytest.mark.parametrize("mirror", ["/own", "/own/", "/own/copy.zip?token=1"])
-def test_mirror_replaces_the_published_url(
-    tmp_path: Path, server: FaultyServer, mirror: str
-) -> None:
+def test_mirror_replaces_the_published_url(tmp_path: Path, server: FaultyServer, mirror: str) -> None:
     path = mirror if "zip" in mirror else "/own/refcoco.zip"
     content = zipped({"refs(unc).p": REFS, "instances.json": INSTANCES})
     base = server.add(path, whole(content)).removesuffix(path)
@@ -305,9 +295,7 @@ def test_mirror_replaces_the_published_url(
     assert server.requests == [path, path]
 
 
-@pytest.mark.parametrize(
-    "mirror", ["file:///etc/passwd", "ftp://host/a.zip", "/home/me", "http://"]
-)
+@pytest.mark.parametrize("mirror", ["file:///etc/passwd", "ftp://host/a.zip", "/home/me", "http://"])
 def test_mirror_must_be_an_http_url(tmp_path: Path, mirror: str) -> None:
     with pytest.raises(ValueError, match="mirror must be an http or https URL"):
         download(tmp_path, CATALOGUE, mirror=mirror)

@@ -174,18 +174,14 @@ def test_text_version_and_author_are_those_of_the_conversion(tmp_path: Path) -> 
     convert(refer(root, text="raw", split_by="unc"), folder / "raw.parquet")
     raw = open_split(converted(folder, name="raw", text="raw", split_by="unc"), "val")
     assert raw.expressions() == ["DOG", "BROWN DOG"]
-    with pytest.raises(
-        ValueError, match="converted with text='raw': ask for that instead of 'sent'"
-    ):
+    with pytest.raises(ValueError, match="converted with text='raw': ask for that instead of 'sent'"):
         open_split(converted(folder), "val")
     with pytest.raises(ValueError, match="converted with split_by='unc'"):
         open_split(converted(folder, text="raw", split_by="google"), "val")
     convert(refer(root), folder / "other.parquet")
     with pytest.raises(FileNotFoundError, match="2 Parquet files .* in it are other, raw"):
         open_split(converted(folder), "val")
-    with pytest.raises(
-        FileNotFoundError, match=r"has no cooked.parquet; data sets in it are other"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"has no cooked.parquet; data sets in it are other"):
         open_split(converted(folder, name="cooked"), "val")
     with pytest.raises(FileNotFoundError, match="there is no folder or file"):
         open_split(converted(tmp_path / "nowhere"), "val")
@@ -221,9 +217,7 @@ def test_unusable_records_are_left_out_and_reported_again(tmp_path: Path) -> Non
     for part in ("reference 1 has no 'ref_id'", "a polygon of the mask spans"):
         assert text.count(part) == 1, part
     assert errors.count == 5
-    with pytest.raises(
-        ValueError, match=r"reference 1 has no 'ref_id' \(left out of .*set.parquet"
-    ):
+    with pytest.raises(ValueError, match=r"reference 1 has no 'ref_id' \(left out of .*set.parquet"):
         open_split(converted(file), "train")
     again = ErrorCollector(strict=False)
     data = open_split(converted(file), "train", errors=again)
@@ -239,9 +233,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"thesis.parquet exists and is never overwritten"):
         convert(refer(root), tmp_path / "thesis.parquet")
     assert (tmp_path / "thesis.parquet").read_text() == "years of work"
-    with pytest.raises(
-        ValueError, match=r"must be a file name that ends in .parquet, not .*folder"
-    ):
+    with pytest.raises(ValueError, match=r"must be a file name that ends in .parquet, not .*folder"):
         convert(refer(root), tmp_path / "folder")
 
 
@@ -273,9 +265,7 @@ def test_full_disk_is_no_damaged_record(tmp_path: Path, monkeypatch: pytest.Monk
         ({"split": "\udc80"}, "surrogates not allowed"),
     ],
 )
-def test_record_that_cannot_be_written(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_record_that_cannot_be_written(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     reading = Reading([record(0, (), **changes)], "title")
     errors = ErrorCollector(strict=False)
     with pytest.raises(ValueError, match="title has no record that can be converted"):

@@ -57,9 +57,7 @@ def test_all_splits_in_the_order_of_the_original(tmp_path: Path) -> None:
     one, other = all_records(refer(root)), all_records(converted(tmp_path / "set.parquet"))
     assert one.published_expressions == other.published_expressions
     for records in (other.records, other.records[:], [other.records[i] for i in range(-13, 0)]):
-        assert [
-            (record.ref_id, record.split, record.size, record.expressions) for record in records
-        ] == [
+        assert [(record.ref_id, record.split, record.size, record.expressions) for record in records] == [
             (record.ref_id, record.split, record.size, record.expressions) for record in one.records
         ]
     with pytest.raises(IndexError):
@@ -70,9 +68,7 @@ def test_real_expressions(real: Path, tmp_path: Path) -> None:
     source = refer(real / "refer")
     convert(source, tmp_path / "set.parquet", copy_images=True)
     for split in ("train", "val", "testA"):
-        assert_same(
-            open_split(source, split), open_split(converted(tmp_path / "set.parquet"), split)
-        )
+        assert_same(open_split(source, split), open_split(converted(tmp_path / "set.parquet"), split))
 
 
 def test_grefcoco(tmp_path: Path) -> None:
@@ -181,9 +177,7 @@ def test_missing_images(tmp_path: Path) -> None:
     root = small_refcoco(tmp_path / "refer").write()
     file = convert(refer(root), tmp_path / "set.parquet").path
     photos = (root / COCO_FOLDER).rename(tmp_path / "photos")
-    with pytest.raises(
-        FileNotFoundError, match=f"{COCO_FOLDER}: name their folder as image_folder"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"{COCO_FOLDER}: name their folder as image_folder"):
         open_split(converted(file), "train")
     data = open_split(converted(file, image_folder=photos), "train")
     assert data[0].image.shape == (3, 23, 37)
@@ -212,17 +206,13 @@ def test_truncated_file(small: Path) -> None:
     content = small.read_bytes()
     for length in (0, 1, 8, 100, len(content) // 2, len(content) - 1):
         small.write_bytes(content[:length])
-        with pytest.raises(
-            ValueError, match=r"set\.parquet is no Parquet file, is damaged, or trunc"
-        ):
+        with pytest.raises(ValueError, match=r"set\.parquet is no Parquet file, is damaged, or trunc"):
             open_split(converted(small), "train")
 
 
 def test_changed_byte_gives_the_same_records_or_an_error(small: Path) -> None:
     content = small.read_bytes()
-    expected = [
-        replace(one, image=None, objects=()) for one in all_records(converted(small)).records
-    ]  # type: ignore[arg-type]
+    expected = [replace(one, image=None, objects=()) for one in all_records(converted(small)).records]  # type: ignore[arg-type]
     refused = 0
     for place in np.random.default_rng(0).integers(0, len(content), 100).tolist():
         small.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
@@ -237,9 +227,7 @@ def test_changed_byte_gives_the_same_records_or_an_error(small: Path) -> None:
     assert refused > 50
 
 
-def edit(
-    file: Path, change: Callable[[list[dict[str, Any]]], object], schema: pa.Schema = SCHEMA
-) -> None:
+def edit(file: Path, change: Callable[[list[dict[str, Any]]], object], schema: pa.Schema = SCHEMA) -> None:
     """Rewrites the rows of a converted file."""
     metadata = pq.ParquetFile(file).metadata.metadata[METADATA_KEY]
     rows = pq.read_table(file).to_pylist()

@@ -207,9 +207,7 @@ def test_missing_folders(layout: AnnsLayout, tmp_path: Path) -> None:
 def test_folder_of_anns_without_json(layout: AnnsLayout) -> None:
     layout.splits.clear()
     with pytest.raises(ValueError, match="there is no split in .*which has no JSON file"):
-        read_records(
-            Source(form="anns-masks", root=layout.write()), None, ErrorCollector(strict=True)
-        )
+        read_records(Source(form="anns-masks", root=layout.write()), None, ErrorCollector(strict=True))
 
 
 @pytest.mark.parametrize("inner", ["lmdb/refcoco", "."])

@@ -33,9 +33,7 @@ class GrefLayout(ReferLayout):
             {"id": 1103, "image_id": 9, "segmentation": [square(2, 2, 4)], "iscrowd": 0},
         ]
 
-    def refer(
-        self, ann_id: Any, *expressions: str, split: str = "train", image_id: int = 7
-    ) -> None:
+    def refer(self, ann_id: Any, *expressions: str, split: str = "train", image_id: int = 7) -> None:
         super().refer(ann_id, *expressions, split=split, image_id=image_id)
         self.references[-1]["no_target"] = ann_id == [-1]
 
@@ -145,9 +143,7 @@ def test_crowds_are_left_out_of_the_mask_and_counted(layout: GrefLayout, caplog:
     ("ann_id", "no_target"),
     [([1101], True), (1101, True), ([-1], False), (-1, False), ([], False), ([1101, 1102], True)],
 )
-def test_records_that_contradict_themselves(
-    layout: GrefLayout, ann_id: Any, no_target: bool
-) -> None:
+def test_records_that_contradict_themselves(layout: GrefLayout, ann_id: Any, no_target: bool) -> None:
     layout.references[1].update(ann_id=ann_id, no_target=no_target)
     with pytest.raises(ValueError, match=r"grefs\(unc\)\.json: reference 1 contradicts itself"):
         opened(layout)

@@ -51,10 +51,7 @@ def assert_usable(records: list[Record]) -> None:
         assert isinstance(record.image_id, int)
         assert isinstance(record.ref_id, int)
         assert isinstance(record.split, str)
-        assert all(
-            isinstance(sent_id, int) and isinstance(said, str)
-            for sent_id, said in record.expressions
-        )
+        assert all(isinstance(sent_id, int) and isinstance(said, str) for sent_id, said in record.expressions)
     try:
         data = RecordDataset(records, title="it", for_training=False)
     except ValueError as error:
@@ -149,9 +146,7 @@ def test_arbitrary_values_in_any_field(
     check_changed(sound, changes, remove=remove)
 
 
-def check_changed(
-    sound: ReferLayout, changes: list[tuple[tuple[Any, ...], Any]], *, remove: bool = False
-) -> None:
+def check_changed(sound: ReferLayout, changes: list[tuple[tuple[Any, ...], Any]], *, remove: bool = False) -> None:
     keys = ("references", "images", "annotations")
     whole = pickle.loads(pickle.dumps({key: getattr(sound, key) for key in keys}))
     for path, new in changes:
@@ -200,9 +195,7 @@ def test_truncated_file_or_changed_byte(
 
 @few(100)
 @given(said=anything_text, protocol=st.sampled_from([0, 2, 4]), escaped=st.booleans())
-def test_expressions_are_read_unchanged(
-    sound: ReferLayout, said: str, protocol: int, escaped: bool
-) -> None:
+def test_expressions_are_read_unchanged(sound: ReferLayout, said: str, protocol: int, escaped: bool) -> None:
     record = pickle.loads(pickle.dumps(sound.references[0]))
     record["sentences"][0].update(sent=said, raw=said)
     as_pickle, as_json = sound.root / "one.p", sound.root / "one.json"

@@ -111,9 +111,7 @@ def test_every_split_and_all_of_them(layout: ReferitLayout) -> None:
     for split in ("train", "val"):
         for record in open_split(source, split).records:
             assert own["trainval", record.ref_id] == own[split, record.ref_id]
-    expressions = [
-        sent_id for one in records if one.split != "trainval" for sent_id, _ in one.expressions
-    ]
+    expressions = [sent_id for one in records if one.split != "trainval" for sent_id, _ in one.expressions]
     assert len(expressions) == len(set(expressions)) == 7
     assert len({one.ref_id for one in records}) == 5
     assert len({id(mask) for one in records for mask in one.objects}) == 5
@@ -298,9 +296,7 @@ def test_damaged_masks_are_errors_that_name_the_file(layout: ReferitLayout) -> N
         ({"segimg_t": np.zeros((31, 31, 1, 2))}, "is 31 x 31 x 1 x 2"),
     ],
 )
-def test_mat_files_with_other_content(
-    layout: ReferitLayout, variables: dict[str, Any], message: str
-) -> None:
+def test_mat_files_with_other_content(layout: ReferitLayout, variables: dict[str, Any], message: str) -> None:
     layout.write_mask("115_2", **variables)
     with pytest.raises(ValueError, match=rf"115_2\.mat {message}"):
         opened(layout)[0]

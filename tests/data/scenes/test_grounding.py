@@ -102,9 +102,7 @@ class PixelInterpreter:
                 (anchor,) = self.fits(phrase)
                 away = self.direction(relation)
                 offsets = {i: self.centres[i] - self.centres[anchor] for i in fits}
-                return [
-                    i for i, d in offsets.items() if away @ d > 0 and away @ d > abs(away[::-1] @ d)
-                ]
+                return [i for i, d in offsets.items() if away @ d > 0 and away @ d > abs(away[::-1] @ d)]
 
     def gap(self, first: int, second: int) -> float:
         offsets = self.pixels[first][:, None] - self.pixels[second][None]
@@ -192,9 +190,7 @@ RELATION = "small red star {} {}; small blue square .5 .5"
 CANDIDATES = "small red star .2 .5; small blue square .5 .5; small red star {} {}"
 ANCHORS = "small red star .2 .5; small blue square .5 .5; small red square .8 .2"
 BESIDE = "small red circle {} .5; small blue circle .5 .5; small red circle .5 {}"
-ROW = (
-    "small red circle .7 .5; small red circle .1 .5; small red circle .3 .5; small red circle .9 .5"
-)
+ROW = "small red circle .7 .5; small red circle .1 .5; small red circle .3 .5; small red circle .9 .5"
 THREE = "small red circle .1 .2; small red circle .4 .2; small red circle .9 .2"
 ATTRIBUTES = "small red star .2 .2; large red star .8 .2 striped; small red circle .5 .8 dotted"
 CORNER = "bottom right circle | circle in the bottom right corner"
@@ -265,9 +261,7 @@ def test_margins(text: str, layout: str, target: int | None) -> None:
 
 
 SQUARES = "small red square .2 .5; small blue star .5 .5; small blue square .8 .5"
-FOUR = (
-    "small red star .2 .2; small blue circle .5 .2; small blue star .2 .8; small red circle .5 .8"
-)
+FOUR = "small red star .2 .2; small blue circle .5 .2; small blue star .2 .8; small red circle .5 .8"
 PAIR = "small red star .4 .5; small red circle .63 .5"
 
 

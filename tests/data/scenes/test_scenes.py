@@ -107,9 +107,7 @@ class TestItems:
         assert len(list(dataset)) == 16  # type: ignore[call-overload]
 
     @pytest.mark.parametrize("count", [1, 7, 12])
-    def test_expressions_of_a_scene_differ_and_are_spread_over_its_objects(
-        self, count: int
-    ) -> None:
+    def test_expressions_of_a_scene_differ_and_are_spread_over_its_objects(self, count: int) -> None:
         dataset = ScenesDataset(15, seed=3, expressions_per_scene=count)
         for scene in range(15):
             items = range(scene * count, (scene + 1) * count)
@@ -118,9 +116,7 @@ class TestItems:
             uses = Counter(dataset.target(i) for i in items)
             assert len(uses) >= min(count, len(dataset.layout(items[0]))) - 2
 
-    def test_four_expressions_nearly_always_refer_to_four_objects(
-        self, survey: ScenesDataset
-    ) -> None:
+    def test_four_expressions_nearly_always_refer_to_four_objects(self, survey: ScenesDataset) -> None:
         targets = [{survey.target(4 * scene + slot) for slot in range(4)} for scene in range(300)]
         assert min(len(objects) for objects in targets) >= 3
         assert sum(len(objects) == 4 for objects in targets) >= 290

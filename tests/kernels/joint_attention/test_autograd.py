@@ -146,9 +146,7 @@ def strided(part: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("layout", [transposed, strided])
-def test_layout_has_no_influence(
-    draw: Draw, layout: Callable[[Tensor], Tensor], masked: bool
-) -> None:
+def test_layout_has_no_influence(draw: Draw, layout: Callable[[Tensor], Tensor], masked: bool) -> None:
     case = draw(masked=masked, dtype=torch.float64)
     viewed = replace(
         case,
@@ -178,9 +176,7 @@ def test_expanded_inputs(draw: Draw, axis: int) -> None:
 def test_gradient_with_stride_zero(draw: Draw) -> None:
     case = draw(dtype=torch.float64)
     inputs = [part.requires_grad_() for part in case.inputs if part is not None]
-    outputs = torch.autograd.grad(
-        function_of(case)(*inputs, case.mask, **case.options).sum(), inputs
-    )
+    outputs = torch.autograd.grad(function_of(case)(*inputs, case.mask, **case.options).sum(), inputs)
     expected = run(replace(case, grad=torch.ones_like(case.grad)))[1:]
     assert_close(expected, list(outputs))
 

@@ -119,9 +119,7 @@ QUERIES, KEYS, BLOCK = 401, 307, 2**12
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("masked", [True, False])
-def test_no_array_over_queries_and_keys(
-    monkeypatch: pytest.MonkeyPatch, masked: bool, dtype: torch.dtype
-) -> None:
+def test_no_array_over_queries_and_keys(monkeypatch: pytest.MonkeyPatch, masked: bool, dtype: torch.dtype) -> None:
     monkeypatch.setattr(eager, "_BLOCK", BLOCK)
     case = draw_joint(QUERIES, KEYS, 4, masked=masked, dtype=dtype)
     for elements in largest_tensors(attention, case):

@@ -48,9 +48,7 @@ def test_sizes(sizes: tuple[int, ...], dtype: torch.dtype, bias: bool, relu: boo
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_many_blocks(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, masked: bool, relu: bool
-) -> None:
+def test_many_blocks(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, masked: bool, relu: bool) -> None:
     """Blocks of at most three of 13 places, and of one."""
     for elements in (3 * 6 * 11, 1):
         monkeypatch.setattr(projection_eager, "_BLOCK", elements)
@@ -104,9 +102,7 @@ PLACES, WORDS, CHANNELS, BLOCK = 101, 13, 64, 2**14
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_projected_tokens_are_never_held(
-    monkeypatch: pytest.MonkeyPatch, masked: bool, relu: bool
-) -> None:
+def test_projected_tokens_are_never_held(monkeypatch: pytest.MonkeyPatch, masked: bool, relu: bool) -> None:
     monkeypatch.setattr(projection_eager, "_BLOCK", BLOCK)
     case = draw_tail(PLACES, WORDS, 4, CHANNELS, masked=masked, relu=relu)
     assert max(largest_tensors(tail, case)) <= BLOCK

@@ -91,9 +91,7 @@ def test_rows_with_all_their_weight_on_one_key(dtype: torch.dtype) -> None:
     key = case["key"] + 100 * torch.eye(19, dtype=dtype, device=DEVICE)
     attended_to = torch.arange(18, device=DEVICE) % 7
     query = 0.1 * case["query"] + 100 * torch.eye(19, dtype=dtype, device=DEVICE)[attended_to]
-    result, grad_query, grad_key, grad_value = run(
-        attention, case.with_inputs(query=query, key=key)
-    )
+    result, grad_query, grad_key, grad_value = run(attention, case.with_inputs(query=query, key=key))
     assert torch.equal(result, case["value"][:, attended_to])
     assert not grad_query.any()
     assert not grad_key.any()
@@ -182,9 +180,7 @@ def test_attention_of_expanded_input(axis: int) -> None:
 def test_gradients_of_logits_beyond_the_range_of_float16() -> None:
     """With a gradient scaled by 4096, float16 cannot hold the gradient of the logits."""
     case = draw_joint(18, 19, 5, 7, dtype=torch.float16, grad_spread=4.0).to(DEVICE)
-    case = case.with_inputs(
-        query=case["query"] / 1024, key=case["key"] / 1024, value=case["value"] * 32
-    )
+    case = case.with_inputs(query=case["query"] / 1024, key=case["key"] / 1024, value=case["value"] * 32)
     scaled = replace(case, grad=case.grad * 4096)
     assert scaled.grad.isfinite().all()
     logits_gradient = scaled.grad.double() @ case["value"].double().mT

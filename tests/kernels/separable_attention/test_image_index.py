@@ -55,9 +55,7 @@ def test_one_image_for_all_expressions() -> None:
 
 
 @pytest.mark.parametrize("elements", [1, 23 * 23, 2 * 23 * 23, 100])
-def test_result_does_not_depend_on_block_size(
-    monkeypatch: pytest.MonkeyPatch, elements: int
-) -> None:
+def test_result_does_not_depend_on_block_size(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
     case = shared()
     whole = run(eager, case)
     monkeypatch.setattr(module, "_BLOCK", elements)

@@ -31,9 +31,7 @@ def batch_inside(part: Tensor) -> Tensor:
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("images", [None, 2])
 @pytest.mark.parametrize("layout", [transposed, strided, batch_inside])
-def test_layout_has_no_influence(
-    layout: Callable[[Tensor], Tensor], images: int | None, padded: bool
-) -> None:
+def test_layout_has_no_influence(layout: Callable[[Tensor], Tensor], images: int | None, padded: bool) -> None:
     case = draw(23, 6, 11, 7, batch=3, images=images, padded=padded, dtype=torch.float64)
     views = tuple(layout(part) for part in case.inputs)
     assert not any(part.is_contiguous() for part in views)
@@ -50,9 +48,7 @@ def test_expanded_inputs(axis: int) -> None:
     def expand(part: Tensor) -> Tensor:
         return part.narrow(axis, 0, 1).expand(part.shape)
 
-    views = replace(
-        case, inputs=tuple(expand(part) for part in case.inputs), grad=expand(case.grad)
-    )
+    views = replace(case, inputs=tuple(expand(part) for part in case.inputs), grad=expand(case.grad))
     copies = replace(
         views,
         inputs=tuple(part.contiguous() for part in views.inputs),

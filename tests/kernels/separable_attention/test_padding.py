@@ -58,9 +58,7 @@ def test_padded_words_equal_absent_words(scale: float) -> None:
 def test_received_attention_ignores_padding() -> None:
     case = draw(23, 7, 11, 5, batch=4)
     zeros, garbage = (
-        received_word_attention(
-            some["place_query"], some["word_query"], some["word_key"], some.mask
-        )
+        received_word_attention(some["place_query"], some["word_query"], some["word_key"], some.mask)
         for some in (filled(case, 0.0), filled(case, math.nan))
     )
     assert torch.equal(zeros, garbage)

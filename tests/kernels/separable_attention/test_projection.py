@@ -21,9 +21,7 @@ with_and_without_index = pytest.mark.parametrize("images", [None, 2])
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", TRITON])
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
     ("sizes", "images"),  # places, width, channels of visual, word and coordinates, batch
     [
@@ -34,9 +32,7 @@ with_and_without_index = pytest.mark.parametrize("images", [None, 2])
     ],
     ids=str,
 )
-def test_sizes(
-    sizes: tuple[int, ...], images: int | None, dtype: torch.dtype, backend: str
-) -> None:
+def test_sizes(sizes: tuple[int, ...], images: int | None, dtype: torch.dtype, backend: str) -> None:
     if not supports(backend, dtype):
         pytest.skip("the dtype is not supported here")
     cases = [draw(*sizes, images=images, dtype=dtype, seed=seed) for seed in range(3)]
@@ -145,9 +141,7 @@ class LargeStorages(TorchDispatchMode):
         self.elements = elements
         self.allocated: dict[int, Tensor] = {}
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         known = {part.untyped_storage().data_ptr() for part in args if isinstance(part, Tensor)}
         for part in result if isinstance(result, tuple | list) else (result,):

@@ -34,8 +34,7 @@ def test_error_is_within_the_budget(scale: float, dtype: torch.dtype) -> None:
     case = draw(23, 7, 11, batch=3, scale=scale, dtype=dtype)
     exact = literal(case.to(torch.float64))
     error, literal_error = (
-        float((received.double() - exact).norm() / exact.norm())
-        for received in (fast(case), literal(case))
+        float((received.double() - exact).norm() / exact.norm()) for received in (fast(case), literal(case))
     )
     assert fast(case).dtype == dtype
     assert error <= 2 * max(literal_error, torch.finfo(dtype).eps)

@@ -40,9 +40,7 @@ _BENCHMARK_SPLIT = re.compile(
 )
 
 
-def read_benchmark(
-    source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector
-) -> Reading:
+def read_benchmark(source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector) -> Reading:
     """Reads jxu124/refcoco-benchmark: one row per image with all references to its objects.
 
     `split` is named as in the files ("refcoco_unc_val"), or by its last part if only one fits. `source.name`
@@ -101,9 +99,7 @@ def _choose_benchmark(source: Source, shards: list[Shard], split: str | None) ->
         )
     of = " ".join(part for part in (source.name, source.split_by) if part)
     wanted = "a split" if split is None else f"split {split!r}"
-    raise ValueError(
-        f"{wanted}{f' of {of}' if of else ''} is not in {folder}, which has {split_names(shards)}"
-    )
+    raise ValueError(f"{wanted}{f' of {of}' if of else ''} is not in {folder}, which has {split_names(shards)}")
 
 
 def _benchmark_record(
@@ -130,9 +126,7 @@ def _benchmark_record(
         mask = read_mask(annotation, in_annotation)
         masks[ann_id] = annotation["segmentation"], mask
     return Record(
-        image=EncodedImage(
-            row.path, row.group, row.number_in_group, string(info, "file_name", inside)
-        ),
+        image=EncodedImage(row.path, row.group, row.number_in_group, string(info, "file_name", inside)),
         size=read_size(info, inside),
         objects=(mask,),
         expressions=read_expressions(reference, source.text, in_reference),
@@ -143,9 +137,7 @@ def _benchmark_record(
     )
 
 
-def read_refcoco_m(
-    source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector
-) -> Reading:
+def read_refcoco_m(source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector) -> Reading:
     """Reads moondream/refcoco-m: one row per image with its objects.
 
     The only split is "validation", or "val". Its expressions have no numbers and are counted.

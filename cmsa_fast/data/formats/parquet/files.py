@@ -92,9 +92,7 @@ def find_shards(source: Source) -> list[Shard]:
         same = [one for one, known in DATASET_NAMES.items() if known == dataset]
         named = [root / one for one in (name, *same) if (root / one).is_dir()]
         if not named and dataset is None:
-            raise ValueError(
-                f"name {name!r} is no folder of {root} and none of {', '.join(DATASET_NAMES)}"
-            )
+            raise ValueError(f"name {name!r} is no folder of {root} and none of {', '.join(DATASET_NAMES)}")
         base = named[0] if named else root
     folders = [base, base / "data"]
     for folder in folders:
@@ -149,18 +147,14 @@ def split_names(shards: Iterable[Shard]) -> str:
 def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     """Opens a Parquet file; errors that pyarrow raises in the block become ValueError."""
     try:
-        with pq.ParquetFile(
-            path, buffer_size=_READ_AHEAD, page_checksum_verification=True
-        ) as table:
+        with pq.ParquetFile(path, buffer_size=_READ_AHEAD, page_checksum_verification=True) as table:
             yield table
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no Parquet file at {path}") from None
     except (pa.lib.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # an error of the disk
-        raise ValueError(
-            f"{path} is no Parquet file, is damaged, or truncated: {one_line(error)}"
-        ) from error
+        raise ValueError(f"{path} is no Parquet file, is damaged, or truncated: {one_line(error)}") from error
 
 
 def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
@@ -172,16 +166,13 @@ def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
         names = table.schema_arrow.names
         if missing := [name for name in columns if name not in names]:
             raise ValueError(
-                f"{path} has no column {missing[0]!r}, unlike other files of its folder; it has "
-                f"{', '.join(names)}"
+                f"{path} has no column {missing[0]!r}, unlike other files of its folder; it has {', '.join(names)}"
             )
         wanted = [*columns, *(name for name in optional if name in names)]
         number = 0
         for group in range(table.num_row_groups):
             first = number
-            for batch in table.iter_batches(
-                _BATCH, row_groups=[group], columns=wanted, use_threads=False
-            ):
+            for batch in table.iter_batches(_BATCH, row_groups=[group], columns=wanted, use_threads=False):
                 for content in _contents(batch):
                     yield Row(path, number, group, number - first, content)
                     number += 1
@@ -245,9 +236,7 @@ def _image_column(file: Path, version: tuple[int, ...], group: int) -> Sequence[
         if group >= table.num_row_groups or "image" not in table.schema_arrow.names:
             return ()
         # In batches: pyarrow cannot read a group of 2 GiB or more in one piece.
-        batches = list(
-            table.iter_batches(64, row_groups=[group], columns=["image"], use_threads=False)
-        )
+        batches = list(table.iter_batches(64, row_groups=[group], columns=["image"], use_threads=False))
         column: Sequence[Any] = pa.Table.from_batches(batches).column(0) if batches else ()
         return column
 

@@ -91,9 +91,7 @@ def read_parquet(source: Source, split: str | None, errors: ErrorCollector) -> R
     )
 
 
-def _refuse_mixed(
-    source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector
-) -> Reading:
+def _refuse_mixed(source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector) -> Reading:
     raise ValueError(
         f"{shards[0].path} is a copy of RefCOCO by lmms-lab, which is not supported: its 'val' is the union "
         "of the val splits by google and by UNC or UMD, its 'test' is RefCOCO's google test, and of every "
@@ -102,9 +100,7 @@ def _refuse_mixed(
     )
 
 
-def _read_refcoco(
-    source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector
-) -> Reading:
+def _read_refcoco(source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector) -> Reading:
     """Reads jxu124/refcoco and relatives: one row per reference, its annotation and image as JSON text.
 
     The column `split` is REFER's own and decides; the names of the files are the uploader's. A row whose
@@ -113,17 +109,12 @@ def _read_refcoco(
     dataset = _find_dataset(source, shards)
     split_by = usual_split_by(dataset) if dataset else ""
     if dataset and source.split_by not in ("", split_by):
-        raise ValueError(
-            f"split_by {source.split_by!r} of {dataset!r} is not in this copy, which has {split_by}"
-        )
+        raise ValueError(f"split_by {source.split_by!r} of {dataset!r} is not in this copy, which has {split_by}")
     wanted = None if split is None else _published_names(split, dataset)
     held = {  # the published splits that a file may hold; empty if its name does not tell
-        shard: _published_names(shard.split, dataset) if shard.split in _FILE_SPLITS else set()
-        for shard in shards
+        shard: _published_names(shard.split, dataset) if shard.split in _FILE_SPLITS else set() for shard in shards
     }
-    chosen = [
-        shard for shard in shards if wanted is None or not held[shard] or held[shard] & wanted
-    ]
+    chosen = [shard for shard in shards if wanted is None or not held[shard] or held[shard] & wanted]
     folder = shards[0].path.parent
     check_complete(chosen, source, split, shards)
     folders = _image_folders(source, folder)
@@ -170,9 +161,7 @@ def _find_dataset(source: Source, shards: Sequence[Shard]) -> str | None:
         named = folder.parent.parent.parent.name
     found = DATASET_NAMES.get(named.lower().rpartition("--")[2])
     if asked and found and asked != found:
-        raise ValueError(
-            f"name {source.name!r} contradicts the folder {folder}, which is {found} by its name"
-        )
+        raise ValueError(f"name {source.name!r} contradicts the folder {folder}, which is {found} by its name")
     return asked or found
 
 

@@ -41,12 +41,8 @@ def _joint_backward_dk(
         real_rows = rows < query_count
         if WHOLE:
             query_block = load_block(query, query_strides, rows, slice_channels, real_rows, width)
-            grad_block = load_block(
-                grad, grad_strides, rows, value_channels, real_rows, value_width
-            )
-            logits = tl.dot(
-                key_block, tl.trans(query_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
-            )
+            grad_block = load_block(grad, grad_strides, rows, value_channels, real_rows, value_width)
+            logits = tl.dot(key_block, tl.trans(query_block), input_precision=PRECISION, out_dtype=ACCUMULATOR)
             grad_weights = tl.dot(
                 value_block, tl.trans(grad_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
             )
@@ -114,9 +110,7 @@ def _joint_backward_dv(
         real_rows = rows < query_count
         if WHOLE:
             query_block = load_block(query, query_strides, rows, channels, real_rows, width)
-            logits = tl.dot(
-                key_block, tl.trans(query_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
-            )
+            logits = tl.dot(key_block, tl.trans(query_block), input_precision=PRECISION, out_dtype=ACCUMULATOR)
         else:
             logits = block_product(
                 key, key_strides, keys, real, query, query_strides, rows, real_rows, width,

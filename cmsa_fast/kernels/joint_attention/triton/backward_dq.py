@@ -66,9 +66,7 @@ def _joint_backward_dq(
         if WHOLE:
             key_block = load_block(key, key_strides, keys, slice_channels, real, width)
             value_block = load_block(value, value_strides, keys, value_channels, real, value_width)
-            logits = tl.dot(
-                query_block, tl.trans(key_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
-            )
+            logits = tl.dot(query_block, tl.trans(key_block), input_precision=PRECISION, out_dtype=ACCUMULATOR)
             grad_weights = tl.dot(
                 grad_block, tl.trans(value_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
             )

@@ -39,9 +39,7 @@ def _joint_forward(
         real = real_keys(key_mask, mask_strides, batch, keys, key_count)
         if WHOLE:
             key_block = load_block(key, key_strides, keys, channels, real, width)
-            logits = tl.dot(
-                query_block, tl.trans(key_block), input_precision=PRECISION, out_dtype=ACCUMULATOR
-            )
+            logits = tl.dot(query_block, tl.trans(key_block), input_precision=PRECISION, out_dtype=ACCUMULATOR)
         else:
             logits = block_product(
                 query, query_strides, rows, real_rows, key, key_strides, keys, real, width,

@@ -103,9 +103,7 @@ def real_words(word_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     if word_mask is None:
         return None, None
     padded = (~word_mask).to(torch.int8)
-    order = padded.argsort(dim=1, stable=True).to(
-        torch.int32, memory_format=torch.contiguous_format
-    )
+    order = padded.argsort(dim=1, stable=True).to(torch.int32, memory_format=torch.contiguous_format)
     return order, word_mask.sum(1, dtype=torch.int32)
 
 

@@ -48,9 +48,7 @@ def _tail_backward_attended(
             projected += offset.to(ACCUMULATOR)[None, :]
         grad_result = load_block(grad, grad_strides, rows, outputs, real_rows, channels)
         grad_projected = tl.where(projected <= 0, 0.0, grad_result)
-        weight_block = load_block(
-            weight, weight_strides, outputs, slice_channels, real_outputs, width
-        )
+        weight_block = load_block(weight, weight_strides, outputs, slice_channels, real_outputs, width)
         total = tl.dot(
             grad_projected.to(weight_block.dtype),
             weight_block,
@@ -153,9 +151,7 @@ def launch_tail_backward(
         return _linear_backward(grad, attended, weight, bias, word_mask)
     word_order, word_counts = real_words(word_mask)
     grad_attended = _launch_backward_attended(grad, attended, weight, bias, word_mask, word_counts)
-    grad_weight, grad_bias = _launch_backward_weight(
-        grad, attended, weight, bias, word_order, word_counts
-    )
+    grad_weight, grad_bias = _launch_backward_weight(grad, attended, weight, bias, word_order, word_counts)
     return grad_attended, grad_weight, None if bias is None else grad_bias
 
 

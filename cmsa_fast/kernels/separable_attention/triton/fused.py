@@ -53,9 +53,7 @@ def backward(
     image_index, dtype = places.image_index, operands.place_query.dtype
     groups = None if image_index is None else _groups(image_index, len(operands.place_query))
     shared = (operands.place_query, places, operands.word_query, words, weight)
-    place_rows, word_rows = launch_rows(
-        grad, attended, operands.offset, *shared, of_places, of_words
-    )
+    place_rows, word_rows = launch_rows(grad, attended, operands.offset, *shared, of_places, of_words)
     grad_query = launch_query(grad, *shared, groups, (of_places, place_rows), (of_words, word_rows))
     by_place = (places, operands.word_query, weight, groups, None, of_places)
     by_word = (words, operands.word_query, weight, None, image_index, of_words)

@@ -112,9 +112,7 @@ def _key_gradient_kernel(
         own_delta = delta + expression * places
         own_ratio = ratio + expression * places * words
         own_correction = correction + expression * places * words
-        factor = load_tile(
-            exp_word + expression * words * keys, row, column_of, 1, keys, present, word_present
-        )
+        factor = load_tile(exp_word + expression * words * keys, row, column_of, 1, keys, present, word_present)
         of_words = tl.zeros([KEYS, WORDS], ACCUMULATOR)
         shares = tl.zeros([KEYS, WORDS], ACCUMULATOR)
         last = tl.minimum(places, (part + 1) * rows_per_part)
@@ -136,9 +134,7 @@ def _key_gradient_kernel(
             exp_place = tl.exp(tl.minimum(logits - largest[None, :], 0.0))
             gradient = gradient - mean[None, :]
             ratio_tile = load_tile(own_ratio, place, column_of, words, 1, place_mask, word_present)
-            corrected_tile = load_tile(
-                own_correction, place, column_of, words, 1, place_mask, word_present
-            )
+            corrected_tile = load_tile(own_correction, place, column_of, words, 1, place_mask, word_present)
             of_words = tl.dot(
                 exp_place * gradient, ratio_tile, of_words,
                 input_precision=PRECISION, out_dtype=ACCUMULATOR,
@@ -147,19 +143,11 @@ def _key_gradient_kernel(
                 -exp_place, corrected_tile, of_words,
                 input_precision=PRECISION, out_dtype=ACCUMULATOR,
             )  # fmt: skip
-            shares = tl.dot(
-                exp_place, ratio_tile, shares, input_precision=PRECISION, out_dtype=ACCUMULATOR
-            )
-            mixed = tl.dot(
-                factor, tl.trans(ratio_tile), input_precision=PRECISION, out_dtype=ACCUMULATOR
-            )
-            corrected = tl.dot(
-                factor, tl.trans(corrected_tile), input_precision=PRECISION, out_dtype=ACCUMULATOR
-            )
+            shares = tl.dot(exp_place, ratio_tile, shares, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            mixed = tl.dot(factor, tl.trans(ratio_tile), input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            corrected = tl.dot(factor, tl.trans(corrected_tile), input_precision=PRECISION, out_dtype=ACCUMULATOR)
             of_logits = exp_place * (gradient * mixed - corrected)
-            query_tile = load_tile(
-                own_query, place, channel, query_row_stride, query_stride, place_mask, inside
-            )
+            query_tile = load_tile(own_query, place, channel, query_row_stride, query_stride, place_mask, inside)
             if WIDE:
                 query_tile = query_tile.to(ACCUMULATOR)
             accumulated = tl.dot(
@@ -178,9 +166,7 @@ def _key_gradient_kernel(
                 present,
                 word_present,
             )
-            store_tile(
-                share + of_expression, shares, row, column_of, 1, keys, present, word_present
-            )
+            store_tile(share + of_expression, shares, row, column_of, 1, keys, present, word_present)
 
         of_words = tl.zeros([KEYS, WORDS], ACCUMULATOR)
         shares = tl.zeros([KEYS, WORDS], ACCUMULATOR)
@@ -249,9 +235,7 @@ def _key_gradient_kernel(
                 present,
                 word_present,
             )
-            store_tile(
-                direct_share + of_expression, shares, row, column_of, 1, keys, present, word_present
-            )
+            store_tile(direct_share + of_expression, shares, row, column_of, 1, keys, present, word_present)
     store_tile(
         grad_key + (part * groups + group) * keys * WIDTH, accumulated,
         row, channel, WIDTH, 1, present, inside,

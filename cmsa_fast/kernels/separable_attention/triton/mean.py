@@ -176,9 +176,7 @@ def launch_mean(
     """
     batch, number, width = word_query.shape
     count, value_width = places.value.shape[1:]
-    tile = separable_tile(
-        "separable_mean", max(width, value_width), query.dtype, architecture(), number
-    )
+    tile = separable_tile("separable_mean", max(width, value_width), query.dtype, architecture(), number)
     values = slice_width(value_width, tile)
     attended = query.new_empty(batch, count, value_width)
     launch(

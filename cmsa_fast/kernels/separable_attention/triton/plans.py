@@ -44,9 +44,7 @@ def only(plan: str) -> Iterator[None]:
         _forced.pop()
 
 
-def forward(
-    features: list[Tensor], weight: Tensor, image_index: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
+def forward(features: list[Tensor], weight: Tensor, image_index: Tensor | None) -> tuple[Tensor, list[Tensor]]:
     """
     Args:
         features: place query, key, value and word query, key, value, with any strides.

@@ -54,9 +54,7 @@ def _add_query_gradient(
         # Where a key is masked, its E_C is zero.
         factor = load_tile(exp_word, column_of, row, keys, 1, word_mask, present)
         mixed = tl.dot(ratio_tile, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        corrected = tl.dot(
-            correction_tile, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR
-        )
+        corrected = tl.dot(correction_tile, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         of_logits = exp_place * ((gradient - delta_of[:, None]) * mixed - corrected)
         key_tile = load_tile(key, row, channel, key_row_stride, key_stride, present, inside)
         if WIDE:
@@ -92,9 +90,7 @@ def _add_query_gradient(
                         )  # fmt: skip
                         # Subtracted in the order in which the mean was formed: a saturated token gives exactly 0.
                         of_logits = softmax * ((gradient - delta_of[:, None]) - mean[:, None])
-                        key_tile = load_tile(
-                            key, row, channel, key_row_stride, key_stride, present, inside
-                        )
+                        key_tile = load_tile(key, row, channel, key_row_stride, key_stride, present, inside)
                         if WIDE:
                             key_tile = key_tile.to(ACCUMULATOR)
                         accumulated = tl.dot(

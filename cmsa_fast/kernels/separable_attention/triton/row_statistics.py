@@ -93,9 +93,7 @@ def _statistics(
                         present = tl.load(mask + row, mask=present, other=0) != 0
                     logits = tl.where(present[None, :], logits, float("-inf"))
                     larger = tl.maximum(largest, tl.max(logits, axis=1))
-                    summed = summed * tl.exp(largest - larger) + tl.sum(
-                        tl.exp(logits - larger[:, None]), axis=1
-                    )
+                    summed = summed * tl.exp(largest - larger) + tl.sum(tl.exp(logits - larger[:, None]), axis=1)
                     largest = larger
                 direct_maximum = tl.where(chosen, largest[:, None], direct_maximum)
                 direct_ratio = tl.where(chosen, weight[None, :] / summed[:, None], direct_ratio)

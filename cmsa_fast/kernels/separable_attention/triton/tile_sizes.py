@@ -106,9 +106,7 @@ def separable_tile(
     of_kernel = {**_TILES[kernel], **(_GROUPED.get(kernel, {}) if grouped else {})}
     kind = "float16" if dtype == torch.float16 and "float16" in of_kernel else arithmetic(dtype)
     tiles = of_kernel[kind]
-    tile = next(
-        (tile for tile, most in zip(tiles, _WIDTHS, strict=True) if width <= most), tiles[-1]
-    )
+    tile = next((tile for tile, most in zip(tiles, _WIDTHS, strict=True) if width <= most), tiles[-1])
     if words > _FEW_WORDS:
         tile = _MANY_WORDS.get((kernel, kind), tile)
         tile = tile._replace(slice=min(tile.slice, 256))

@@ -90,12 +90,10 @@ def _backward(
     for keys, found in zip(sets, statistics, strict=True):
         logits = _products(query, keys.key.mT, weight.dtype)
         of_weights = _products(grad, keys.value.mT, weight.dtype)
-        softmax, of_logits, rows = launch_gradients(
-            logits, of_weights, query, keys, word_query, weight, found
+        softmax, of_logits, rows = launch_gradients(logits, of_weights, query, keys, word_query, weight, found)
+        word_logits = launch_word_logits(logits, of_weights, query, keys, word_query, found, rows).finish(
+            keys.exp_word
         )
-        word_logits = launch_word_logits(
-            logits, of_weights, query, keys, word_query, found, rows
-        ).finish(keys.exp_word)
         grad_word_query += to_words(word_logits, keys.key, None)
         grad_query.baddbmm_(of_logits, keys.key)
         of_keys = _products(of_logits.mT, query, weight.dtype)[None]

@@ -99,9 +99,7 @@ def _tiled_gradients_kernel(
     correction = summed * ratio_tile * (ratio_tile / scale)
 
     direct_tile = load_tile(direct_ratio + of_words, rows, number_of, words, 1, row_mask, word_mask)
-    largest_tile = load_tile(
-        direct_maximum + of_words, rows, number_of, words, 1, row_mask, word_mask
-    )
+    largest_tile = load_tile(direct_maximum + of_words, rows, number_of, words, 1, row_mask, word_mask)
     direct_mean = tl.zeros([ROWS, WORDS], ACCUMULATOR)
     is_direct = False
     if tl.load(any_direct + expression) > 0:
@@ -150,20 +148,12 @@ def _tiled_gradients_kernel(
                     )  # fmt: skip
                     softmax += own
                     of_logits += own * (of_weights - column(direct_mean, number)[:, None])
-        store_tile(
-            softmax_out + of_expression * keys, softmax, rows, row, keys, 1, row_mask, present
-        )
-        store_tile(
-            of_logits_out + of_expression * keys, of_logits, rows, row, keys, 1, row_mask, present
-        )
+        store_tile(softmax_out + of_expression * keys, softmax, rows, row, keys, 1, row_mask, present)
+        store_tile(of_logits_out + of_expression * keys, of_logits, rows, row, keys, 1, row_mask, present)
 
     tl.store(delta_out + of_expression + rows, delta, mask=row_mask)
-    store_tile(
-        correction_out + of_words, correction, rows, number_of, words, 1, row_mask, word_mask
-    )
-    store_tile(
-        direct_mean_out + of_words, direct_mean, rows, number_of, words, 1, row_mask, word_mask
-    )
+    store_tile(correction_out + of_words, correction, rows, number_of, words, 1, row_mask, word_mask)
+    store_tile(direct_mean_out + of_words, direct_mean, rows, number_of, words, 1, row_mask, word_mask)
 
 
 def launch_gradients(

@@ -109,9 +109,7 @@ def _tiled_weights_kernel(
                         present = tl.load(own_mask + row, mask=present, other=0) != 0
                     tile = tl.where(present[None, :], tile, float("-inf"))
                     larger = tl.maximum(largest, tl.max(tile, axis=1))
-                    summed = summed * tl.exp(largest - larger) + tl.sum(
-                        tl.exp(tile - larger[:, None]), axis=1
-                    )
+                    summed = summed * tl.exp(largest - larger) + tl.sum(tl.exp(tile - larger[:, None]), axis=1)
                     largest = larger
                 direct_maximum = tl.where(chosen, largest[:, None], direct_maximum)
                 direct_ratio = tl.where(chosen, weights[None, :] / summed[:, None], direct_ratio)
@@ -145,9 +143,7 @@ def _tiled_weights_kernel(
         direct_maximum_out + of_words, direct_maximum, rows, number_of, words, 1,
         row_mask, word_mask,
     )  # fmt: skip
-    store_tile(
-        direct_ratio_out + of_words, direct_ratio, rows, number_of, words, 1, row_mask, word_mask
-    )
+    store_tile(direct_ratio_out + of_words, direct_ratio, rows, number_of, words, 1, row_mask, word_mask)
     flag = expression * tl.num_programs(0) + tl.program_id(0)
     tl.store(any_direct_out + flag, under_any.to(tl.int32))
 

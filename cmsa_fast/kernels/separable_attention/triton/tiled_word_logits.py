@@ -78,19 +78,13 @@ def _tiled_word_logits_kernel(
         mean = tl.load(delta + of_expression + place, mask=place_mask, other=0.0)
         exp_place = tl.exp(tl.minimum(tile - largest[None, :], 0.0))
         ratio_tile = load_tile(ratio + of_words, place, number_of, words, 1, place_mask, word_mask)
-        corrected = load_tile(
-            correction + of_words, place, number_of, words, 1, place_mask, word_mask
-        )
+        corrected = load_tile(correction + of_words, place, number_of, words, 1, place_mask, word_mask)
         summed = tl.dot(
             exp_place * (of_weights - mean[None, :]), ratio_tile, summed,
             input_precision=PRECISION, out_dtype=ACCUMULATOR,
         )  # fmt: skip
-        summed = tl.dot(
-            -exp_place, corrected, summed, input_precision=PRECISION, out_dtype=ACCUMULATOR
-        )
-        shares = tl.dot(
-            exp_place, ratio_tile, shares, input_precision=PRECISION, out_dtype=ACCUMULATOR
-        )
+        summed = tl.dot(-exp_place, corrected, summed, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        shares = tl.dot(exp_place, ratio_tile, shares, input_precision=PRECISION, out_dtype=ACCUMULATOR)
     here = (part * batch + expression) * words * keys
     store_tile(word_logits + here, summed, row, number_of, 1, keys, present, word_mask)
     store_tile(share + here, shares, row, number_of, 1, keys, present, word_mask)
@@ -101,16 +95,12 @@ def _tiled_word_logits_kernel(
         for start in range(part * rows_per_part, last, ROWS):
             place = start + tl.arange(0, ROWS)
             place_mask = place < last
-            direct_tile = load_tile(
-                direct_ratio + of_words, place, number_of, words, 1, place_mask, word_mask
-            )
+            direct_tile = load_tile(direct_ratio + of_words, place, number_of, words, 1, place_mask, word_mask)
             if any_true(direct_tile > 0):
                 largest_tile = load_tile(
                     direct_maximum + of_words, place, number_of, words, 1, place_mask, word_mask
                 )
-                mean_tile = load_tile(
-                    direct_mean + of_words, place, number_of, words, 1, place_mask, word_mask
-                )
+                mean_tile = load_tile(direct_mean + of_words, place, number_of, words, 1, place_mask, word_mask)
                 mean = tl.load(delta + of_expression + place, mask=place_mask, other=0.0)
                 of_weights = load_tile(own_gradient, place, row, keys, 1, place_mask, present)
                 of_weights = of_weights - mean[:, None]

@@ -92,9 +92,7 @@ def _value_gradient_kernel(
         own_mask = mask + expression * keys if MASKED else mask
         own_maximum = maximum + expression * places
         own_ratio = ratio + expression * places * words
-        factor = load_tile(
-            exp_word + expression * words * keys, row, column_of, 1, keys, present, word_present
-        )
+        factor = load_tile(exp_word + expression * words * keys, row, column_of, 1, keys, present, word_present)
         last = tl.minimum(places, (part + 1) * rows_per_part)
         for start in range(part * rows_per_part, last, ROWS):
             place = start + tl.arange(0, ROWS)
@@ -108,9 +106,7 @@ def _value_gradient_kernel(
             ratio_tile = load_tile(own_ratio, column_of, place, 1, words, word_present, place_mask)
             mixed = tl.dot(factor, ratio_tile, input_precision=PRECISION, out_dtype=ACCUMULATOR)
             softmax = tl.exp(tl.minimum(logits - largest[None, :], 0.0)) * mixed
-            grad_tile = load_tile(
-                own_grad, place, channel, grad_row_stride, grad_stride, place_mask, inside
-            )
+            grad_tile = load_tile(own_grad, place, channel, grad_row_stride, grad_stride, place_mask, inside)
             accumulated = tl.dot(
                 softmax.to(grad_tile.dtype), grad_tile, accumulated,
                 input_precision=PRECISION, out_dtype=ACCUMULATOR,
@@ -128,9 +124,7 @@ def _value_gradient_kernel(
                     direct_maximum + expression * places * words, place, column_of, words, 1,
                     place_mask, word_present,
                 )  # fmt: skip
-                grad_tile = load_tile(
-                    own_grad, place, channel, grad_row_stride, grad_stride, place_mask, inside
-                )
+                grad_tile = load_tile(own_grad, place, channel, grad_row_stride, grad_stride, place_mask, inside)
                 for number in range(0, words):
                     token_ratio = column(direct_tile, number)
                     if tl.max(token_ratio, axis=0) > 0:

@@ -49,9 +49,7 @@ def _word_logits_kernel(
         PRECISION,
         ACCUMULATOR,
     )  # [WORDS, KEYS]
-    store_tile(
-        logits + expression * words * keys, tile, word, row, keys, 1, word < words, row < keys
-    )
+    store_tile(logits + expression * words * keys, tile, word, row, keys, 1, word < words, row < keys)
 
 
 def word_factor(

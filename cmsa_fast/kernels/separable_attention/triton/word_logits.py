@@ -40,9 +40,7 @@ def _to_words_kernel(
     for start in range(0, keys, KEYS):
         row = start + tl.arange(0, KEYS)
         present = row < keys
-        left = load_tile(
-            gradient + expression * words * keys, word, row, keys, 1, word_present, present
-        )
+        left = load_tile(gradient + expression * words * keys, word, row, keys, 1, word_present, present)
         right = load_tile(
             key + group * key_batch_stride,
             row,
@@ -102,19 +100,13 @@ def _to_keys_kernel(
         )
     for position in range(begin, end):
         expression = tl.load(order + position).to(tl.int64) if GROUPED else group
-        left = load_tile(
-            gradient + expression * words * keys, row, word, 1, keys, present, word_present
-        )
-        right = load_tile(
-            word_query + expression * words * WIDTH, word, channel, WIDTH, 1, word_present, inside
-        )
+        left = load_tile(gradient + expression * words * keys, row, word, 1, keys, present, word_present)
+        right = load_tile(word_query + expression * words * WIDTH, word, channel, WIDTH, 1, word_present, inside)
         accumulated = tl.dot(
             left, right.to(ACCUMULATOR), accumulated,
             input_precision=PRECISION, out_dtype=ACCUMULATOR,
         )  # fmt: skip
-    store_tile(
-        grad_key + group * keys * WIDTH, accumulated, row, channel, WIDTH, 1, present, inside
-    )
+    store_tile(grad_key + group * keys * WIDTH, accumulated, row, channel, WIDTH, 1, present, inside)
 
 
 def to_words(gradient: Tensor, key: Tensor, image_index: Tensor | None) -> Tensor:

@@ -34,9 +34,7 @@ from cmsa_fast.data.formats.parquet.files import EncodedImage
 def test_file_of_another_form_in_the_folder(tmp_path: Path) -> None:
     root = write_refcoco(tmp_path / "refcoco")
     layout.write(root / "data" / shard("testB"), [], layout.BENCHMARK)
-    with pytest.raises(
-        ValueError, match=r"testB.* has no column 'ref_id'.*it has image, image_info"
-    ):
+    with pytest.raises(ValueError, match=r"testB.* has no column 'ref_id'.*it has image, image_info"):
         open_split(source(root), "testB")
 
 
@@ -97,9 +95,7 @@ def test_changed_byte_gives_records_or_one_clear_error(tmp_path: Path) -> None:
         ({"split_by": "umd"}, "val", "a cup"),
     ],
 )
-def test_benchmark_splits_by_short_names(
-    tmp_path: Path, options: dict[str, str], split: str, said: str
-) -> None:
+def test_benchmark_splits_by_short_names(tmp_path: Path, options: dict[str, str], split: str, said: str) -> None:
     data = open_split(source(write_benchmark(tmp_path), **options), split)
     assert data.expressions()[0] == said
     published = {"left cup": 10_834, "a cup": 4_896}
@@ -128,9 +124,7 @@ def test_benchmark_all_splits(tmp_path: Path) -> None:
 def test_part_of_a_split_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_benchmark(tmp_path)
     (root / "data" / shard("refcoco_unc_val", 0, 2)).unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"lacks 1 of the 2.*refcoco_unc_val-00000-of-00002"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of the 2.*refcoco_unc_val-00000-of-00002"):
         open_split(source(root), "refcoco_unc_val")
     assert len(open_split(source(root), "refcocog_umd_val")) == 1
     alone = root / "data" / shard("refcoco_unc_val", 1, 2, "")
@@ -168,9 +162,7 @@ def test_workers_read_the_same(tmp_path: Path, start: str) -> None:
     here = [data[i] for i in range(len(data))]
     data[3]  # its row group is kept here while the workers start
     fresh = open_split(source(tmp_path), "refcoco_unc_val")
-    loader = DataLoader(
-        fresh, batch_size=1, num_workers=2, collate_fn=first, multiprocessing_context=start
-    )
+    loader = DataLoader(fresh, batch_size=1, num_workers=2, collate_fn=first, multiprocessing_context=start)
     for sample, expected in zip(loader, here, strict=True):
         assert torch.equal(sample.image, expected.image)
         assert torch.equal(sample.mask, expected.mask)
@@ -197,10 +189,7 @@ def test_encoded_images(tmp_path: Path) -> None:
 
 def test_images_in_any_order(tmp_path: Path) -> None:
     one = [square(0, 0, 2)]
-    rows = [
-        benchmark_row(i, (5, 3), [benchmark_entry(i, i, one, sentences("it"), "val")])
-        for i in range(30)
-    ]
+    rows = [benchmark_row(i, (5, 3), [benchmark_entry(i, i, one, sentences("it"), "val")]) for i in range(30)]
     file = tmp_path / shard("refcoco_unc_val")
     layout.write(file, rows, layout.BENCHMARK, row_group_size=8)
     data = open_split(source(file), "val")

@@ -28,9 +28,7 @@ from cmsa_fast.data import ErrorCollector, open_split, read_records
 from cmsa_fast.data.formats.safe_pickle import load_plain_pickle
 
 
-@pytest.mark.parametrize(
-    "images", ["images/train2014", "images/mscoco/images/train2014", "coco/train2014"]
-)
+@pytest.mark.parametrize("images", ["images/train2014", "images/mscoco/images/train2014", "coco/train2014"])
 def test_refcoco_samples(tmp_path: Path, images: str) -> None:
     data = open_split(source(write_refcoco(tmp_path / "refcoco", images=images)), "train")
     assert data.expressions() == ["left cup", "café à gauche", "杯子", "right cup"]
@@ -109,9 +107,7 @@ def test_test_split_of_refcocog_is_a_published_one(tmp_path: Path) -> None:
 
 
 def test_all_splits(tmp_path: Path) -> None:
-    reading = read_records(
-        source(write_refcoco(tmp_path / "refcoco")), None, ErrorCollector(strict=True)
-    )
+    reading = read_records(source(write_refcoco(tmp_path / "refcoco")), None, ErrorCollector(strict=True))
     found = sorted({record.split for record in reading.records})
     assert found == ["testA", "testB", "train", "val"]
     assert set(reading.published_expressions) == set(found)
@@ -120,17 +116,12 @@ def test_all_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "options", "message"),
     [
-        *(
-            (split, {}, r"which has test, testB, train, validation")
-            for split in ("Train", "testAB", "", "testC")
-        ),
+        *((split, {}, r"which has test, testB, train, validation") for split in ("Train", "testAB", "", "testC")),
         ("val", {"split_by": "google"}, "split_by 'google' of 'refcoco'.*has unc"),
         ("val", {"name": "refcocog"}, "'refcocog' contradicts the folder"),
     ],
 )
-def test_what_the_copy_has_not(
-    tmp_path: Path, split: str, options: dict[str, Any], message: str
-) -> None:
+def test_what_the_copy_has_not(tmp_path: Path, split: str, options: dict[str, Any], message: str) -> None:
     root = write_refcoco(tmp_path / "refcoco")
     with pytest.raises(ValueError, match=message):
         open_split(source(root, **options), split)
@@ -218,9 +209,7 @@ def changed(**changes: Any) -> Callable[[dict[str, Any]], None]:
         (changed(image_path=f"../{coco_name(11)}"), "not the name of a file inside"),
     ],
 )
-def test_damaged_rows(
-    tmp_path: Path, damage: Callable[[dict[str, Any]], None], message: str
-) -> None:
+def test_damaged_rows(tmp_path: Path, damage: Callable[[dict[str, Any]], None], message: str) -> None:
     rows = refcoco_rows()
     damage(rows["train"][1])
     root = write_refcoco(tmp_path / "refcoco", {**refcoco_rows(), "test": []})
