@@ -96,7 +96,7 @@ class Recipe:
 PRESETS: dict[PresetName, Recipe] = {
     "demo": Recipe(
         size=128,
-        steps=2800,
+        steps=2400,
         images_per_step=4,
         expressions_per_image=8,
         optimizer="muon",
@@ -105,7 +105,7 @@ PRESETS: dict[PresetName, Recipe] = {
         warmup_steps=60,
         power=1.0,
         weight_decay=0.0,
-        validate_every=700,
+        validate_every=600,
         dice_weight=1.0,
         max_words=20,
         backbone="compact",
