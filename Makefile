@@ -7,7 +7,7 @@ READY := .venv/.ready
 
 .PHONY: train test test-all benchmark compile-report lint
 
-train: $(READY)  ## train the demo preset on drawn scenes, evaluate it, draw predicted masks
+train: $(READY)  ## train the demo preset on synthetic scenes, evaluate it, draw predicted masks
 	$(BIN)/python train.py $(ARGS)
 
 # One thread per process: the processes already use all CPUs.
