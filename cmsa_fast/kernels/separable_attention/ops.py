@@ -192,13 +192,13 @@ register_gradient("level_tail_forward", _differentiate_tail, _save_tail, "level_
 
 def _separable_flop(sizes: Sizes) -> tuple[int, int]:
     """FLOP of all products over places and over words: forward, and backward with the logits recomputed."""
-    forward = backward = 0
-    for keys in (sizes.places, sizes.words):
-        pairs = 2 * sizes.batch * sizes.places * keys
-        word_logits = 2 * sizes.batch * sizes.words * keys * sizes.width
-        forward += pairs * (sizes.width + sizes.value_width + 2 * sizes.words) + word_logits
-        backward += pairs * (3 * sizes.width + 2 * sizes.value_width + 6 * sizes.words) + 2 * word_logits
-    return forward, backward
+    _, batch, places, words, width, value_width = sizes[:6]
+    pairs, word_logits = places * (width + value_width), words * width
+    forward = places * pairs + 2 * places * places * words + word_logits * places
+    backward = places * places * (3 * width + 2 * value_width + 6 * words) + 2 * word_logits * places
+    forward += words * pairs + word_logits * words
+    backward += 2 * (words * pairs + word_logits * words)
+    return 2 * batch * forward, 2 * batch * backward
 
 
 @register_flop_formula(torch.ops.cmsa_fast.separable_forward)
