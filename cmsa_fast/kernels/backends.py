@@ -1,17 +1,17 @@
 """The choice of backend ("reference", "torch" or "triton"), and autocast and dtypes of a computation.
 
-"auto" is the same rule for every function of `cmsa_fast.kernels`, also while a graph is traced:
+"auto" is one rule for every function of `cmsa_fast.kernels`, also while a graph is traced:
 
-- "triton" where products run on tensor cores: CUDA tensors in bfloat16, in float16, or in float32 if TF32 is allowed
-  (`torch.backends.cuda.matmul.fp32_precision == "tf32"`), on NVIDIA GPUs of compute capability 8.0 or newer, with
-  Triton installed;
-- "torch" elsewhere: on the CPU, in float64, in float32 without TF32, and beyond the limits of a Triton kernel.
+- "triton" where products run on tensor cores: CUDA tensors in bfloat16 or float16, or in float32 with TF32 allowed
+  (`torch.backends.cuda.matmul.fp32_precision == "tf32"`), on NVIDIA GPUs of compute capability 8.0 or newer, if
+  Triton is installed;
+- "torch" elsewhere: on the CPU, in float64, in float32 without TF32, and with more words than the kernels take.
 
-The reason is counted; no GPU has measured it. At 1600 places and width 512 the forward products of an image are 5.2
-GFLOP: 5 us in bfloat16 and 11 us in TF32 on an H100 (990 and 495 TFLOP/s), and 78 us in float32 (67 TFLOP/s). "torch"
-computes 16-bit input in float32 and passes nine times over a float32 array of all pairs of places, 92 MB or 27 us at
-3.35 TB/s; "triton" writes and reads one such array once. On tensor cores these passes cost more than the products.
-Without them the products dominate, and the library's are faster than Triton's, which then are no matrix instructions.
+The reason is counted, not measured. At 1600 places and width 512 the forward products of an image are 5.2 GFLOP. The
+arithmetic peak of an H100 allows 5 us for them in bfloat16, 11 us in TF32 and 78 us in float32. "torch" computes 16-bit
+input in float32 and passes about nine times over a float32 array of all pairs of places: 92 MB, 27 us. "triton" writes
+and reads one such array. On tensor cores the passes cost more than the products. Without them the products dominate,
+and the library's are faster than Triton's.
 """
 
 import contextlib
@@ -46,8 +46,8 @@ def _automatic_backend(device: torch.device, dtype: torch.dtype) -> str:
     return "triton" if device.type == "cuda" and on_tensor_cores and not _obstacle(device) else "torch"
 
 
-# What `torch.compiler.assume_constant_result` sets, without its import of the compiler (1 s). A graph is traced again
-# when PyTorch's setting of TF32 changes.
+# What `torch.compiler.assume_constant_result` sets, without its import of the compiler, which takes 1 s. A graph is
+# traced again after a change of PyTorch's setting of TF32.
 setattr(_automatic_backend, "_dynamo_marked_constant", True)  # noqa: B010
 
 

@@ -1,6 +1,6 @@
-"""A dispatch mode that raises where the host would wait for a GPU, for fake CUDA tensors, and a backward pass for them.
+"""A dispatch mode that raises where the host would wait for a GPU, and a backward pass, for fake CUDA tensors.
 
-Works without a GPU: fake tensors have shapes, dtypes and devices, but no values.
+Both work without a GPU: fake tensors have shapes, dtypes and devices, but no values.
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ def joint_attention(
 
     Raises:
         TypeError: An argument is no tensor or has the wrong dtype, or scale is no number.
-        ValueError: Shapes or devices do not fit, scale is not finite, backend is unknown, or "triton" cannot run on
-            the inputs; on the CPU also if a batch entry has no key to attend to (on a GPU that is an assertion of the
-            device).
+        ValueError: Shapes or devices do not fit, scale is not finite, backend is unknown, or "triton" cannot run
+            on the inputs; on the CPU also if a batch entry has no key to attend to, which on a GPU is an assertion
+            of the device.
         ImportError: backend is "triton" and Triton is not installed.
         RuntimeError: The gradient of "torch" or "triton" is differentiated again.
     """
