@@ -7,11 +7,11 @@
   Triton is installed;
 - "torch" elsewhere: on the CPU, in float64, in float32 without TF32, and with more words than the kernels take.
 
-The reason is counted, not measured. At 1600 places and width 512 the forward products of an image are 5.2 GFLOP. The
-arithmetic peak of an H100 allows 5 us for them in bfloat16, 11 us in TF32 and 78 us in float32. "torch" computes 16-bit
-input in float32 and passes about nine times over a float32 array of all pairs of places: 92 MB, 27 us. "triton" writes
-and reads one such array. On tensor cores the passes cost more than the products. Without them the products dominate,
-and the library's are faster than Triton's.
+The reason is counted, not measured. At 1600 places and width 512 the forward products of an image are 5.2 GFLOP.
+The arithmetic peak of an H100 allows 5 us for them in bfloat16, 11 us in TF32 and 78 us in float32. "torch"
+computes 16-bit input in float32 and passes about nine times over a float32 array of all pairs of places: 92 MB,
+27 us. "triton" writes and reads one such array. On tensor cores the passes cost more than the products. Without
+them the products dominate, and the library's are faster than Triton's.
 """
 
 import contextlib
@@ -46,8 +46,8 @@ def _automatic_backend(device: torch.device, dtype: torch.dtype) -> str:
     return "triton" if device.type == "cuda" and on_tensor_cores and not _obstacle(device) else "torch"
 
 
-# What `torch.compiler.assume_constant_result` sets, without its import of the compiler, which takes 1 s. A graph is
-# traced again after a change of PyTorch's setting of TF32.
+# What `torch.compiler.assume_constant_result` sets, without its import of the compiler, which takes 1 s. A graph
+# is traced again after a change of PyTorch's setting of TF32.
 setattr(_automatic_backend, "_dynamo_marked_constant", True)  # noqa: B010
 
 

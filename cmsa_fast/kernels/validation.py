@@ -1,8 +1,8 @@
 """Checks of tensor arguments, shared by the public functions and by `cmsa_fast.nn`.
 
-Every error names the argument, what was expected and what came. No check waits for a GPU: a rule about values raises
-a ValueError on the CPU; elsewhere and in traced graphs it is a `torch._assert_async`. A process whose GPU finds it
-violated cannot use that GPU any more.
+Every error names the argument, what was expected and what came. No check waits for a GPU: a rule about values
+raises a ValueError on the CPU; elsewhere and in traced graphs it is a `torch._assert_async`. A process whose GPU
+finds it violated cannot use that GPU any more.
 """
 
 from collections.abc import Mapping, Sequence
