@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends import uses_tf32
+
 # Architectures (compute capability times ten) that have tiles in every table; 0 is Triton's interpreter.
 INTERPRETER = 0
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -102,7 +104,7 @@ def precision(dtype: torch.dtype) -> str:
     if dtype == torch.float64:
         return "ieee"
     if dtype == torch.float32:
-        return "tf32" if _uses_tf32() else "ieee"
+        return "tf32" if uses_tf32() else "ieee"
     return "tf32"
 
 
@@ -110,11 +112,6 @@ def arithmetic(dtype: torch.dtype) -> str:
     """How products are computed: "half" for 16-bit input, "tf32" or "ieee" for float32 as PyTorch is set."""
     if dtype.itemsize == 2:
         return "half"
-    if dtype == torch.float32 and _uses_tf32():
+    if dtype == torch.float32 and uses_tf32():
         return "tf32"
     return "ieee"
-
-
-def _uses_tf32() -> bool:
-    """PyTorch's setting for float32 products; both of its interfaces change it."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
