@@ -71,8 +71,7 @@ class State(NamedTuple):
     """What forward keeps for backward: its inputs as the kernels read them, and statistics of the softmaxes.
 
     All are contiguous and padded with zeros; see `prepare` for the first eight, `words` for the next three,
-    `logits` for row_max, ratio and direct, and `direct` for the last two, which hold values only where a token is
-    computed in the direct form.
+    `logits` for the last three.
     """
 
     query: Tensor  # [B_images, P, d]
@@ -89,8 +88,6 @@ class State(NamedTuple):
     row_max: Tensor  # [B, P]
     ratio: Tensor  # [B, P, N], R
     direct: Tensor  # int64 [B, P], bit n is set where word n's token takes the direct form
-    direct_max: Tensor  # [B, P, N]
-    direct_ratio: Tensor  # [B, P, N]
 
     @classmethod
     def empty(cls, sizes: Sizes, like: Tensor) -> "State":
@@ -115,8 +112,6 @@ class State(NamedTuple):
             new(dtypes.total, batch, rows),
             new(dtypes.total, batch, rows, words),
             new(torch.int64, batch, rows),
-            new(dtypes.total, batch, rows, words),
-            new(dtypes.total, batch, rows, words),
         )
 
 

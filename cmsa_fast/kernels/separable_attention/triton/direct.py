@@ -45,7 +45,7 @@ def _grad_weights(
 
 @triton.jit(do_not_specialize=["places", "value_width"])
 def _direct_forward_kernel(
-    query, key, value, word_query, weight, direct, image_index, attended, direct_max, direct_ratio,
+    query, key, value, word_query, weight, direct, image_index, attended,
     places, value_width, padded_places, channels, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     CHANNELS: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
@@ -78,11 +78,7 @@ def _direct_forward_kernel(
                     total += tl.sum(tl.exp(logits - larger[:, None]), axis=1)
                     largest = larger
                 chosen = ((flags >> number.to(tl.int64)) & 1) != 0
-                # Maximum and sum are kept apart: with large logits a single log-sum-exp would lose the sum.
                 ratio = tl.where(chosen, weights / total, 0.0)
-                if tl.program_id(0) == 0:
-                    tl.store(direct_max + (at + row) * WORDS + number, largest)
-                    tl.store(direct_ratio + (at + row) * WORDS + number, ratio)
                 result = tl.zeros([CHANNELS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
@@ -99,10 +95,12 @@ def _direct_forward_kernel(
                 tl.store(out, result.to(attended.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["places", "first_row"])
-def _direct_means_kernel(
-    query, key, grad, value, word_query, direct, direct_max, direct_ratio, weight, image_index,
-    mean,  # [B, rows, N], of grad value^T under the token's softmax
+@triton.jit(do_not_specialize=["places", "first_row", "rows"])
+def _direct_rows_kernel(
+    query, key, grad, value, word_query, direct, weight, image_index,
+    maximum,  # [B, rows, N], of the token's logits, as the next two
+    ratio,  # weight / sum of the exponentials
+    mean,  # of grad value^T under the token's softmax
     places, first_row, rows, padded_places, channels, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
@@ -116,25 +114,35 @@ def _direct_means_kernel(
     first = tl.program_id(0) * ROWS
     at = expression * padded_places + first_row + first
     if tl.max((tl.load(direct + at + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
-        share = tl.max(tl.load(weight + expression * WORDS + number), axis=0)
+        weights = tl.load(weight + expression * WORDS + number)
         for row in range(0, ROWS):
-            if tl.load(direct + at + row) != 0:
-                largest = tl.load(direct_max + (at + row) * WORDS + number)
-                ratio = tl.load(direct_ratio + (at + row) * WORDS + number) / share
+            flags = tl.load(direct + at + row)
+            if flags != 0:
                 own = query + (image * padded_places + first_row + first + row) * channels
+                largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
                 total = tl.zeros([WORDS], ACCUMULATOR)
+                of_weights = tl.zeros([WORDS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
                         own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
                     )
-                    softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
-                    softmax = tl.where((column < places)[None, :], softmax, 0.0)
-                    of_weights = _grad_weights(
+                    logits = tl.where((column < places)[None, :], logits, float("-inf"))
+                    larger = tl.maximum(largest, tl.max(logits, axis=1))
+                    scale = tl.exp(largest - larger)
+                    exponentials = tl.exp(logits - larger[:, None])
+                    gradient = _grad_weights(
                         grad + (at + row) * value_channels, value, column, value_channels, CHUNK, ACCUMULATOR
                     )
-                    total += tl.sum(softmax * of_weights[None, :], axis=1)
-                tl.store(mean + (expression * rows + first + row) * WORDS + number, total)
+                    total = total * scale + tl.sum(exponentials, axis=1)
+                    of_weights = of_weights * scale + tl.sum(exponentials * gradient[None, :], axis=1)
+                    largest = larger
+                chosen = ((flags >> number.to(tl.int64)) & 1) != 0
+                # Maximum and sum are kept apart: with large logits a single log-sum-exp would lose the sum.
+                out = (expression * rows + first + row) * WORDS + number
+                tl.store(maximum + out, largest)
+                tl.store(ratio + out, tl.where(chosen, weights / total, 0.0))
+                tl.store(mean + out, of_weights / total)
 
 
 @triton.jit
@@ -145,7 +153,7 @@ def _add(pointers, part, PRECISION: tl.constexpr):
 
 @triton.jit(do_not_specialize=["places", "first_row", "rows", "rows_per_split", "batch"])
 def _direct_backward_kernel(
-    query, key, grad, value, word_query, direct, direct_max, direct_ratio, mean, image_index,
+    query, key, grad, value, word_query, direct, maximum, ratio, mean, image_index,
     attention, grad_logits, word_logits,
     batch, places, first_row, rows, rows_per_split, padded_places, channels, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
@@ -170,14 +178,15 @@ def _direct_backward_kernel(
                 if tl.max((tl.load(direct + at + start + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
                     for row in range(start, start + ROWS):
                         if tl.load(direct + at + row) != 0:
-                            largest = tl.load(direct_max + (at + row) * WORDS + number)
-                            ratio = tl.load(direct_ratio + (at + row) * WORDS + number)
-                            average = tl.load(mean + (expression * rows + row) * WORDS + number)
+                            of_token = (expression * rows + row) * WORDS + number
+                            largest = tl.load(maximum + of_token)
+                            average = tl.load(mean + of_token)
                             logits = _token_logits(
                                 query + row * channels, word_query + expression * WORDS * channels, number,
                                 key, column, channels, CHUNK, PRECISION, ACCUMULATOR,
                             )  # fmt: skip
-                            softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
+                            softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0))
+                            softmax *= tl.load(ratio + of_token)[:, None]
                             softmax = tl.where((column < places)[None, :], softmax, 0.0)
                             of_weights = _grad_weights(
                                 grad + (at + row) * value_channels,
@@ -201,7 +210,7 @@ def _direct_backward_kernel(
 
 
 def direct_forward(attended: Tensor, image_index: Tensor | None, sizes: Sizes, state: State) -> None:
-    """Add the flagged tokens' part to attended [B, places, e]; fill direct_max and direct_ratio of the state."""
+    """Add the flagged tokens' part to attended [B, places, e]."""
     dtype = attended.dtype
     tile = tile_of("direct", dtype)
     channels = channel_block(sizes.value_channels, 128)
@@ -209,7 +218,7 @@ def direct_forward(attended: Tensor, image_index: Tensor | None, sizes: Sizes, s
         _direct_forward_kernel,
         (sizes.value_channels // channels, sizes.padded_places // tile.rows, sizes.batch),
         state.query, state.key, state.value, state.word_query, state.weight, state.direct, image_index,
-        attended, state.direct_max, state.direct_ratio,
+        attended,
         sizes.places, sizes.value_width, sizes.padded_places, sizes.channels, sizes.value_channels,
         GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys,
         CHUNK=tile.channels, CHANNELS=channels, **options(tile, dtype),
@@ -238,25 +247,22 @@ def direct_backward(
     tile = tile_of("direct", dtype)
     splits = word_logits.shape[1]
     rows_per_split = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
-    mean = state.weight.new_empty(sizes.batch, rows, sizes.padded_words)
-    inputs = (
-        state.query, state.key, grad, state.value, state.word_query,
-        state.direct, state.direct_max, state.direct_ratio,
-    )  # fmt: skip
+    tokens = [state.weight.new_empty(sizes.batch, rows, sizes.padded_words) for _ in range(3)]
+    inputs = (state.query, state.key, grad, state.value, state.word_query, state.direct)
     constants = {
         "GROUPED": image_index is not None, "WORDS": sizes.padded_words, "ROWS": tile.rows, "KEYS": tile.keys,
         "CHUNK": tile.channels, **options(tile, dtype),
     }  # fmt: skip
     launch(
-        _direct_means_kernel,
+        _direct_rows_kernel,
         (rows // tile.rows, sizes.batch),
-        *inputs, state.weight, image_index, mean,
+        *inputs, state.weight, image_index, *tokens,
         sizes.places, first_row, rows, keys, sizes.channels, sizes.value_channels, **constants,
     )  # fmt: skip
     launch(
         _direct_backward_kernel,
         (keys // tile.keys, splits, sizes.images),
-        *inputs, mean, image_index, weights, grad_logits, word_logits[1],
+        *inputs, *tokens, image_index, weights, grad_logits, word_logits[1],
         sizes.batch, sizes.places, first_row, rows, rows_per_split, keys, sizes.channels, sizes.value_channels,
         **constants,
     )  # fmt: skip

@@ -1,9 +1,8 @@
 """Copies of the inputs as the other kernels read them: less their common offsets, padded with zeros, contiguous.
 
 Attention is invariant to an offset that all queries, keys or values share; only rounding improves without it
-(see `cmsa_fast.kernels.separable_attention.numerics`). 16-bit queries and keys keep theirs: their products are
-exact in float32, and the differences would have to be rounded. The offset of 16-bit values is rounded to 16 bits,
-so that subtracting it is mostly exact (Sterbenz's lemma).
+(see `cmsa_fast.kernels.separable_attention.numerics`). The offset of 16-bit features is rounded to 16 bits, so that
+subtracting it is mostly exact (Sterbenz's lemma).
 """
 
 import triton
@@ -39,10 +38,10 @@ def _statistics_kernel(
     query, query_strides, key, key_strides, value, value_strides,
     sums,  # [B_images, 3, 2, C], of the columns and of their squares
     places, width, value_width, columns,
-    FIRST: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(2).to(tl.int64)
-    part = FIRST + tl.program_id(1)
+    part = tl.program_id(1)
     column = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     sums += (image * 3 + part) * 2 * columns
     squares = sums + columns
@@ -91,8 +90,7 @@ def _centre_places_kernel(
     offset,  # [B_images, 3, C]
     query_out, key_out, value_out,
     places, width, value_width, padded_places, channels, value_channels, columns,
-    CENTRED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(2).to(tl.int64)
     part = tl.program_id(1)
@@ -103,12 +101,12 @@ def _centre_places_kernel(
     if part == 0:
         _centre(
             query + image * query_strides[0], query_strides, row, places, width, sums, columns, offset, first,
-            query_out + image * padded_places * channels, channels, CENTRED, CHUNK, PRECISION, ACCUMULATOR,
+            query_out + image * padded_places * channels, channels, True, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     elif part == 1:
         _centre(
             key + image * key_strides[0], key_strides, row, places, width, sums, columns, offset, first,
-            key_out + image * padded_places * channels, channels, CENTRED, CHUNK, PRECISION, ACCUMULATOR,
+            key_out + image * padded_places * channels, channels, True, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     else:
         _centre(
@@ -147,7 +145,7 @@ def _centre_words(
             tile -= mean[None, :]
             if offset is not None:
                 tl.store(offset + column, mean + tl.load(added + column))
-        elif added is not None:
+        else:
             tile += tl.load(added + column)[None, :]
         tile = tl.where(real[:, None], tile, 0.0)
         store_padded(result, tile, number, column, channels, PRECISION)
@@ -158,7 +156,7 @@ def _centre_words_kernel(
     query, query_strides, key, key_strides, value, value_strides, weight, place_offset, image_index,
     query_out, key_out, value_out, weight_out, offset_out,
     words, width, value_width, channels, value_channels, columns,
-    CENTRED: tl.constexpr, GROUPED: tl.constexpr, WORDS: tl.constexpr, CHUNK: tl.constexpr,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     expression = tl.program_id(1).to(tl.int64)
@@ -171,15 +169,14 @@ def _centre_words_kernel(
     if part == 0:
         tl.store(weight_out + expression * WORDS + number, weights)
         # The places' queries lost their common offset; the words' queries gain it.
-        added = place_offset if CENTRED else None
         _centre_words(
-            query, query_strides, expression, number, real, weights, added, None, query_out + out,
+            query, query_strides, expression, number, real, weights, place_offset, None, query_out + out,
             width, channels, False, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     elif part == 1:
         _centre_words(
             key, key_strides, expression, number, real, weights, None, None, key_out + out,
-            width, channels, CENTRED, CHUNK, PRECISION, ACCUMULATOR,
+            width, channels, True, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     else:
         _centre_words(
@@ -215,7 +212,6 @@ def prepare(
         state: To be filled.
     """
     dtype = features[0].dtype
-    centred = dtype.itemsize > 2
     tile = tile_of("prepare", dtype)
     columns = max(sizes.channels, sizes.value_channels)
     sums = weight.new_empty(sizes.images, 3, 2, columns)
@@ -226,9 +222,9 @@ def prepare(
     constants = {"CHUNK": tile.channels, "ACCUMULATOR": accumulator(dtype), "num_warps": tile.warps}
     launch(
         _statistics_kernel,
-        (columns // tile.channels, 3 if centred else 1, sizes.images),
+        (columns // tile.channels, 3, sizes.images),
         *places, sums, sizes.places, sizes.width, sizes.value_width, columns,
-        FIRST=0 if centred else 2, ROWS=tile.rows, **constants,
+        ROWS=tile.rows, **constants,
     )  # fmt: skip
     launch(
         _centre_places_kernel,
@@ -236,7 +232,7 @@ def prepare(
         *places, sums, offset, state.query, state.key, state.value,
         sizes.places, sizes.width, sizes.value_width, sizes.padded_places,
         sizes.channels, sizes.value_channels, columns,
-        CENTRED=centred, ROWS=tile.rows, PRECISION=precision(dtype), **constants,
+        ROWS=tile.rows, PRECISION=precision(dtype), **constants,
     )  # fmt: skip
     launch(
         _centre_words_kernel,
@@ -244,7 +240,7 @@ def prepare(
         *words, weight, offset, image_index,
         state.word_query, state.word_key, state.word_value, state.weight, state.offset,
         sizes.words, sizes.width, sizes.value_width, sizes.channels, sizes.value_channels, columns,
-        CENTRED=centred, GROUPED=image_index is not None, WORDS=sizes.padded_words,
+        GROUPED=image_index is not None, WORDS=sizes.padded_words,
         PRECISION=precision(dtype), **constants,
     )  # fmt: skip
 
