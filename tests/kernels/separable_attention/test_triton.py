@@ -16,6 +16,7 @@ from support.separable_oracle import NAMES, draw, fused, shifted, with_largest_l
 from torch import Tensor
 
 from cmsa_fast.kernels import cross_modal_attention
+from cmsa_fast.kernels.separable_attention import state
 
 pytest.importorskip("triton", reason="the kernels need Triton, which is not installed")
 
@@ -209,8 +210,8 @@ def test_slabs_of_rows_equal_one_slab(monkeypatch: pytest.MonkeyPatch, images: i
     """With some rows in the direct form."""
     case = draw(50, 3, 9, 5, 3, images=images, scale=2.5)
     together = run(attention, case)
-    monkeypatch.setattr(schedule, "_SLAB", 1)
-    monkeypatch.setattr(schedule, "_ROWS", 32)
+    monkeypatch.setattr(state, "_SLAB", 1)
+    monkeypatch.setattr(state, "_PLACES", 32)
     result, *gradients = run(attention, case)
     assert torch.equal(together[0], result)
     # Sums over rows are taken slab by slab.
@@ -232,8 +233,8 @@ def test_some_rows_take_the_direct_form(flagged: int) -> None:
     key[:, 5, 2], word_query[:, :, 2] = 20.0, 10.0
     steep = case.with_inputs(place_key=key, place_query=place_query, word_query=word_query)
     features, weight = [*map(torch.Tensor.detach, steep.inputs)], torch.full((2, 3), 1 / 3)
-    state = schedule.forward([part.to(DEVICE) for part in features], weight.to(DEVICE), None)[1]
-    assert int((state.direct != 0).sum()) == 2 * flagged
+    kept = schedule.forward([part.to(DEVICE) for part in features], weight.to(DEVICE), None)[1]
+    assert int((kept.direct != 0).sum()) == 2 * flagged
     assert_within_budget(attention, steep)
 
 

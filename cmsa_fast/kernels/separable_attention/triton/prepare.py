@@ -1,8 +1,8 @@
 """Copies of the inputs as the other kernels read them: less their common offsets, padded with zeros, contiguous.
 
 Attention is invariant to an offset that all queries, keys or values share; only rounding improves without it
-(see `cmsa_fast.kernels.separable_attention.numerics`). The offset of 16-bit features is rounded to 16 bits, so that
-subtracting it is mostly exact (Sterbenz's lemma).
+(see `cmsa_fast.kernels.separable_attention.numerics`). The offset of 16-bit features is rounded to 16 bits, so
+that subtracting it is mostly exact (Sterbenz's lemma).
 """
 
 import triton
