@@ -31,6 +31,18 @@ def without_default(metavar: str, hint: str) -> object:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"({hint})")
 
 
+def option(name: str) -> str:
+    """How an option is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check_least(options: object, **least: int) -> None:
+    """Raises a ValueError for an option below its smallest value."""
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise ValueError(f"{option(name)} must be at least {value}; got {getattr(options, name)}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Where expressions, images and masks are read from."""
@@ -63,11 +75,7 @@ class DataOptions:
     """Folder of the images, if they are not under --root in the layout of the format."""
 
     def source(self) -> Source:
-        """The data set that the options name.
-
-        Raises:
-            ValueError: --data is scenes, which are not read from a folder, or --root is missing.
-        """
+        """The data set that the options name."""
         from ..data.source import Source
 
         if self.data is None or self.data == "scenes":

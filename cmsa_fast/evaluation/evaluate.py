@@ -106,7 +106,7 @@ def evaluate(
     try:
         network = for_inference(model)
         with bar:
-            for requested, (indices, batch) in zip(batches, loader.with_indices(), strict=True):
+            for requested, (indices, batch) in zip(batches, loader, strict=True):
                 bar.update(len(requested))
                 if batch is None:
                     continue

@@ -170,7 +170,7 @@ def train(
         with bar, (folder / METRICS).open("a", encoding="utf-8") as lines:
             if validate_if_due(lines):  # Ctrl-C may have stopped the validation of the last step
                 save()
-            for batch in loader:
+            for _, batch in loader:
                 unusable = unusable + 1 if batch is None else 0
                 if unusable in (2 * len(sampler), recipe.steps):
                     raise ValueError(
