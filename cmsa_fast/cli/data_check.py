@@ -17,11 +17,7 @@ if TYPE_CHECKING:
     from ..data.check.leakage import Leak
 
 _EXAMPLES = 3
-_HEADINGS: Mapping[Severity, str] = {
-    "error": "Errors",
-    "warning": "Warnings",
-    "information": "For information",
-}
+_HEADINGS: Mapping[Severity, str] = {"error": "Errors", "warning": "Warnings", "information": "For information"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +60,7 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
         if file is not None and not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no folder {file.absolute().parent} ({name})")
     result = inspect_root(
-        options.root,
-        image_folder=options.image_dir,
-        read_images=options.read_images,
-        num_workers=workers,
+        options.root, image_folder=options.image_dir, read_images=options.read_images, num_workers=workers
     )
     if options.json is not None:
         write_json(options.json, check_as_dict(result))

@@ -50,9 +50,7 @@ class DataOptions:
     data: Annotated[
         DataForm | None,
         tyro.conf.arg(
-            metavar="FORM",
-            help=FORMS_HELP,
-            help_behavior_hint="(default: data and evaluation split of the run)",
+            metavar="FORM", help=FORMS_HELP, help_behavior_hint="(default: data and evaluation split of the run)"
         ),
     ] = None
 
@@ -66,8 +64,7 @@ class DataOptions:
     """Origin of the splits: unc, google, umd or berkeley, as in the file name refs(unc).p."""
 
     text: Annotated[
-        Literal["sent", "raw"] | None,
-        without_default("{sent,raw}", "default: sent, or that of the run"),
+        Literal["sent", "raw"] | None, without_default("{sent,raw}", "default: sent, or that of the run")
     ] = None
     """Text of the expressions. sent: cleaned and in lower case; raw: as the annotators typed it."""
 

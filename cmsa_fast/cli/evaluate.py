@@ -143,11 +143,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
         if processes.is_first:
             try:
                 _write(
-                    options,
-                    result,
-                    processes=processes.count,
-                    threads=torch.get_num_threads(),
-                    device=str(where),
+                    options, result, processes=processes.count, threads=torch.get_num_threads(), device=str(where)
                 )
             except OSError as error:
                 overall = ", ".join(f"{name} {v:.4f}" for name, v in evaluation.overall.items())

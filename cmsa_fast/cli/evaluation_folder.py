@@ -61,10 +61,7 @@ def write_partial_results(
         _logger.warning("The results so far could not be written: %s", error)
     else:
         _logger.warning(
-            "Stopped after %d of %d expressions; their results are in %s",
-            len(done),
-            expressions,
-            path,
+            "Stopped after %d of %d expressions; their results are in %s", len(done), expressions, path
         )
 
 

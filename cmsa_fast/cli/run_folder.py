@@ -16,16 +16,7 @@ EVALUATION = "evaluation.json"
 EXAMPLES = "examples"
 
 # Options that may differ when a run is resumed: they do not affect the weights.
-_FREE = {
-    "run_dir",
-    "resume",
-    "num_workers",
-    "device",
-    "backend",
-    "checkpoint_every",
-    "examples",
-    "strict",
-}
+_FREE = {"run_dir", "resume", "num_workers", "device", "backend", "checkpoint_every", "examples", "strict"}
 _PATHS = {"root", "image_dir", "exclude", "vocabulary", "glove", "run_dir"}
 # Options of version 0.1 that were renamed or removed since.
 _RENAMED = {

@@ -161,11 +161,7 @@ def _log_words(split: str, expressions: list[str], vocabulary: Vocabulary, most:
     unknown = sum(token not in known for tokens in tokenized for token in tokens[:most])
     if cut:
         _logger.warning(
-            "%d of %d %s expressions are longer than %d words and are cut",
-            cut,
-            len(expressions),
-            split,
-            most,
+            "%d of %d %s expressions are longer than %d words and are cut", cut, len(expressions), split, most
         )
     if unknown:
         _logger.warning("%d words of %s expressions are not in the vocabulary", unknown, split)
@@ -230,11 +226,7 @@ class _Subset:
 
 
 def _validation(
-    options: TrainOptions,
-    recipe: Recipe,
-    evaluated: ReferringDataset,
-    collate: Collate,
-    device: torch.device,
+    options: TrainOptions, recipe: Recipe, evaluated: ReferringDataset, collate: Collate, device: torch.device
 ) -> Validate:
     """Evaluation of the model on a few expressions, during training."""
     dataset: ReferringDataset
@@ -298,8 +290,7 @@ def _evaluate(
         chosen = [results[i].index for i in _evenly(len(results), options.examples)]
         overview = draw_or_warn(
             lambda: save_examples(
-                predict_examples(model, [dataset[i] for i in chosen], collate, device),
-                folder / EXAMPLES,
+                predict_examples(model, [dataset[i] for i in chosen], collate, device), folder / EXAMPLES
             )
         )
     return Result(folder, progress, evaluation, shuffled, overview, errors.messages)

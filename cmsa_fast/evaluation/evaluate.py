@@ -20,14 +20,7 @@ from ..models import for_inference
 from ..models.base import ReferringModel
 from ..system.processes import ALONE, Processes
 from .conventions import Convention
-from .inference import (
-    EXPRESSIONS_AT_ONCE,
-    NATIVE,
-    Refiner,
-    group_by_image,
-    predicted_mask,
-    segment_batch,
-)
+from .inference import EXPRESSIONS_AT_ONCE, NATIVE, Refiner, group_by_image, predicted_mask, segment_batch
 from .results import ExpressionResult
 from .score import Evaluation, score
 

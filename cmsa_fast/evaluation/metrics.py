@@ -271,8 +271,7 @@ def _count(prediction: Mask, truth: Mask) -> list[int]:
     first, second = (
         # A copy: PyTorch accepts neither negative strides nor (without a warning) read-only arrays.
         torch.as_tensor(
-            np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask,
-            device=accelerators[0],
+            np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask, device=accelerators[0]
         )
         for mask in (prediction, truth)
     )

@@ -211,10 +211,7 @@ def train(
     except KeyboardInterrupt:
         save()
         _logger.warning(
-            "Stopped at step %d of %d; --run-dir %s --resume continues.",
-            state.step,
-            recipe.steps,
-            folder,
+            "Stopped at step %d of %d; --run-dir %s --resume continues.", state.step, recipe.steps, folder
         )
         raise
     if state.inference_model is not model or state.best is not None:

@@ -48,13 +48,7 @@ class ScenesDataset:
     """
 
     def __init__(
-        self,
-        scenes: int,
-        *,
-        seed: int = 0,
-        split: str = "train",
-        size: int = 128,
-        expressions_per_scene: int = 4,
+        self, scenes: int, *, seed: int = 0, split: str = "train", size: int = 128, expressions_per_scene: int = 4
     ) -> None:
         _check_int("scenes", scenes, 1)
         _check_int("seed", seed, 0)

@@ -102,12 +102,7 @@ def test_expressions_are_as_typed(layout: ReferitLayout) -> None:
 def test_every_split_and_all_of_them(layout: ReferitLayout) -> None:
     source = Source(form="referit", root=layout.write())
     records = read_records(source, None, ErrorCollector(strict=True)).records
-    assert [record.split for record in records] == [
-        *["train"] * 2,
-        "val",
-        *["trainval"] * 3,
-        *["test"] * 2,
-    ]
+    assert [record.split for record in records] == [*["train"] * 2, "val", *["trainval"] * 3, *["test"] * 2]
     own = {(one.split, one.ref_id): [sent_id for sent_id, _ in one.expressions] for one in records}
     for split in ("train", "val"):
         for record in open_split(source, split).records:
@@ -285,10 +280,7 @@ def test_damaged_masks_are_errors_that_name_the_file(layout: ReferitLayout) -> N
         ({"segimg_t": {"a": 1}}, "has no array of numbers"),
         ({"segimg_t": np.array([[1, "a"]], dtype=object)}, "has no array of numbers"),
         ({"segimg_t": np.ones((31, 31)) * 1j}, "has no array of numbers"),
-        (
-            {"segimg_t": np.zeros((31, 30))},
-            r"is 31 x 30 \(height x width\) and its image 31 x 31",
-        ),
+        ({"segimg_t": np.zeros((31, 30))}, r"is 31 x 30 \(height x width\) and its image 31 x 31"),
         ({"segimg_t": np.zeros((31, 31, 1, 2))}, "is 31 x 31 x 1 x 2"),
     ],
 )

@@ -13,14 +13,7 @@ import torch
 from pycocotools import mask as coco_mask
 from support.damage import damage
 from support.left_out import check_left_out
-from support.parquet_layout import (
-    SIZE,
-    check_images_and_masks,
-    covered,
-    shard,
-    source,
-    write_benchmark,
-)
+from support.parquet_layout import SIZE, check_images_and_masks, covered, shard, source, write_benchmark
 from support.refer_layout import coco_name
 
 from cmsa_fast.data import open_split

@@ -82,11 +82,7 @@ def test_raw_expressions(tmp_path: Path) -> None:
      ("test", "testA", 5_657), ("testB", "testB", 5_095)],
 )  # fmt: skip
 def test_refcoco_splits_by_both_names(
-    tmp_path: Path,
-    asked: str,
-    published: str,
-    expressions_published: int,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, asked: str, published: str, expressions_published: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_refcoco(tmp_path / "refcoco")
     with caplog.at_level(logging.INFO):
