@@ -101,7 +101,7 @@ class CMSAModel(ExplainsWords):
 
     def read_out(self, projected: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Fuse the projected levels, [B, fused_channels, H/8, W/8] each, into logits [B, 1, *size]."""
-        logits = F.pixel_shuffle(self.mask(self.fusion.fuse(projected)), self.mask_scale)
+        logits = F.pixel_shuffle(self.mask(self.fusion.unchecked_fuse(projected)), self.mask_scale)
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def _project(

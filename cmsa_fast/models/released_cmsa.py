@@ -127,5 +127,5 @@ class ReleasedCMSAModel(ReferringModel):
             cast(ReleasedLevel, attention).unchecked_forward(level, words, word_mask, image_index)
             for attention, level in zip(self.attention, features.levels, strict=True)
         ]
-        logits = self.mask(self.fusion(levels))
+        logits = self.mask(self.fusion.unchecked_forward(levels))
         return F.interpolate(logits, size=features.size, mode="bilinear", align_corners=False)

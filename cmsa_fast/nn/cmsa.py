@@ -120,7 +120,7 @@ class CMSA(Level):
         Raises:
             TypeError, ValueError: Shapes, dtypes or devices do not fit, or an expression has no real word.
         """
-        check_inputs(visual, words, word_mask, image_index, self.visual_channels, self.word_channels)
+        check_inputs(self, visual, words, word_mask, image_index)
         tokens = _tokens(visual, words, word_mask)
         places, expression = self._project(tokens)
         attended = self._attend(places, expression, word_mask, image_index)
@@ -167,7 +167,7 @@ class CMSA(Level):
         Raises:
             TypeError, ValueError: As in `forward`; or weight or bias does not fit.
         """
-        check_inputs(visual, words, word_mask, image_index, self.visual_channels, self.word_channels)
+        check_inputs(self, visual, words, word_mask, image_index)
         check_convolution(weight, bias, self.out_channels, "output.weight", self.output.weight)
         return self.unchecked_project(visual, words, word_mask, weight, bias, image_index, False)[0]
 
@@ -206,6 +206,7 @@ class CMSA(Level):
 
     def _project(self, tokens: _Tokens) -> tuple[_Projections, _Projections]:
         """Query, key and value of the places [B', P, d] and of the words [B, N, d]."""
+        self.check_linear_maps()
         weights = [self._split(part.weight) for part in (self.query, self.key, self.value)]
         visual_parts, word_parts, spatial_parts = zip(*weights, strict=True)
         images = len(tokens.visual)
