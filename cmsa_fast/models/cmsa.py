@@ -113,6 +113,8 @@ class CMSAModel(ExplainsWords):
     ) -> list[tuple[Tensor, Tensor | None]]:
         words, word_mask = text
         check_images("features", len(features.levels[0]), "words", len(words), image_index, words.device)
+        for attention in self.attention:
+            cast(CMSA, attention).check_linear_maps()
         return [
             cast(CMSA, attention).unchecked_project(
                 level,

@@ -206,18 +206,16 @@ class CMSA(Level):
 
     def _project(self, tokens: _Tokens) -> tuple[_Projections, _Projections]:
         """Query, key and value of the places [B', P, d] and of the words [B, N, d]."""
-        self.check_linear_maps()
-        weights = [self._split(part.weight) for part in (self.query, self.key, self.value)]
-        visual_parts, word_parts, spatial_parts = zip(*weights, strict=True)
+        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+        visual_part, word_part, spatial_part = self._split(weight)
         images = len(tokens.visual)
-        # The word parts are not concatenated: with few words the copy costs more than it saves.
         places = torch.baddbmm(
-            F.linear(tokens.spatial, torch.cat(spatial_parts)).expand(images, -1, -1),
+            F.linear(tokens.spatial, spatial_part).expand(images, -1, -1),
             tokens.visual,
-            torch.cat(visual_parts).mT.expand(images, -1, -1),
+            visual_part.mT.expand(images, -1, -1),
         )
-        words = (F.linear(tokens.words, part) for part in word_parts)
-        return _Projections(*places.chunk(3, dim=2)), _Projections(*words)
+        words = F.linear(tokens.words, word_part)
+        return _Projections(*places.chunk(3, dim=2)), _Projections(*words.chunk(3, dim=2))
 
     def _attend(
         self,

@@ -52,9 +52,11 @@ class Level(nn.Module):
         """
         for name, part in self.named_children():
             expected = f"{name} must be an nn.Linear with bias={self._bias}, without hooks"
-            if getattr(part.forward, "__func__", None) is not nn.Linear.forward:
+            if type(part).forward is not nn.Linear.forward or "forward" in part.__dict__:
                 came = type(part).__name__
-            elif part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks:
+            elif (
+                part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks
+            ):
                 came = "one with hooks"
             elif (part.bias is not None) != self._bias:
                 came = f"bias={not self._bias}"

@@ -96,7 +96,6 @@ class ReleasedLevel(Level):
         self, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
     ) -> Tensor:
         """`forward` without argument checks."""
-        self.check_linear_maps()
         height, width = visual.shape[2:]
         words, word_mask = pack_words(words, word_mask)
         tokens = _Tokens(
@@ -247,7 +246,8 @@ def _pool_places(features: Tensor, height: int, width: int) -> Tensor:
 def _pool_words(features: Tensor, word_mask: Tensor | None) -> Tensor:
     """[B, ..., N, C] of packed words -> [B, ..., ceil(N/2), C]; -inf where a window has no real word."""
     if word_mask is not None:
-        padded = ~word_mask.view(len(word_mask), *[1] * (features.ndim - 3), -1, 1)
+        batch, words = word_mask.shape
+        padded = ~word_mask.view(batch, *[1] * (features.ndim - 3), words, 1)
         features = features.masked_fill(padded, -torch.inf)
     # The last word is its own successor: without a branch on an odd number of words, one graph serves all numbers.
     successors = torch.cat([features[..., 1:, :], features[..., -1:, :]], -2)

@@ -10,7 +10,8 @@ from .level import Level
 def check_inputs(
     level: Level, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
 ) -> None:
-    """Check the arguments of `CMSA.forward`; raises as it does."""
+    """Check the arguments of `CMSA.forward` and its linear maps; raises as it does."""
+    level.check_linear_maps()
     check_visual(visual, level.visual_channels)
     check_dtype_and_device("visual", visual, "output.weight", level.output.weight)
     check_words(words, word_mask, level.word_channels, "visual", visual)
