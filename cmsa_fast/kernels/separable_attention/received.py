@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..backends import without_autocast
 from .numerics import split_offset, word_weights
 
 
@@ -20,7 +21,7 @@ def received_word_attention(
     """
     weight = word_weights(word_mask, word_query)
     padding = weight[..., None] == 0
-    with torch.autocast(place_query.device.type, enabled=False):
+    with without_autocast(place_query.device):
         # Attention is invariant to both offsets; only rounding improves.
         places, offset = split_offset(place_query.to(weight.dtype))
         if image_index is not None:
