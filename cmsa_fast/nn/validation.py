@@ -42,14 +42,8 @@ def check_words(words: Tensor, word_mask: Tensor | None, word_channels: int, lik
 
 
 def check_dtype_and_device(name: str, part: Tensor, like_name: str, like: Tensor) -> None:
-<<<<<<< HEAD
     """Check that two tensors fit, after autocast has cast both."""
     part, like = autocast(part, like)
-=======
-    """Check that two tensors fit; autocast casts both, so under it any dtype does."""
-    if is_autocast_enabled(like.device):
-        part = part.to(like.dtype)
->>>>>>> main
     check_alike(name, part, like_name, like)
 
 
