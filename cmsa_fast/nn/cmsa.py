@@ -115,10 +115,12 @@ class CMSA(Level):
 
         Returns:
             [B, Cv+Cl+8, H, W]; with return_word_attention also [B, N]: the attention weights that each word
-            receives, averaged over places and words; they sum to 1 over real words and are 0 on padding.
+            receives, averaged over places and words; they sum to 1 over real words and are 0 on padding. Both are
+            differentiable.
 
         Raises:
-            TypeError, ValueError: Shapes, dtypes or devices do not fit, or an expression has no real word.
+            TypeError, ValueError: Shapes, dtypes or devices do not fit, an expression has no real word, or query,
+                key, value or output is not a plain nn.Linear: its weight is read without a call.
         """
         check_inputs(self, visual, words, word_mask, image_index)
         tokens = _tokens(visual, words, word_mask)
