@@ -73,7 +73,7 @@ def main() -> None:
         call for call in table.shipped_calls() if call[0] in options.family and call[1] in options.architecture
     ]
     parts: dict[str, list[table.Row]] = {"kernels": [], "calls": []}
-    work = {
+    work: dict[str, tuple[Callable[[table.Row], str], list[Task]]] = {
         "kernels": (table.format_kernel, [("case", case) for case in cases]),
         "calls": (table.format_call, [("call", call) for call in calls]),
     }

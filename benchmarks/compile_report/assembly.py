@@ -13,7 +13,7 @@ from typing import NamedTuple
 _LABEL = re.compile(r"^(\$L__BB\w+):", re.MULTILINE)
 _BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$L__BB\w+);")
 _MMA = re.compile(
-    r"\b(?:(?P<sync>mma\.sync)\.aligned\.|(?P<wgmma>wgmma)\.mma_async\.sync\.aligned\.)m(\d+)n(\d+)k(\d+)"
+    r"\b(?:(?P<sync>mma\.sync)\.aligned\.|(?P<wgmma>wgmma)\.mma_async\.sync\.aligned\.)m(?P<m>\d+)n(?P<n>\d+)k(?P<k>\d+)"
     r"(?P<rest>[^;]*);"
 )
 _TCGEN05 = re.compile(r"\btcgen05\.mma\.cta_group::(\d)\.kind::(\w+)[^;]*?,\s*(%r\d+),\s*%p\d+;")
@@ -103,8 +103,8 @@ def instructions(body: str, ptx: str | None = None) -> Counter[Instruction]:
         # The operands of a wgmma are {accumulators}, then {registers} or a descriptor.
         after = match["rest"].partition("}")[2]
         in_registers = kind == "wgmma" and after.lstrip(", ").startswith("{")
-        sizes = (int(size) for size in match.group(3, 4, 5))
-        found[Instruction(kind, *sizes, in_registers)] += 1
+        rows, columns, depth = (int(size) for size in match.group("m", "n", "k"))
+        found[Instruction(kind, rows, columns, depth, in_registers)] += 1
     for match in _TCGEN05.finditer(body):
         found[_tcgen05(match, ptx or body)] += 1
     return found

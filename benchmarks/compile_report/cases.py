@@ -65,7 +65,6 @@ def _index(new: New, variant: str, batch: int) -> Tensor | None:
 
 def _separable(new: New, size: Size, width: int, dtype: torch.dtype, variant: str) -> Calls:
     from cmsa_fast.kernels.separable_attention.state import Sizes
-
     from cmsa_fast.kernels.separable_attention.triton import schedule
 
     words = _WORD_LIMIT if variant == "64 words" else size.words
@@ -154,12 +153,13 @@ def launches(case: Case, size: Size | None = None) -> dict[str, list[Launch]]:
 def shipped() -> Iterator[Case]:
     """Every case of the report.
 
-    In float32 one tile serves all widths, so only the narrowest and the widest are compiled. Variants other than
-    "plain" are compiled at the largest width, in bfloat16 and float32.
+    All widths are compiled for joint attention with 16-bit input, whose tiles depend on them; else the narrowest and
+    the widest. Variants other than "plain" are compiled at the largest width, in bfloat16 and float32.
     """
     for family, architecture, arithmetic in itertools.product(FAMILIES, ARCHITECTURES, ARITHMETICS):
-        widths = WIDTHS if arithmetic in ("bfloat16", "float16") else (WIDTHS[0], WIDTHS[-1])
-        yield from (Case(family, architecture, arithmetic, width) for width in widths)
+        all_widths = family == "joint" and arithmetic in ("bfloat16", "float16")
+        for width in WIDTHS if all_widths else (WIDTHS[0], WIDTHS[-1]):
+            yield Case(family, architecture, arithmetic, width)
         if arithmetic in ("bfloat16", "float32"):
             for variant, families in _FAMILIES_OF.items():
                 if family in families:

@@ -101,7 +101,7 @@ def _operator(case: Case, launch: Launch) -> Prediction:
     gpu = TABLE[case.architecture]
     times = {
         "tensor": launch.flop / (SUSTAINED * peak(gpu, case.arithmetic)),
-        "memory": _memory(gpu, min(launch.tensors, int(moved * launch.programs))),
+        "memory": _memory(gpu, launch.tensors),
     }
     return _slowest(launch.kernel, times)
 

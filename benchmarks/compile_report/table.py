@@ -18,7 +18,7 @@ from .driver import Launch
 SPILL_LIMIT = 256
 # Calls with a prediction: family, size. Work is counted for one image and multiplied.
 CALLS = (("separable", Size(8, 1600, 20)), ("separable", Size(1, 400, 20)), ("level_tail", Size(8, 1600, 20)))
-_CALL = {"arithmetic": "bfloat16", "width": 512, "variant": "plain"}
+_CALL = ("bfloat16", 512)  # arithmetic and width
 _SIZES = ("ROWS", "KEYS", "CHUNK", "CHANNELS", "VALUES", "SLICE", "num_warps", "num_stages")
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ def _describe(loop: assembly.Loop) -> list[Any]:
 
 def call_rows(family: str, architecture: int, size: Size) -> list[Row]:
     """One row with the prediction for "forward", and one for "forward + backward" if the family has a backward."""
-    case = Case(family, architecture, **_CALL)
+    case = Case(family, architecture, *_CALL)
     calls = launches(case, size)
     works = {
         call: [Work(work.kernel, *(size.batch * number for number in work[1:])) for work in counted]
