@@ -153,8 +153,8 @@ def launches(case: Case, size: Size | None = None) -> dict[str, list[Launch]]:
 def shipped() -> Iterator[Case]:
     """Every case of the report.
 
-    All widths are compiled for joint attention with 16-bit input, whose tiles depend on them; else the narrowest and
-    the widest. Variants other than "plain" are compiled at the largest width, in bfloat16 and float32.
+    All widths are compiled for joint attention with 16-bit input, whose tiles depend on them, else the narrowest
+    and the widest. Variants other than "plain" are compiled at the largest width, in bfloat16 and float32.
     """
     for family, architecture, arithmetic in itertools.product(FAMILIES, ARCHITECTURES, ARITHMETICS):
         all_widths = family == "joint" and arithmetic in ("bfloat16", "float16")
