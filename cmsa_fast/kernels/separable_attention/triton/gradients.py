@@ -46,7 +46,7 @@ def _gradients_kernel(
     store_padded(sums + (expression * tiles + tile_number) * rows * WORDS, partial, row, number, WORDS, "ieee")
 
 
-@triton.jit(do_not_specialize=["first_row", "rows"])
+@triton.jit(do_not_specialize=["first_row", "rows", "tiles"])
 def _correction_kernel(
     sums, ratio, weight,
     correction,  # [B, rows, N], G
