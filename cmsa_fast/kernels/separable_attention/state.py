@@ -84,7 +84,8 @@ class State(NamedTuple):
     """What forward keeps for backward: its inputs as the kernels read them, and statistics of the softmaxes.
 
     All are contiguous and padded with zeros; see `prepare` for the first eight, `words` for the next three,
-    `logits` for the others. The exponentials are empty if they take several slabs.
+    `logits` for the others. Query and key are empty if the kernels read the inputs themselves (`read_in_place`),
+    and the exponentials if they take several slabs.
     """
 
     query: Tensor  # [B_images, P, d]
@@ -105,17 +106,19 @@ class State(NamedTuple):
     tile_max: Tensor  # [B_images, P / block, P], those maxima, for each block of columns
 
     @classmethod
-    def empty(cls, sizes: Sizes, like: Tensor) -> "State":
+    def empty(cls, sizes: Sizes, features: Sequence[Tensor]) -> "State":
+        like = features[0]
         dtypes = Dtypes.of(like.dtype)
         batch, rows, words = sizes.batch, sizes.padded_places, sizes.padded_words
         kept = rows if sizes.fit_one_slab() else 0
+        copied = 0 if read_in_place(features) else rows
 
         def new(dtype: torch.dtype, *shape: Any) -> Tensor:
             return like.new_empty(shape, dtype=dtype)
 
         return cls(
-            new(dtypes.operand, sizes.images, rows, sizes.channels),
-            new(dtypes.operand, sizes.images, rows, sizes.channels),
+            new(dtypes.operand, sizes.images, copied, sizes.channels),
+            new(dtypes.operand, sizes.images, copied, sizes.channels),
             new(dtypes.operand, sizes.images, rows, sizes.value_channels),
             new(dtypes.operand, batch, words, sizes.channels),
             new(dtypes.operand, batch, words, sizes.channels),
@@ -130,6 +133,16 @@ class State(NamedTuple):
             new(torch.int64, batch, rows),
             *new_exponentials(sizes, like, kept),
         )
+
+
+def read_in_place(features: Sequence[Tensor]) -> bool:
+    """Whether the kernels read place query and key as they are: 16-bit, contiguous and of a whole number of tiles.
+
+    16-bit queries and keys need no centring in forward, because their products are exact in float32.
+    """
+    query, key = features[:2]
+    whole = query.shape[2] % column_block(query) == 0
+    return query.dtype.itemsize == 2 and whole and query.is_contiguous() and key.is_contiguous()
 
 
 def new_exponentials(sizes: Sizes, like: Tensor, rows: int) -> tuple[Tensor, Tensor]:

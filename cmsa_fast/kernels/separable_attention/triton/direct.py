@@ -16,16 +16,17 @@ from .tile_sizes import channel_block, tile_of
 
 @triton.jit
 def _token_logits(
-    query, word_query, number, key, column, channels,
+    query, word_query, number, key, column, stored_places, channels,
     CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Logits [N, K] of the tokens of one place; `query` points to its row."""
+    stored = tl.minimum(column, stored_places - 1)
     total = tl.zeros([number.shape[0], column.shape[0]], ACCUMULATOR)
     for start in range(0, channels, CHUNK):
         channel = start + tl.arange(0, CHUNK)
         token = tl.load(query + channel).to(ACCUMULATOR)[None, :]
         token += load_padded(word_query, number, channel, channels).to(ACCUMULATOR)
-        key_tile = load_padded(key, column, channel, channels)
+        key_tile = load_padded(key, stored, channel, channels)
         total = dot(token.to(key_tile.dtype), tl.trans(key_tile), total, PRECISION)
     return total
 
@@ -43,10 +44,10 @@ def _grad_weights(
     return total
 
 
-@triton.jit(do_not_specialize=["places", "value_width"])
+@triton.jit(do_not_specialize=["places", "stored_places"])
 def _direct_forward_kernel(
     query, key, value, word_query, weight, direct, image_index, attended,
-    places, value_width, padded_places, channels, value_channels,
+    places, value_width, stored_places, padded_places, channels, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     CHANNELS: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -55,7 +56,7 @@ def _direct_forward_kernel(
     number = tl.arange(0, WORDS)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     first = tl.program_id(1) * ROWS
-    key += image * padded_places * channels
+    key += image * stored_places * channels
     value += image * padded_places * value_channels
     word_query += expression * WORDS * channels
     at = expression * padded_places + first
@@ -64,13 +65,22 @@ def _direct_forward_kernel(
         for row in range(0, ROWS):
             flags = tl.load(direct + at + row)
             if flags != 0:
-                own = query + (image * padded_places + first + row) * channels
+                own = query + (image * stored_places + first + row) * channels
                 largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
                 total = tl.zeros([WORDS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
-                        own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
+                        own,
+                        word_query,
+                        number,
+                        key,
+                        column,
+                        stored_places,
+                        channels,
+                        CHUNK,
+                        PRECISION,
+                        ACCUMULATOR,
                     )
                     logits = tl.where((column < places)[None, :], logits, float("-inf"))
                     larger = tl.maximum(largest, tl.max(logits, axis=1))
@@ -83,7 +93,16 @@ def _direct_forward_kernel(
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
-                        own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
+                        own,
+                        word_query,
+                        number,
+                        key,
+                        column,
+                        stored_places,
+                        channels,
+                        CHUNK,
+                        PRECISION,
+                        ACCUMULATOR,
                     )
                     softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
                     softmax = tl.where(column < places, tl.sum(softmax, axis=0), 0.0)
@@ -95,20 +114,20 @@ def _direct_forward_kernel(
                 tl.store(out, result.to(attended.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows"])
+@triton.jit(do_not_specialize=["places", "stored_places", "first_row", "rows"])
 def _direct_rows_kernel(
     query, key, grad, value, word_query, direct, weight, image_index,
     maximum,  # [B, rows, N], of the token's logits, as the next two
     ratio,  # weight / sum of the exponentials
     mean,  # of grad value^T under the token's softmax
-    places, first_row, rows, padded_places, channels, value_channels,
+    places, first_row, rows, stored_places, padded_places, channels, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     expression = tl.program_id(1).to(tl.int64)
     image = image_of(image_index, expression, GROUPED)
     number = tl.arange(0, WORDS)
-    key += image * padded_places * channels
+    key += image * stored_places * channels
     value += image * padded_places * value_channels
     word_query += expression * WORDS * channels
     first = tl.program_id(0) * ROWS
@@ -118,14 +137,23 @@ def _direct_rows_kernel(
         for row in range(0, ROWS):
             flags = tl.load(direct + at + row)
             if flags != 0:
-                own = query + (image * padded_places + first_row + first + row) * channels
+                own = query + (image * stored_places + first_row + first + row) * channels
                 largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
                 total = tl.zeros([WORDS], ACCUMULATOR)
                 of_weights = tl.zeros([WORDS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
-                        own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
+                        own,
+                        word_query,
+                        number,
+                        key,
+                        column,
+                        stored_places,
+                        channels,
+                        CHUNK,
+                        PRECISION,
+                        ACCUMULATOR,
                     )
                     logits = tl.where((column < places)[None, :], logits, float("-inf"))
                     larger = tl.maximum(largest, tl.max(logits, axis=1))
@@ -151,11 +179,11 @@ def _add(pointers, part, PRECISION: tl.constexpr):
     tl.store(pointers, rounded(total.to(pointers.dtype.element_ty), PRECISION))
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows", "rows_per_split", "batch"])
+@triton.jit(do_not_specialize=["places", "stored_places", "first_row", "rows", "rows_per_split", "batch"])
 def _direct_backward_kernel(
     query, key, grad, value, word_query, direct, maximum, ratio, mean, image_index,
     attention, grad_logits, word_logits,
-    batch, places, first_row, rows, rows_per_split, padded_places, channels, value_channels,
+    batch, places, first_row, rows, rows_per_split, stored_places, padded_places, channels, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -164,8 +192,8 @@ def _direct_backward_kernel(
     split = tl.program_id(1)
     column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     number = tl.arange(0, WORDS)
-    query += (image * padded_places + first_row) * channels
-    key += image * padded_places * channels
+    query += (image * stored_places + first_row) * channels
+    key += image * stored_places * channels
     value += image * padded_places * value_channels
     last_row = tl.minimum(rows, (split + 1) * rows_per_split)
     begin, end = expressions_of(image, batch, GROUPED)
@@ -183,7 +211,7 @@ def _direct_backward_kernel(
                             average = tl.load(mean + of_token)
                             logits = _token_logits(
                                 query + row * channels, word_query + expression * WORDS * channels, number,
-                                key, column, channels, CHUNK, PRECISION, ACCUMULATOR,
+                                key, column, stored_places, channels, CHUNK, PRECISION, ACCUMULATOR,
                             )  # fmt: skip
                             softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0))
                             softmax *= tl.load(ratio + of_token)[:, None]
@@ -219,7 +247,8 @@ def direct_forward(attended: Tensor, image_index: Tensor | None, sizes: Sizes, s
         (sizes.value_channels // channels, sizes.padded_places // tile.rows, sizes.batch),
         state.query, state.key, state.value, state.word_query, state.weight, state.direct, image_index,
         attended,
-        sizes.places, sizes.value_width, sizes.padded_places, sizes.channels, sizes.value_channels,
+        sizes.places, sizes.value_width, state.key.shape[1], sizes.padded_places,
+        sizes.channels, sizes.value_channels,
         GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys,
         CHUNK=tile.channels, CHANNELS=channels, **options(tile, dtype),
     )  # fmt: skip
@@ -257,12 +286,14 @@ def direct_backward(
         _direct_rows_kernel,
         (rows // tile.rows, sizes.batch),
         *inputs, state.weight, image_index, *tokens,
-        sizes.places, first_row, rows, keys, sizes.channels, sizes.value_channels, **constants,
+        sizes.places, first_row, rows, state.key.shape[1], keys, sizes.channels, sizes.value_channels,
+        **constants,
     )  # fmt: skip
     launch(
         _direct_backward_kernel,
         (keys // tile.keys, splits, sizes.images),
         *inputs, *tokens, image_index, weights, grad_logits, word_logits[1],
-        sizes.batch, sizes.places, first_row, rows, rows_per_split, keys, sizes.channels, sizes.value_channels,
+        sizes.batch, sizes.places, first_row, rows, rows_per_split, state.key.shape[1], keys,
+        sizes.channels, sizes.value_channels,
         **constants,
     )  # fmt: skip

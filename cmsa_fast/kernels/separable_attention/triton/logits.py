@@ -21,13 +21,13 @@ from ..state import Sizes, State, column_block
 from .tile_sizes import FLOOR, tile_of
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows", "batch"])
+@triton.jit(do_not_specialize=["places", "first_row", "rows", "stored_places", "batch"])
 def _logits_kernel(
     query, key, word_factor, image_index,
     exponentials,  # [B_images, rows, P]
     tile_max,  # [B_images, P / BLOCK, rows]
     sums,  # [B, P / KEYS, rows, N], Z of each tile
-    batch, places, first_row, rows, padded_places, channels,
+    batch, places, first_row, rows, stored_places, padded_places, channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -40,8 +40,9 @@ def _logits_kernel(
     stored = tl.minimum(column, padded_places - 1)
     number = tl.arange(0, WORDS)
     logits = padded_products(
-        query + (image * padded_places + first_row) * channels, row,
-        key + image * padded_places * channels, stored, channels, CHUNK, PRECISION, ACCUMULATOR,
+        query + image * stored_places * channels, tl.minimum(first_row + row, stored_places - 1),
+        key + image * stored_places * channels, tl.minimum(column, stored_places - 1), channels,
+        CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     logits = tl.where((column < places)[None, :], logits, float("-inf"))
     # Finite in a tile of padding, so that the difference is no NaN.
@@ -112,7 +113,7 @@ def exponentials_of(
         _logits_kernel,
         (tiles, rows // tile.rows, sizes.images),
         state.query, state.key, state.word_factor, image_index, exponentials, tile_max, sums,
-        sizes.batch, sizes.places, first_row, rows, keys, sizes.channels,
+        sizes.batch, sizes.places, first_row, rows, state.key.shape[1], keys, sizes.channels,
         GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys,
         CHUNK=tile.channels, BLOCK=column_block(state.query), **options(tile, dtype),
     )  # fmt: skip
@@ -132,5 +133,6 @@ def ratios_of(
         tile_max, sums, state.weight, image_index, state.row_max, state.ratio, state.direct,
         sizes.places, first_row, rows, sizes.padded_places, tiles, blocks,
         GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows,
-        BLOCKS=triton.cdiv(blocks, tiles), FLOOR=FLOOR[state.weight.dtype], ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
+        BLOCKS=triton.cdiv(blocks, tiles), FLOOR=FLOOR[state.weight.dtype],
+        ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
     )  # fmt: skip

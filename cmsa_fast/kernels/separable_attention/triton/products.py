@@ -10,7 +10,7 @@ from ..state import Sizes, State
 from .tile_sizes import channel_block, tile_of
 
 
-@triton.jit(do_not_specialize=["batch", "places", "width", "first_row", "left_rows", "inner", "right_start"])
+@triton.jit(do_not_specialize=["batch", "places", "first_row", "left_rows", "inner", "right_start"])
 def _place_products_kernel(
     left,  # [., rows, P]
     right,  # [., ., C]
@@ -112,7 +112,7 @@ def _product(
     return total
 
 
-@triton.jit(do_not_specialize=["batch", "words", "width", "value_width", "parts"])
+@triton.jit(do_not_specialize=["batch", "words", "parts"])
 def _word_products_kernel(
     query, key, grad, word_query, word_key,
     gradient,  # [B, N, P], of C
