@@ -46,9 +46,9 @@ def slice_width(width: int, tile: Tile) -> int:
     return min(tile.slice, max(16, triton.next_power_of_2(width)))
 
 
-def row_splits(rows: int, block: int, programs: int, architecture: int) -> tuple[int, int]:
+def row_splits(rows: int, block: int, programs: int) -> tuple[int, int]:
     """The number of parts that a loop over rows is split into to fill a GPU, and the rows in each part."""
-    wanted = 2 if not architecture else max(1, _PROGRAMS // max(1, programs))
+    wanted = 2 if interpreted() else max(1, _PROGRAMS // max(1, programs))
     per_part = triton.cdiv(triton.cdiv(rows, wanted), block) * block
     return triton.cdiv(rows, per_part), per_part
 
@@ -115,3 +115,13 @@ def arithmetic(dtype: torch.dtype) -> str:
     if dtype == torch.float32 and uses_tf32():
         return "tf32"
     return "ieee"
+
+
+def options(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
+    """What every kernel of products takes: how they are computed, and the compiler's options."""
+    return {
+        "PRECISION": precision(dtype),
+        "ACCUMULATOR": accumulator(dtype),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
