@@ -1,4 +1,4 @@
-"""Tensors without values, on the meta device or fake: every function and module computes shapes, masks included."""
+"""Tensors without values, on the meta device or fake: functions and modules compute shapes, masks included."""
 
 from __future__ import annotations
 
