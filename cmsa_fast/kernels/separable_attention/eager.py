@@ -55,31 +55,6 @@ def separable_attention(
     return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
 
 
-def received_word_attention(
-    place_query: Tensor,
-    word_query: Tensor,
-    word_key: Tensor,
-    word_mask: Tensor | None = None,
-    *,
-    image_index: Tensor | None = None,
-) -> Tensor:
-    """The attention each word receives, averaged over places and real words: the mean of V's rows.
-
-    The place keys have no influence, because the softmax over places sums to one. Not differentiable.
-
-    Returns:
-        [B, N], summing to 1 over real words, 0 on padding.
-    """
-    weight = word_weights(word_mask, word_query)
-    received = torch.empty_like(weight)
-    with torch.no_grad(), torch.autocast(place_query.device.type, enabled=False):
-        for image, expressions in _groups(len(word_query), image_index, place_query.shape[1]):
-            query, offset = split_offset(place_query[image].to(weight.dtype))
-            words = _Words.prepare((word_query, word_key, word_key), weight, expressions)
-            received[expressions] = Block(words.keys(offset), query).mean_softmax().mean(1)
-    return received.to(place_query.dtype)
-
-
 def _groups(expressions: int, image_index: Tensor | None, places: int) -> Iterator[tuple[int, slice | list[int]]]:
     """Yield each image with its expressions, as many at a time as `_BLOCK` allows."""
     if image_index is None:
@@ -221,7 +196,7 @@ def _backward(
 
 def _fake_forward(*arguments: Any) -> Tensor:
     place_value, word_query = arguments[2:4]
-    return place_value.new_empty(len(word_query), *place_value.shape[1:])
+    return place_value.new_empty(word_query.shape[0], *place_value.shape[1:])
 
 
 def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
