@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.compile_report import _Driver as Driver
+from benchmarks.compile_report.driver import Driver
 from benchmarks.measuring import in_fresh_process
 
 # Places, words, images: divisible by 16 and not, as are their numbers of tiles; one of everything.
