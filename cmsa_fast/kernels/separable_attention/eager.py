@@ -27,13 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..library import (
-    EVERY_DEVICE,
-    SEPARABLE_INPUTS,
-    register,
-    register_gradient,
-    without_derivative,
-)
+from ..library import EVERY_DEVICE, SEPARABLE_INPUTS, register, register_gradient
 from .mean_softmax import Gradients, MeanSoftmax, exp_logits
 from .numerics import common_offset, split_offset, word_weights
 
@@ -58,9 +52,7 @@ def separable_attention(
     """
     weight = word_weights(word_mask, word_query)
     inputs = (place_query, place_key, place_value, word_query, word_key, word_value)
-    if torch.compiler.is_compiling():
-        return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
-    return _Separable.apply(*inputs, weight, image_index)
+    return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
 
 
 def received_word_attention(
@@ -168,20 +160,19 @@ def _forward(
     place_features = (place_query, place_key, place_value)
     attended = weight.new_zeros(len(word_query), *place_value.shape[1:])
     workspace = _Workspace(2, place_features, word_query.shape[1], weight)
-    with torch.autocast(place_query.device.type, enabled=False):
-        for image, group in _groups(len(word_query), image_index):
-            place, query_offset, place_offset = workspace.prepare(place_features, image)
-            results, words, offsets = [attended[expression] for expression in group], [], []
-            for expression, result in zip(group, results, strict=True):
-                features = word_query[expression], word_key[expression], word_value[expression]
-                word, word_offset = _words(features, weight[expression] > 0, query_offset)
-                _attend(place.query, word, [word], [result], workspace)
-                words.append(word)
-                offsets.append(place_offset + word_offset)
-            _attend(place.query, place, words, results, workspace)
-            for result, offset in zip(results, offsets, strict=True):
-                if offset.any():
-                    result += offset
+    for image, group in _groups(len(word_query), image_index):
+        place, query_offset, place_offset = workspace.prepare(place_features, image)
+        results, words, offsets = [attended[expression] for expression in group], [], []
+        for expression, result in zip(group, results, strict=True):
+            features = word_query[expression], word_key[expression], word_value[expression]
+            word, word_offset = _words(features, weight[expression] > 0, query_offset)
+            _attend(place.query, word, [word], [result], workspace)
+            words.append(word)
+            offsets.append(place_offset + word_offset)
+        _attend(place.query, place, words, results, workspace)
+        for result, offset in zip(results, offsets, strict=True):
+            if offset.any():
+                result += offset
     return attended.to(place_query.dtype)
 
 
@@ -212,22 +203,21 @@ def _backward(
         for features in (place_features, (word_query, word_key, word_value))
     )
     workspace = _Workspace(4 if image_index is None else 5, place_features, word_query.shape[1], weight)
-    with torch.autocast(grad.device.type, enabled=False):
-        for image, group in _groups(len(word_query), image_index):
-            place, query_offset, _ = workspace.prepare(place_features, image)
-            grad_place = _Rows(*(part[image] for part in place_grads))
-            words, grad_words, upstream = [], [], [grad[expression].to(weight.dtype) for expression in group]
-            for expression, outer in zip(group, upstream, strict=True):
-                features = word_query[expression], word_key[expression], word_value[expression]
-                words.append(_words(features, weight[expression] > 0, query_offset)[0])
-                grad_words.append(_Rows(*(torch.zeros_like(part) for part in words[-1])))
-                keys = words[-1], grad_words[-1]
-                _add_gradients(place.query, *keys, [keys], [outer], grad_place.query, workspace)
-            attending = list(zip(words, grad_words, strict=True))
-            _add_gradients(place.query, place, grad_place, attending, upstream, grad_place.query, workspace)
-            for expression, parts in zip(group, grad_words, strict=True):
-                for total, part in zip(word_grads, parts, strict=True):
-                    total[expression, weight[expression] > 0] = part
+    for image, group in _groups(len(word_query), image_index):
+        place, query_offset, _ = workspace.prepare(place_features, image)
+        grad_place = _Rows(*(part[image] for part in place_grads))
+        words, grad_words, upstream = [], [], [grad[expression].to(weight.dtype) for expression in group]
+        for expression, outer in zip(group, upstream, strict=True):
+            features = word_query[expression], word_key[expression], word_value[expression]
+            words.append(_words(features, weight[expression] > 0, query_offset)[0])
+            grad_words.append(_Rows(*(torch.zeros_like(part) for part in words[-1])))
+            keys = words[-1], grad_words[-1]
+            _add_gradients(place.query, *keys, [keys], [outer], grad_place.query, workspace)
+        attending = list(zip(words, grad_words, strict=True))
+        _add_gradients(place.query, place, grad_place, attending, upstream, grad_place.query, workspace)
+        for expression, parts in zip(group, grad_words, strict=True):
+            for total, part in zip(word_grads, parts, strict=True):
+                total[expression, weight[expression] > 0] = part
     return tuple(part.to(grad.dtype) for part in (*place_grads, *word_grads))
 
 
@@ -259,17 +249,6 @@ def _add_gradients(
         half.finish()
 
 
-class _Separable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        ctx.save_for_backward(*inputs)
-        return _forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *without_derivative(_backward, grad, *ctx.saved_tensors), None, None
-
-
 def _fake_forward(*arguments: Any) -> Tensor:
     place_value, word_query = arguments[2:4]
     return place_value.new_empty(len(word_query), *place_value.shape[1:])
@@ -287,7 +266,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *torch.ops.cmsa_fast.factored_backward(grad, *ctx.saved_tensors), None, None
 
 
-# While a graph is traced, both are operators: the graph then has no branch or loop that depends on data.
+# Operators, so that graphs and fake tensors see no branch or loop that depends on data.
 register("factored_forward", f"({SEPARABLE_INPUTS}) -> Tensor", _forward, _fake_forward, EVERY_DEVICE)
 register(
     "factored_backward",
