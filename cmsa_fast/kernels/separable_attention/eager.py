@@ -55,35 +55,6 @@ def separable_attention(
     return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
 
 
-def received_word_attention(
-    place_query: Tensor,
-    word_query: Tensor,
-    word_key: Tensor,
-    word_mask: Tensor | None = None,
-    *,
-    image_index: Tensor | None = None,
-) -> Tensor:
-    """The attention each word receives, averaged over places and real words: the mean of V's rows.
-
-    The place keys have no influence, because the softmax over places sums to one. Not differentiable.
-
-    Returns:
-        [B, N], summing to 1 over real words, 0 on padding.
-    """
-    weight = word_weights(word_mask, word_query)
-    received = torch.zeros_like(weight)
-    with torch.no_grad(), torch.autocast(place_query.device.type, enabled=False):
-        for image, expressions in _groups(len(word_query), image_index):
-            query, offset = split_offset(place_query[image].to(weight.dtype))
-            for expression in expressions:
-                real = weight[expression] > 0
-                words, key = (part[expression, real].to(weight.dtype) for part in (word_query, word_key))
-                mean_softmax = MeanSoftmax(split_offset(key)[0], words + offset)
-                exp_place = exp_logits(query, mean_softmax.key)
-                received[expression, real] = mean_softmax.forward(query, exp_place).mean(0)
-    return received.to(place_query.dtype)
-
-
 def _groups(count: int, image_index: Tensor | None) -> Iterable[tuple[int, list[int]]]:
     """Each image with its expressions."""
     if image_index is None:
@@ -251,7 +222,7 @@ def _add_gradients(
 
 def _fake_forward(*arguments: Any) -> Tensor:
     place_value, word_query = arguments[2:4]
-    return place_value.new_empty(len(word_query), *place_value.shape[1:])
+    return place_value.new_empty(word_query.shape[0], *place_value.shape[1:])
 
 
 def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
