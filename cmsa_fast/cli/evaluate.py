@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 ConventionName = Literal["native", "cmsa", "lavt", "cris"]
 
-INCOMPLETE = 3
-"""Exit status of an evaluation that leaves expressions of the split out (--allow-missing)."""
-
 _ADVICE = "--allow-missing leaves out what cannot be used, and reports it."
 
 
@@ -72,30 +69,15 @@ class EvaluateOptions(DataOptions):
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """Result of an evaluation.
+    """Result of an evaluation."""
 
-    Attributes:
-        evaluation: Metrics, and the result of every expression.
-        title: What the model was evaluated on.
-        folder: Folder of the results.
-        overview: Image of the best and the worst expressions; None if none were drawn.
-        seconds: Duration without loading and drawing.
-        errors: One line for each record or image that could not be used.
-        is_first: Whether this process prints; the others have written nothing.
-    """
-
-    evaluation: Evaluation
-    title: str
-    folder: Path
-    overview: Path | None
-    seconds: float
-    errors: list[str]
-    is_first: bool
-
-    @property
-    def status(self) -> int:
-        """Exit status: 0, or `INCOMPLETE` if expressions of the split are in no metric."""
-        return INCOMPLETE if self.evaluation.coverage.missing else 0
+    evaluation: Evaluation  # metrics, and the result of every expression
+    title: str  # what the model was evaluated on
+    folder: Path  # folder of the results
+    overview: Path | None  # image of the best and the worst expressions; None if none were drawn
+    seconds: float  # duration without loading and drawing
+    errors: list[str]  # one line for each record or image that could not be used
+    is_first: bool  # whether this process prints; the others have written nothing
 
 
 def run_evaluate(options: EvaluateOptions) -> EvaluateResult:

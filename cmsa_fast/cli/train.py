@@ -36,23 +36,15 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a run.
+    """Result of a run."""
 
-    Attributes:
-        folder: The run folder.
-        progress: Steps and seconds of training.
-        evaluation: Metrics on the evaluation split.
-        shuffled: Control: metrics with the expressions shuffled among the images; None if there is one image only.
-        overview: Sheet of example images; None if none were drawn.
-        errors: One line for each record or image that could not be used.
-    """
-
-    folder: Path
-    progress: Progress
-    evaluation: Evaluation
+    folder: Path  # the run folder
+    progress: Progress  # steps and seconds of training
+    evaluation: Evaluation  # metrics on the evaluation split
+    # Control: metrics with the expressions shuffled among the images; None if there is one image only.
     shuffled: Evaluation | None
-    overview: Path | None
-    errors: list[str] = field(default_factory=list)
+    overview: Path | None  # sheet of example images; None if none were drawn
+    errors: list[str] = field(default_factory=list)  # one line for each record or image that could not be used
 
 
 def run_training(options: TrainOptions) -> Result:

@@ -59,16 +59,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """The result of a reader.
+    """The result of a reader."""
 
-    Attributes:
-        records: Records of the split, or of all splits, in the order of the files.
-        title: Name of the data set for messages, such as "refcoco (unc)".
-        published_expressions: Number of expressions of each published split, as far as known.
-    """
-
-    records: Sequence[Record]
-    title: str
+    records: Sequence[Record]  # records of the split, or of all splits, in the order of the files
+    title: str  # name of the data set for messages, such as "refcoco (unc)"
+    # Number of expressions of each published split, as far as known.
     published_expressions: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..kernels.backends import without_autocast
 from ..kernels.separable_attention.api import (
     unchecked_cross_modal_attention,
     unchecked_received_word_attention,
@@ -71,7 +72,7 @@ class FoldedLevel:
         self._convolution = (weight,) if bias is None else (weight, bias)
         self._width = attention.attention_channels
         self._channels = len(weight)
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(weight.device):
             matrix = weight.flatten(1)
             value = _value_weight(matrix, attention)
             stacked = torch.cat([attention.query.weight, attention.key.weight, value, matrix])

@@ -1,8 +1,8 @@
 """Checks of the arguments of cross-modal modules: visual features, words, masks and image indices."""
 
-import torch
 from torch import Tensor
 
+from ..kernels.backends import is_autocast_enabled
 from ..kernels.validation import check_alike, check_floating, check_images, check_word_mask
 
 
@@ -45,7 +45,7 @@ def check_words(words: Tensor, word_mask: Tensor | None, word_channels: int, lik
 
 def check_dtype_and_device(name: str, part: Tensor, like_name: str, like: Tensor) -> None:
     """Check that two tensors fit; autocast casts both, so under it any dtype does."""
-    if torch.is_autocast_enabled(like.device.type):
+    if is_autocast_enabled(like.device):
         part = part.to(like.dtype)
     check_alike(name, part, like_name, like)
 

@@ -36,16 +36,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training ended.
+    """Where training ended."""
 
-    Attributes:
-        step: Steps taken.
-        seconds: Wall time of the training, validation included, over all starts.
-        best_step: Step of the best validation, whose weights were kept; None: there was no validation.
-    """
-
-    step: int
-    seconds: float
+    step: int  # steps taken
+    seconds: float  # wall time of the training, validation included, over all starts
+    # Step of the best validation, whose weights were kept; None: there was no validation.
     best_step: int | None = None
 
 

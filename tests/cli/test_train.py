@@ -257,6 +257,23 @@ def test_refer_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         assert image.width == 1600
 
 
+def test_exit_status_is_3_if_evaluated_expressions_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = refer(tmp_path / "data")
+    layout.references[4]["sentences"][0]["sent"] = None  # of training: in no metric anyway
+    options = ["--data=refer", f"--root={layout.write()}", "--size=40", "--steps=1", "--examples=0"]
+    assert main(["train", *arguments(), *options, f"--run-dir={tmp_path / 'complete'}"]) == 0
+    assert "NOT EVALUATED" not in capsys.readouterr().out
+    layout.references[-1]["sentences"][0]["sent"] = None
+    layout.write()
+    folder = tmp_path / "incomplete"
+    assert main(["train", *arguments(), *options, f"--run-dir={folder}"]) == 3
+    assert "1 expressions or more are in no figure (1 damaged records)." in capsys.readouterr().out
+    assert json.loads((folder / "evaluation.json").read_text())["coverage"]["missing"] == 1
+    assert main(["train", *arguments(), *options, f"--run-dir={tmp_path / 'strict'}", "--strict"]) == 1
+
+
 def test_evaluation_is_kept_when_a_later_stage_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,7 +85,7 @@ def test_arguments_are_checked_once(name: str) -> None:
         model(images(), WORDS, MASK, INDEX)
     finally:
         sys.setprofile(None)
-    assert checks.pop("values_can_be_read") == 3
+    assert checks.pop("_values_can_be_read") == 3
     assert checks.pop("check_range") == 2  # word ids and image_index
     assert set(checks.values()) == {1}
     assert {"check_word_mask", "check_image_index"} <= set(checks)

@@ -55,17 +55,17 @@ def cross_modal_attention(
         image_index: int64 [B], the image of each expression among B_images. None: Expression b belongs to
             image b.
         backend: "reference" is the literal form with its [B, P*N, P*N] array; "torch" the exact factorisation
-            in plain PyTorch; "triton" the same in Triton kernels, for up to 64 words; "auto" is "triton" for CUDA
-            tensors in float32, bfloat16 or float16 where Triton is installed, else "torch". A backend other than
-            "auto" is never replaced by another.
+            in plain PyTorch; "triton" the same in Triton kernels, for up to 64 words; "auto" is described in
+            `cmsa_fast.kernels.backends`. A backend other than "auto" is never replaced by another.
 
     Returns:
         [B, P, e], in the inputs' dtype (under autocast in autocast's).
 
     Raises:
         TypeError: An argument is no tensor or has the wrong dtype.
-        ValueError: Shapes or devices do not fit, an expression has no real word, image_index is out of range,
-            backend is unknown, or "triton" cannot run on the inputs.
+        ValueError: Shapes or devices do not fit, backend is unknown, or "triton" cannot run on the inputs; on the
+            CPU also if an expression has no real word or image_index is out of range. On a GPU both are assertions
+            of the device, and no argument check waits for it.
         ImportError: backend is "triton" and Triton is not installed.
         RuntimeError: The gradient of "torch" or "triton" is differentiated again.
     """

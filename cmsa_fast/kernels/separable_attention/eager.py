@@ -24,13 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..library import (
-    EVERY_DEVICE,
-    SEPARABLE_INPUTS,
-    register,
-    register_gradient,
-    without_derivative,
-)
+from ..library import EVERY_DEVICE, SEPARABLE_INPUTS, register, register_gradient
 from .mean_softmax import Block, Gradients, Keys, prepare, times
 from .numerics import split_offset, word_weights
 
@@ -58,9 +52,7 @@ def separable_attention(
     """
     weight = word_weights(word_mask, word_query)
     inputs = (place_query, place_key, place_value, word_query, word_key, word_value)
-    if torch.compiler.is_compiling():
-        return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
-    return _Separable.apply(*inputs, weight, image_index)
+    return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
 
 
 def received_word_attention(
@@ -227,17 +219,6 @@ def _backward(
     return tuple(part.to(grad.dtype) for part in (*place_grads, *word_grads))
 
 
-class _Separable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        ctx.save_for_backward(*inputs)
-        return _forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *without_derivative(_backward, grad, *ctx.saved_tensors), None, None
-
-
 def _fake_forward(*arguments: Any) -> Tensor:
     place_value, word_query = arguments[2:4]
     return place_value.new_empty(len(word_query), *place_value.shape[1:])
@@ -255,7 +236,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *torch.ops.cmsa_fast.factored_backward(grad, *ctx.saved_tensors), None, None
 
 
-# While a graph is traced, both are operators: the graph then has no branch or loop that depends on data.
+# Operators, so that graphs and fake tensors see no branch or loop that depends on data.
 register("factored_forward", f"({SEPARABLE_INPUTS}) -> Tensor", _forward, _fake_forward, EVERY_DEVICE)
 register(
     "factored_backward",
