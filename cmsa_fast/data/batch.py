@@ -97,8 +97,8 @@ class Collate:
                     boxes.append(Letterbox(height, width, self.size))
                     originals.append(sample.image)
                     images.append(boxes[place].image(sample.image))
-                elif sample.image is not originals[place]:
-                    _check_equal(sample.image, originals[place])
+                elif sample.image is not originals[place] and not torch.equal(sample.image, originals[place]):
+                    raise ValueError("samples with the same image_id must have the same image, but two differ.")
                 masks.append(self._mask(boxes[place], sample))
                 encoded.append(self.vocabulary.encode(sample.expression, self.max_words))
             except (TypeError, ValueError) as error:
@@ -131,16 +131,6 @@ class Collate:
             )
             self._has_warned = True
         return mask
-
-
-def _check_equal(image: Tensor, first: Tensor) -> None:
-    if image.shape != first.shape:
-        raise ValueError(
-            "samples with the same image_id must have images of one shape, but there are "
-            f"{list(first.shape)} and {list(image.shape)}."
-        )
-    if not torch.equal(image, first):
-        raise ValueError("samples with the same image_id must have the same image, but two differ.")
 
 
 def _pad(encoded: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -49,10 +49,7 @@ class Source:
 
     def __post_init__(self) -> None:
         """Raises ValueError for an unknown form or text version."""
-        for name, value, known in (
-            ("form", self.form, get_args(Form)),
-            ("text", self.text, get_args(Text)),
-        ):
+        for name, value, known in (("form", self.form, get_args(Form)), ("text", self.text, get_args(Text))):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 

@@ -99,9 +99,7 @@ class Convention:
     def metrics(self) -> SegmentationMetrics:
         """Empty metrics with the convention's rules."""
         return SegmentationMetrics(
-            empty_union_iou=self.empty_union_iou,
-            strict=self.precision_strict,
-            union_offset=self.union_offset,
+            empty_union_iou=self.empty_union_iou, strict=self.precision_strict, union_offset=self.union_offset
         )
 
     def _above_threshold(self, probability: Tensor) -> Tensor:
@@ -196,10 +194,7 @@ CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
     for convention in (
         Convention(
-            name="native",
-            where="own size; resized bilinearly, cut",
-            source="this library",
-            _from_square=_native,
+            name="native", where="own size; resized bilinearly, cut", source="this library", _from_square=_native
         ),
         Convention(
             name="cmsa",

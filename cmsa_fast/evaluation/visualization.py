@@ -177,10 +177,7 @@ def draw_example(example: Example) -> Image.Image:
     panels = [
         ("image", example.image),
         ("ground truth", overlay(example.image, example.truth)),
-        (
-            f"prediction, IoU {percent(example.iou)} %",
-            overlay(example.image, example.prediction),
-        ),
+        (f"prediction, IoU {percent(example.iou)} %", overlay(example.image, example.prediction)),
     ]
     width = 3 * _PANEL + 4 * _GAP
     top = 2 * _ROW

@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..kernels import BACKENDS
+from .validation import check_unmodified
 
 
 class Level(nn.Module):
@@ -38,10 +39,22 @@ class Level(nn.Module):
         self.attention_channels = attention_channels
         self.out_channels = token_channels
         self.backend = backend
+        self._bias = bias
         self.query = nn.Linear(token_channels, attention_channels, bias=bias)
         self.key = nn.Linear(token_channels, attention_channels, bias=bias)
         self.value = nn.Linear(token_channels, attention_channels, bias=bias)
         self.output = nn.Linear(attention_channels, token_channels, bias=bias)
+
+    def check_linear_maps(self) -> None:
+        """Check that the linear maps compute no more than their weights and biases, which are used without a call.
+
+        Raises:
+            TypeError: One is no nn.Linear, has hooks, or differs from the level's own in having a bias.
+        """
+        for name, part in self.named_children():
+            check_unmodified(name, part, nn.Linear)
+            if (part.bias is not None) != self._bias:
+                raise TypeError(f"{name} must have bias={self._bias}; got bias={not self._bias}.")
 
     def extra_repr(self) -> str:
         return (

@@ -1,22 +1,26 @@
 """Checks of the arguments of cross-modal modules: visual features, words, masks and image indices."""
 
-from torch import Tensor
+from __future__ import annotations
 
-from ..kernels.backends import is_autocast_enabled
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ..kernels.backends import autocast
 from ..kernels.validation import check_alike, check_floating, check_images, check_word_mask
+
+if TYPE_CHECKING:
+    from .level import Level
 
 
 def check_inputs(
-    visual: Tensor,
-    words: Tensor,
-    word_mask: Tensor | None,
-    image_index: Tensor | None,
-    visual_channels: int,
-    word_channels: int,
+    level: Level, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
 ) -> None:
-    """Check the arguments of `CMSA.forward`; raises as it does."""
-    check_visual(visual, visual_channels)
-    check_words(words, word_mask, word_channels, "visual", visual)
+    """Check the arguments of `CMSA.forward` and its linear maps; raises as it does."""
+    level.check_linear_maps()
+    check_visual(visual, level.visual_channels)
+    check_dtype_and_device("visual", visual, "output.weight", level.output.weight)
+    check_words(words, word_mask, level.word_channels, "visual", visual)
     check_images("visual", len(visual), "words", len(words), image_index, words.device)
 
 
@@ -44,9 +48,8 @@ def check_words(words: Tensor, word_mask: Tensor | None, word_channels: int, lik
 
 
 def check_dtype_and_device(name: str, part: Tensor, like_name: str, like: Tensor) -> None:
-    """Check that two tensors fit; autocast casts both, so under it any dtype does."""
-    if is_autocast_enabled(like.device):
-        part = part.to(like.dtype)
+    """Check that two tensors fit, after autocast has cast both."""
+    part, like = autocast(part, like)
     check_alike(name, part, like_name, like)
 
 
@@ -65,3 +68,18 @@ def check_convolution(weight: Tensor, bias: Tensor | None, channels: int, like_n
     check_alike("bias", bias, "weight", weight)
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}.")
+
+
+def check_unmodified(name: str, part: nn.Module, kind: type[nn.Module]) -> None:
+    """Check that a module computes what its class does, because its weight is used without a call."""
+    came = type(part).__name__
+    if type(part).forward is kind.forward and "forward" not in part.__dict__:
+        if not (
+            part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks
+        ):
+            return
+        came = "one with hooks"
+    raise TypeError(
+        f"{name} must be an nn.{kind.__name__} without hooks, because only its weight and bias are read (merge "
+        f"adapters into the weight, or use torch.nn.utils.parametrize); got {came}."
+    )

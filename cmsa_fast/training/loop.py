@@ -170,7 +170,7 @@ def train(
         with bar, (folder / METRICS).open("a", encoding="utf-8") as lines:
             if validate_if_due(lines):  # Ctrl-C may have stopped the validation of the last step
                 save()
-            for batch in loader:
+            for _, batch in loader:
                 unusable = unusable + 1 if batch is None else 0
                 if unusable in (2 * len(sampler), recipe.steps):
                     raise ValueError(
@@ -211,10 +211,7 @@ def train(
     except KeyboardInterrupt:
         save()
         _logger.warning(
-            "Stopped at step %d of %d; --run-dir %s --resume continues.",
-            state.step,
-            recipe.steps,
-            folder,
+            "Stopped at step %d of %d; --run-dir %s --resume continues.", state.step, recipe.steps, folder
         )
         raise
     if state.inference_model is not model or state.best is not None:

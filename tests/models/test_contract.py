@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from types import FrameType
@@ -86,9 +87,54 @@ def test_arguments_are_checked_once(name: str) -> None:
     finally:
         sys.setprofile(None)
     assert checks.pop("_values_can_be_read") == 3
+    checks.pop("check_unmodified")  # of modules
     assert checks.pop("check_range") == 2  # word ids and image_index
     assert set(checks.values()) == {1}
     assert {"check_word_mask", "check_image_index"} <= set(checks)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", [*MODELS, FOLDED])
+def test_no_expression_gives_no_mask_and_zero_gradients(name: str, masked: bool) -> None:
+    model = small(name)
+    with torch.set_grad_enabled(name != FOLDED):
+        for index in (INDEX[:0], None):
+            given = images() if index is not None else images()[:0]
+            logits = model(given, WORDS[:0], MASK[:0] if masked else None, index)
+            assert logits.shape == (0, 1, 37, 50)
+            if name != FOLDED:
+                logits.sum().backward()
+    assert all(part.grad is None or not part.grad.any() for part in model.parameters())
+
+
+@pytest.mark.parametrize("part", ["attention.0.value", "fusion.project.1", "fusion.memory.2", "fusion.reset.0"])
+@pytest.mark.parametrize("name", [*MODELS, FOLDED])
+@torch.no_grad()
+def test_hooks_of_maps_that_are_not_called_are_refused(name: str, part: str) -> None:
+    model = small(name)
+    parts = dict(getattr(model, "model", model).named_modules())
+    if part not in parts:
+        pytest.skip(f"{name} has no {part}")
+    called = []
+    parts[part].register_forward_hook(lambda *_: called.append(1))
+    try:
+        model(images(), WORDS, MASK, INDEX)
+    except TypeError as error:
+        assert re.search(r"must be an nn\.\w+ without hooks, .*; got one with hooks\.", str(error))  # noqa: PT017
+    else:
+        assert called
+
+
+@pytest.mark.parametrize("name", [*MODELS, FOLDED])
+@torch.no_grad()
+def test_dtype_of_images_is_named(name: str) -> None:
+    model = small(name)
+    with pytest.raises(
+        TypeError, match=r"images must have the dtype of the backbone, torch.float32; got torch.float16"
+    ):
+        model(images().half(), WORDS, MASK, INDEX)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images().bfloat16(), WORDS, MASK, INDEX).shape == (3, 1, 37, 50)
 
 
 @pytest.mark.parametrize("name", MODELS)

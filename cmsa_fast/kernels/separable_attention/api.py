@@ -18,7 +18,7 @@ from ..validation import (
     check_size,
     check_word_mask,
 )
-from . import eager
+from . import eager, received
 
 # The Triton kernels are compiled and tested for up to this many words.
 MAX_TRITON_WORDS = 64
@@ -124,7 +124,7 @@ def received_word_attention(
 
     The paper's Fig. 4 describes an average over (p, p', n') of a softmax over (p', n'), which is constant.
     This function returns the attention that word n' receives: the softmax summed over p' and averaged over
-    places p and real words n. It is not differentiable.
+    places p and real words n.
 
     Args:
         place_query: [B, P, d], or [B_images, P, d] with image_index.
@@ -154,7 +154,7 @@ def unchecked_received_word_attention(
 ) -> Tensor:
     """`received_word_attention` without argument checks."""
     place_query, word_query, word_key = autocast(place_query, word_query, word_key)
-    return eager.received_word_attention(place_query, word_query, word_key, word_mask, image_index=image_index)
+    return received.received_word_attention(place_query, word_query, word_key, word_mask, image_index=image_index)
 
 
 def _implementation(backend: str) -> Callable[..., Tensor]:

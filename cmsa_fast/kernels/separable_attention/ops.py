@@ -115,7 +115,7 @@ def _tail_backward(
 
 
 def _fake_tail_forward(attended: Tensor, output_weight: Tensor, *_: Any) -> Tensor:
-    return attended.new_empty(len(attended), len(output_weight), attended.shape[1])
+    return attended.new_empty(attended.shape[0], len(output_weight), attended.shape[1])
 
 
 def _fake_tail_backward(
@@ -137,7 +137,7 @@ def _fake_tail_backward(
 def _save_tail(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     attended, output_weight, unit_visual, mean_word, coordinates, image_index = inputs
     ctx.save_for_backward(attended, output_weight, image_index)
-    ctx.images = len(unit_visual)
+    ctx.images = unit_visual.shape[0]
     ctx.sizes = [unit_visual.shape[2], mean_word.shape[1], len(coordinates)]
 
 

@@ -58,7 +58,7 @@ def _gradients_kernel(
             store_padded(sums + at, partial, row, number, WORDS, "ieee")
 
 
-@triton.jit(do_not_specialize=["first_row", "rows"])
+@triton.jit(do_not_specialize=["first_row", "rows", "tiles"])
 def _correction_kernel(
     sums, ratio, weight,
     correction,  # [B, rows, N], G

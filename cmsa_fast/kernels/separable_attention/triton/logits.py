@@ -50,7 +50,7 @@ def _logits_kernel(
             store_padded(sums + at, partial, row, number, WORDS, "ieee")
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows"])
+@triton.jit(do_not_specialize=["places", "first_row", "rows", "tiles"])
 def _ratio_kernel(
     tile_max, sums, weight, image_index, row_max, ratio, direct,
     places, first_row, rows, padded_places, tiles,

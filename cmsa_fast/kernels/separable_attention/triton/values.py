@@ -10,7 +10,7 @@ from ..state import Sizes, State
 from .tile_sizes import channel_block, tile_of
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows", "value_width"])
+@triton.jit(do_not_specialize=["places", "first_row", "rows", "value_width", "tiles"])
 def _values_kernel(
     exponentials, tile_max, word_factor, ratio, row_max, value,
     softmax,  # [B, P, N], V

@@ -63,7 +63,7 @@ def _softmax(logits):
     return exponentials / tl.sum(exponentials, axis=1)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words", "tiles"])
 def _words_forward_kernel(
     query, word_key, weight, image_index, logits, tile_max, word_logits,
     word_factor, place_logits,
@@ -99,7 +99,7 @@ def _words_forward_kernel(
     store_padded(softmax_out + at, softmax, row, number, WORDS, PRECISION)
 
 
-@triton.jit(do_not_specialize=["places", "value_width"])
+@triton.jit(do_not_specialize=["batch", "places", "value_width", "words"])
 def _words_backward_kernel(
     grad,  # [B, P, e], padded
     attended,  # [B, places, value_width]
