@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 # Operators that start no kernel: they allocate, or return a view.
 _NO_LAUNCH = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "detach")
@@ -84,6 +83,8 @@ class _Operators(TorchDispatchMode):
         self.launches = launches
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        from torch.utils.flop_counter import flop_registry  # imports Triton, with or without the interpreter
+
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if starts_kernel(func):
