@@ -43,6 +43,8 @@ _FAMILIES_OF = {
 }
 _CHANNELS = 2008  # the widest level of the released network
 
+_TILE_CONSTANTS = ("OWN", "OTHER", "ROWS", "KEYS", "CHUNK", "CHANNELS", "VALUES", "SLICE")
+
 # Reasons for spilled registers. Kernels with one of these words in their name have the first.
 _WIDE = "a [rows, width] block of sums in float32 takes half of the registers and more"
 _MANY = "several blocks of [rows, keys] and [rows, words] in float32 are needed at once"
@@ -87,10 +89,9 @@ def _separable(plan: str, width: int, dtype: torch.dtype, variant: str) -> None:
 
 
 def _joint(width: int, dtype: torch.dtype, variant: str) -> None:
-    from cmsa_fast.kernels.joint_attention.triton.backward_dq import launch_joint_backward
+    from cmsa_fast.kernels.joint_attention.triton.backward import launch_joint_backward
     from cmsa_fast.kernels.joint_attention.triton.forward import launch_joint_forward
-    from cmsa_fast.kernels.joint_attention.triton.projection import launch_tail_forward
-    from cmsa_fast.kernels.joint_attention.triton.projection_backward import launch_tail_backward
+    from cmsa_fast.kernels.joint_attention.triton.projection import launch_tail_backward, launch_tail_forward
 
     tokens, keys = _PLACES * _WORDS, _PLACES // 4 * _WORDS // 2
     query, key, value = (_empty(dtype, _BATCH, size, width) for size in (tokens, keys, keys))
@@ -101,8 +102,8 @@ def _joint(width: int, dtype: torch.dtype, variant: str) -> None:
     words = _empty(torch.bool, _BATCH, _WORDS)
     tokens_of_words = attended.unflatten(1, (_PLACES, _WORDS))
     projected = (tokens_of_words, _empty(dtype, _CHANNELS, width), _empty(dtype, _CHANNELS))
-    result = launch_tail_forward(*projected, words, True)
-    launch_tail_backward(result, *projected, words, True)
+    result = launch_tail_forward(*projected, words)
+    launch_tail_backward(result, *projected, words)
 
 
 def _level_tail(width: int, dtype: torch.dtype, variant: str) -> None:
@@ -156,7 +157,8 @@ def _compiling_for(architecture: int) -> Iterator[list[tuple[str, dict[str, Any]
 
     def compile_only(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         result = run(kernel, *arguments, grid=grid, warmup=True, **options)
-        compiled.append((kernel.fn.__name__, options, result))
+        # One kernel may serve several purposes, which its constant OF names.
+        compiled.append(("_".join([kernel.fn.__name__, *options.get("OF", "").split()]), options, result))
 
     triton.runtime.driver.set_active(_Driver(architecture))
     triton.JITFunction.run = compile_only
@@ -219,7 +221,7 @@ def compile_case(case: Case) -> list[dict[str, Any]]:
             "tile": {
                 key.lower(): value
                 for key, value in sorted(options.items())
-                if key in ("ROWS", "KEYS", "CHUNK", "CHANNELS", "VALUES", "SLICE") or key.startswith("num_")
+                if key in _TILE_CONSTANTS or key.startswith("num_")
             },
             "shared_bytes": result.metadata.shared,
             "shared_limit": SHARED_LIMIT[case.architecture],

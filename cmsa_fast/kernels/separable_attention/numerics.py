@@ -35,7 +35,7 @@ def common_offset(features: Tensor, weight: Tensor | None = None) -> Tensor:
     square = (weight * torch.linalg.vector_norm(features, dim=-1).square()).sum(-1)
     # The mean square is the sum of the mean's square and the spread's.
     common = 2 * mean.square().sum((-2, -1)) > square
-    return mean * common[..., None, None]
+    return torch.where(common[..., None, None], mean, 0)
 
 
 def split_offset(features: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from support.joint_oracle import draw_joint, poisoned, with_constant_channel, with_largest_logit
-from support.oracle import Function, assert_close, assert_identical, assert_within_budget, run
-from support.recorders import largest_tensors, saved_for_backward
+from support.joint_oracle import (
+    draw_joint,
+    poisoned,
+    with_constant_channel,
+    with_key_offset,
+    with_largest_logit,
+)
+from support.oracle import Function, assert_close, assert_identical, assert_within_budget, errors, exact, run
+from support.recorders import LargestTensor, NoHostWait, largest_tensors, saved_for_backward
 from torch import Tensor
 
 from cmsa_fast.kernels import joint_attention, reference
@@ -73,6 +79,39 @@ def test_constant_channel_makes_all_logits_large(sign: float) -> None:
     assert_within_budget(attention, cases)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_common_offset_of_keys_costs_no_accuracy(masked: bool) -> None:
+    """The literal form loses three digits."""
+    case = with_key_offset(draw_joint(masked=masked), 1e3)
+    truth = exact(case)
+    case = poisoned(case, math.nan) if masked else case
+    assert max(errors(attention, case, truth)) < 1e-6
+    assert min(errors(reference.token_attention, case, truth)) > 3e-5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinite_keys_reach_the_rows_that_they_reach_in_the_literal_form(value: float) -> None:
+    case = draw_joint(masked=False)
+    case["key"][0, 3, 2] = value
+    result, literal = (function(*case.inputs, None) for function in (attention, reference.token_attention))
+    torch.testing.assert_close(result, literal, equal_nan=True)
+    assert literal[0].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_form_for_a_gpu_reads_no_values(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """It keeps masked keys, so that the host need not wait for their number."""
+    case = poisoned(draw_joint(29, 41, 11, 5, batch=4, dtype=dtype), math.nan)
+    expected = run(attention, case)
+    monkeypatch.setattr(eager, "_INDEXED_DEVICES", ())
+    arguments = (*case.inputs, case.mask, 1.0)
+    with NoHostWait():
+        outputs = [eager.forward(*arguments), *eager.backward(case.grad, *arguments)]
+    assert_close(expected, outputs, tolerance=1e-12 if dtype == torch.float64 else 1e-2)
+    for gradient in outputs[2:]:
+        assert not gradient[~case.mask].any()
+
+
 @pytest.mark.parametrize("spread", [1e-30, 1e-3, 1e3, 1e9, 1e15])
 def test_finite_inputs_give_finite_results(spread: float) -> None:
     for part in run(attention, draw_joint(spread=spread)):
@@ -122,8 +161,14 @@ QUERIES, KEYS, BLOCK = 401, 307, 2**12
 def test_no_array_over_queries_and_keys(monkeypatch: pytest.MonkeyPatch, masked: bool, dtype: torch.dtype) -> None:
     monkeypatch.setattr(eager, "_BLOCK", BLOCK)
     case = draw_joint(QUERIES, KEYS, 4, masked=masked, dtype=dtype)
-    for elements in largest_tensors(attention, case):
-        assert BLOCK / 2 < elements <= BLOCK
+    arguments = (*case.inputs, case.mask, 1.0)
+    # A graph of operators hides the tensors inside them, so their implementations are called.
+    with LargestTensor() as forward:
+        eager.forward(*arguments)
+    with LargestTensor() as backward:
+        eager.backward(case.grad, *arguments)
+    for recorder in (forward, backward):
+        assert BLOCK / 2 < recorder.elements <= BLOCK
     for elements in largest_tensors(reference.token_attention, case):
         assert elements >= QUERIES * KEYS
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from support.joint_oracle import draw_tail, poisoned
-from support.oracle import Function, assert_close, assert_identical, assert_within_budget, run
-from support.recorders import largest_tensors, saved_for_backward
+from support.oracle import Case, Function, assert_close, assert_identical, assert_within_budget, run
+from support.recorders import LargestTensor, NoHostWait, largest_tensors, saved_for_backward
 from torch import Tensor
 
 from cmsa_fast.kernels import joint_attention_tail, reference
-from cmsa_fast.kernels.joint_attention import projection_eager
+from cmsa_fast.kernels.joint_attention import eager, projection_eager
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SEEDS = range(11)
@@ -98,6 +98,28 @@ def test_no_expression(relu: bool) -> None:
     assert not grad_bias.any()
 
 
+def run_implementation(case: Case, relu: bool) -> list[Tensor]:
+    """Result and gradients without operators, inside which tensors cannot be recorded."""
+    arguments = (*case.inputs, case.mask)
+    if relu:
+        return [projection_eager.forward(*arguments), *projection_eager.backward(case.grad, *arguments)]
+    result, mean = projection_eager.linear_forward(*arguments)
+    words = case["attended"].shape[2]
+    return [result, *projection_eager.linear_backward(case.grad, mean, case["weight"], case.mask, words)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_form_for_a_gpu_reads_no_values(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, relu: bool) -> None:
+    """It keeps padded words, so that the host need not wait for their number."""
+    case = poisoned(draw_tail(batch=4, relu=relu, dtype=dtype), math.nan)
+    expected = run(tail, case)
+    monkeypatch.setattr(eager, "_INDEXED_DEVICES", ())
+    with NoHostWait():
+        outputs = run_implementation(case, relu)
+    assert_close(expected, outputs, tolerance=1e-12 if dtype == torch.float64 else 1e-2)
+    assert not outputs[1].transpose(1, 2)[~case.mask].any()
+
+
 PLACES, WORDS, CHANNELS, BLOCK = 101, 13, 64, 2**14
 
 
@@ -105,7 +127,9 @@ PLACES, WORDS, CHANNELS, BLOCK = 101, 13, 64, 2**14
 def test_projected_tokens_are_never_held(monkeypatch: pytest.MonkeyPatch, masked: bool, relu: bool) -> None:
     monkeypatch.setattr(projection_eager, "_BLOCK", BLOCK)
     case = draw_tail(PLACES, WORDS, 4, CHANNELS, masked=masked, relu=relu)
-    assert max(largest_tensors(tail, case)) <= BLOCK
+    with LargestTensor() as recorder:
+        run_implementation(case, relu)
+    assert recorder.elements <= BLOCK
     forward, _ = largest_tensors(reference.joint_attention_tail, case)
     assert forward >= 2 * PLACES * WORDS * CHANNELS
 
