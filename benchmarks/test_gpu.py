@@ -16,7 +16,9 @@ GPU_SIZES = {
     "separable": plan.HEADLINE,
     "joint": plan.joint_size(plan.WIDTH, 1),
     "tail": plan.tail_size(8),
+    "projection": plan.projection_size(512, 8),
     "level": plan.level_size(512, 8),
+    "model": plan.model_size(1),
 }
 
 
@@ -24,7 +26,7 @@ GPU_SIZES = {
 def exact(
     operation: str, size: tuple[tuple[str, int], ...], dtype: str, device: str
 ) -> tuple[budget.Case, parity.Exact]:
-    case = forms.draw(operation, dict(size), budget.torch_dtype(dtype), device, spread=budget.spread(dtype))
+    case = forms.draw(operation, dict(size), budget.torch_dtype(dtype), device, logits=budget.logits(dtype))
     return case, parity.exact(operation, dict(size), case, dtype)
 
 
@@ -45,10 +47,8 @@ def measure(operation: str, name: str, size: dict[str, int], dtype: str, device:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize(
-    ("operation", "name"),
-    [(operation, name) for operation in GPU_SIZES for name in forms.OWN[operation]],
-)
+@pytest.mark.parametrize("name", plan.OWN)
+@pytest.mark.parametrize("operation", GPU_SIZES)
 def test_own_form_on_a_gpu(operation: str, name: str, benchmark: Any) -> None:
     measure(operation, name, GPU_SIZES[operation], "bfloat16", "cuda", benchmark)
 

@@ -6,40 +6,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import budget, forms
+from . import budget, forms, parity
 from .budget import Case
-from .plan import TRITON
 
-_FULL_SEEDS, _SEEDS = 1, 3
-# Logits of deviation 4, so that the error comes from the literal form's rounding and not from single operations.
-_SPREAD = 2.0
+_SEEDS = 3
+# So that the error comes from the literal form's rounding and not from single operations.
+_LOGITS = 4.0
 _POISON_MIB = (1, 8, 64)
 
 
 def measure(job: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
     """The record of one case: its errors (medians over seeds) and those allowed."""
     operation, device, dtype = job["operation"], job["device"], job["dtype"]
-    if device == "cpu" and dtype == "bfloat16" and job["form"] in TRITON:
-        return {"status": "skipped", "reason": "Triton's interpreter multiplies bfloat16 wrongly"}
-    if job["form"] == "tiled" and "images" in case:
-        return {"status": "skipped", "reason": "the tiled plan does not support image_index"}
-    form = forms.get(operation, job["form"])
+    form = forms.OWN[operation][job["form"]]
     ours, literal, repeatable, finite = [], [], True, True
     with budget.matmul_precision(dtype):
         for drawn in draw_cases(operation, case, budget.torch_dtype(dtype), device):
-            truth = _truth(operation, drawn, full=bool(case.get("full")))
+            truth = parity.literal(operation, case["size"], drawn.to(torch.float64))
             _poison(device)
-            with form.within():
-                outputs = budget.run(form.call, drawn)
-                again = budget.run(form.call, drawn)
+            outputs = budget.run(form, drawn)
+            again = budget.run(form, drawn)
             repeatable &= all(torch.equal(one, two) for one, two in zip(outputs, again, strict=True))
             finite &= all(bool(part.isfinite().all()) for part in outputs)
             ours.append(budget.errors(outputs, truth))
-            literal.append(budget.errors(budget.run(forms.LITERAL[operation], drawn), truth))
+            literal.append(budget.errors(parity.literal(operation, case["size"], drawn), truth))
     labels = ["result", *(f"gradient of {name}" for name in forms.FEATURES[operation])]
-    # Under TF32 the least budget is float32's rounding too: the error of its literal form sets the budget.
-    eps = torch.finfo(budget.torch_dtype(dtype)).eps
-    figures = budget.verdict(labels, ours, literal, eps)
+    figures = budget.verdict(labels, ours, literal, budget.rounding(dtype))
     reasons = [
         f"{name}: error {row['error']}, allowed {row['allowed']}"
         for name, row in figures.items()
@@ -61,29 +53,15 @@ def measure(job: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
 def draw_cases(operation: str, case: dict[str, Any], dtype: torch.dtype, device: str) -> Iterator[Case]:
     """One case for each seed.
 
-    Options of a case: `spread` of the logits, number of `seeds`, number of `images` that the expressions share,
-    `strided` for inputs that are not contiguous, `full` for the paper's size (one seed, no padded words).
+    Options of a case: standard deviation of the `logits`, number of `seeds`, `strided` for inputs that are not
+    contiguous, `full` for the paper's size (one seed, no padded words).
     """
     full = bool(case.get("full"))
-    for seed in range(case.get("seeds", _FULL_SEEDS if full else _SEEDS)):
-        drawn = forms.draw(
-            operation,
-            case["size"],
-            dtype,
-            device,
-            seed=seed,
-            spread=case.get("spread", 1.0 if full else _SPREAD),
-            masked=not full,
-            images=case.get("images"),
-        )
+    for seed in range(1 if full else case.get("seeds", _SEEDS)):
+        logits = case.get("logits", _LOGITS)
+        masked = not full and operation != "projection"
+        drawn = forms.draw(operation, case["size"], dtype, device, seed=seed, logits=logits, masked=masked)
         yield _strided(drawn) if case.get("strided") else drawn
-
-
-def _truth(operation: str, case: Case, full: bool) -> list[Tensor]:
-    """The literal form in float64 on the CPU; at full size the torch backend in float64 on the case's device."""
-    if full:
-        return budget.run(forms.OWN[operation]["torch"], case.to(torch.float64))
-    return budget.run(forms.LITERAL[operation], case.to("cpu").to(torch.float64))
 
 
 def _strided(case: Case) -> Case:
@@ -95,7 +73,8 @@ def _strided(case: Case) -> Case:
         return wide[..., ::2]
 
     features = tuple(part if part is None else spread_out(part) for part in case.features)
-    return Case(features, case.mask, spread_out(case.grad), case.options)
+    grad = None if case.grad is None else spread_out(case.grad)
+    return Case(features, case.mask, grad, case.options)
 
 
 def _poison(device: str) -> None:

@@ -146,16 +146,27 @@ class WorkerProcess:
         return lines[-1][:400] if lines else "no output"
 
 
-def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord) -> None:
-    """Run a job to its end; `on_record` gets every record that it owes, measured or with the reason why not."""
+def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord) -> list[Job]:
+    """Run a job to its end.
+
+    `on_record` gets every record that the job owes, measured or with the reason why not.
+
+    Returns:
+        The jobs to repeat alone, one for each item that was out of memory. A job that is repeated records it.
+    """
     owed = plan.keys(job)
     items: list[str] = list(job["items"])
+    again: dict[str, Job] = {}
 
     def take(record: dict[str, Any]) -> None:
         for item, key in owed:
             if all(record.get(name, value) == value for name, value in key.items()):
                 owed.remove((item, key))
                 record = {**key, **record}
+                if record["status"] == "out of memory" and not job.get("alone"):
+                    repeated = again.setdefault(item, {**job, "items": [item], "alone": True, "passes": []})
+                    repeated["passes"] += [key["pass"]] if "pass" in key else []
+                    return
                 break
         on_record(job, record)
 
@@ -164,7 +175,7 @@ def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord)
             if item in which:
                 extra: dict[str, Any] = {}
                 if job["kind"] == "speed":
-                    extra = {"size": job["size"], "own": item in plan.OWN[job["operation"]]}
+                    extra = {"size": job["size"], "own": item in plan.OWN}
                 take({**key, **extra, "status": status, "reason": reason})
 
     def remaining() -> list[str]:
@@ -173,10 +184,10 @@ def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord)
     while items:
         if deadline.left() <= 0:
             give_up(items, "skipped", deadline.reason())
-            return
+            break
         step, limit = "start", _START_S
         try:
-            worker.send({**job, "all_items": job["items"], "items": items})
+            worker.send({**job, "items": items})
             while True:
                 message = worker.receive(min(limit, deadline.left()))
                 if "record" in message:
@@ -188,20 +199,21 @@ def do(job: Job, worker: WorkerProcess, deadline: Deadline, on_record: OnRecord)
         except WorkerDied as death:
             if deadline.left() <= 0:
                 give_up(items, "skipped", f"stopped: {deadline.reason()}")
-                return
+                break
             lost = [step] if step in items else items
             give_up(lost, "failed", f"{death} ({step})")
             items = remaining()
             continue
         if message["error"]:
             if job["kind"] == "metadata":
-                on_record(job, {"error": message["error"]})
-            give_up(items, "failed", message["error"])
+                on_record(job, {"error": message["error"]["reason"]})
+            give_up(items, **message["error"])
         if not message["broken"]:
             give_up(items, "failed", "the worker sent no figure")
-            return
+            break
         worker.stop()  # the device no longer responds: another process does the rest
         items = remaining()
+    return list(again.values())
 
 
 def do_all(
@@ -210,8 +222,14 @@ def do_all(
     environment: dict[str, str],
     deadline: Deadline,
     on_record: OnRecord,
-) -> None:
-    """Run jobs in order by several parallel workers; a worker ends when no job is left."""
+    command: Sequence[str] = COMMAND,
+) -> list[Job]:
+    """Run jobs in order by several parallel workers; a worker ends when no job is left.
+
+    Returns:
+        The jobs to repeat alone, of items that were out of memory.
+    """
+    again: list[Job] = []
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
@@ -220,11 +238,11 @@ def do_all(
         try:
             with contextlib.suppress(queue.Empty, Interrupted):
                 while True:
-                    do(waiting.get_nowait(), worker, deadline, on_record)
+                    again.extend(do(waiting.get_nowait(), worker, deadline, on_record))
         finally:
             worker.stop()
 
-    processes = [WorkerProcess(environment) for _ in range(min(workers, len(jobs)))]
+    processes = [WorkerProcess(environment, command) for _ in range(min(workers, len(jobs)))]
     threads = [threading.Thread(target=work, args=(process,), daemon=True) for process in processes]
     try:
         for thread in threads:
@@ -237,3 +255,4 @@ def do_all(
             process.close()
         for thread in threads:
             thread.join(5)
+    return again

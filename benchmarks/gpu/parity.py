@@ -10,7 +10,6 @@ from torch import Tensor
 from . import budget, forms
 from .budget import Case
 
-COMPILED = ("naive compiled", "flex")
 _MOST_PAIRS = 2**27  # pairs of tokens up to which the literal form in float64 fits any GPU
 
 
@@ -39,20 +38,20 @@ class Bound:
     leaves: tuple[Tensor | None, ...]
     mask: Tensor | None
     options: Mapping[str, Any]
-    grad: Tensor
+    grad: Tensor | None
 
     def result(self) -> Tensor:
-        with self.form.within():
-            return self.form.call(*self.leaves, self.mask, **self.options)
+        return self.form.call(*self.leaves, self.mask, **self.options)
 
     def gradients(self, result: Tensor) -> tuple[Tensor, ...]:
         """The gradients of the leaves."""
         given = [part for part in self.leaves if part is not None]
-        with self.form.within():
-            return torch.autograd.grad(result, given, self.grad)
+        return torch.autograd.grad(result, given, self.grad)
 
     def both(self) -> list[Tensor]:
-        """The result and the gradients of the leaves."""
+        """The result and the gradients of the leaves, if the form has a backward."""
+        if self.grad is None:
+            return [self.forward()]
         result = self.result()
         return [result.detach(), *self.gradients(result)]
 
@@ -62,9 +61,18 @@ class Bound:
             return self.result()
 
 
+def literal(operation: str, size: dict[str, int], case: Case) -> list[Tensor]:
+    """The outputs of the literal form, over blocks of queries if the pairs of all tokens take too much memory."""
+    if operation not in ("separable", "joint") or _pairs(operation, size) <= _MOST_PAIRS:
+        return budget.run(forms.LITERAL[operation], case)
+    bound = bind(operation, "chunked", size, case)
+    result, *gradients = bound.both()
+    return [result, *bound.form.gradients(gradients, case.features)]
+
+
 def exact(operation: str, size: dict[str, int], case: Case, dtype: str) -> Exact:
     """The outputs in a wider dtype, and the allowed errors."""
-    if _pairs(operation, size) <= _MOST_PAIRS:
+    if operation in forms.LITERAL and _pairs(operation, size) <= _MOST_PAIRS:
         against, form = "literal", forms.LITERAL[operation]
         wide = torch.float64
     else:
@@ -80,7 +88,8 @@ def bind(operation: str, name: str, size: dict[str, int], case: Case) -> Bound:
     """A form with its own leaves; the tokens that peers need are made here, outside the timing."""
     form = forms.get(operation, name)
     leaves = tuple(
-        None if part is None else part.detach().requires_grad_(True) for part in form.leaves(case.features)
+        None if part is None else part.detach().requires_grad_(case.grad is not None)
+        for part in form.leaves(case.features)
     )
     options = dict(case.options)
     if not form.own and operation == "separable":
@@ -90,7 +99,7 @@ def bind(operation: str, name: str, size: dict[str, int], case: Case) -> Bound:
 
 def compare(bound: Bound, case: Case, truth: Exact, forward_only: bool = False) -> dict[str, Any]:
     """The errors of the result and of the features' gradients, those allowed, and whether all are within them."""
-    if forward_only:
+    if forward_only or bound.grad is None:
         errors = budget.errors([bound.forward()], truth.outputs[:1])
     else:
         result, *gradients = bound.both()
@@ -108,7 +117,7 @@ def compare(bound: Bound, case: Case, truth: Exact, forward_only: bool = False) 
 def _pairs(operation: str, size: dict[str, int]) -> int:
     if operation == "joint":
         return size["batch"] * size["queries"] * size["keys"]
-    if operation == "level":
+    if operation == "projection":
         return 0  # the literal form has no pairs
     tokens = size["places"] * size["words"]
     return size["batch"] * tokens * (size["channels"] if operation == "tail" else tokens)

@@ -87,7 +87,7 @@ def tail(attended: Tensor, weight: Tensor, bias: Tensor, mask: None, *, relu: bo
     return F.linear(attended, weight, bias).relu().mean(2)
 
 
-def level(
+def projection(
     attended: Tensor,
     output_weight: Tensor,
     unit_visual: Tensor,
@@ -109,5 +109,5 @@ PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "separable": {name: _all_pairs(attend) for name, attend in ATTENTION.items()},
     "joint": {name: _joint(attend) for name, attend in ATTENTION.items()},
     "tail": {"naive": tail, "naive compiled": _compiled(tail)},
-    "level": {"naive": level, "naive compiled": _compiled(level)},
+    "projection": {"naive": projection, "naive compiled": _compiled(projection)},
 }

@@ -13,9 +13,8 @@ from .summary import Record, Results
 
 # A form has the same colour and marker in every plot.
 _STYLES = {
-    "fused": ("tab:red", "o"),
+    "triton": ("tab:red", "o"),
     "torch": ("tab:blue", "s"),
-    "tiled": ("tab:orange", "D"),
     "sdpa efficient": ("tab:green", "^"),
     "naive": ("tab:gray", "X"),
     "naive compiled": ("black", "o"),
@@ -104,7 +103,7 @@ def _over(results: Results, operation: str, axis: str, figure: str, passes: tupl
         records = [
             record
             for record in summary.measured(results, operation=operation, dtype=dtype, **{"pass": part})
-            if all(record["size"][name] == value for name, value in fixed.items()) and (record[figure] or 0) > 0
+            if {**record["size"], axis: None} == {**fixed, axis: None} and (record[figure] or 0) > 0
         ]
         if records:
             panels.append(panel(part, sorted(records, key=lambda one: one["size"][axis])))

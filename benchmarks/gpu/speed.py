@@ -9,7 +9,7 @@ import torch
 
 from . import budget, forms, parity, timing
 from .parity import Bound, Exact
-from .plan import PASSES, TRITON
+from .plan import COMPILED, PASSES
 from .timing import Clock, Entry
 
 Emit = Callable[[dict[str, Any]], None]
@@ -40,11 +40,12 @@ def measure(job: dict[str, Any], items: list[str], step: Step, emit: Emit, alive
     device, operation = job["device"], job["operation"]
     with budget.matmul_precision(job["dtype"]):
         step("inputs", _PREPARE_LIMIT_S)
-        if device != "cpu" and any(item in parity.COMPILED for item in items):
+        if device != "cpu" and any(item in COMPILED for item in items):
             # So that the limit of recompilations applies to each size. Never between preparing and timing.
             torch._dynamo.reset()
         case = _draw(job)
         truth = parity.exact(operation, job["size"], case, job["dtype"])
+        shared = {"direct_share": forms.direct_share(case)} if operation == "separable" else {}
         clock = Clock(device)
         prepared = []
         for item in items:
@@ -54,29 +55,29 @@ def measure(job: dict[str, Any], items: list[str], step: Step, emit: Emit, alive
                 if reason is None:
                     prepared.append(_prepare(job, item, case, truth, clock))
                     continue
-                status = "skipped"
+                result = {"status": "skipped", "reason": reason}
             except Exception as error:  # a form that fails is recorded
-                status, reason = "failed", timing.describe(error)
-            for part in PASSES:
-                emit(_identity(job, item, part) | {"status": status, "reason": reason})
+                result = timing.outcome(error)
+            for part in job["passes"]:
+                emit(_identity(job, item, part) | result)
             if not alive():
                 return
             _free(device)
-        for part in PASSES:
+        for part in job["passes"]:
             passes = [one[part] for one in prepared]
             pairs = [(one.entry, one.replay) for one in passes]
             entries = [entry for pair in pairs for entry in pair if entry is not None]
             step("rounds", 20 + len(entries) * 2 * job["case_limit_s"])
             clock.interleave(entries)
             for one in passes:
-                emit(_complete(one))
+                emit(_complete(one) | shared)
 
 
 def warm_up(job: dict[str, Any], items: list[str], step: Step) -> None:
     """Run forms once forward and backward, so that their compiled code is in the cache on disk."""
     for item in items:
         step(item, _PREPARE_LIMIT_S)
-        if item in parity.COMPILED:
+        if item in COMPILED:
             torch._dynamo.reset()
         bound = _bind(job, item)
         with budget.matmul_precision(job["dtype"]):
@@ -84,19 +85,21 @@ def warm_up(job: dict[str, Any], items: list[str], step: Step) -> None:
             bound.both()
 
 
-def kernel_names(job: dict[str, Any], item: str) -> dict[str, Any]:
-    """The record of the kernels that a form runs forward and backward."""
+def count_launches(job: dict[str, Any], item: str) -> dict[str, Any]:
+    """The record of what a form launches, by pass."""
     bound = _bind(job, item)
     with budget.matmul_precision(job["dtype"]):
-        bound.both()
-        return {"status": "measured", "reason": None, "kernels": timing.kernel_names(bound.both)}
+        runs = {PASSES[0]: bound.forward, PASSES[2]: bound.both}
+        kernels = {part: timing.kernels(run) for part, run in runs.items() if part in job["passes"]}
+    launches = {part: sum(row["calls"] for row in rows) for part, rows in kernels.items()}
+    return {"status": "measured", "reason": None, "launches": launches, "kernels": kernels}
 
 
 def _why_not(item: str, device: str) -> str | None:
     """Why a form is not measured on a device; None if it is."""
-    if device == "cpu" and item in parity.COMPILED:
+    if device == "cpu" and item in COMPILED:
         return "compiled peers are measured only on a GPU"
-    if device == "cpu" and item in TRITON:
+    if device == "cpu" and item == "triton":
         return "the speed of Triton's interpreter is meaningless"
     return None
 
@@ -107,8 +110,8 @@ def _bind(job: dict[str, Any], item: str) -> Bound:
 
 def _draw(job: dict[str, Any]) -> budget.Case:
     dtype = budget.torch_dtype(job["dtype"])
-    spread = budget.spread(job["dtype"])
-    return forms.draw(job["operation"], job["size"], dtype, job["device"], spread=spread)
+    logits = budget.logits(job["dtype"])
+    return forms.draw(job["operation"], job["size"], dtype, job["device"], logits=logits)
 
 
 def _prepare(job: dict[str, Any], item: str, case: budget.Case, truth: Exact, clock: Clock) -> dict[str, _Pass]:
@@ -120,7 +123,7 @@ def _prepare(job: dict[str, Any], item: str, case: budget.Case, truth: Exact, cl
     try:
         errors = parity.compare(bound, case, truth)
     except Exception as error:  # at some sizes a form has no backward, or not enough memory
-        broken = timing.describe(error)
+        broken = timing.outcome(error)
     if broken is not None:
         _free(device)
         errors = parity.compare(bound, case, truth, forward_only=True)
@@ -128,9 +131,11 @@ def _prepare(job: dict[str, Any], item: str, case: budget.Case, truth: Exact, cl
     shared = {"parity": errors, "prepare_s": time.perf_counter() - start, "peak_mib": None}
     passes: dict[str, _Pass] = {}
     for part, entry in _entries(bound).items():
+        if part not in job["passes"]:
+            continue
         passes[part] = one = _Pass(_identity(job, item, part))
         if broken is not None and part != PASSES[0]:
-            one.record |= {"status": "failed", "reason": broken}
+            one.record |= broken
             continue
         estimate = clock.plan(entry, job["target_s"], job["case_limit_s"])
         least_bytes = forms.least_bytes(bound.leaves, case.grad, part)
@@ -159,10 +164,8 @@ def _add_graph(job: dict[str, Any], form: forms.Form, part: str, one: _Pass, clo
     reason = None
     if job["device"] == "cpu":
         reason = "a CPU has no CUDA graphs"
-    elif not form.own:
-        reason = "only the library's own forms are captured"
-    elif form.name in forms.NOT_CAPTURED:
-        reason = forms.NOT_CAPTURED[form.name]
+    elif form.name != "triton":
+        reason = "only Triton forms are captured; the torch backend reads values on the host"
     elif part == PASSES[1]:
         reason = "a backward is captured only together with its forward"
     one.record["graph"] = {"reason": reason}
@@ -172,7 +175,7 @@ def _add_graph(job: dict[str, Any], form: forms.Form, part: str, one: _Pass, clo
         run = cast("Callable[[None], Sequence[torch.Tensor]]", one.entry.run)
         graph, same = timing.capture(lambda: run(None))
     except Exception as error:  # a form that cannot be captured is recorded
-        one.record["graph"] = {"reason": timing.describe(error)}
+        one.record["graph"] = {"reason": timing.outcome(error)["reason"]}
         return
     one.replay = Entry(lambda _: graph.replay())
     clock.plan(one.replay, job["target_s"], job["case_limit_s"])
@@ -198,10 +201,10 @@ def _complete(one: _Pass) -> dict[str, Any]:
     if one.entry is None:
         return one.record
     if one.entry.failure:
-        return one.record | {"status": "failed", "reason": one.entry.failure}
+        return one.record | one.entry.failure
     record = one.record | timing.summary(one.entry.samples) | {"reason": None}
     if one.replay is not None and one.replay.failure:
-        record["graph"] = record["graph"] | {"reason": one.replay.failure}
+        record["graph"] = record["graph"] | {"reason": one.replay.failure["reason"]}
     elif one.replay is not None:
         record["graph"] = record["graph"] | timing.summary(one.replay.samples)
         record["launch_overhead_ms"] = record["median_ms"] - record["graph"]["median_ms"]

@@ -1,6 +1,8 @@
-"""Shares of the ceilings, goals, all comparisons with the peers, and the tables that are printed."""
+"""Shares of the ceilings, predicted times, goals, and the tables that are printed, with all comparisons."""
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from . import plan
@@ -9,15 +11,7 @@ from .plan import PASSES
 Record = dict[str, Any]
 Results = dict[str, Any]
 
-# form, pass, least share of the matmul rate that the floor's operations must reach
-_SHARES = (
-    ("tiled", PASSES[0], 0.5),
-    ("tiled", PASSES[2], 0.4),
-    ("fused", PASSES[0], 0.3),
-    ("fused", PASSES[2], 0.2),
-)
-_TIMES_ALL_PAIRS = 200.0
-_TIMES_SDPA = ((PASSES[0], 1.3), (PASSES[1], 2.5))
+COMPILE_REPORT = Path(__file__).resolve().parents[1] / "results" / "compile.json"
 _DTYPE = "bfloat16"
 
 
@@ -31,96 +25,110 @@ def measured(results: Results, **wanted: Any) -> list[Record]:
 
 
 def add_shares(results: Results) -> None:
-    """Add to every timed record its rates and its shares of the measured ceilings."""
+    """Add to every timed record its rates, its shares of the measured ceilings and its predicted time."""
     ceilings = {record["name"]: record.get("value") for record in results["ceilings"]}
+    predicted = _predictions(results["metadata"]["device"])
     for record in results["speed"]:
         if "median_ms" not in record:
             continue
-        # The time of the CUDA graph excludes launches.
-        seconds = record["graph"].get("median_ms", record["median_ms"]) / 1e3
-        rate = record["own_flop"] / seconds / 1e12
         matmul, copy = ceilings.get(f"matmul {record['dtype']}"), ceilings.get("copy")
-        record["tflop_per_s"] = rate
-        record["share_of_matmul"] = rate / matmul if matmul else None
-        floor = record["floor_flop"] / seconds / 1e12
-        record["floor_share_of_matmul"] = floor / matmul if matmul else None
-        moved = record["least_bytes"] / seconds / 1e12
-        record["share_of_copy"] = moved / copy if copy else None
+        record["tflop_per_s"] = _rate(record, "own_flop", 1.0)
+        record["share_of_matmul"] = _rate(record, "own_flop", matmul)
+        record["floor_share_of_matmul"] = _rate(record, "floor_flop", matmul)
+        record["share_of_copy"] = _rate(record, "least_bytes", copy)
+        record["predicted_ms"] = None
+        if record["form"] == "triton":
+            record["predicted_ms"] = predicted.get(_call(record["operation"], record))
+
+
+def _rate(record: Record, work: str, ceiling: float | None) -> float | None:
+    """Work (FLOP or bytes) per second as a share of a ceiling in tera; None if one of the two is unknown."""
+    if record[work] is None or not ceiling:
+        return None
+    # The time of the CUDA graph excludes launches.
+    milliseconds: float = record["graph"].get("median_ms", record["median_ms"])
+    rate: float = record[work] / milliseconds / 1e9
+    return rate / ceiling
+
+
+def _call(operation: str, record: Record) -> tuple[Any, ...]:
+    size = record["size"]
+    return (operation, record["dtype"], tuple(sorted(size.items())), record["pass"])
+
+
+def _predictions(device: dict[str, Any] | None) -> dict[tuple[Any, ...], float]:
+    """Milliseconds that the compile report predicts for this GPU's architecture."""
+    if not device or "capability" not in device or not COMPILE_REPORT.is_file():
+        return {}
+    major, minor = device["capability"]
+    calls = json.loads(COMPILE_REPORT.read_text(encoding="utf-8")).get("calls", [])
+    return {
+        _call(row["operation"], row): row["predicted_us"] / 1e3
+        for row in calls
+        if row["architecture"] == 10 * major + minor
+    }
 
 
 def summarise(results: Results) -> dict[str, Any]:
-    """Counts, goals and comparisons; `add_shares` must have been called."""
+    """Counts and goals; `add_shares` must have been called."""
     counts = {
         section: dict(Counter(record["status"] for record in results[section]))
         for section in ("correctness", "ceilings", "speed", "kernels")
     }
-    return {"counts": counts, "goals": _goals(results), "comparisons": _comparisons(results)}
+    return {"counts": counts, "goals": _goals(results)}
+
+
+def exit_status(results: Results) -> int:
+    """1 if an own form is incorrect or failed, else 3 if a case of correctness was not checked, else 0."""
+    checked = [record["status"] for record in results["correctness"]]
+    own = [record["status"] for record in results["speed"] if record["own"]]
+    if "failed" in checked or "failed" in own or "inexact" in own:
+        return 1
+    return 3 if any(status != "passed" for status in checked) else 0
 
 
 def _goals(results: Results) -> list[dict[str, Any]]:
-    def at_size(operation: str, size: dict[str, int], part: str) -> list[Record]:
-        wanted = {"dtype": _DTYPE, "size_name": plan.size_name(size), "pass": part}
-        return measured(results, operation=operation, **wanted)
+    def times(operation: str, size: dict[str, int], part: str) -> dict[str, Record]:
+        fields = {"operation": operation, "dtype": _DTYPE, "size_name": plan.size_name(size), "pass": part}
+        return {one["form"]: one for one in measured(results, **fields)}
 
+    forward, backward, both = PASSES
     goals = []
-    for form, part, wanted in _SHARES:
-        shares = {one["form"]: one["floor_share_of_matmul"] for one in at_size("separable", plan.HEADLINE, part)}
-        name = f"{form}, {part}: share of the matmul rate at the floor"
-        goals.append(_goal(name, wanted, shares.get(form)))
-    for part in (PASSES[0], PASSES[2]):
-        ratio = _best_ratio(at_size("separable", plan.HEADLINE, part))
-        name = f"separable, {part}: times the best all-pairs peer"
-        goals.append(_goal(name, _TIMES_ALL_PAIRS, ratio))
+    for part, share in ((forward, 0.5), (both, 0.4)):
+        forms = times("separable", plan.HEADLINE, part)
+        value = forms["triton"]["floor_share_of_matmul"] if "triton" in forms else None
+        goals.append(_goal(f"separable, {part}: share of the matmul rate at the floor", value, at_least=share))
+        goals.append(_goal(f"separable, {part}: times the best all-pairs peer", _best_ratio(forms), at_least=200))
+    graph = times("separable", plan.SMALL, forward).get("triton", {}).get("graph", {}).get("median_ms")
+    goals.append(_goal("separable, forward, batch 1, 400 places: ms of the CUDA graph", graph, at_most=0.06))
     for batch in (8, 1):
-        for part, wanted in _TIMES_SDPA:
-            records = at_size("joint", plan.joint_size(plan.WIDTH, batch), part)
-            times = {one["form"]: one["median_ms"] for one in records}
-            ratio = None
-            if {"sdpa efficient", "fused"} <= times.keys():
-                ratio = times["sdpa efficient"] / times["fused"]
-            name = f"joint, {part}, batch {batch}: times SDPA efficient"
-            goals.append(_goal(name, wanted, ratio))
+        for part, ratio in ((forward, 1.3), (backward, 2.5)):
+            forms = times("joint", plan.joint_size(plan.WIDTH, batch), part)
+            value = None
+            if {"sdpa efficient", "triton"} <= forms.keys():
+                value = forms["sdpa efficient"]["median_ms"] / forms["triton"]["median_ms"]
+            goals.append(_goal(f"joint, {part}, batch {batch}: times SDPA efficient", value, at_least=ratio))
+    launches = {one["operation"]: one.get("launches", {}) for one in results["kernels"]}
+    for operation, part, number in (("separable", forward, 10), ("separable", both, 30), ("level", forward, 25)):
+        value = launches.get(operation, {}).get(part)
+        goals.append(_goal(f"{operation}, {part}: launches", value, at_most=number))
     return goals
 
 
-def _goal(name: str, at_least: float, value: float | None) -> dict[str, Any]:
-    met = None if value is None else value >= at_least
-    return {"goal": name, "at_least": at_least, "measured": value, "met": met}
+def _goal(
+    name: str, value: float | None, at_least: float | None = None, at_most: float | None = None
+) -> dict[str, Any]:
+    met = None
+    if value is not None:
+        met = value >= at_least if at_least is not None else value <= at_most  # type: ignore[operator]
+    return {"goal": name, "at_least": at_least, "at_most": at_most, "measured": value, "met": met}
 
 
-def _best_ratio(records: list[Record]) -> float | None:
+def _best_ratio(forms: dict[str, Record]) -> float | None:
     """Time of the fastest peer divided by that of the fastest own form."""
-    own = [record["median_ms"] for record in records if record["own"]]
-    peers = [record["median_ms"] for record in records if not record["own"]]
+    own = [record["median_ms"] for record in forms.values() if record["own"]]
+    peers = [record["median_ms"] for record in forms.values() if not record["own"]]
     return min(peers) / min(own) if own and peers else None
-
-
-def _comparisons(results: Results) -> list[dict[str, Any]]:
-    """Ratios of time and of peak memory between each own form and every other form at the same size.
-
-    Times include launches, since peers have no CUDA graph.
-    """
-    rows = []
-    for own in measured(results, own=True):
-        same = {name: own[name] for name in ("operation", "size_name", "dtype", "pass")}
-        for other in measured(results, **same):
-            if other["form"] == own["form"] or (other["own"] and own["form"] > other["form"]):
-                continue
-            times = other["median_ms"] / own["median_ms"]
-            memory = None
-            if own["peak_mib"] and other["peak_mib"] is not None:
-                memory = other["peak_mib"] / own["peak_mib"]
-            rows.append(
-                {
-                    **same,
-                    "form": own["form"],
-                    "than": other["form"],
-                    "times_faster": times,
-                    "times_leaner": memory,
-                    "verdict": "faster" if times > 1 else "slower",
-                }
-            )
-    return rows
 
 
 def format_tables(results: Results) -> str:
@@ -129,26 +137,28 @@ def format_tables(results: Results) -> str:
     for record in results["ceilings"]:
         value = f"{record['value']:.1f} {record['unit']}" if "value" in record else record["reason"]
         lines.append(f"  {record['name']}: {value}")
-    lines.append(f"{'':74}{'median':>10}{'20 %':>9}{'80 %':>9}{'graph':>9}{'floor':>7}{'peak':>11}")
+    titles = ("median ms", "20 %", "80 %", "graph", "predicted", "floor", "direct", "peak MiB")
+    lines.append(f"{'':74}{''.join(f'{title:>11}' for title in titles)}")
     for record in results["speed"]:
         name = f"{record['operation']} {record['dtype']} {short(record['size'])}"
         name += f" {record['form']} {record['pass']}"
         if "median_ms" not in record:
             lines.append(f"{name:74} {record['status']}: {record['reason']}")
             continue
-        graph = record["graph"].get("median_ms")
-        share = record.get("floor_share_of_matmul")
-        lines.append(
-            f"{name:74}{record['median_ms']:>7.3f} ms{record['low_ms']:>9.3f}{record['high_ms']:>9.3f}"
-            f"{'' if graph is None else f'{graph:.3f}':>9}{'' if share is None else f'{share:.1%}':>7}"
-            f"{'' if record['peak_mib'] is None else format(record['peak_mib'], '.0f') + ' MiB':>11}"
-            f"{'' if record['status'] == 'measured' else '  ' + record['status'].upper()}"
+        cells = (
+            *(f"{record[key]:.3f}" for key in ("median_ms", "low_ms", "high_ms")),
+            _cell(record["graph"].get("median_ms"), ".3f"),
+            _cell(record["predicted_ms"], ".3f"),
+            _cell(record["floor_share_of_matmul"], ".1%"),
+            _cell(record.get("direct_share"), ".2%"),
+            _cell(record["peak_mib"], ".0f"),
         )
+        text = f"{name:74}{''.join(f'{cell:>11}' for cell in cells)}"
+        lines.append(text if record["status"] == "measured" else f"{text}  {record['status'].upper()}")
     for record in results["kernels"]:
-        name = f"kernels of {record['operation']} {record['form']}"
-        kernels = ", ".join(row["kernel"] for row in record.get("kernels", []))
-        lines.append(f"{name}: {kernels or record['reason']}")
-    lines += _format_comparisons(results)
+        launches = ", ".join(f"{part} {count}" for part, count in record.get("launches", {}).items())
+        lines.append(f"launches of {record['operation']} {record['form']}: {launches or record['reason']}")
+    lines += _comparisons(results)
     for section, counts in results["summary"]["counts"].items():
         text = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         lines.append(f"{section}: {text or 'not done'}")
@@ -159,25 +169,33 @@ def format_tables(results: Results) -> str:
     for goal in results["summary"]["goals"]:
         met = {True: "met", False: "NOT MET", None: "not measured"}[goal["met"]]
         value = "" if goal["measured"] is None else f"{goal['measured']:.3g}, "
-        lines.append(f"goal {goal['goal']} >= {goal['at_least']:g}: {value}{met}")
+        bound = f"<= {goal['at_most']:g}" if goal["at_least"] is None else f">= {goal['at_least']:g}"
+        lines.append(f"goal {goal['goal']} {bound}: {value}{met}")
     return "\n".join(lines)
 
 
-def _format_comparisons(results: Results) -> list[str]:
-    """A line for each size and pair of forms: how many times faster than the peer the own form is, by pass."""
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _comparisons(results: Results) -> list[str]:
+    """A line for each size and pair of forms: how many times faster than the peer the own form is, by pass.
+
+    Times include launches, since peers have no CUDA graph.
+    """
     groups: dict[str, list[str]] = {}
-    names = {record["size_name"]: short(record["size"]) for record in results["speed"]}
-    for row in results["summary"]["comparisons"]:
-        if row["than"] in plan.OWN[row["operation"]]:
-            continue
-        title = f"{row['operation']} {row['dtype']} {names[row['size_name']]}: {row['form']} / {row['than']}"
-        mark = "" if row["verdict"] == "faster" else " (SLOWER)"
-        groups.setdefault(title, []).append(f"{row['pass']} {row['times_faster']:.2f}x{mark}")
+    for own in measured(results, own=True):
+        same = {name: own[name] for name in ("operation", "size_name", "dtype", "pass")}
+        for peer in measured(results, own=False, **same):
+            times = peer["median_ms"] / own["median_ms"]
+            title = f"{own['operation']} {own['dtype']} {short(own['size'])}: {own['form']} / {peer['form']}"
+            mark = "" if times > 1 else " (SLOWER)"
+            groups.setdefault(title, []).append(f"{own['pass']} {times:.2f}x{mark}")
     return [f"{title}: {', '.join(parts)}" for title, parts in groups.items()]
 
 
 def short(size: dict[str, int]) -> str:
     """A size in the paper's letters: P places, N words, B batch, d width, Tq queries, Tk keys, C channels."""
-    letters = {"places": "P", "words": "N", "batch": "B", "queries": "Tq", "keys": "Tk"}
+    letters = {"places": "P", "words": "N", "batch": "B", "width": "d", "queries": "Tq", "keys": "Tk"}
     letters |= {"channels": "C", "visual": "Cv", "language": "Cl"}
-    return " ".join(f"{letters.get(name, 'd')} {value}" for name, value in size.items())
+    return " ".join(f"{letters.get(name, name)} {value}" for name, value in size.items())

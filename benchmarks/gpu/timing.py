@@ -22,14 +22,14 @@ class Entry:
         before: Runs before each `run`, not timed (the forward of a backward); its result is passed to `run`.
         rounds: Number of timed runs.
         samples: Their milliseconds.
-        failure: The error that ended the rounds of this entry early.
+        failure: Status and reason of the error that ended the rounds of this entry early.
     """
 
     run: Callable[[Any], object]
     before: Callable[[], Any] = lambda: None
     rounds: int = 0
     samples: list[float] = field(default_factory=list)
-    failure: str | None = None
+    failure: dict[str, str] | None = None
 
 
 class Clock:
@@ -77,14 +77,19 @@ class Clock:
                     continue
                 try:
                     entry.samples.append(self.once(entry))
-                except Exception as error:  # out of memory, for example
-                    entry.failure = describe(error)
+                except Exception as error:  # recorded
+                    entry.failure = outcome(error)
 
 
-def describe(error: BaseException) -> str:
-    """An error in one line of limited length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)[:400]}"
+def outcome(error: BaseException) -> dict[str, str]:
+    """Status ("out of memory" or "failed") and reason, one line of limited length, of a record with an error."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    # Libraries report it as a RuntimeError with one of these texts.
+    memory = isinstance(error, torch.OutOfMemoryError) or any(
+        part in text for part in ("out of memory", "ALLOC_FAILED")
+    )
+    reason = f"{type(error).__name__}: {text[:400]}"
+    return {"status": "out of memory" if memory else "failed", "reason": reason}
 
 
 def summary(samples: Sequence[float]) -> dict[str, float]:
@@ -127,8 +132,9 @@ def capture(run: Callable[[], Sequence[Tensor]]) -> tuple[torch.cuda.CUDAGraph, 
     return graph, same
 
 
-def kernel_names(run: Callable[[], object]) -> list[dict[str, Any]]:
-    """The kernels of one run with their times, longest first."""
+def kernels(run: Callable[[], object]) -> list[dict[str, Any]]:
+    """The kernels, copies and fills that one run launches, with their numbers and times, longest first."""
+    run()
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -141,4 +147,4 @@ def kernel_names(run: Callable[[], object]) -> list[dict[str, Any]]:
     ]
     if not rows:
         raise RuntimeError("the profiler recorded no kernel.")
-    return sorted(rows, key=lambda row: -row["ms"])[:12]
+    return sorted(rows, key=lambda row: -row["ms"])

@@ -36,9 +36,19 @@ class Worker:
             self.broken = f"{type(error).__name__}: {error}".splitlines()[0][:400]
         return self.broken is None
 
+    def free(self, device: str) -> None:
+        """Return cached memory, for other processes."""
+        if device != "cpu":
+            import gc
+
+            import torch
+
+            gc.collect()
+            torch.cuda.empty_cache()
+
     def do(self, job: dict[str, Any], items: list[str]) -> None:
         from . import ceilings, correctness, metadata, speed
-        from .timing import describe
+        from .timing import outcome
 
         device = job["device"]
         self.step("start", 120)
@@ -66,16 +76,17 @@ class Worker:
                         figures = ceilings.measure(item, device, job["quick"])
                         record = {"name": item, "status": "measured", "reason": None, **figures}
                     elif job["kind"] == "kernels":
-                        record = {"form": item, **speed.kernel_names(job, item)}
+                        record = {"form": item, **speed.count_launches(job, item)}
                     else:
-                        case = job["cases"][job["all_items"].index(item)]
-                        record = {"case": item, **correctness.measure(job, case)}
+                        record = {"case": item, **correctness.measure(job, job["cases"][item])}
                 except Exception as error:  # recorded; the other items go on
                     key = {"ceilings": "name", "kernels": "form"}.get(job["kind"], "case")
-                    record = {key: item, "status": "failed", "reason": describe(error)}
+                    record = {key: item, **outcome(error)}
                 self.send(record=record)
-                if record["status"] == "failed" and not self.alive(device):
-                    return
+                if record["status"] in ("failed", "out of memory"):
+                    if not self.alive(device):
+                        return
+                    self.free(device)
 
 
 def main() -> None:
@@ -85,20 +96,15 @@ def main() -> None:
     worker = Worker(output)
     for line in sys.stdin:
         job = json.loads(line)
-        error: str | None = None
+        error: dict[str, str] | None = None
         try:
             worker.do(job, job["items"])
         except Exception as problem:  # in the job's inputs or the clock: nothing can be measured
-            from .timing import describe
+            from .timing import outcome
 
-            error = describe(problem)
-        if job["device"] != "cpu" and worker.alive(job["device"]):
-            import gc
-
-            import torch
-
-            gc.collect()
-            torch.cuda.empty_cache()
+            error = outcome(problem)
+        if worker.alive(job["device"]):
+            worker.free(job["device"])
         worker.send(done=True, error=error, broken=worker.broken)
         if worker.broken:
             return

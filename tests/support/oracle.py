@@ -113,15 +113,18 @@ def errors(function: Function, case: Case, truth: list[Array]) -> list[float]:
     ]
 
 
-def assert_within_budget(function: Function, cases: Case | Sequence[Case]) -> None:
-    """error <= 2 max(error of the literal form in the same dtype, eps), for medians over the cases."""
+def assert_within_budget(function: Function, cases: Case | Sequence[Case], eps: float | None = None) -> None:
+    """error <= 2 max(error of the literal form in the same dtype, eps), for medians over the cases.
+
+    `eps` is the rounding of the arithmetic, by default that of the dtype; TF32's is larger than float32's.
+    """
     cases = [cases] if isinstance(cases, Case) else cases
     truths = [exact(case) for case in cases]
     ours, literal = (
         _medians([measure(case, truth) for case, truth in zip(cases, truths, strict=True)])
         for measure in (functools.partial(errors, function), _literal_errors)
     )
-    eps = torch.finfo(cases[0].grad.dtype).eps
+    eps = eps or torch.finfo(cases[0].grad.dtype).eps
     outputs = ("result", *(f"gradient of {name}" for name in cases[0].given))
     over = [
         f"{name}: error {error:.2e}, literal form {allowed:.2e}"

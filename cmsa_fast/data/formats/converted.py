@@ -140,11 +140,11 @@ def read_converted(source: Source, split: str | None, errors: ErrorCollector) ->
     path = _find(source)
     with open_table(path) as file:
         metadata = (file.metadata.metadata or {}).get(METADATA_KEY)
-        if metadata is None or not file.schema_arrow.equals(SCHEMA):
+        if metadata is None or not file.physical_schema.equals(SCHEMA):
             raise ValueError(f"{path} is no converted data set: it was not written by `cmsa-fast data convert`")
         description = Description.from_json(metadata, path)
-        table = file.read([name for name in SCHEMA.names if name != "image"])
-        groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        table = file.to_table(columns=[name for name in SCHEMA.names if name != "image"])
+        starts = np.cumsum([0, *(group.num_rows for group in file.row_groups)])
     for choice in ("text", "split_by"):
         stored, asked = description.origin.get(choice, ""), getattr(source, choice)
         if stored and asked and stored != asked:
@@ -169,7 +169,6 @@ def read_converted(source: Source, split: str | None, errors: ErrorCollector) ->
     given = None if source.image_folder is None else (existing_folder(source.image_folder),)
     used = set(table["folder"].unique().to_pylist()) - {None}
     folders = {i: given or one.find(path) for i, one in enumerate(description.image_folders) if i in used}
-    starts = np.concatenate([[0], np.cumsum(groups)])
     records = TableRecords(path, table.combine_chunks(), folders, starts, description.origin)
     return Reading(records, description.title, description.published_expressions)
 

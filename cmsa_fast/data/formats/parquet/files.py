@@ -1,25 +1,28 @@
-"""Finds and reads the Parquet files of a data set: shards, rows, embedded images."""
+"""The Parquet files of a data set, their rows and the images inside them."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
-from pathlib import Path, PurePath
-from typing import Any
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
+from pyarrow.fs import LocalFileSystem
 from torch import Tensor
 
-from ...errors import one_line
+from ...errors import ErrorCollector, one_line
 from ...images import read_image
 from ...source import Source
 from ..parsing import Where, place
+from ..refer_layout import check_names
 
 _logger = logging.getLogger(__name__)
 
@@ -27,128 +30,94 @@ _WHAT_BELONGS = (
     "The root of a Parquet data set is the repository's folder, its folder 'data', or one file; the files "
     "are named <split>-00000-of-0000N.parquet, optionally with a suffix after the N"
 )
-_SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?")
+_PART = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?")
 _BATCH = 256  # rows decoded at once
-_READ_AHEAD = 1 << 20  # bytes; otherwise a whole column of a row group is read at once
-
-# The names that repositories use, and the data set.
-DATASET_NAMES = {
-    "refcoco": "refcoco",
-    "refcoco+": "refcoco+",
-    "refcocoplus": "refcoco+",
-    "refcoco_plus": "refcoco+",
-    "refcocog": "refcocog",
-}
+# Buffered: otherwise a whole column of a row group is read at once.
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(
+        use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
+    )
+)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A file that holds part `number` (from 0) of the `count` parts of a split."""
-
-    path: Path
-    split: str
-    number: int = 0
-    count: int = 1
+def dataset_of(name: str) -> str | None:
+    """The data set that a repository is named after: "jxu124--refcoco_plus" after "refcoco+"."""
+    dataset = name.lower().rpartition("--")[2].replace("_plus", "+").replace("plus", "+")
+    return dataset if dataset in ("refcoco", "refcoco+", "refcocog") else None
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a Parquet file."""
+def find_files(source: Source) -> dict[str, list[Path]]:
+    """Finds the Parquet files of a data set, at least one, and groups them by split.
 
-    path: Path
-    number: int  # in the file, from 0
-    group: int
-    number_in_group: int
-    content: dict[str, Any] | ValueError  # the values of its columns, or the error of decoding them
-
-    @property
-    def where(self) -> Where:
-        """File and row, for messages."""
-        return (self.path, "row", self.number)
-
-    def values(self) -> dict[str, Any]:
-        """The value of every column; ValueError if one cannot be decoded."""
-        if isinstance(self.content, ValueError):
-            raise ValueError(f"{place(self.where)}: {self.content}") from self.content
-        return self.content
-
-
-def find_shards(source: Source) -> list[Shard]:
-    """Finds the Parquet files of a data set, at least one, in the order of their names.
-
-    The root is one file, or a folder that has the files itself, in its folder `data`, in its folder
-    `source.name`, or in the folder `data` of that.
+    The root is one file, or a repository's folder, which has the files itself or in its folder `data`; or a
+    folder of several repositories, one of which `source.name` names.
     """
     root, name = source.root, source.name
     if root.is_file():
-        return [_shard(root)]
+        return {_part(root)[0]: [root]}
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder or file {root}. {_WHAT_BELONGS}.")
-    if name and (name == ".." or PurePath(name).name != name):
-        raise ValueError(f"name must be the name of a data set or folder, not {name!r}")
-    base = root
+    base, dataset = root, dataset_of(name)
     if name:
-        dataset = DATASET_NAMES.get(name)
-        same = [one for one, known in DATASET_NAMES.items() if known == dataset]
-        named = [root / one for one in (name, *same) if (root / one).is_dir()]
-        if not named and dataset is None:
-            raise ValueError(f"name {name!r} is no folder of {root} and none of {', '.join(DATASET_NAMES)}")
-        base = named[0] if named else root
-    folders = [base, base / "data"]
-    for folder in folders:
-        if files := sorted(file for file in folder.glob("*.parquet") if file.is_file()):
-            return [_shard(file) for file in files]
-    patterns = ("*/*.parquet", "*/data/*.parquet")
-    inside = {file.relative_to(root).parts[0] for one in patterns for file in root.glob(one)}
+        check_names(name=name)
+        alike = (one for one in sorted(root.iterdir()) if dataset and dataset_of(one.name) == dataset)
+        base = next((one for one in (root / name, *alike) if one.is_dir()), root)
+        if base == root and dataset is None:
+            raise ValueError(f"name {name!r} is neither a folder of {root} nor RefCOCO, RefCOCO+ or RefCOCOg")
+    files: dict[str, list[Path]] = {}
+    for folder in (base, base / "data"):
+        for path in sorted(folder.glob("*.parquet")):
+            files.setdefault(_part(path)[0], []).append(path)
+        if files:
+            return files
+    inside = {file.relative_to(root).parts[0] for one in ("*", "*/data") for file in root.glob(f"{one}/*.parquet")}
     hint = f" Its {', '.join(sorted(inside))} has some: give its name." if inside else ""
-    raise FileNotFoundError(
-        f"there is no Parquet file in {' or '.join(map(str, folders))}.{hint} {_WHAT_BELONGS}."
-    )
+    raise FileNotFoundError(f"there is no Parquet file in {base} or {base / 'data'}.{hint} {_WHAT_BELONGS}.")
 
 
-def check_complete(
-    shards: Sequence[Shard], source: Source, split: str | None, all_shards: Sequence[Shard]
-) -> None:
-    """Raises ValueError if there is no part of a split or one exists twice, FileNotFoundError if one is missing.
+def choose_files(
+    source: Source, split: str | None, files: Mapping[str, list[Path]], fits: Callable[[str], bool]
+) -> dict[str, list[Path]]:
+    """The files whose split `fits`; a root that is one file is used as it is.
 
-    A root that is one file is used as it is.
+    ValueError if there is none or a part exists twice, FileNotFoundError if one is missing.
     """
-    if not shards:
-        raise ValueError(
-            f"split {split!r} is not in {all_shards[0].path.parent}, which has {split_names(all_shards)}"
-        )
-    if source.root.is_file():
-        if shards[0].count > 1:
-            _logger.warning("%s is one of %d parts of its split", source.root, shards[0].count)
-        return
-    for split in dict.fromkeys(shard.split for shard in shards):
-        parts = [shard for shard in shards if shard.split == split]
-        folder, count = parts[0].path.parent, parts[0].count
-        numbers = [part.number for part in parts]
-        if len(set(numbers)) < len(numbers) or {part.count for part in parts} != {count}:
+    folder = next(iter(files.values()))[0].parent
+    chosen = {name: paths for name, paths in files.items() if fits(name)}
+    if not chosen:
+        wanted = "a split" if split is None else f"split {split!r}"
+        of = " ".join(part for part in (source.name, source.split_by) if part)
+        raise ValueError(f"{wanted}{f' of {of}' if of else ''} is not in {folder}, which has {', '.join(files)}")
+    for name, paths in chosen.items():
+        _, numbers, counts = zip(*map(_part, paths), strict=True)
+        if source.root.is_file():
+            if counts[0] > 1:
+                _logger.warning("%s is one of %d parts of its split", source.root, counts[0])
+        elif len(set(numbers)) < len(numbers) or len(set(counts)) > 1:
             raise ValueError(
-                f"{folder} has parts of split {split!r} from more than one copy "
-                f"({', '.join(part.path.name for part in parts)}): keep those of one data set, or "
+                f"{folder} has parts of split {name!r} from more than one copy "
+                f"({', '.join(path.name for path in paths)}): keep those of one data set, or "
                 "give one file as the root"
             )
-        if missing := sorted(set(range(count)) - set(numbers)):
+        elif missing := sorted(set(range(counts[0])) - set(numbers)):
             raise FileNotFoundError(
-                f"{folder} lacks {len(missing)} of the {count} parts of split {split!r}; the first "
-                f"missing file is {split}-{missing[0]:05d}-of-{count:05d}*.parquet"
+                f"{folder} lacks {len(missing)} of the {counts[0]} parts of split {name!r}; the first "
+                f"missing file is {name}-{missing[0]:05d}-of-{counts[0]:05d}*.parquet"
             )
+    return chosen
 
 
-def split_names(shards: Iterable[Shard]) -> str:
-    """The splits of the files, for messages."""
-    return ", ".join(dict.fromkeys(shard.split for shard in shards))
+def _part(path: Path) -> tuple[str, int, int]:
+    """The split of a file, which part of it (from 0), and of how many."""
+    match = _PART.fullmatch(path.stem)
+    return (match[1], int(match[2]), int(match[3])) if match else (path.stem, 0, 1)
 
 
 @contextmanager
-def open_table(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file; errors that pyarrow raises in the block become ValueError."""
+def open_table(path: Path) -> Iterator[ds.ParquetFileFragment]:
+    """A Parquet file, which is open only while it is read; errors of pyarrow in the block become ValueError."""
     try:
-        with pq.ParquetFile(path, buffer_size=_READ_AHEAD, page_checksum_verification=True) as table:
-            yield table
+        yield _FORMAT.make_fragment(str(path), LocalFileSystem())
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no Parquet file at {path}") from None
     except (pa.lib.ArrowException, OSError) as error:
@@ -157,40 +126,43 @@ def open_table(path: Path) -> Iterator[pq.ParquetFile]:
         raise ValueError(f"{path} is no Parquet file, is damaged, or truncated: {one_line(error)}") from error
 
 
-def read_rows(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
-    """Reads some columns of a file, a few rows at a time, with the errors of `open_table`.
+class Row(NamedTuple):
+    """A row of a Parquet file."""
 
-    ValueError if the file lacks one of `columns`; those of `optional` are read if they exist.
+    where: Where  # file and row, for messages
+    values: dict[str, Any]  # of all columns but `image`
+    image: Callable[[str], EncodedImage]  # of the column `image`, by the name to give it
+
+
+def read_rows(path: Path, columns: Sequence[str], errors: ErrorCollector) -> Iterator[Row]:
+    """Reads a file without its images, a few rows at a time, with the errors of `open_table`.
+
+    ValueError if the file lacks one of `columns`. Rows with text that is not UTF-8 are added to `errors`.
     """
     with open_table(path) as table:
-        names = table.schema_arrow.names
+        names = table.physical_schema.names
         if missing := [name for name in columns if name not in names]:
             raise ValueError(
                 f"{path} has no column {missing[0]!r}, unlike other files of its folder; it has {', '.join(names)}"
             )
-        wanted = [*columns, *(name for name in optional if name in names)]
-        number = 0
-        for group in range(table.num_row_groups):
-            first = number
-            for batch in table.iter_batches(_BATCH, row_groups=[group], columns=wanted, use_threads=False):
-                for content in _contents(batch):
-                    yield Row(path, number, group, number - first, content)
-                    number += 1
-
-
-def _contents(batch: pa.RecordBatch) -> list[dict[str, Any] | ValueError]:
-    try:
-        rows: list[dict[str, Any] | ValueError] = batch.to_pylist()
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
-            return [ValueError(f"its text is not UTF-8 ({error})")]
-        rows = [row for i in range(batch.num_rows) for row in _contents(batch.slice(i, 1))]
-    return rows
+        wanted = [name for name in names if name != "image"]
+        number = count()
+        for group, part in enumerate(table.split_by_row_group()):
+            batches = part.to_batches(columns=wanted, batch_size=_BATCH, use_threads=False)
+            rows = (batch.slice(i, 1) for batch in batches for i in range(batch.num_rows))
+            for i, row in enumerate(rows):
+                where = (path, "row", next(number))
+                try:
+                    values = row.to_pylist()[0]
+                except UnicodeDecodeError as error:
+                    errors.add(ValueError(f"{place(where)}: its text is not UTF-8 ({error})"))
+                else:
+                    yield Row(where, values, partial(EncodedImage, path, group, i))
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image in a column of a Parquet file, read when it is needed.
+    """An image in the column `image` of a Parquet file, read when it is needed.
 
     Parquet files are read by row groups: the images of the last two groups are kept in memory in each
     process, so that reading in order reads each group once. No file stays open.
@@ -232,17 +204,9 @@ class EncodedImage:
 @lru_cache(maxsize=2)
 def _image_column(file: Path, version: tuple[int, ...], group: int) -> Sequence[Any]:
     """The encoded images of a row group; `version` tells a replaced file from the one read before."""
+    column: Sequence[Any] = ()
     with open_table(file) as table:
-        if group >= table.num_row_groups or "image" not in table.schema_arrow.names:
-            return ()
-        # In batches: pyarrow cannot read a group of 2 GiB or more in one piece.
-        batches = list(table.iter_batches(64, row_groups=[group], columns=["image"], use_threads=False))
-        column: Sequence[Any] = pa.Table.from_batches(batches).column(0) if batches else ()
-        return column
-
-
-def _shard(path: Path) -> Shard:
-    match = _SHARD.fullmatch(path.stem)
-    if match is None:
-        return Shard(path, path.stem)
-    return Shard(path, match["split"], int(match["number"]), int(match["count"]))
+        for part in table.split_by_row_group()[group : group + 1]:
+            # In batches: pyarrow cannot read a group of 2 GiB or more in one piece.
+            column = part.to_table(columns=["image"], batch_size=64, use_threads=False)["image"]
+    return column

@@ -9,13 +9,15 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePath
+from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from ...errors import ErrorCollector
 from ...masks import MaskSource
-from ...source import Reading, Source
-from ...types import Record
+from ...source import Reading, Source, Text
+from ...types import ImageSource, Record
 from ..converted import is_converted, read_converted
 from ..parsing import (
     RepeatedReferences,
@@ -23,48 +25,36 @@ from ..parsing import (
     check_same,
     field,
     integer,
+    listing,
+    paused_collection,
     place,
     read_expressions,
     read_image,
     read_mask,
     read_size,
     string,
+    typed_field,
 )
 from ..published import PUBLISHED_EXPRESSIONS, usual_split_by
 from ..refer import missing_split
-from ..refer_layout import COCO_FOLDERS, existing_folder
-from .embedded import read_benchmark, read_refcoco_m
-from .files import (
-    DATASET_NAMES,
-    Row,
-    Shard,
-    check_complete,
-    find_shards,
-    open_table,
-    read_rows,
-)
+from ..refer_layout import COCO_FOLDERS, existing_folder, image_folders
+from .files import Row, choose_files, dataset_of, find_files, open_table, read_rows
 
 _logger = logging.getLogger(__name__)
 
 _IMAGE_FOLDERS = (*COCO_FOLDERS, "coco/train2014")
 _FILE_SPLITS = ("train", "validation", "val", "test", "testA", "testB")
-_REFCOCO_COLUMNS = (
-    "ref_id",
-    "ann_id",
-    "image_id",
-    "split",
-    "sentences",
-    "raw_anns",
-    "raw_image_info",
-)
-_Read = Callable[[Source, list[Shard], str | None, ErrorCollector], Reading]
+_REFCOCO_M_EXPRESSIONS = 5_598  # of the only split, as its card states
+
+_Files = Mapping[str, list[Path]]  # by split
+_ReadFiles = Callable[..., list[Record]]  # `_read_files` without its first two arguments
 
 
+@paused_collection()
 def read_parquet(source: Source, split: str | None, errors: ErrorCollector) -> Reading:
     """Reads a data set in one of the Parquet forms (`cmsa_fast.data.source.read_records`).
 
-    The root is the repository's folder, its folder `data`, or one file; or a folder of several
-    repositories, one of which `source.name` names. Known forms:
+    `find_files` describes the root. Known forms:
 
     - jxu124/refcoco, refcocoplus, refcocog: one row per reference, without pixels; the images are COCO's.
       Splits have their published names and those of the files ("validation" is the published val; "test"
@@ -76,66 +66,62 @@ def read_parquet(source: Source, split: str | None, errors: ErrorCollector) -> R
 
     The form of lmms-lab/RefCOCO is refused, and the message says why.
     """
-    shards = find_shards(source)
-    if is_converted(shards[0].path):
+    files = find_files(source)
+    path = next(iter(files.values()))[0]
+    if is_converted(path):
         return read_converted(source, split, errors)
-    with open_table(shards[0].path) as table:
-        columns = table.schema_arrow.names
-    for form_columns, read in _FORMS.values():
-        if set(form_columns) <= set(columns):
-            return read(source, shards, split, errors)
-    known = "; ".join(f"{name}: {', '.join(form[0])}" for name, form in _FORMS.items())
+    with open_table(path) as table:
+        names = table.physical_schema.names
+    for columns, read in _FORMS.values():
+        if set(columns) <= set(names):
+            return read(source, split, files, partial(_read_files, columns, errors))
+    if {"question_id", "answer", "segmentation"} <= set(names):
+        raise ValueError(
+            f"{path} is a copy of RefCOCO by lmms-lab, which is not supported: its 'val' unites the val splits by "
+            "google and by UNC or UMD, its 'test' is the google test, and it has only one polygon of an object, "
+            "so that results on it do not compare with published ones; use jxu124/refcoco-benchmark"
+        )
+    known = "; ".join(f"{form}: {', '.join(columns)}" for form, (columns, _) in _FORMS.items())
     raise ValueError(
-        f"{shards[0].path} has the columns {', '.join(columns)}, which are those of no known form. "
-        f"Known are {known}"
+        f"{path} has the columns {', '.join(names)}, which are those of no known form. Known are {known}"
     )
 
 
-def _refuse_mixed(source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector) -> Reading:
-    raise ValueError(
-        f"{shards[0].path} is a copy of RefCOCO by lmms-lab, which is not supported: its 'val' is the union "
-        "of the val splits by google and by UNC or UMD, its 'test' is RefCOCO's google test, and of every "
-        "object it has only one polygon, so that results on it do not compare with published ones; use "
-        "jxu124/refcoco-benchmark"
-    )
-
-
-def _read_refcoco(source: Source, shards: list[Shard], split: str | None, errors: ErrorCollector) -> Reading:
-    """Reads jxu124/refcoco and relatives: one row per reference, its annotation and image as JSON text.
+def _read_refcoco(source: Source, split: str | None, files: _Files, read_files: _ReadFiles) -> Reading:
+    """Reads one row per reference, its annotation and image as JSON text.
 
     The column `split` is REFER's own and decides; the names of the files are the uploader's. A row whose
     split cannot be in its file is an error.
     """
-    dataset = _find_dataset(source, shards)
+    folder = next(iter(files.values()))[0].parent
+    dataset = _find_dataset(source, folder)
     split_by = usual_split_by(dataset) if dataset else ""
     if dataset and source.split_by not in ("", split_by):
         raise ValueError(f"split_by {source.split_by!r} of {dataset!r} is not in this copy, which has {split_by}")
     wanted = None if split is None else _published_names(split, dataset)
-    held = {  # the published splits that a file may hold; empty if its name does not tell
-        shard: _published_names(shard.split, dataset) if shard.split in _FILE_SPLITS else set() for shard in shards
-    }
-    chosen = [shard for shard in shards if wanted is None or not held[shard] or held[shard] & wanted]
-    folder = shards[0].path.parent
-    check_complete(chosen, source, split, shards)
-    folders = _image_folders(source, folder)
-    masks: dict[tuple[int, int], MaskSource] = {}
+    # The published splits that a file may hold; none if its name does not tell.
+    held = {name: _published_names(name, dataset) if name in _FILE_SPLITS else set() for name in files}
+    chosen = choose_files(
+        source, split, files, lambda name: not (wanted and held[name]) or bool(wanted & held[name])
+    )
+    folders = _find_images(source, folder)
+    masks: dict[object, MaskSource] = {}
     splits: Counter[str] = Counter()
-    records: list[Record] = []
-    repeated = RepeatedReferences()
-    for shard in chosen:
-        for row in read_rows(shard.path, _REFCOCO_COLUMNS, optional=("image_path",)):
-            with errors:
-                recorded = string(row.values(), "split", row.where)
-                if held[shard] and recorded not in held[shard]:
-                    raise ValueError(
-                        f"{place(row.where)} is of split {recorded!r}, but its file is that of "
-                        f"{shard.split!r}, which holds {' or '.join(sorted(held[shard]))}"
-                    )
-                splits[recorded] += 1
-                if wanted is None or recorded in wanted:
-                    record = _refcoco_record(row, source, folders, masks)
-                    repeated.check(record.ref_id, (recorded, record.expressions), row.where)
-                    records.append(record)
+
+    def read(name: str, row: Row, where: Where, values: Any) -> Record | None:
+        recorded = string(values, "split", where)
+        if held[name] and recorded not in held[name]:
+            raise ValueError(
+                f"{place(where)} is of split {recorded!r}, but its file is that of {name!r}, which holds "
+                f"{' or '.join(sorted(held[name]))}"
+            )
+        splits[recorded] += 1
+        if wanted is not None and recorded not in wanted:
+            return None
+        image = partial(read_image, folders, where=where)
+        return _record(values, ("raw_anns", "raw_image_info"), where, recorded, image, source.text, masks)
+
+    records = read_files(chosen, read)
     if not records:
         raise ValueError(missing_split(split, folder, splits.elements()))
     names = {record.split for record in records}
@@ -152,14 +138,15 @@ def _read_refcoco(source: Source, shards: list[Shard], split: str | None, errors
     return Reading(records, title, published)
 
 
-def _find_dataset(source: Source, shards: Sequence[Shard]) -> str | None:
+def _find_dataset(source: Source, folder: Path) -> str | None:
     """The data set of a copy, from the source's name or the folders; None if neither names one."""
-    asked = DATASET_NAMES.get(source.name)
-    folder = shards[0].path.absolute().parent
-    named = folder.parent.name if folder.name == "data" else folder.name
-    if folder.parent.parent.name == "snapshots":  # of a revision in the cache of downloads
-        named = folder.parent.parent.parent.name
-    found = DATASET_NAMES.get(named.lower().rpartition("--")[2])
+    asked = dataset_of(source.name)
+    named = folder.absolute()
+    if named.name == "data":
+        named = named.parent
+    if named.parent.name == "snapshots":  # of a revision in the cache of downloads
+        named = named.parent.parent
+    found = dataset_of(named.name)
     if asked and found and asked != found:
         raise ValueError(f"name {source.name!r} contradicts the folder {folder}, which is {found} by its name")
     return asked or found
@@ -172,73 +159,174 @@ def _published_names(split: str, dataset: str | None) -> set[str]:
     return {"val"} if split == "validation" else {split}
 
 
-def _refcoco_record(
-    row: Row, source: Source, folders: tuple[Path, ...], masks: dict[tuple[int, int], MaskSource]
+def _find_images(source: Source, folder: Path) -> tuple[Path, ...]:
+    if source.image_folder is not None:
+        return image_folders(existing_folder(source.image_folder), ("", "train2014", "coco/train2014"), None, "")
+    bases = dict.fromkeys((folder.parent if folder.name == "data" else folder, source.root))
+    return image_folders(
+        folder,
+        [str(base / inner) for base in bases for inner in _IMAGE_FOLDERS],
+        None,
+        "This copy has no pixels: put the images of COCO train2014 in "
+        f"{' or '.join(_IMAGE_FOLDERS)}, or name their folder as image_folder",
+    )
+
+
+def _read_benchmark(source: Source, split: str | None, files: _Files, read_files: _ReadFiles) -> Reading:
+    """Reads one row per image with all references to its objects.
+
+    `split` is named as in the files ("refcoco_unc_val"), or by its last part if only one fits. `source.name`
+    and `source.split_by` select among the splits of several data sets.
+    """
+    dataset = dataset_of(source.name)
+    usual = usual_split_by(dataset) if dataset and split else ""
+    asked = (dataset, source.split_by or usual, split)
+
+    def fits(name: str) -> bool:
+        if split in files:
+            return name == split
+        return all(one in (part, None, "") for one, part in zip(asked, _benchmark_split(name), strict=True))
+
+    chosen = choose_files(source, split, files, fits)
+    if split is not None and len(chosen) > 1:
+        raise ValueError(
+            f"split {split!r} may be any of {', '.join(chosen)} in {source.root}: give one of these, or say by "
+            "name and split_by which data set is meant"
+        )
+    masks: dict[object, MaskSource] = {}
+
+    def read(name: str, row: Row, where: Where, entry: Any) -> Record:
+        reference = _dictionary(entry, "ref_info", where)
+        dataset, _, recorded = _benchmark_split(name)
+        if dataset:
+            check_same(reference.get("split"), recorded, "split", where)
+        fields = {**reference, **entry, **row.values}
+        return _record(fields, ("ann_info", "image_info"), where, name, row.image, source.text, masks)
+
+    records = read_files(chosen, read, ("ref_list", "reference"))
+    published: dict[str, int] = {}
+    for name in chosen:
+        dataset, split_by, part = _benchmark_split(name)
+        if number := PUBLISHED_EXPRESSIONS.get(dataset or "", {}).get(split_by, {}).get(part):
+            published |= {name: number, split or name: number}
+    note = f", {', '.join(chosen)}" if split is not None and split not in chosen else ""
+    return Reading(records, f"RefCOCO benchmark (parquet{note})", published)
+
+
+def _benchmark_split(name: str) -> tuple[str | None, str, str]:
+    """Data set, author of the split, and split by the name of a file; no data set if it has another form."""
+    dataset, split_by, split = ("", "", *name.rsplit("_", 2))[-3:]
+    return dataset_of(dataset), split_by, split
+
+
+def _read_refcoco_m(source: Source, split: str | None, files: _Files, read_files: _ReadFiles) -> Reading:
+    """Reads one row per image with its objects.
+
+    The only split is "validation", or "val". Its expressions have no numbers and are counted.
+    """
+    wanted = "validation" if split == "val" and "validation" in files else split
+    chosen = choose_files(source, split, files, lambda name: wanted in (None, name))
+    numbers = count()
+
+    def read(name: str, row: Row, where: Where, sample: Any) -> Record:
+        image_id = integer(row.values, "image_id", row.where)
+        ref_id = integer(sample, "id", where)
+        check_same(sample.get("image_id"), image_id, "image_id", where)
+        mask = read_mask(sample, where, "mask")
+        sentences = listing(sample, "sentences", where)
+        for i, sentence in enumerate(sentences):
+            string({"text": sentence}, "text", (*where, "sentence", i))
+        return Record(
+            image=row.image(str(row.values.get("file_name") or image_id)),
+            size=mask.size,
+            objects=(mask,),
+            expressions=tuple((next(numbers), sentence) for sentence in sentences),
+            image_id=image_id,
+            ref_id=ref_id,
+            split=name,
+            where=place(where),
+        )
+
+    records = read_files(chosen, read, ("samples", "sample"))
+    note = "a re-annotation of a part of RefCOCO val, whose results do not compare with RefCOCO's"
+    return Reading(records, f"RefCOCO-M (parquet; {note})", {split or "validation": _REFCOCO_M_EXPRESSIONS})
+
+
+def _read_files(
+    columns: Sequence[str],
+    errors: ErrorCollector,
+    files: _Files,
+    read: Callable[[str, Row, Where, Any], Record | None],
+    entries: tuple[str, str] | None = None,
+) -> list[Record]:
+    """Reads the records of all rows, except those for which `read` returns None.
+
+    A row is one entry, or lists several: `entries` is their column and the word for one in messages.
+    """
+    records: list[Record] = []
+    repeated = RepeatedReferences()
+    for name, path in ((name, path) for name, paths in files.items() for path in paths):
+        for row in read_rows(path, columns, errors):
+            with errors:
+                listed = listing(row.values, entries[0], row.where) if entries else [row.values]
+                for i, entry in enumerate(listed):
+                    where = (*row.where, entries[1], i) if entries else row.where
+                    with errors:
+                        if record := read(name, row, where, entry):
+                            texts = tuple(text for _, text in record.expressions)
+                            repeated.check(record.ref_id, (record.image_id, record.split, texts), where)
+                            records.append(record)
+    return records
+
+
+def _dictionary(record: Any, key: str, where: Where) -> dict[str, Any]:
+    """A dictionary in a field of a record, where it may be written as JSON."""
+    value = field(record, key, where)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{place(where)} has a {key!r} that is no JSON: {error}") from error
+    return typed_field({key: value}, key, where, dict, "a dictionary")
+
+
+def _record(
+    reference: Any,
+    keys: tuple[str, str],
+    where: Where,
+    split: str,
+    image: Callable[[str], ImageSource],
+    text: Text,
+    masks: dict[object, MaskSource],
 ) -> Record:
-    values, where = row.values(), row.where
-    ann_id, image_id = integer(values, "ann_id", where), integer(values, "image_id", where)
-    written = string(values, "raw_anns", where)
-    key = (ann_id, hash(written))  # references to one annotation share its mask
-    if key not in masks:
-        annotation = _from_json(written, "raw_anns", where)
-        check_same(annotation.get("id"), ann_id, "ann_id", where)
-        check_same(annotation.get("image_id"), image_id, "image_id", where)
-        masks[key] = read_mask(annotation, (*where, "raw_anns"))
-    image = _from_json(string(values, "raw_image_info", where), "raw_image_info", where)
-    check_same(image.get("id"), image_id, "image_id", where)
-    inside = (*where, "raw_image_info")
-    file_name = string(image, "file_name", inside)
-    size = read_size(image, inside)
-    path = values.get("image_path")
-    if path is not None:
-        check_same(PurePath(string(values, "image_path", where)).name, file_name, "image", where)
+    """The record of a reference, which has its annotation and its image's description under the two `keys`."""
+    annotation, info = (_dictionary(reference, key, where) for key in keys)
+    in_annotation, in_info = ((*where, key) for key in keys)
+    ann_id, image_id = integer(reference, "ann_id", where), integer(reference, "image_id", where)
+    check_same(integer(annotation, "id", in_annotation), ann_id, "ann_id", where)
+    check_same(annotation.get("image_id"), image_id, "image_id", where)
+    check_same(integer(info, "id", in_info), image_id, "image_id", where)
+    key = (ann_id, hash(str(reference[keys[0]])))
+    if key not in masks:  # else an earlier reference has the annotation
+        masks[key] = read_mask(annotation, in_annotation)
     return Record(
-        image=read_image(folders, path or file_name, where),
-        size=size,
+        image=image(string(info, "file_name", in_info)),
+        size=read_size(info, in_info),
         objects=(masks[key],),
-        expressions=read_expressions(values, source.text, where),
+        expressions=read_expressions(reference, text, where),
         image_id=image_id,
-        ref_id=integer(values, "ref_id", where),
-        split=string(values, "split", where),
+        ref_id=integer(reference, "ref_id", where),
+        split=split,
         where=place(where),
     )
 
 
-def _from_json(text: str, key: str, where: Where) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place(where)} has a {key!r} that is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        field(value, key, (*where, key))  # raises
-    return value
-
-
-def _image_folders(source: Source, folder: Path) -> tuple[Path, ...]:
-    if source.image_folder is not None:
-        given = existing_folder(source.image_folder)
-        return tuple(one for one in (given, given / "train2014") if one.is_dir())
-    bases = [folder.parent, folder] if folder.name == "data" else [folder]
-    if source.root.is_dir() and source.root not in bases:
-        bases.append(source.root)
-    candidates = (base / inner for base in bases for inner in _IMAGE_FOLDERS)
-    found = tuple(one for one in candidates if one.is_dir())
-    if not found:
-        raise FileNotFoundError(
-            f"there is no folder of images in {' or '.join(map(str, bases))}. This copy has no "
-            f"pixels: put the images of COCO train2014 in {' or '.join(_IMAGE_FOLDERS)}, or name their "
-            "folder as image_folder"
-        )
-    return found
-
-
 # The columns that identify a form, and its reader, by the repositories that have it.
-_FORMS: Mapping[str, tuple[tuple[str, ...], _Read]] = {
-    "jxu124/refcoco, refcocoplus, refcocog": (_REFCOCO_COLUMNS, _read_refcoco),
-    "jxu124/refcoco-benchmark": (("image", "image_info", "ref_list"), read_benchmark),
-    "moondream/refcoco-m": (("image", "image_id", "samples"), read_refcoco_m),
-    "lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg (not supported)": (
-        ("question_id", "image", "answer", "segmentation", "file_name"),
-        _refuse_mixed,
+_FORMS = {
+    "jxu124/refcoco, refcocoplus, refcocog": (
+        ("ref_id", "ann_id", "image_id", "split", "sentences", "raw_anns", "raw_image_info"),
+        _read_refcoco,
     ),
+    "jxu124/refcoco-benchmark": (("image", "image_info", "ref_list"), _read_benchmark),
+    "moondream/refcoco-m": (("image", "image_id", "samples"), _read_refcoco_m),
 }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import support.parquet_layout as layout
 import torch
@@ -28,6 +27,7 @@ from support.refer_layout import noise, sentences, square
 from torch.utils.data import DataLoader
 
 from cmsa_fast.data import ErrorCollector, Sample, open_split, read_records
+from cmsa_fast.data.formats.parquet import files
 from cmsa_fast.data.formats.parquet.files import EncodedImage
 
 
@@ -50,7 +50,7 @@ def test_missing_files(tmp_path: Path) -> None:
     write_refcoco(tmp_path / "refcoco")
     with pytest.raises(FileNotFoundError, match="Its refcoco has some: give its name"):
         open_split(source(tmp_path), "val")
-    with pytest.raises(ValueError, match="'other' is no folder of"):
+    with pytest.raises(ValueError, match="'other' is neither a folder of"):
         open_split(source(tmp_path, name="other"), "val")
     with pytest.raises(ValueError, match="name must be"):
         open_split(source(tmp_path / "refcoco", name="../refcoco"), "val")
@@ -143,13 +143,13 @@ def test_two_copies_in_one_folder(tmp_path: Path) -> None:
 def test_row_group_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = open_split(source(write_benchmark(tmp_path)), "refcoco_unc_val")
     opened: list[str] = []
-    original = pq.ParquetFile
+    original = files.open_table
 
-    def counted(path: Path, **options: Any) -> Any:
+    def counted(path: Path) -> Any:
         opened.append(path.name)
-        return original(path, **options)
+        return original(path)
 
-    monkeypatch.setattr(pq, "ParquetFile", counted)
+    monkeypatch.setattr(files, "open_table", counted)
     for i in range(len(data)):
         data[i]
     names = [shard("refcoco_unc_val", 0, 2)] * 2 + [shard("refcoco_unc_val", 1, 2, "")]
