@@ -6,18 +6,18 @@ from torch import Tensor
 
 from ...backends import compute_dtype
 from ...triton import launch
-from ...triton.primitives import dot, load_tile, products, store_tile
+from ...triton.primitives import dot, load_tile, products, rounded, store_tile
 from . import tile_sizes
 from .forward import LOG2_E, Operands, prepare, real_keys
 
 
 @triton.jit
-def _in_wide_range(tile):
-    """Cast float16, whose range is too small for gradients of logits, to float32."""
+def _factor_of_gradients(tile, PRECISION: tl.constexpr):
+    """An operand, rounded, in a dtype in whose range the gradients of logits are: float16's is too small."""
     if tile.dtype == tl.float16:
         return tile.to(tl.float32)
     else:
-        return tile
+        return rounded(tile, PRECISION)
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def _joint_backward(
     own_blocks = tl.cdiv(own_count, OWN)
     batch = (tl.program_id(0) // own_blocks).to(tl.int64)
     batches = tl.num_programs(0) // own_blocks
-    owns = (tl.program_id(0) % own_blocks) * OWN + tl.arange(0, OWN)
+    owns = (tl.program_id(0) % own_blocks).to(tl.int64) * OWN + tl.arange(0, OWN)
     existing = owns < own_count
     out_width = value_width if OF == "value" else width
     slice_channels = tl.program_id(1) * SLICE + tl.arange(0, SLICE)
@@ -72,7 +72,8 @@ def _joint_backward(
         # are then bitwise identical and the gradient of its logits is exactly zero.
         pairs = products(
             own_values, owns, value_width, 1, existing, attended + batch * query_count * value_width, owns,
-            value_width, 1, existing, value_width, VALUE_CHANNELS, PRECISION, ACCUMULATOR,
+            value_width, 1, existing, value_width, VALUE_CHANNELS if VALUE_CHANNELS < 64 else 64,
+            PRECISION, ACCUMULATOR,
         )  # fmt: skip
         diagonal = tl.arange(0, OWN)[:, None] == tl.arange(0, OWN)[None, :]
         row_delta = tl.sum(tl.where(diagonal, pairs, 0.0), 1)
@@ -92,7 +93,7 @@ def _joint_backward(
     total = tl.zeros([OWN, SLICE], ACCUMULATOR)
     start = tl.program_id(2) * steps * OTHER
     for first in range(start, tl.minimum(start + steps * OTHER, other_count), OTHER):
-        others = first + tl.arange(0, OTHER)
+        others = (first + tl.arange(0, OTHER)).to(tl.int64)
         if OF == "query":
             real_others = real_keys(key_mask, others, key_count)
             real = real_others[None, :]
@@ -112,6 +113,7 @@ def _joint_backward(
         weights = tl.exp2((logits - largest) - added)
         if OF == "value":
             right = load_tile(other_values, others, slice_channels, value_width, 1, real_others, real_slice)
+            right = rounded(right, PRECISION)
         else:
             if WHOLE:
                 other_value_tile = load_tile(
@@ -120,15 +122,17 @@ def _joint_backward(
                 grad_weights = dot(
                     own_value_tile, tl.trans(other_value_tile), tl.zeros([OWN, OTHER], ACCUMULATOR), PRECISION
                 )
-                right = _in_wide_range(other_tile)
+                right = _factor_of_gradients(other_tile, PRECISION)
             else:
                 grad_weights = products(
                     own_values, owns, value_width, 1, real_owns, other_values, others, value_width, 1, real_others,
                     value_width, VALUE_CHANNELS, PRECISION, ACCUMULATOR,
                 )  # fmt: skip
-                right = _in_wide_range(load_tile(other, others, slice_channels, width, 1, real_others, real_slice))
+                right = load_tile(other, others, slice_channels, width, 1, real_others, real_slice)
+                right = _factor_of_gradients(right, PRECISION)
             weights = weights * (grad_weights - row_delta)
-        total = dot(weights.to(right.dtype), right, total, PRECISION)
+        weights = rounded(weights.to(right.dtype), PRECISION)
+        total = tl.dot(weights, right, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
 
     if OF != "value":
         total *= SCALE

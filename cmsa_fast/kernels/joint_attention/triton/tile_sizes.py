@@ -81,7 +81,11 @@ _TILES: dict[str, tuple[_Tiles, _Tiles, _Tiles]] = {
 }
 
 # The gradients of query and key take float32 copies of float16 blocks in their last products, which need space.
-_FLOAT16 = _tiles((64, 64, 64, 8, 2), (64, 32, 128, 8, 2), (64, 32, 64, 8, 2), (64, 32, 64, 8, 2))
+_FLOAT16 = (
+    _tiles((64, 64, 64, 8, 2), (64, 32, 128, 8, 2), (64, 32, 64, 8, 2), (64, 32, 64, 8, 2)),
+    _tiles((64, 32, 64, 8, 2), (64, 32, 128, 8, 2), (64, 32, 64, 8, 2), (32, 32, 64, 8, 2)),
+    _tiles((64, 32, 64, 8, 2), (64, 32, 128, 8, 2), (64, 32, 64, 8, 2), (32, 32, 64, 8, 2)),
+)
 
 _FLOAT32 = _tiles((32, 32, 64, 4, 2), (32, 32, 64, 8, 2), (32, 32, 64, 8, 2), (32, 32, 64, 8, 2))
 _FLOAT32_TAIL_GRADIENT = _tiles((16, 16, 64, 8, 2))
@@ -95,11 +99,12 @@ def tile(kernel: str, dtype: torch.dtype, width: int = 512) -> Tile:
     architecture = launch.architecture()
     if architecture == launch.INTERPRETER:
         return _INTERPRETED
-    tiles = _TILES[kernel][_COLUMN[architecture]]
+    column = _COLUMN[architecture]
+    tiles = _TILES[kernel][column]
     if dtype == torch.float32:
         tiles = _FLOAT32_TAIL_GRADIENT if kernel in ("attended", "weight") else _FLOAT32
     elif dtype == torch.float16 and kernel in ("query", "key"):
-        tiles = _FLOAT16
+        tiles = _FLOAT16[column]
     return tiles[min(sum(width > bound for bound in (64, 128, 256)), len(tiles) - 1)]
 
 
