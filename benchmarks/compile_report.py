@@ -10,7 +10,6 @@ spills more than 256 bytes.
 
 import argparse
 import contextlib
-import functools
 import itertools
 import json
 import multiprocessing
@@ -35,11 +34,11 @@ WIDTHS = (64, 128, 256, 512)
 _PLACES, _WORDS, _BATCH = 1600, 20, 2
 _WORD_LIMIT = 64
 
-# "plain" has 20 words and one image for each expression. The tiled plan does not support image_index.
+# "plain" has 20 words and one image for each expression.
 VARIANTS = ("plain", "64 words", "image_index")
 _FAMILIES_OF = {
-    "64 words": ("separable-fused", "separable-tiled"),
-    "image_index": ("separable-fused", "level_tail"),
+    "64 words": ("separable",),
+    "image_index": ("separable", "level_tail"),
 }
 _CHANNELS = 2008  # the widest level of the released network
 
@@ -77,15 +76,15 @@ def _index(variant: str) -> torch.Tensor | None:
     return _empty(torch.int64, _BATCH) if variant == "image_index" else None
 
 
-def _separable(plan: str, width: int, dtype: torch.dtype, variant: str) -> None:
-    from cmsa_fast.kernels.separable_attention.triton import plans as separable
+def _separable(width: int, dtype: torch.dtype, variant: str) -> None:
+    from cmsa_fast.kernels.separable_attention.state import Sizes
+    from cmsa_fast.kernels.separable_attention.triton import schedule
 
     words = _WORD_LIMIT if variant == "64 words" else _WORDS
     features = [_empty(dtype, _BATCH, size, width) for size in [_PLACES] * 3 + [words] * 3]
     weight, index = _empty(torch.float32, _BATCH, words), _index(variant)
-    with separable.only(plan):
-        attended, state = separable.forward(features, weight, index)
-        separable.backward(torch.empty_like(attended), features, weight, index, attended, state)
+    attended, state = schedule.forward(features, weight, index)
+    schedule.backward(torch.empty_like(attended), attended, index, Sizes.of(features), state)
 
 
 def _joint(width: int, dtype: torch.dtype, variant: str) -> None:
@@ -121,8 +120,7 @@ def _level_tail(width: int, dtype: torch.dtype, variant: str) -> None:
 
 
 FAMILIES: dict[str, Callable[[int, torch.dtype, str], None]] = {
-    "separable-fused": functools.partial(_separable, "fused"),
-    "separable-tiled": functools.partial(_separable, "tiled"),
+    "separable": _separable,
     "joint": _joint,
     "level_tail": _level_tail,
 }

@@ -10,6 +10,7 @@ from .plan import PASSES
 
 Record = dict[str, Any]
 Results = dict[str, Any]
+Call = tuple[str, str, str, str]
 
 COMPILE_REPORT = Path(__file__).resolve().parents[1] / "results" / "compile.json"
 _DTYPE = "bfloat16"
@@ -36,9 +37,8 @@ def add_shares(results: Results) -> None:
         record["share_of_matmul"] = _rate(record, "own_flop", matmul)
         record["floor_share_of_matmul"] = _rate(record, "floor_flop", matmul)
         record["share_of_copy"] = _rate(record, "least_bytes", copy)
-        record["predicted_ms"] = None
-        if record["form"] == "triton":
-            record["predicted_ms"] = predicted.get(_call(record["operation"], record))
+        call = (record["operation"], record["dtype"], record["pass"], record["size_name"])
+        record["predicted_ms"] = predicted.get(call) if record["form"] == "triton" else None
 
 
 def _rate(record: Record, work: str, ceiling: float | None) -> float | None:
@@ -51,22 +51,29 @@ def _rate(record: Record, work: str, ceiling: float | None) -> float | None:
     return rate / ceiling
 
 
-def _call(operation: str, record: Record) -> tuple[Any, ...]:
-    size = record["size"]
-    return (operation, record["dtype"], tuple(sorted(size.items())), record["pass"])
-
-
-def _predictions(device: dict[str, Any] | None) -> dict[tuple[Any, ...], float]:
-    """Milliseconds that the compile report predicts for this GPU's architecture."""
-    if not device or "capability" not in device or not COMPILE_REPORT.is_file():
+def _predictions(device: dict[str, Any] | None) -> dict[Call, float]:
+    """Milliseconds that the compile report predicts for calls on this GPU's architecture."""
+    if not device or "capability" not in device:
         return {}
     major, minor = device["capability"]
-    calls = json.loads(COMPILE_REPORT.read_text(encoding="utf-8")).get("calls", [])
+    table = json.loads(COMPILE_REPORT.read_text(encoding="utf-8")).get("calls", {"rows": []})
+    calls = (dict(zip(table["columns"], row, strict=True)) for row in table["rows"])
     return {
-        _call(row["operation"], row): row["predicted_us"] / 1e3
+        _call(row): row["predicted_us"] / 1e3
         for row in calls
-        if row["architecture"] == 10 * major + minor
+        if row["architecture"] == 10 * major + minor and row["variant"] == "plain"
     }
+
+
+def _call(row: dict[str, Any]) -> Call:
+    """Operation, dtype, pass and name of the size of a call of the compile report."""
+    places, words, batch, width = (row[name] for name in ("places", "words", "batch", "width"))
+    operation, size = {
+        "separable": ("separable", plan.separable_size(places, words, batch, width)),
+        "joint": ("joint", plan.joint_size(width, batch, places * words, places // 4 * words // 2)),
+        "level_tail": ("projection", plan.projection_size(2048, batch, places, width)),
+    }[row["family"]]
+    return operation, row["arithmetic"], row["call"], plan.size_name(size)
 
 
 def summarise(results: Results) -> dict[str, Any]:

@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments. None: those of the process.
 
     Returns:
-        The exit status: 0 success, 1 failure, 3 evaluation with expressions left out (`evaluate --allow-missing`),
-        130 interrupted by Ctrl-C. A usage error exits with 2.
+        The exit status: 0 success, 1 failure, 3 an evaluation left expressions of the split out (in `train`, or in
+        `evaluate --allow-missing`), 130 interrupted by Ctrl-C. A usage error exits with 2.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     configure_openmp()
@@ -73,14 +73,17 @@ def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
     Without options this trains the demo preset, a narrow CMSA model, on synthetic scenes, which takes minutes on
     two CPU cores. The run folder then holds model.safetensors, evaluation.json, metrics.jsonl and examples/.
 
+    The exit status is 3 if the evaluation left out expressions that cannot be used; --strict makes them an error.
+
     The full-size model on RefCOCO:
     python train.py --preset paper --data refer --root DATA --evaluate-split val
     """
-    from .report import format_result
+    from .report import exit_status, format_result
     from .train import run_training
 
-    print(format_result(run_training(options)))
-    return 0
+    result = run_training(options)
+    print(format_result(result))
+    return exit_status(result.evaluation)
 
 
 def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
@@ -98,11 +101,12 @@ def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
     torchrun --nproc-per-node 4 -m cmsa_fast evaluate RUN
     """
     from .evaluate import format_evaluation, run_evaluate
+    from .report import exit_status
 
     result = run_evaluate(options)
     if result.is_first:
         print(format_evaluation(result))
-    return result.status
+    return exit_status(result.evaluation)
 
 
 def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from .data_options import without_default
+from .data_options import check_least, without_default
 
 if TYPE_CHECKING:
     from ..evaluation.comparison import Comparison
@@ -41,19 +41,12 @@ class CompareOptions:
 
 
 def run_compare(options: CompareOptions) -> Comparison:
-    """Compare two evaluations as `cmsa-fast compare` does.
-
-    Raises:
-        FileNotFoundError: An evaluation, or the folder of --out, does not exist.
-        FileExistsError: --out exists.
-        ValueError: A file is damaged, the expressions are not the same, or an option is out of range.
-    """
+    """Compare two evaluations as `cmsa-fast compare` does."""
     from ..evaluation.comparison import compare
     from ..evaluation.results import EXPRESSIONS, read_results
     from ..system.files import write_json
 
-    if options.expressions < 0:
-        raise ValueError(f"--expressions must be at least 0; got {options.expressions}.")
+    check_least(options, expressions=0)
     if options.out is not None and options.out.exists():
         raise FileExistsError(f"--out {options.out} exists and is not overwritten.")
     if options.out is not None and not options.out.parent.is_dir():

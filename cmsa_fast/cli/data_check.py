@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from .data_options import without_default
+from .data_options import check_least, without_default
 
 if TYPE_CHECKING:
     from ..data.check.findings import CheckResult, DataSetCheck, Finding, Severity, SplitCount
     from ..data.check.leakage import Leak
 
 _EXAMPLES = 3
-_HEADINGS: Mapping[Severity, str] = {
-    "error": "Errors",
-    "warning": "Warnings",
-    "information": "For information",
-}
+_HEADINGS: Mapping[Severity, str] = {"error": "Errors", "warning": "Warnings", "information": "For information"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +54,13 @@ def run_data_check(options: DataCheckOptions) -> CheckResult:
     workers = options.num_workers
     if workers is None:
         workers = min(8, available_processors())
-    if workers < 0:
-        raise ValueError(f"num_workers must be at least 0, not {workers}")
+    else:
+        check_least(options, num_workers=0)
     for name, file in (("json", options.json), ("write_exclusions", options.write_exclusions)):
         if file is not None and not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no folder {file.absolute().parent} ({name})")
     result = inspect_root(
-        options.root,
-        image_folder=options.image_dir,
-        read_images=options.read_images,
-        num_workers=workers,
+        options.root, image_folder=options.image_dir, read_images=options.read_images, num_workers=workers
     )
     if options.json is not None:
         write_json(options.json, check_as_dict(result))

@@ -46,13 +46,7 @@ class DownloadOptions:
 
 
 def run_download(options: DownloadOptions, catalogue: Mapping[str, Collection] | None = None) -> str:
-    """Downloads, verifies and unpacks one collection, unless it exists; reports what was or would be done.
-
-    Raises:
-        ValueError: An option is invalid, the target folder is incomplete, or a file is not the expected one.
-        ConnectionError: A file cannot be downloaded; the message says how to get it otherwise.
-        OSError: The disk is full or not writable, or another process downloads the same collection.
-    """
+    """Downloads, verifies and unpacks one collection, unless it exists; reports what was or would be done."""
     from ..data.download.catalogue import CATALOGUE
     from ..data.download.fetch import download, find_existing, instructions
     from ..data.errors import readable_size

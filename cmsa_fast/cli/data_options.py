@@ -31,6 +31,18 @@ def without_default(metavar: str, hint: str) -> object:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"({hint})")
 
 
+def option(name: str) -> str:
+    """How an option is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check_least(options: object, **least: int) -> None:
+    """Raises a ValueError for an option below its smallest value."""
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise ValueError(f"{option(name)} must be at least {value}; got {getattr(options, name)}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Where expressions, images and masks are read from."""
@@ -38,9 +50,7 @@ class DataOptions:
     data: Annotated[
         DataForm | None,
         tyro.conf.arg(
-            metavar="FORM",
-            help=FORMS_HELP,
-            help_behavior_hint="(default: data and evaluation split of the run)",
+            metavar="FORM", help=FORMS_HELP, help_behavior_hint="(default: data and evaluation split of the run)"
         ),
     ] = None
 
@@ -54,8 +64,7 @@ class DataOptions:
     """Origin of the splits: unc, google, umd or berkeley, as in the file name refs(unc).p."""
 
     text: Annotated[
-        Literal["sent", "raw"] | None,
-        without_default("{sent,raw}", "default: sent, or that of the run"),
+        Literal["sent", "raw"] | None, without_default("{sent,raw}", "default: sent, or that of the run")
     ] = None
     """Text of the expressions. sent: cleaned and in lower case; raw: as the annotators typed it."""
 
@@ -63,11 +72,7 @@ class DataOptions:
     """Folder of the images, if they are not under --root in the layout of the format."""
 
     def source(self) -> Source:
-        """The data set that the options name.
-
-        Raises:
-            ValueError: --data is scenes, which are not read from a folder, or --root is missing.
-        """
+        """The data set that the options name."""
         from ..data.source import Source
 
         if self.data is None or self.data == "scenes":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import tyro
 
-from .data_options import DataOptions, without_default
+from .data_options import DataOptions, check_least, without_default
 
 if TYPE_CHECKING:
     from ..data.errors import ErrorCollector
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from ..system.processes import Processes
 
 ConventionName = Literal["native", "cmsa", "lavt", "cris"]
-
-INCOMPLETE = 3
-"""Exit status of an evaluation that leaves expressions of the split out (--allow-missing)."""
 
 _ADVICE = "--allow-missing leaves out what cannot be used, and reports it."
 
@@ -72,42 +69,19 @@ class EvaluateOptions(DataOptions):
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """Result of an evaluation.
+    """Result of an evaluation."""
 
-    Attributes:
-        evaluation: Metrics, and the result of every expression.
-        title: What the model was evaluated on.
-        folder: Folder of the results.
-        overview: Image of the best and the worst expressions; None if none were drawn.
-        seconds: Duration without loading and drawing.
-        errors: One line for each record or image that could not be used.
-        is_first: Whether this process prints; the others have written nothing.
-    """
-
-    evaluation: Evaluation
-    title: str
-    folder: Path
-    overview: Path | None
-    seconds: float
-    errors: list[str]
-    is_first: bool
-
-    @property
-    def status(self) -> int:
-        """Exit status: 0, or `INCOMPLETE` if expressions of the split are in no metric."""
-        return INCOMPLETE if self.evaluation.coverage.missing else 0
+    evaluation: Evaluation  # metrics, and the result of every expression
+    title: str  # what the model was evaluated on
+    folder: Path  # folder of the results
+    overview: Path | None  # image of the best and the worst expressions; None if none were drawn
+    seconds: float  # duration without loading and drawing
+    errors: list[str]  # one line for each record or image that could not be used
+    is_first: bool  # whether this process prints; the others have written nothing
 
 
 def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
-    """Evaluate a model as `cmsa-fast evaluate` does; under torchrun, together with the other processes.
-
-    Raises:
-        FileNotFoundError: The run, the data or one of their files does not exist.
-        FileExistsError: --out is not empty.
-        OSError: The results cannot be written; a note contains the metrics of all expressions.
-        ImportError: --crf or the form of the data needs a package that is not installed.
-        ValueError: An option is out of range, or data are damaged.
-    """
+    """Evaluate a model as `cmsa-fast evaluate` does; under torchrun, together with the other processes."""
     import torch
 
     from ..data.batch import Collate
@@ -169,11 +143,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
         if processes.is_first:
             try:
                 _write(
-                    options,
-                    result,
-                    processes=processes.count,
-                    threads=torch.get_num_threads(),
-                    device=str(where),
+                    options, result, processes=processes.count, threads=torch.get_num_threads(), device=str(where)
                 )
             except OSError as error:
                 overall = ", ".join(f"{name} {v:.4f}" for name, v in evaluation.overall.items())
@@ -248,11 +218,7 @@ def _with_run_data(options: EvaluateOptions) -> EvaluateOptions:
 
 def _check(options: EvaluateOptions) -> None:
     options.check_data()
-    least = {"num_workers": 0, "examples": 0, "images_per_batch": 1, "scenes": 2}
-    for name, value in least.items():
-        if getattr(options, name) < value:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} must be at least {value}; got {getattr(options, name)}.")
+    check_least(options, num_workers=0, examples=0, images_per_batch=1, scenes=2)
     if options.crf_processes is not None and not options.crf:
         raise ValueError("--crf-processes needs --crf.")
 

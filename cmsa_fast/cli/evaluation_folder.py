@@ -23,11 +23,6 @@ def evaluation_folder(out: Path | None, parent: Path, stem: str, processes: Proc
     It is created before the evaluation, so that a place that is not writable is reported early and two
     simultaneous evaluations never use the same folder. At the end of the block it is removed if it is empty.
     Without `out`, the folder that the user named, it is a new one in `parent` whose name starts with `stem`.
-
-    Raises:
-        NotADirectoryError: `out` is a file.
-        FileExistsError: `out` is not empty.
-        OSError: The folder cannot be created.
     """
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out must be a folder; {out} is a file.")
@@ -66,10 +61,7 @@ def write_partial_results(
         _logger.warning("The results so far could not be written: %s", error)
     else:
         _logger.warning(
-            "Stopped after %d of %d expressions; their results are in %s",
-            len(done),
-            expressions,
-            path,
+            "Stopped after %d of %d expressions; their results are in %s", len(done), expressions, path
         )
 
 

@@ -59,6 +59,11 @@ def kind_rows(evaluation: Evaluation) -> list[Row]:
     return [(kind, evaluation.counts[kind], metrics) for kind, metrics in evaluation.by_kind.items()]
 
 
+def exit_status(evaluation: Evaluation) -> int:
+    """Exit status of `train` and `evaluate`: 0, or 3 if expressions of the split are in no metric."""
+    return 3 if evaluation.coverage.missing else 0
+
+
 def metric_table(rows: Sequence[Row]) -> list[str]:
     """The lines of a table: name, number of expressions, and metrics in percent."""
     width = max(len(name) for name, _, _ in rows)

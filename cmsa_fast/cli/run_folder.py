@@ -8,6 +8,7 @@ from typing import Any
 
 from ..system.files import write_json
 from ..training.recipe import Recipe
+from .data_options import option
 from .train_options import TrainOptions
 
 OPTIONS = "options.json"
@@ -15,16 +16,7 @@ EVALUATION = "evaluation.json"
 EXAMPLES = "examples"
 
 # Options that may differ when a run is resumed: they do not affect the weights.
-_FREE = {
-    "run_dir",
-    "resume",
-    "num_workers",
-    "device",
-    "backend",
-    "checkpoint_every",
-    "examples",
-    "strict",
-}
+_FREE = {"run_dir", "resume", "num_workers", "device", "backend", "checkpoint_every", "examples", "strict"}
 _PATHS = {"root", "image_dir", "exclude", "vocabulary", "glove", "run_dir"}
 # Options of version 0.1 that were renamed or removed since.
 _RENAMED = {
@@ -36,12 +28,7 @@ _REMOVED = ("mixed_splits",)
 
 
 def choose_folder(options: TrainOptions, parent: Path = Path("runs")) -> Path:
-    """The folder for a new run; it is not created yet.
-
-    Raises:
-        FileExistsError: --run-dir is a folder that is not empty.
-        NotADirectoryError: --run-dir is a file.
-    """
+    """The folder for a new run; it is not created yet."""
     if options.run_dir is None:
         stem = f"{datetime.now():%Y%m%d-%H%M%S}-{options.preset}-{options.data}"
         names = (stem, *(f"{stem}-{count}" for count in range(2, 1000)))
@@ -63,12 +50,7 @@ def write_options(folder: Path, options: TrainOptions) -> None:
 
 
 def read_options(folder: Path) -> TrainOptions:
-    """Read the options a run was started with, including those that the preset decided.
-
-    Raises:
-        FileNotFoundError: The folder is not a run folder.
-        ValueError: options.json is damaged.
-    """
+    """Read the options a run was started with, including those that the preset decided."""
     path = folder / OPTIONS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a run folder: it has no {OPTIONS}.")
@@ -87,10 +69,6 @@ def resumed_options(given: TrainOptions) -> TrainOptions:
     """The options for --resume: those the run was started with, and the given ones that may differ.
 
     An option that equals its default counts as not given.
-
-    Raises:
-        FileNotFoundError: --run-dir is not a run folder.
-        ValueError: --run-dir is missing, options.json is damaged, or a given option would change the result.
     """
     if given.run_dir is None:
         raise ValueError("--resume needs --run-dir, the folder of the run to continue.")
@@ -98,10 +76,9 @@ def resumed_options(given: TrainOptions) -> TrainOptions:
     for field in fields(TrainOptions):
         now, then = getattr(given, field.name), getattr(started, field.name)
         if field.name not in _FREE and now not in (field.default, then):
-            option = "--" + field.name.replace("_", "-")
             raise ValueError(
-                f"A resumed run keeps its options: {option} was {then} when {given.run_dir} was started; "
-                f"got {now}."
+                f"A resumed run keeps its options: {option(field.name)} was {then} when {given.run_dir} was "
+                f"started; got {now}."
             )
     free = {name: getattr(given, name) for name in _FREE}
     return replace(started, **free)

@@ -27,6 +27,7 @@ from ..system.files import write_json
 from ..system.processes import select_device
 from ..training.loop import Progress, Validate, train
 from ..training.recipe import Recipe
+from .data_options import check_least, option
 from .run_folder import EVALUATION, EXAMPLES, choose_folder, resumed_options, write_options
 from .scenes import evaluation_scenes, scene_labels, validation_scenes
 from .train_options import TrainOptions
@@ -36,35 +37,21 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a run.
+    """Result of a run."""
 
-    Attributes:
-        folder: The run folder.
-        progress: Steps and seconds of training.
-        evaluation: Metrics on the evaluation split.
-        shuffled: Control: metrics with the expressions shuffled among the images; None if there is one image only.
-        overview: Sheet of example images; None if none were drawn.
-        errors: One line for each record or image that could not be used.
-    """
-
-    folder: Path
-    progress: Progress
-    evaluation: Evaluation
+    folder: Path  # the run folder
+    progress: Progress  # steps and seconds of training
+    evaluation: Evaluation  # metrics on the evaluation split
+    # Control: metrics with the expressions shuffled among the images; None if there is one image only.
     shuffled: Evaluation | None
-    overview: Path | None
-    errors: list[str] = field(default_factory=list)
+    overview: Path | None  # sheet of example images; None if none were drawn
+    errors: list[str] = field(default_factory=list)  # one line for each record or image that could not be used
 
 
 def run_training(options: TrainOptions) -> Result:
     """Train, evaluate and draw, as `cmsa-fast train` does.
 
     Data and model are built before anything is written, so that most mistakes leave no run folder behind.
-
-    Raises:
-        FileExistsError: The run folder is not empty.
-        FileNotFoundError: Data, weights or a checkpoint are missing.
-        ValueError: An option is out of range, or data are damaged.
-        FloatingPointError: Training diverged.
     """
     if options.resume:
         options = resumed_options(options)
@@ -118,17 +105,8 @@ def run_training(options: TrainOptions) -> Result:
 def _check(options: TrainOptions) -> None:
     recipe = options.recipe()
     options.check_data()
-    for name, least in {
-        "seed": 0,
-        "num_workers": 0,
-        "examples": 0,
-        "checkpoint_every": 1,
-        "validate_expressions": 1,
-        "evaluate_scenes": 2,
-    }.items():
-        if getattr(options, name) < least:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} must be at least {least}; got {getattr(options, name)}.")
+    check_least(options, seed=0, num_workers=0, examples=0)
+    check_least(options, checkpoint_every=1, validate_expressions=1, evaluate_scenes=2)
     if options.seed >= 2**63:
         raise ValueError(f"--seed must be below 2**63; got {options.seed}.")
     if options.data == "scenes" and options.exclude is not None:
@@ -183,11 +161,7 @@ def _log_words(split: str, expressions: list[str], vocabulary: Vocabulary, most:
     unknown = sum(token not in known for tokens in tokenized for token in tokens[:most])
     if cut:
         _logger.warning(
-            "%d of %d %s expressions are longer than %d words and are cut",
-            cut,
-            len(expressions),
-            split,
-            most,
+            "%d of %d %s expressions are longer than %d words and are cut", cut, len(expressions), split, most
         )
     if unknown:
         _logger.warning("%d words of %s expressions are not in the vocabulary", unknown, split)
@@ -213,8 +187,7 @@ def _model(options: TrainOptions, recipe: Recipe, vocabulary: Vocabulary) -> tup
     for name in (*common, "backbone_weights"):
         given = getattr(options, name, None) not in (None, "auto")
         if given and name not in known and not options.resume:
-            option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} cannot be used: --model {options.model} has no such option.")
+            raise ValueError(f"{option(name)} cannot be used: --model {options.model} has no such option.")
     chosen = {name: value for name, value in common.items() if name in known}
     chosen.update(options.further_model_options(reserved={*common, "backbone_weights"}))
     weights = {}
@@ -253,11 +226,7 @@ class _Subset:
 
 
 def _validation(
-    options: TrainOptions,
-    recipe: Recipe,
-    evaluated: ReferringDataset,
-    collate: Collate,
-    device: torch.device,
+    options: TrainOptions, recipe: Recipe, evaluated: ReferringDataset, collate: Collate, device: torch.device
 ) -> Validate:
     """Evaluation of the model on a few expressions, during training."""
     dataset: ReferringDataset
@@ -321,8 +290,7 @@ def _evaluate(
         chosen = [results[i].index for i in _evenly(len(results), options.examples)]
         overview = draw_or_warn(
             lambda: save_examples(
-                predict_examples(model, [dataset[i] for i in chosen], collate, device),
-                folder / EXAMPLES,
+                predict_examples(model, [dataset[i] for i in chosen], collate, device), folder / EXAMPLES
             )
         )
     return Result(folder, progress, evaluation, shuffled, overview, errors.messages)

@@ -150,11 +150,7 @@ class TrainOptions(DataOptions):
     """Rows and columns of logits for each place, with --model cmsa; the paper has 1."""
 
     def recipe(self) -> Recipe:
-        """The recipe of the preset, with the given options in place of its values.
-
-        Raises:
-            ValueError: A value is out of range.
-        """
+        """The recipe of the preset, with the given options in place of its values."""
         given: dict[str, Any] = {
             field.name: value for field in fields(Recipe) if (value := getattr(self, field.name)) is not None
         }
@@ -165,9 +161,6 @@ class TrainOptions(DataOptions):
 
         Args:
             reserved: Names that have an option of their own.
-
-        Raises:
-            ValueError: An entry is not NAME=VALUE, or its name is reserved or repeated.
         """
         values: dict[str, Any] = {}
         for entry in self.model_options:

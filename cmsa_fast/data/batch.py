@@ -19,27 +19,17 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Batch:
-    """B expressions about B_images distinct images, at the network's input size S.
+    """B expressions about B_images distinct images, at the network's input size S."""
 
-    Attributes:
-        images: float32 `[B_images, 3, S, S]` in [0, 1], RGB, in the order in which the expressions refer to
-            them first.
-        words: int64 `[B, N]`, word ids, padded at the front with `<pad>` as in the published code.
-        word_mask: bool `[B, N]`, True where a word is real; at least one per expression.
-        masks: bool `[B, S, S]`.
-        image_index: int64 `[B]`, the image of each expression.
-        samples: Original samples, one per expression, for evaluation at the image's own size. They are not
-            moved by `to`.
-        letterboxes: Geometry of each expression's image in the square, one per expression.
-    """
-
+    # float32 `[B_images, 3, S, S]` in [0, 1], RGB, in the order in which the expressions refer to them first.
     images: Tensor
-    words: Tensor
-    word_mask: Tensor
-    masks: Tensor
-    image_index: Tensor
+    words: Tensor  # int64 `[B, N]`, word ids, padded at the front with `<pad>` as in the published code
+    word_mask: Tensor  # bool `[B, N]`, True where a word is real; at least one per expression
+    masks: Tensor  # bool `[B, S, S]`
+    image_index: Tensor  # int64 `[B]`, the image of each expression
+    # Original samples, one per expression, for evaluation at the image's own size. They are not moved by `to`.
     samples: list[Sample]
-    letterboxes: list[Letterbox]
+    letterboxes: list[Letterbox]  # geometry of each expression's image in the square, one per expression
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Returns a batch with its tensors on `device`; see `torch.Tensor.to`."""
@@ -107,8 +97,8 @@ class Collate:
                     boxes.append(Letterbox(height, width, self.size))
                     originals.append(sample.image)
                     images.append(boxes[place].image(sample.image))
-                elif sample.image is not originals[place]:
-                    _check_equal(sample.image, originals[place])
+                elif sample.image is not originals[place] and not torch.equal(sample.image, originals[place]):
+                    raise ValueError("samples with the same image_id must have the same image, but two differ.")
                 masks.append(self._mask(boxes[place], sample))
                 encoded.append(self.vocabulary.encode(sample.expression, self.max_words))
             except (TypeError, ValueError) as error:
@@ -141,16 +131,6 @@ class Collate:
             )
             self._has_warned = True
         return mask
-
-
-def _check_equal(image: Tensor, first: Tensor) -> None:
-    if image.shape != first.shape:
-        raise ValueError(
-            "samples with the same image_id must have images of one shape, but there are "
-            f"{list(first.shape)} and {list(image.shape)}."
-        )
-    if not torch.equal(image, first):
-        raise ValueError("samples with the same image_id must have the same image, but two differ.")
 
 
 def _pad(encoded: list[list[int]]) -> tuple[Tensor, Tensor]:

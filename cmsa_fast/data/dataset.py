@@ -26,38 +26,21 @@ _WORD_CHARACTER = re.compile("[0-9A-Za-z]")
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What a split contains and what was left out of it.
+    """What a split contains and what was left out of it."""
 
-    Attributes:
-        references: Number of usable records of the split.
-        recorded_expressions: Number of expressions in these records.
-        expressions: Number of items of the data set.
-        images: Number of distinct images of the items.
-        expressions_naming_nothing: Items whose expression refers to nothing in its image.
-        empty_expressions: Expressions without a word (see `tokenize`), which are left out.
-        degenerate_parts: Polygons that enclose no area, which are left out of their mask.
-        objects_without_mask: References all of whose masks are empty.
-        expressions_without_mask: Their expressions: left out for training, otherwise kept with an empty
-            mask.
-        unusable_records: Damaged records that were left out when the split was opened.
-        excluded_expressions: Expressions left out because their image is excluded.
-        excluded_images: Number of their distinct images.
-        published_expressions: Number of expressions of the published split, None if unknown.
-    """
-
-    references: int
-    recorded_expressions: int
-    expressions: int
-    images: int
-    expressions_naming_nothing: int
-    empty_expressions: int
-    degenerate_parts: int
-    objects_without_mask: int
-    expressions_without_mask: int
-    unusable_records: int
-    excluded_expressions: int
-    excluded_images: int
-    published_expressions: int | None
+    references: int  # number of usable records of the split
+    recorded_expressions: int  # number of expressions in these records
+    expressions: int  # number of items of the data set
+    images: int  # number of distinct images of the items
+    expressions_naming_nothing: int  # items whose expression refers to nothing in its image
+    empty_expressions: int  # expressions without a word (see `tokenize`), which are left out
+    degenerate_parts: int  # polygons that enclose no area, which are left out of their mask
+    objects_without_mask: int  # references all of whose masks are empty
+    expressions_without_mask: int  # their expressions: left out for training, otherwise kept with an empty mask
+    unusable_records: int  # damaged records that were left out when the split was opened
+    excluded_expressions: int  # expressions left out because their image is excluded
+    excluded_images: int  # number of their distinct images
+    published_expressions: int | None  # number of expressions of the published split, None if unknown
 
 
 class RecordDataset:

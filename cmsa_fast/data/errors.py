@@ -56,10 +56,7 @@ class ErrorCollector:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         if self.strict or not isinstance(error, ValueError | TypeError | OSError):
             return False

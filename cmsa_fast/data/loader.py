@@ -51,17 +51,13 @@ class BatchLoader:
             generator=torch.Generator(),  # the global one belongs to the training
         )
 
-    def __iter__(self) -> Iterator[Batch | None]:
-        """Yields the batches in order; None if no item of a batch can be used.
+    def __iter__(self) -> Iterator[tuple[list[int], Batch | None]]:
+        """Yields the indices of the usable items of each batch, and the batch: None if there are none.
 
         Raises:
             TypeError, ValueError, OSError: An item cannot be read or collated, and errors are not collected.
             ChildProcessError: A worker process was killed.
         """
-        return (batch for _, batch in self.with_indices())
-
-    def with_indices(self) -> Iterator[tuple[list[int], Batch | None]]:
-        """Yields the indices of the usable items of each batch, and the batch; raises like `__iter__`."""
         for loaded in self._loaded():
             if isinstance(loaded, Exception):
                 raise loaded

@@ -49,26 +49,18 @@ class Source:
 
     def __post_init__(self) -> None:
         """Raises ValueError for an unknown form or text version."""
-        for name, value, known in (
-            ("form", self.form, get_args(Form)),
-            ("text", self.text, get_args(Text)),
-        ):
+        for name, value, known in (("form", self.form, get_args(Form)), ("text", self.text, get_args(Text))):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The result of a reader.
+    """The result of a reader."""
 
-    Attributes:
-        records: Records of the split, or of all splits, in the order of the files.
-        title: Name of the data set for messages, such as "refcoco (unc)".
-        published_expressions: Number of expressions of each published split, as far as known.
-    """
-
-    records: Sequence[Record]
-    title: str
+    records: Sequence[Record]  # records of the split, or of all splits, in the order of the files
+    title: str  # name of the data set for messages, such as "refcoco (unc)"
+    # Number of expressions of each published split, as far as known.
     published_expressions: Mapping[str, int] = field(default_factory=dict)
 
 

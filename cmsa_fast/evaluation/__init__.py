@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CONVENTIONS", "GeneralizedMetrics", "SegmentationMetrics"]
 
-_MODULES = {
-    "CONVENTIONS": ".conventions",
-    "GeneralizedMetrics": ".metrics",
-    "SegmentationMetrics": ".metrics",
-}
+_MODULES = {"CONVENTIONS": ".conventions", "GeneralizedMetrics": ".metrics", "SegmentationMetrics": ".metrics"}
 
 
 def __getattr__(name: str) -> Any:

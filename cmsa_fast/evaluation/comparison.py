@@ -22,43 +22,27 @@ _Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric in two evaluations.
+    """One metric in two evaluations."""
 
-    Attributes:
-        first: Its value in the first evaluation.
-        second: Its value in the second evaluation.
-        low: Lower end of the confidence interval of `second - first`.
-        high: Upper end of the interval.
-        difference: `second - first`.
-    """
-
-    first: float
-    second: float
-    low: float
-    high: float
-    difference: float
+    first: float  # its value in the first evaluation
+    second: float  # its value in the second evaluation
+    low: float  # lower end of the confidence interval of `second - first`
+    high: float  # upper end of the interval
+    difference: float  # `second - first`
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations of the same expressions.
+    """Two evaluations of the same expressions."""
 
-    Attributes:
-        expressions: Number of expressions.
-        images: Number of distinct images.
-        measures: `overall_iou`, `mean_iou` and `precision@0.5` to `precision@0.9`; where expressions name nothing
-            also `gIoU`, `cIoU`, `N_acc` and `T_acc`.
-        better: Expressions whose IoU is higher in the second evaluation.
-        worse: Expressions whose IoU is lower in the second evaluation.
-        pairs: Both results of every expression, in the order of the first evaluation.
-    """
-
-    expressions: int
-    images: int
+    expressions: int  # number of expressions
+    images: int  # number of distinct images
+    # `overall_iou`, `mean_iou` and `precision@0.5` to `precision@0.9`; where expressions name nothing also `gIoU`,
+    # `cIoU`, `N_acc` and `T_acc`.
     measures: dict[str, Difference]
-    better: int
-    worse: int
-    pairs: list[_Pair]
+    better: int  # expressions whose IoU is higher in the second evaluation
+    worse: int  # expressions whose IoU is lower in the second evaluation
+    pairs: list[_Pair]  # both results of every expression, in the order of the first evaluation
 
     def changed(self, most: int) -> list[_Pair]:
         """Up to `most` expressions whose IoU differs, the largest change first."""

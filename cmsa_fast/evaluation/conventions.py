@@ -27,31 +27,19 @@ class Convention:
     Every convention evaluates every expression of a split. (During training, CRIS validates on the first
     expression of each object and LAVT on a random one; both test on all.) The true mask is the union of an
     object's parts. (LAVT's reader drops pixels where parts overlap.)
-
-    Attributes:
-        name: Its key in `CONVENTIONS`.
-        where: At which size masks are compared, and how the prediction gets there; for the table.
-        threshold: Probability at which a pixel is predicted.
-        strict_threshold: A pixel is predicted only above the threshold, not at it.
-        precision_strict: Precision counts only expressions whose IoU is above its threshold, not at it.
-        empty_union_iou: IoU of two empty masks, 1 or 0.
-        union_offset: Pixels added to the union in an expression's IoU.
-        refine_at: Where a dense CRF runs: at the image's own size, or over the network's square with its
-            padding.
-        headline: The metric its papers call the IoU.
-        source: The repository with these rules.
     """
 
-    name: str
-    where: str
-    threshold: float = 0.5
-    strict_threshold: bool = True
-    precision_strict: bool = False
-    empty_union_iou: Literal[0, 1] = 1
-    union_offset: float = 0.0
+    name: str  # its key in `CONVENTIONS`
+    where: str  # at which size masks are compared, and how the prediction gets there; for the table
+    threshold: float = 0.5  # probability at which a pixel is predicted
+    strict_threshold: bool = True  # a pixel is predicted only above the threshold, not at it
+    precision_strict: bool = False  # precision counts only expressions whose IoU is above its threshold, not at it
+    empty_union_iou: Literal[0, 1] = 1  # IoU of two empty masks, 1 or 0
+    union_offset: float = 0.0  # pixels added to the union in an expression's IoU
+    # Where a dense CRF runs: at the image's own size, or over the network's square with its padding.
     refine_at: Literal["image", "square"] = "image"
-    headline: Literal["overall_iou", "mean_iou"] = "overall_iou"
-    source: str
+    headline: Literal["overall_iou", "mean_iou"] = "overall_iou"  # the metric its papers call the IoU
+    source: str  # the repository with these rules
     _from_square: Callable[[Tensor, Letterbox, Threshold], Tensor] = field(repr=False)
     _side: int | None = field(default=None, repr=False)
 
@@ -111,9 +99,7 @@ class Convention:
     def metrics(self) -> SegmentationMetrics:
         """Empty metrics with the convention's rules."""
         return SegmentationMetrics(
-            empty_union_iou=self.empty_union_iou,
-            strict=self.precision_strict,
-            union_offset=self.union_offset,
+            empty_union_iou=self.empty_union_iou, strict=self.precision_strict, union_offset=self.union_offset
         )
 
     def _above_threshold(self, probability: Tensor) -> Tensor:
@@ -208,10 +194,7 @@ CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
     for convention in (
         Convention(
-            name="native",
-            where="own size; resized bilinearly, cut",
-            source="this library",
-            _from_square=_native,
+            name="native", where="own size; resized bilinearly, cut", source="this library", _from_square=_native
         ),
         Convention(
             name="cmsa",

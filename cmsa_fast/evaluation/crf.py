@@ -29,25 +29,17 @@ class CrfParameters:
 
     The defaults are those CMSA was published with (lwye/CMSA-Net, main_cmsa.py), there on images of 320 x 320.
 
-    Attributes:
-        gaussian_sxy: Standard deviation of the smoothness term's positions, in pixels.
-        gaussian_compat: Weight of the smoothness term (Potts).
-        bilateral_sxy: Standard deviation of the appearance term's positions, in pixels.
-        bilateral_srgb: Standard deviation of its colours, in grey levels of 0 to 255.
-        bilateral_compat: Weight of the appearance term (Potts).
-        iterations: Mean-field steps.
-
     Raises:
         TypeError: A value is not a number, or `iterations` is not an integer.
         ValueError: A value is not positive and finite.
     """
 
-    gaussian_sxy: float = 3
-    gaussian_compat: float = 3
-    bilateral_sxy: float = 20
-    bilateral_srgb: float = 3
-    bilateral_compat: float = 10
-    iterations: int = 5
+    gaussian_sxy: float = 3  # standard deviation of the smoothness term's positions, in pixels
+    gaussian_compat: float = 3  # weight of the smoothness term (Potts)
+    bilateral_sxy: float = 20  # standard deviation of the appearance term's positions, in pixels
+    bilateral_srgb: float = 3  # standard deviation of its colours, in grey levels of 0 to 255
+    bilateral_compat: float = 10  # weight of the appearance term (Potts)
+    iterations: int = 5  # mean-field steps
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -20,14 +20,7 @@ from ..models import for_inference
 from ..models.base import ReferringModel
 from ..system.processes import ALONE, Processes
 from .conventions import Convention
-from .inference import (
-    EXPRESSIONS_AT_ONCE,
-    NATIVE,
-    Refiner,
-    group_by_image,
-    predicted_mask,
-    segment_batch,
-)
+from .inference import EXPRESSIONS_AT_ONCE, NATIVE, Refiner, group_by_image, predicted_mask, segment_batch
 from .results import ExpressionResult
 from .score import Evaluation, score
 
@@ -106,7 +99,7 @@ def evaluate(
     try:
         network = for_inference(model)
         with bar:
-            for requested, (indices, batch) in zip(batches, loader.with_indices(), strict=True):
+            for requested, (indices, batch) in zip(batches, loader, strict=True):
                 bar.update(len(requested))
                 if batch is None:
                     continue

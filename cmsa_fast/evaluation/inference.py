@@ -109,11 +109,7 @@ def group_by_image(images: Sequence[int]) -> list[int]:
 
 
 def predicted_mask(
-    probability: Tensor,
-    letterbox: Letterbox,
-    sample: Sample,
-    convention: Convention,
-    refiner: Refiner | None,
+    probability: Tensor, letterbox: Letterbox, sample: Sample, convention: Convention, refiner: Refiner | None
 ) -> Callable[[], Tensor]:
     """A function that returns the predicted mask, bool `[H, W]` at the convention's size.
 

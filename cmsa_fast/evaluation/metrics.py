@@ -221,16 +221,6 @@ class GeneralizedMetrics(ExpressionCounts):
         pairs = zip(self.intersections, self.unions, strict=True)
         return [intersection / union if union else 1.0 for intersection, union in pairs]
 
-    @property
-    def no_target_count(self) -> int:
-        """Number of expressions without target."""
-        return self.true.count(0)
-
-    @property
-    def targeted_count(self) -> int:
-        """Number of targeted expressions."""
-        return self.count - self.no_target_count
-
     def compute(self) -> dict[str, float | None]:
         """Metrics of all expressions added so far.
 
@@ -281,8 +271,7 @@ def _count(prediction: Mask, truth: Mask) -> list[int]:
     first, second = (
         # A copy: PyTorch accepts neither negative strides nor (without a warning) read-only arrays.
         torch.as_tensor(
-            np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask,
-            device=accelerators[0],
+            np.array(mask, order="C") if isinstance(mask, np.ndarray) else mask, device=accelerators[0]
         )
         for mask in (prediction, truth)
     )

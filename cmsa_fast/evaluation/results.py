@@ -16,43 +16,24 @@ EXPRESSIONS = "sentences.csv"
 
 @dataclass(frozen=True, slots=True)
 class ExpressionResult:
-    """One evaluated expression.
+    """One evaluated expression."""
 
-    Attributes:
-        index: Index in the data set.
-        image_id: The data set's number for the image.
-        ref_id: The data set's number for the referred object.
-        sent_id: The data set's number for the expression.
-        expression: The expression as written.
-        words: Number of words.
-        kind: The kind of expression if the data set has kinds, otherwise empty.
-        names_nothing: Whether the expression refers to nothing in the image (no target).
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
-        intersection: Pixels in both masks, at the size where the convention compares them.
-        predicted: Pixels of the predicted mask at that size.
-        true: Pixels of the true mask at that size.
-        share: Fraction of the image that the true mask covers, at the image's own size.
-        iou: IoU by the convention's rules.
-        convention: Name of the convention, a key of `CONVENTIONS`.
-    """
-
-    index: int
-    image_id: int
-    ref_id: int
-    sent_id: int
-    expression: str
-    words: int
-    kind: str
-    names_nothing: bool
-    height: int
-    width: int
-    intersection: int
-    predicted: int
-    true: int
-    share: float
-    iou: float
-    convention: str
+    index: int  # index in the data set
+    image_id: int  # the data set's number for the image
+    ref_id: int  # the data set's number for the referred object
+    sent_id: int  # the data set's number for the expression
+    expression: str  # the expression as written
+    words: int  # number of words
+    kind: str  # the kind of expression if the data set has kinds, otherwise empty
+    names_nothing: bool  # whether the expression refers to nothing in the image (no target)
+    height: int  # height of the image in pixels
+    width: int  # width of the image in pixels
+    intersection: int  # pixels in both masks, at the size where the convention compares them
+    predicted: int  # pixels of the predicted mask at that size
+    true: int  # pixels of the true mask at that size
+    share: float  # fraction of the image that the true mask covers, at the image's own size
+    iou: float  # IoU by the convention's rules
+    convention: str  # name of the convention, a key of `CONVENTIONS`
 
     @property
     def union(self) -> int:

@@ -38,23 +38,14 @@ _SHARES: Sequence[tuple[float, str]] = (
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a split the metrics cover.
+    """How much of a split the metrics cover."""
 
-    Attributes:
-        measured: Expressions in the metrics.
-        published: Expressions of the published split; None if unknown.
-        unusable_records: Damaged records, each with one expression or more.
-        without_words: Expressions without a word.
-        unreadable: Expressions whose image or mask cannot be used.
-        checksum: See `checksum`.
-    """
-
-    measured: int = 0
-    published: int | None = None
-    unusable_records: int = 0
-    without_words: int = 0
-    unreadable: int = 0
-    checksum: str = ""
+    measured: int = 0  # expressions in the metrics
+    published: int | None = None  # expressions of the published split; None if unknown
+    unusable_records: int = 0  # damaged records, each with one expression or more
+    without_words: int = 0  # expressions without a word
+    unreadable: int = 0  # expressions whose image or mask cannot be used
+    checksum: str = ""  # see `checksum`
 
     @property
     def missing(self) -> int:
@@ -64,30 +55,20 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over all expressions, and over groups of them.
+    """Metrics over all expressions, and over groups of them."""
 
-    Attributes:
-        expressions: Number of evaluated expressions.
-        overall: See `SegmentationMetrics.compute`.
-        by_kind: The same for each label.
-        counts: Number of expressions of each label.
-        by_length: The same metrics, and the number of expressions, for each group of expression lengths.
-        by_size: The same for each group of object sizes.
-        generalized: See `GeneralizedMetrics.compute`; None if every expression names something.
-        convention: Name of the convention.
-        coverage: How much of the split was evaluated.
-        results: The result of every expression, in the data set's order.
-    """
-
-    expressions: int
-    overall: dict[str, float]
-    by_kind: dict[str, dict[str, float]]
-    counts: dict[str, int]
+    expressions: int  # number of evaluated expressions
+    overall: dict[str, float]  # see `SegmentationMetrics.compute`
+    by_kind: dict[str, dict[str, float]]  # the same for each label
+    counts: dict[str, int]  # number of expressions of each label
+    # The same metrics, and the number of expressions, for each group of expression lengths.
     by_length: dict[str, dict[str, float]] = field(default_factory=dict)
-    by_size: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_size: dict[str, dict[str, float]] = field(default_factory=dict)  # the same for each group of object sizes
+    # See `GeneralizedMetrics.compute`; None if every expression names something.
     generalized: dict[str, float | None] | None = None
-    convention: str = "native"
-    coverage: Coverage = Coverage()
+    convention: str = "native"  # name of the convention
+    coverage: Coverage = Coverage()  # how much of the split was evaluated
+    # The result of every expression, in the data set's order.
     results: list[ExpressionResult] = field(default_factory=list, repr=False)
 
     def summary(self) -> dict[str, object]:

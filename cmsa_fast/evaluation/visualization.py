@@ -41,22 +41,14 @@ _Rows = list[list[tuple[int, int, int]]]
 
 @dataclass(frozen=True)
 class Example:
-    """One expression, ready to be drawn.
+    """One expression, ready to be drawn."""
 
-    Attributes:
-        image: uint8 `[3, H, W]`, RGB.
-        truth: bool `[H, W]`.
-        prediction: bool `[H, W]`.
-        expression: The expression as written.
-        tokens: The N words the model saw.
-        attention: `[levels, N]`, the attention each word received. None if the model does not provide it.
-    """
-
-    image: Tensor
-    truth: Tensor
-    prediction: Tensor
-    expression: str
-    tokens: Sequence[str]
+    image: Tensor  # uint8 `[3, H, W]`, RGB
+    truth: Tensor  # bool `[H, W]`
+    prediction: Tensor  # bool `[H, W]`
+    expression: str  # the expression as written
+    tokens: Sequence[str]  # the N words the model saw
+    # `[levels, N]`, the attention each word received. None if the model does not provide it.
     attention: Tensor | None
 
     @property
@@ -185,10 +177,7 @@ def draw_example(example: Example) -> Image.Image:
     panels = [
         ("image", example.image),
         ("ground truth", overlay(example.image, example.truth)),
-        (
-            f"prediction, IoU {percent(example.iou)} %",
-            overlay(example.image, example.prediction),
-        ),
+        (f"prediction, IoU {percent(example.iou)} %", overlay(example.image, example.prediction)),
     ]
     width = 3 * _PANEL + 4 * _GAP
     top = 2 * _ROW

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .backends import without_autocast
+
 _library = torch.library.Library("cmsa_fast", "DEF")
 # Dispatch keys: Triton kernels run on GPUs and, in Triton's interpreter, on the CPU; plain PyTorch everywhere.
 TRITON_DEVICES = ("CUDA", "CPU")
@@ -35,8 +37,7 @@ def register(
     def run(*arguments: Any) -> Any:
         device = arguments[0].device
         with contextlib.ExitStack() as stack:
-            if device.type in ("cpu", "cuda"):
-                stack.enter_context(torch.autocast(device.type, enabled=False))
+            stack.enter_context(without_autocast(device))
             if device.type == "cuda":
                 stack.enter_context(torch.cuda.device(device))
             return implementation(*arguments)

@@ -1,12 +1,15 @@
 """Checks of tensor arguments, shared by the public functions and by `cmsa_fast.nn`.
 
-Every error names the argument, what was expected and what came.
+Every error names the argument, what was expected and what came. No check waits for a GPU: a rule about values
+raises a ValueError on the CPU; elsewhere and in traced graphs it is a `torch._assert_async`. A process whose GPU
+finds it violated cannot use that GPU any more.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .backends import autocast
 
@@ -86,7 +89,7 @@ def check_word_mask(word_mask: Tensor, shape: Sequence[int], like_name: str, dev
 
 def check_rows(rule: str, rows: str, mask: Tensor) -> None:
     """Check that every row of a mask has a true entry; the message is the rule and the rows that break it."""
-    if not values_can_be_read(mask):
+    if not _values_can_be_read(mask):
         torch._assert_async(mask.any(1).all(), f"{rule}.")
         return
     empty = (~mask.any(1)).nonzero().flatten().tolist()
@@ -138,20 +141,16 @@ def check_image_index(image_index: Tensor, expressions: int, like_name: str, dev
 def check_range(name: str, index: Tensor, count: int) -> None:
     """Check that values are in 0..count - 1."""
     rule = f"{name} must lie in 0..{count - 1}"
-    if not values_can_be_read(index):
+    if not _values_can_be_read(index):
         torch._assert_async(((index >= 0) & (index < count)).all(), f"{rule}.")
     elif len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
         raise ValueError(f"{rule}; got values from {int(index.min())} to {int(index.max())}.")
 
 
-def values_can_be_read(tensor: Tensor) -> bool:
-    """Whether Python may read values: not while a graph is traced or a CUDA graph captured.
-
-    There the same rules are asserted on the device by `torch._assert_async`.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+def _values_can_be_read(tensor: Tensor) -> bool:
+    """Whether Python may read values without waiting for a device, and there are any."""
+    is_real = not torch.compiler.is_compiling() and not isinstance(tensor, FakeTensor)
+    return is_real and tensor.device.type == "cpu"
 
 
 def _kind(part: object) -> str:

@@ -101,7 +101,7 @@ class CMSAModel(ExplainsWords):
 
     def read_out(self, projected: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Fuse the projected levels, [B, fused_channels, H/8, W/8] each, into logits [B, 1, *size]."""
-        logits = F.pixel_shuffle(self.mask(self.fusion.fuse(projected)), self.mask_scale)
+        logits = F.pixel_shuffle(self.mask(self.fusion.unchecked_fuse(projected)), self.mask_scale)
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def _project(
@@ -113,6 +113,8 @@ class CMSAModel(ExplainsWords):
     ) -> list[tuple[Tensor, Tensor | None]]:
         words, word_mask = text
         check_images("features", len(features.levels[0]), "words", len(words), image_index, words.device)
+        for attention in self.attention:
+            cast(CMSA, attention).check_linear_maps()
         return [
             cast(CMSA, attention).unchecked_project(
                 level,

@@ -123,9 +123,11 @@ class ReleasedCMSAModel(ReferringModel):
     def decode(self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None) -> Tensor:
         words, word_mask = text
         check_images("features", len(features.levels[0]), "words", len(words), image_index, words.device)
+        for attention in self.attention:
+            cast(ReleasedLevel, attention).check_linear_maps()
         levels = [
             cast(ReleasedLevel, attention).unchecked_forward(level, words, word_mask, image_index)
             for attention, level in zip(self.attention, features.levels, strict=True)
         ]
-        logits = self.mask(self.fusion(levels))
+        logits = self.mask(self.fusion.unchecked_forward(levels))
         return F.interpolate(logits, size=features.size, mode="bilinear", align_corners=False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .pretrained import load_backbone_weights
+from .validation import check_dtype_and_device
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 # Dilations of the first units of layer3 and layer4; the other units have 2 and 4.
@@ -108,11 +109,12 @@ class Backbone(nn.Module):
             Res3, Res4 and Res5, [B, channels[i], ceil(H/8), ceil(W/8)] each.
 
         Raises:
-            TypeError: images is not floating point.
-            ValueError: images has another shape.
+            TypeError: images is not floating point, or not in the dtype of the backbone.
+            ValueError: images has another shape or is on another device.
         """
         if not images.is_floating_point():
             raise TypeError(f"images must be floating point in [0, 1]; got {images.dtype}.")
+        check_dtype_and_device("images", images, "the backbone", self.mean)
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"images must have shape [batch, 3, height, width]; got {list(images.shape)}.")
         return self.levels((images - self.mean) / self.std)

@@ -115,12 +115,14 @@ class CMSA(Level):
 
         Returns:
             [B, Cv+Cl+8, H, W]; with return_word_attention also [B, N]: the attention weights that each word
-            receives, averaged over places and words; they sum to 1 over real words and are 0 on padding.
+            receives, averaged over places and words; they sum to 1 over real words and are 0 on padding. Both are
+            differentiable.
 
         Raises:
-            TypeError, ValueError: Shapes, dtypes or devices do not fit, or an expression has no real word.
+            TypeError, ValueError: Shapes, dtypes or devices do not fit, an expression has no real word, or query,
+                key, value or output is not a plain nn.Linear: its weight is read without a call.
         """
-        check_inputs(visual, words, word_mask, image_index, self.visual_channels, self.word_channels)
+        check_inputs(self, visual, words, word_mask, image_index)
         tokens = _tokens(visual, words, word_mask)
         places, expression = self._project(tokens)
         attended = self._attend(places, expression, word_mask, image_index)
@@ -167,7 +169,7 @@ class CMSA(Level):
         Raises:
             TypeError, ValueError: As in `forward`; or weight or bias does not fit.
         """
-        check_inputs(visual, words, word_mask, image_index, self.visual_channels, self.word_channels)
+        check_inputs(self, visual, words, word_mask, image_index)
         check_convolution(weight, bias, self.out_channels, "output.weight", self.output.weight)
         return self.unchecked_project(visual, words, word_mask, weight, bias, image_index, False)[0]
 
@@ -206,17 +208,16 @@ class CMSA(Level):
 
     def _project(self, tokens: _Tokens) -> tuple[_Projections, _Projections]:
         """Query, key and value of the places [B', P, d] and of the words [B, N, d]."""
-        weights = [self._split(part.weight) for part in (self.query, self.key, self.value)]
-        visual_parts, word_parts, spatial_parts = zip(*weights, strict=True)
+        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
+        visual_part, word_part, spatial_part = self._split(weight)
         images = len(tokens.visual)
-        # The word parts are not concatenated: with few words the copy costs more than it saves.
         places = torch.baddbmm(
-            F.linear(tokens.spatial, torch.cat(spatial_parts)).expand(images, -1, -1),
+            F.linear(tokens.spatial, spatial_part).expand(images, -1, -1),
             tokens.visual,
-            torch.cat(visual_parts).mT.expand(images, -1, -1),
+            visual_part.mT.expand(images, -1, -1),
         )
-        words = (F.linear(tokens.words, part) for part in word_parts)
-        return _Projections(*places.chunk(3, dim=2)), _Projections(*words)
+        words = F.linear(tokens.words, word_part)
+        return _Projections(*places.chunk(3, dim=2)), _Projections(*words.chunk(3, dim=2))
 
     def _attend(
         self,

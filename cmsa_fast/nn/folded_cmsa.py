@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..kernels.backends import without_autocast
 from ..kernels.separable_attention.api import (
     unchecked_cross_modal_attention,
     unchecked_received_word_attention,
@@ -71,7 +72,7 @@ class FoldedLevel:
         self._convolution = (weight,) if bias is None else (weight, bias)
         self._width = attention.attention_channels
         self._channels = len(weight)
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(weight.device):
             matrix = weight.flatten(1)
             value = _value_weight(matrix, attention)
             stacked = torch.cat([attention.query.weight, attention.key.weight, value, matrix])
@@ -82,8 +83,8 @@ class FoldedLevel:
             self._parts = [self._width, self._width, len(value)]
             self._word_part, self._mean_part = word_part.split([sum(self._parts), self._channels])
             self._bias = None if bias is None else bias.clone()
-        self._weights = self._find_weights()  # kept, so that no other tensor gets one of their ids
-        self._versions = [_version(part) for part in self._weights]
+        self._weights = self._find_weights()  # kept, so that no other tensor gets one of their addresses
+        self._versions = _versions(self._weights)
 
     def __call__(
         self,
@@ -191,17 +192,18 @@ class FoldedLevel:
                 "A folded level has no gradient for its weights: call it under torch.no_grad() or "
                 "torch.inference_mode(), or call CMSA.project."
             )
-        if self._have_weights_changed():
-            raise RuntimeError(
-                "The weights of CMSA or of the convolution have changed since they were folded: fold them again."
-            )
+        torch._assert_async(
+            _are_unchanged(self._find_weights(), self._versions),
+            "The weights of CMSA or of the convolution have changed since they were folded: fold them again.",
+        )
 
-    @torch.compiler.disable  # ids and versions are not constants of a graph
-    def _have_weights_changed(self) -> bool:
-        return [_version(part) for part in self._find_weights()] != self._versions
+    def __reduce__(self) -> tuple[type["FoldedLevel"], tuple[object, ...]]:
+        """Copies and unpickled levels are folded anew, from their own copy of the weights."""
+        return FoldedLevel, (self._attention, *self._convolution)
 
     def _find_weights(self) -> list[Tensor]:
         level = self._attention
+        level.check_linear_maps()
         linear = (level.query, level.key, level.value, level.output)
         return [*(part.weight for part in linear), *self._convolution]
 
@@ -214,7 +216,22 @@ def _value_weight(matrix: Tensor, attention: CMSA) -> Tensor:
     return F.pad(product, (0, 0, 0, -len(product) % _MULTIPLE))
 
 
-def _version(weight: Tensor) -> tuple[int, int, int]:
-    """Differs after any change except an in-place one through `.data`."""
+# An operator, so that a compiled graph compares the weights of each call.
+@torch.library.custom_op("cmsa_fast::weights_are_unchanged", mutates_args=())
+def _are_unchanged(weights: list[Tensor], versions: list[int]) -> Tensor:
+    return torch.tensor(_versions(weights) == versions)
+
+
+@_are_unchanged.register_fake
+def _(weights: list[Tensor], versions: list[int]) -> Tensor:
+    return torch.empty((), dtype=torch.bool)
+
+
+def _versions(weights: list[Tensor]) -> list[int]:
+    """Differ after any change except an in-place one through `.data`."""
     # Tensors created in inference mode have no version counter.
-    return id(weight), weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    return [
+        number
+        for weight in weights
+        for number in (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+    ]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .validation import check_dtype_and_device
+
 _LEVELS = 3  # of `ChannelGatedFusion`: Res3, Res4 and Res5
 
 
@@ -56,9 +58,10 @@ class GatedFusion(nn.Module):
 
         Raises:
             ValueError: The number of levels is not that of in_channels, or levels differ in batch or size.
+            TypeError: The dtype of a level is not that of the weights.
         """
-        _check_levels("levels", levels, len(self.project))
-        return self._fuse([conv(level) for conv, level in zip(self.project, levels, strict=True)])
+        _check_levels("levels", levels, self.gamma)
+        return self.unchecked_fuse([conv(level) for conv, level in zip(self.project, levels, strict=True)])
 
     def fuse(self, projected: Sequence[Tensor]) -> Tensor:
         """`forward` for levels to which their 1x1 convolution in `project` is already applied (`CMSA.project`).
@@ -70,12 +73,13 @@ class GatedFusion(nn.Module):
             [B, fused_channels, H, W].
 
         Raises:
-            ValueError: As in `forward`.
+            TypeError, ValueError: As in `forward`.
         """
-        _check_levels("projected", projected, len(self.project))
-        return self._fuse(projected)
+        _check_levels("projected", projected, self.gamma)
+        return self.unchecked_fuse(projected)
 
-    def _fuse(self, projected: Sequence[Tensor]) -> Tensor:
+    def unchecked_fuse(self, projected: Sequence[Tensor]) -> Tensor:
+        """`fuse` without argument checks."""
         gates = [
             _gates(x, cast(nn.Conv2d, memory), cast(nn.Conv2d, reset))
             for x, memory, reset in zip(projected, self.memory, self.reset, strict=True)
@@ -148,8 +152,13 @@ class ChannelGatedFusion(nn.Module):
 
         Raises:
             ValueError: There are not three levels, or they differ in batch or size.
+            TypeError: The dtype of a level is not that of the weights.
         """
-        _check_levels("levels", levels, _LEVELS)
+        _check_levels("levels", levels, self.balance)
+        return self.unchecked_forward(levels)
+
+    def unchecked_forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """`forward` without argument checks."""
         projected = [conv(level).relu() for conv, level in zip(self.project, levels, strict=True)]
         return functools.reduce(operator.add, [self._level(index, projected) for index in range(_LEVELS)])
 
@@ -170,14 +179,17 @@ def _gates(x: Tensor, memory: nn.Conv2d, reset: nn.Conv2d) -> tuple[Tensor, ...]
     return F.conv2d(x, weight, bias, padding=1).sigmoid().split(1, dim=1)
 
 
-def _check_levels(name: str, levels: Sequence[Tensor], count: int) -> None:
-    if len(levels) != count:
-        raise ValueError(f"{name} must be {count} tensors; got {len(levels)}.")
+def _check_levels(name: str, levels: Sequence[Tensor], weights: Tensor) -> None:
+    """Check the features of the levels; `weights` are a parameter of the fusion with one entry a level."""
+    if len(levels) != len(weights):
+        raise ValueError(f"{name} must be {len(weights)} tensors; got {len(levels)}.")
     shapes = {(len(level), *level.shape[2:]) for level in levels}
     if len(shapes) != 1:
         raise ValueError(
             f"{name} must share batch, height and width; got {[list(level.shape) for level in levels]}."
         )
+    for number, level in enumerate(levels):
+        check_dtype_and_device(f"{name}[{number}]", level, "the fusion's weights", weights)
 
 
 def _projection(in_channels: int, channels: int) -> nn.Conv2d:

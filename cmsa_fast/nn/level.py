@@ -38,10 +38,34 @@ class Level(nn.Module):
         self.attention_channels = attention_channels
         self.out_channels = token_channels
         self.backend = backend
+        self._bias = bias
         self.query = nn.Linear(token_channels, attention_channels, bias=bias)
         self.key = nn.Linear(token_channels, attention_channels, bias=bias)
         self.value = nn.Linear(token_channels, attention_channels, bias=bias)
         self.output = nn.Linear(attention_channels, token_channels, bias=bias)
+
+    def check_linear_maps(self) -> None:
+        """Check that the linear maps compute no more than their weights and biases, which are used without a call.
+
+        Raises:
+            TypeError: One is no nn.Linear, has hooks, or differs from the level's own in having a bias.
+        """
+        for name, part in self.named_children():
+            expected = f"{name} must be an nn.Linear with bias={self._bias}, without hooks"
+            if type(part).forward is not nn.Linear.forward or "forward" in part.__dict__:
+                came = type(part).__name__
+            elif (
+                part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks
+            ):
+                came = "one with hooks"
+            elif (part.bias is not None) != self._bias:
+                came = f"bias={not self._bias}"
+            else:
+                continue
+            raise TypeError(
+                f"{expected}, because only its weight and bias are read (merge adapters into the weight, or use "
+                f"torch.nn.utils.parametrize); got {came}."
+            )
 
     def extra_repr(self) -> str:
         return (

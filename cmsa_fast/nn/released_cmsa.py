@@ -89,7 +89,7 @@ class ReleasedLevel(Level):
         Returns:
             [B, out_channels, H, W].
         """
-        check_inputs(visual, words, word_mask, image_index, self.visual_channels, self.word_channels)
+        check_inputs(self, visual, words, word_mask, image_index)
         return self.unchecked_forward(visual, words, word_mask, image_index)
 
     def unchecked_forward(
@@ -246,16 +246,17 @@ def _pool_places(features: Tensor, height: int, width: int) -> Tensor:
 def _pool_words(features: Tensor, word_mask: Tensor | None) -> Tensor:
     """[B, ..., N, C] of packed words -> [B, ..., ceil(N/2), C]; -inf where a window has no real word."""
     if word_mask is not None:
-        padded = ~word_mask.view(len(word_mask), *[1] * (features.ndim - 3), -1, 1)
+        batch, words = word_mask.shape
+        padded = ~word_mask.view(batch, *[1] * (features.ndim - 3), words, 1)
         features = features.masked_fill(padded, -torch.inf)
-    return _pairwise_maximum(features, features.ndim - 2)
+    # The last word is its own successor: without a branch on an odd number of words, one graph serves all numbers.
+    successors = torch.cat([features[..., 1:, :], features[..., -1:, :]], -2)
+    return torch.maximum(features[..., ::2, :], successors[..., ::2, :])
 
 
 def _pairwise_maximum(features: Tensor, dim: int) -> Tensor:
     """Maximum of each two neighbours; unlike that of max_pool3d, its gradient needs no atomics on CUDA."""
-    pairs, left_over = divmod(features.shape[dim], 2)
-    grouped = features.narrow(dim, 0, 2 * pairs).unflatten(dim, (pairs, 2))
+    size = features.shape[dim]
+    grouped = features.narrow(dim, 0, size - size % 2).unflatten(dim, (size // 2, 2))
     largest = torch.maximum(grouped.select(dim + 1, 0), grouped.select(dim + 1, 1))
-    if not left_over:
-        return largest
-    return torch.cat([largest, features.narrow(dim, 2 * pairs, 1)], dim)
+    return largest if size % 2 == 0 else torch.cat([largest, features.narrow(dim, size - 1, 1)], dim)

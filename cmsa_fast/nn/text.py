@@ -50,8 +50,7 @@ class WordEmbedding(nn.Embedding):
             raise ValueError(
                 f"words must have shape [batch, words] with at least one word; got {list(input.shape)}."
             )
-        if not input.is_cuda:  # there the look-up checks, without synchronisation
-            check_range("words", input, self.num_embeddings)
+        check_range("words", input, self.num_embeddings)
         return super().forward(input)
 
     @classmethod

@@ -36,15 +36,13 @@ def spatial_coordinates(
     """
     if height < 1 or width < 1:
         raise ValueError(f"height and width must be at least 1; got {height} and {width}.")
-    # In float64, so that a grid of any size is rounded only once, to the dtype of the result.
-    x = torch.linspace(-1, 1, width + 1, dtype=torch.float64, device=device)
-    y = torch.linspace(-1, 1, height + 1, dtype=torch.float64, device=device)
-    xmin, xmax, ymin, ymax = x[:-1], x[1:], y[:-1], y[1:]
-    grid = torch.empty(COORDINATE_CHANNELS, height, width, dtype=torch.float64, device=device)
-    grid[0], grid[2], grid[4] = xmin, xmax, (xmin + xmax) / 2
-    grid[1], grid[3], grid[5] = (y[:, None] for y in (ymin, ymax, (ymin + ymax) / 2))
-    grid[6], grid[7] = 1 / width, 1 / height
-    return grid.to(dtype or torch.get_default_dtype())
+    # In float64, so that a grid of any size is rounded only once, to the dtype of the result. Every edge, centre
+    # and size is one of these numbers, so that three kernels compute the grid.
+    numbers = torch.linspace(-1, 1, 2 * height * width + 1, dtype=torch.float64, device=device)
+    x, y = numbers[::height], numbers[::width, None]  # 2 * width + 1 and 2 * height + 1, edges and centres in turn
+    column, row = numbers[height * (width + 1)], numbers[width * (height + 1)]
+    parts = (x[:-1:2], y[:-1:2], x[2::2], y[2::2], x[1::2], y[1::2], column, row)
+    return torch.stack([part.expand(height, width) for part in parts]).to(dtype or torch.get_default_dtype())
 
 
 def coordinate_rows(visual: Tensor) -> Tensor:
@@ -70,7 +68,7 @@ def mean_word(unit_words: Tensor, word_mask: Tensor | None) -> Tensor:
     """[B, N, Cl] -> [B, Cl], the mean over real words; padded words must be zero."""
     if word_mask is None:
         return unit_words.mean(1)
-    return unit_words.sum(1) / word_mask.sum(1, keepdim=True).to(unit_words.dtype)
+    return unit_words.sum(1) / word_mask.sum(1, keepdim=True)
 
 
 def pack_words(words: Tensor, word_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

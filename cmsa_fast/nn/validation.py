@@ -1,22 +1,20 @@
 """Checks of the arguments of cross-modal modules: visual features, words, masks and image indices."""
 
-import torch
 from torch import Tensor
 
+from ..kernels.backends import autocast
 from ..kernels.validation import check_alike, check_floating, check_images, check_word_mask
+from .level import Level
 
 
 def check_inputs(
-    visual: Tensor,
-    words: Tensor,
-    word_mask: Tensor | None,
-    image_index: Tensor | None,
-    visual_channels: int,
-    word_channels: int,
+    level: Level, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
 ) -> None:
-    """Check the arguments of `CMSA.forward`; raises as it does."""
-    check_visual(visual, visual_channels)
-    check_words(words, word_mask, word_channels, "visual", visual)
+    """Check the arguments of `CMSA.forward` and its linear maps; raises as it does."""
+    level.check_linear_maps()
+    check_visual(visual, level.visual_channels)
+    check_dtype_and_device("visual", visual, "output.weight", level.output.weight)
+    check_words(words, word_mask, level.word_channels, "visual", visual)
     check_images("visual", len(visual), "words", len(words), image_index, words.device)
 
 
@@ -44,9 +42,8 @@ def check_words(words: Tensor, word_mask: Tensor | None, word_channels: int, lik
 
 
 def check_dtype_and_device(name: str, part: Tensor, like_name: str, like: Tensor) -> None:
-    """Check that two tensors fit; autocast casts both, so under it any dtype does."""
-    if torch.is_autocast_enabled(like.device.type):
-        part = part.to(like.dtype)
+    """Check that two tensors fit, after autocast has cast both."""
+    part, like = autocast(part, like)
     check_alike(name, part, like_name, like)
 
 

@@ -36,16 +36,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training ended.
+    """Where training ended."""
 
-    Attributes:
-        step: Steps taken.
-        seconds: Wall time of the training, validation included, over all starts.
-        best_step: Step of the best validation, whose weights were kept; None: there was no validation.
-    """
-
-    step: int
-    seconds: float
+    step: int  # steps taken
+    seconds: float  # wall time of the training, validation included, over all starts
+    # Step of the best validation, whose weights were kept; None: there was no validation.
     best_step: int | None = None
 
 
@@ -175,7 +170,7 @@ def train(
         with bar, (folder / METRICS).open("a", encoding="utf-8") as lines:
             if validate_if_due(lines):  # Ctrl-C may have stopped the validation of the last step
                 save()
-            for batch in loader:
+            for _, batch in loader:
                 unusable = unusable + 1 if batch is None else 0
                 if unusable in (2 * len(sampler), recipe.steps):
                     raise ValueError(
@@ -216,10 +211,7 @@ def train(
     except KeyboardInterrupt:
         save()
         _logger.warning(
-            "Stopped at step %d of %d; --run-dir %s --resume continues.",
-            state.step,
-            recipe.steps,
-            folder,
+            "Stopped at step %d of %d; --run-dir %s --resume continues.", state.step, recipe.steps, folder
         )
         raise
     if state.inference_model is not model or state.best is not None:

@@ -24,12 +24,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        groups: list[dict[str, Any]],
-        *,
-        matrix_rate: float,
-        learning_rate: float,
+        self, model: nn.Module, groups: list[dict[str, Any]], *, matrix_rate: float, learning_rate: float
     ) -> None:
         """
         Args:

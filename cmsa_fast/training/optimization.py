@@ -35,10 +35,7 @@ def parameter_groups(model: ReferringModel, weight_decay: float) -> list[dict[st
     prefixes = tuple(f"{name}." for name in (*model.no_weight_decay(), *embeddings))
     exempt = {name for name, p in trained.items() if p.ndim < 2 or name.startswith(prefixes)}
     return [
-        {
-            "params": [p for name, p in trained.items() if name not in exempt],
-            "weight_decay": weight_decay,
-        },
+        {"params": [p for name, p in trained.items() if name not in exempt], "weight_decay": weight_decay},
         {"params": [p for name, p in trained.items() if name in exempt], "weight_decay": 0.0},
     ]
 

@@ -14,54 +14,32 @@ class Recipe:
     """Settings of model and optimisation that a preset fixes and an option may change.
 
     Fields with a default were added after version 0.1; the default is what that version did.
-
-    Attributes:
-        size: Side of the square that images are letterboxed to, in pixels.
-        steps: Number of optimiser steps.
-        images_per_step: Images in a batch.
-        expressions_per_image: Expressions sampled for each image; the image is encoded once for all of them.
-        optimizer: "adamw", or "muon" (`cmsa_fast.training.muon.Muon`).
-        learning_rate: Learning rate after the warm-up, with "muon" of all parameters but the matrices.
-        matrix_rate: Learning rate of the matrices with "muon", after the warm-up.
-        end_learning_rate: Learning rate at the end of the schedule; with "muon" both rates fall in proportion.
-        warmup_steps: Steps over which the learning rate rises linearly from 0.
-        schedule: "poly" or "cosine"; see `cmsa_fast.training.optimization.learning_rate_factor`.
-        power: Power of schedule "poly".
-        weight_decay: Decoupled weight decay of the layers that `parameter_groups` chooses.
-        ema_decay: Decay of the moving average of the weights, which is then evaluated and saved; 0: none.
-        validate_every: Steps between validations; 0: none.
-        dice_weight: Weight of the Dice loss added to Eq. 7.
-        max_words: Maximum number of words of an expression.
-        backbone: "narrow", "compact", "resnet18", "resnet34", "resnet50" or "resnet101".
-        backbone_weights: "imagenet", "voc-labels", "none", or the path of a file.
-        word_channels: Cl, width of the word embedding.
-        attention_channels: d, width of query, key and value (in cmsa-released: at Res5).
-        fused_channels: Channels of the gated fusion.
-        mask_scale: Rows and columns of logits for each place.
     """
 
-    size: int
-    steps: int
-    images_per_step: int
-    expressions_per_image: int
-    optimizer: OptimizerName = "adamw"
-    learning_rate: float
-    matrix_rate: float = 1e-2
+    size: int  # side of the square that images are letterboxed to, in pixels
+    steps: int  # number of optimiser steps
+    images_per_step: int  # images in a batch
+    expressions_per_image: int  # expressions sampled for each image; the image is encoded once for all of them
+    optimizer: OptimizerName = "adamw"  # "adamw", or "muon" (`cmsa_fast.training.muon.Muon`)
+    learning_rate: float  # learning rate after the warm-up, with "muon" of all parameters but the matrices
+    matrix_rate: float = 1e-2  # learning rate of the matrices with "muon", after the warm-up
+    # Learning rate at the end of the schedule; with "muon" both rates fall in proportion.
     end_learning_rate: float = 0.0
-    warmup_steps: int
-    schedule: Schedule = "poly"
-    power: float
-    weight_decay: float
+    warmup_steps: int  # steps over which the learning rate rises linearly from 0
+    schedule: Schedule = "poly"  # "poly" or "cosine"; see `cmsa_fast.training.optimization.learning_rate_factor`
+    power: float  # power of schedule "poly"
+    weight_decay: float  # decoupled weight decay of the layers that `parameter_groups` chooses
+    # Decay of the moving average of the weights, which is then evaluated and saved; 0: none.
     ema_decay: float = 0.0
-    validate_every: int = 0
-    dice_weight: float
-    max_words: int
-    backbone: str
-    backbone_weights: str
-    word_channels: int
-    attention_channels: int
-    fused_channels: int
-    mask_scale: int = 1
+    validate_every: int = 0  # steps between validations; 0: none
+    dice_weight: float  # weight of the Dice loss added to Eq. 7
+    max_words: int  # maximum number of words of an expression
+    backbone: str  # "narrow", "compact", "resnet18", "resnet34", "resnet50" or "resnet101"
+    backbone_weights: str  # "imagenet", "voc-labels", "none", or the path of a file
+    word_channels: int  # Cl, width of the word embedding
+    attention_channels: int  # d, width of query, key and value (in cmsa-released: at Res5)
+    fused_channels: int  # channels of the gated fusion
+    mask_scale: int = 1  # rows and columns of logits for each place
 
     def __post_init__(self) -> None:
         counts = (

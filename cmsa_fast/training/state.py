@@ -21,33 +21,20 @@ STATE = "checkpoint.pt"
 
 @dataclass(eq=False)
 class TrainingState:
-    """Model, optimiser and progress of a training run.
+    """Model, optimiser and progress of a training run."""
 
-    Attributes:
-        model: The model that is trained.
-        optimizer: Its optimiser.
-        schedule: Its learning-rate schedule.
-        average: The moving average of the model's weights, or None.
-        fingerprint: Model configuration and size of the data set, which a restored checkpoint must have too.
-        step: Steps taken.
-        seconds: Wall time of the training, validation included, over all starts.
-        losses: Losses since the last line of metrics.
-        ious: IoU of the training batches since the last line of metrics.
-        validated: Step of the last validation; 0: none yet.
-        best: Step and overall IoU of the best validation; None: none yet.
-    """
-
-    model: ReferringModel
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    average: AveragedModel | None
+    model: ReferringModel  # the model that is trained
+    optimizer: torch.optim.Optimizer  # its optimiser
+    schedule: torch.optim.lr_scheduler.LRScheduler  # its learning-rate schedule
+    average: AveragedModel | None  # the moving average of the model's weights, or None
+    # Model configuration and size of the data set, which a restored checkpoint must have too.
     fingerprint: dict[str, Any]
-    step: int = 0
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    ious: list[float] = field(default_factory=list)
-    validated: int = 0
-    best: tuple[int, float] | None = None
+    step: int = 0  # steps taken
+    seconds: float = 0.0  # wall time of the training, validation included, over all starts
+    losses: list[float] = field(default_factory=list)  # losses since the last line of metrics
+    ious: list[float] = field(default_factory=list)  # IoU of the training batches since the last line of metrics
+    validated: int = 0  # step of the last validation; 0: none yet
+    best: tuple[int, float] | None = None  # step and overall IoU of the best validation; None: none yet
 
     @classmethod
     def start(cls, model: ReferringModel, recipe: Recipe, config: ModelConfig, dataset: ReferringDataset) -> Self:

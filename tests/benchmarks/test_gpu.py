@@ -185,10 +185,14 @@ def test_predicted_times_stand_beside_measured_ones(
 ) -> None:
     record = first_measured(results)
     record |= {"form": "triton", "own": True}
-    call = {name: record[name] for name in ("operation", "dtype", "size", "pass")}
-    rows = [{**call, "architecture": number, "predicted_us": 10.0 * number} for number in (90, 100)]
+    assert record["operation"] == "separable"
+    call = {"family": "separable", "arithmetic": record["dtype"], "call": record["pass"], "variant": "plain"}
+    rows = [
+        {**call, **record["size"], "architecture": number, "predicted_us": 10.0 * number} for number in (90, 100)
+    ]
     path = tmp_path / "compile.json"
-    path.write_text(json.dumps({"calls": rows}), encoding="utf-8")
+    table = {"columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
+    path.write_text(json.dumps({"calls": table}), encoding="utf-8")
     monkeypatch.setattr(summary, "COMPILE_REPORT", path)
     results["metadata"]["device"]["capability"] = [9, 0]
     summary.add_shares(results)

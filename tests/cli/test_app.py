@@ -130,10 +130,7 @@ MISTAKES: dict[str, tuple[Prepare, str]] = {
         lambda _: ["--model", "cmsa-released", "--attention-channels", "7"],
         "attention_channels must be at least 8",
     ),
-    "weights": (
-        lambda f: ["--backbone", "resnet18", "--backbone-weights", f"{f}/none.pth"],
-        "none.pth",
-    ),
+    "weights": (lambda f: ["--backbone", "resnet18", "--backbone-weights", f"{f}/none.pth"], "none.pth"),
     "weights of compact": (lambda _: ["--backbone-weights", "imagenet"], "no published weights"),
     "seed": (lambda _: ["--seed", "-1"], "--seed must be at least 0; got -1."),
     "large seed": (lambda _: ["--seed", str(2**64)], "--seed must be below 2**63"),

@@ -61,7 +61,7 @@ def test_check_errors_are_one_line(tmp_path: Path, capsys: Capture) -> None:
         line = failed(capsys, "data", "check", root, option, missing / "file")
         assert f"there is no folder {missing} ({name})" in line
     line = failed(capsys, "data", "check", root, "--num-workers", "-1")
-    assert line == "num_workers must be at least 0, not -1"
+    assert line == "--num-workers must be at least 0; got -1."
 
 
 # download

@@ -204,10 +204,7 @@ def test_without_the_crf_package(run: Path, monkeypatch: pytest.MonkeyPatch, cap
 MISTAKES = {
     "no run": (["evaluate", "{}/none"], "There is no run {}/none"),
     "no model": (["evaluate", "{}/data"], "There is no run {}/data: {}/data/model.safetensors"),
-    "no data": (
-        ["evaluate", "{}/model.safetensors"],
-        "has no options.json with the data of the run",
-    ),
+    "no data": (["evaluate", "{}/model.safetensors"], "has no options.json with the data of the run"),
     "no root": (["evaluate", "{}/run", "--data", "parquet"], "--data parquet needs --root"),
     "workers": (["evaluate", "{}/run", "--num-workers", "-1"], "--num-workers must be at least 0"),
     "batch": (["evaluate", "{}/run", "--images-per-batch", "0"], "must be at least 1; got 0"),

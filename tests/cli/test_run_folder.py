@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 
 import cmsa_fast.cli.train_options as config
-from cmsa_fast.cli.run_folder import (
-    OPTIONS,
-    choose_folder,
-    resumed_options,
-    write_options,
-)
+from cmsa_fast.cli.run_folder import OPTIONS, choose_folder, resumed_options, write_options
 from cmsa_fast.cli.train_options import TrainOptions
 from cmsa_fast.training.recipe import PRESETS, Recipe
 

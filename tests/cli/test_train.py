@@ -34,14 +34,7 @@ from cmsa_fast.training.loop import Progress
 from cmsa_fast.training.state import STATE
 
 QUICK: dict[str, Any] = {"size": 40, "steps": 1, "examples": 0}
-FILES = [
-    "checkpoint.pt",
-    "evaluation.json",
-    "examples",
-    "metrics.jsonl",
-    "model.safetensors",
-    "options.json",
-]
+FILES = ["checkpoint.pt", "evaluation.json", "examples", "metrics.jsonl", "model.safetensors", "options.json"]
 
 
 def trained(folder: Path, **options: Any) -> Result:
@@ -71,12 +64,7 @@ def test_scenes_from_the_command_line(tmp_path: Path) -> None:
         check=True,
     )
     assert sorted(path.name for path in folder.iterdir()) == FILES
-    for text in (
-        "all expressions",
-        "expressions shuffled",
-        "overall IoU",
-        f"everything is in {folder}",
-    ):
+    for text in ("all expressions", "expressions shuffled", "overall IoU", f"everything is in {folder}"):
         assert text in done.stdout
     assert f"Look at {folder}/examples/overview.png" in done.stdout
     assert all(text in done.stderr for text in ("3/3", "loss=", "IoU=", "M parameters, on cpu"))
@@ -183,11 +171,7 @@ def test_relations_are_labelled_by_word_order() -> None:
     assert {WORD_ORDER, NO_WORD_ORDER} <= {kind for kinds in labels for kind in kinds}
 
 
-METRICS = {
-    "overall_iou": 0.5,
-    "mean_iou": 0.4,
-    **{f"precision@0.{tenth}": 0.25 for tenth in range(5, 10)},
-}
+METRICS = {"overall_iou": 0.5, "mean_iou": 0.4, **{f"precision@0.{tenth}": 0.25 for tenth in range(5, 10)}}
 RESULT = Result(Path("runs/x"), Progress(7, 83.4), Evaluation(9, METRICS, {}, {}), None, None)
 
 
@@ -206,10 +190,7 @@ def test_the_report_says_what_word_order_costs() -> None:
     assert (
         "overall IoU 22.20 where the same words in another order name another object, 41.10 for other"
     ) in flowing
-    assert text.splitlines()[-2:] == [
-        "7 steps in 1 min 23 s; everything is in runs/x",
-        "Look at a.png",
-    ]
+    assert text.splitlines()[-2:] == ["7 steps in 1 min 23 s; everything is in runs/x", "Look at a.png"]
     best = format_result(replace(RESULT, progress=Progress(7, 83.4, best_step=5)))
     assert "7 steps (evaluated: step 5, the best validation) in 1 min 23 s" in best
 
@@ -218,10 +199,7 @@ def test_the_report_without_kinds() -> None:
     text = format_result(RESULT)
     assert "word order" not in text
     assert "shuffled" not in text
-    assert text.splitlines()[1].split() == [
-        *("all", "expressions", "9", "50.00", "40.00"),
-        *["25.00"] * 5,
-    ]
+    assert text.splitlines()[1].split() == [*("all", "expressions", "9", "50.00", "40.00"), *["25.00"] * 5]
     shuffled = Evaluation(9, {**METRICS, "mean_iou": 0.123}, {}, {})
     row = format_result(replace(RESULT, shuffled=shuffled)).splitlines()[2]
     assert row.split()[:5] == ["expressions", "shuffled", "9", "50.00", "12.30"]
@@ -255,6 +233,23 @@ def test_refer_data_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert result.overview is not None
     with Image.open(result.overview) as image:
         assert image.width == 1600
+
+
+def test_exit_status_is_3_if_evaluated_expressions_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = refer(tmp_path / "data")
+    layout.references[4]["sentences"][0]["sent"] = None  # of training: in no metric anyway
+    options = ["--data=refer", f"--root={layout.write()}", "--size=40", "--steps=1", "--examples=0"]
+    assert main(["train", *arguments(), *options, f"--run-dir={tmp_path / 'complete'}"]) == 0
+    assert "NOT EVALUATED" not in capsys.readouterr().out
+    layout.references[-1]["sentences"][0]["sent"] = None
+    layout.write()
+    folder = tmp_path / "incomplete"
+    assert main(["train", *arguments(), *options, f"--run-dir={folder}"]) == 3
+    assert "1 expressions or more are in no figure (1 damaged records)." in capsys.readouterr().out
+    assert json.loads((folder / "evaluation.json").read_text())["coverage"]["missing"] == 1
+    assert main(["train", *arguments(), *options, f"--run-dir={tmp_path / 'strict'}", "--strict"]) == 1
 
 
 def test_evaluation_is_kept_when_a_later_stage_fails(

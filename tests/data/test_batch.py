@@ -79,14 +79,11 @@ class TestCollate:
         assert first.image is not second.image
         assert len(Collate(VOCABULARY, 33)([first, second]).images) == 1
 
-    @pytest.mark.parametrize(
-        ("size", "message"),
-        [((31, 47), "must have the same image"), ((47, 31), r"\[3, 31, 47\] and \[3, 47, 31\]")],
-    )
-    def test_different_images_with_one_id_are_refused(self, size: tuple[int, int], message: str) -> None:
+    @pytest.mark.parametrize("size", [(31, 47), (47, 31)])
+    def test_different_images_with_one_id_are_refused(self, size: tuple[int, int]) -> None:
         other = replace(sample(2, "hat", size), image_id=7)
         samples = [sample(7, "man", (31, 47)), sample(3, "hat", (9, 9)), other]
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match="must have the same image"):
             Collate(VOCABULARY, 33)(samples)
 
     def test_errors_name_the_sample(self) -> None:

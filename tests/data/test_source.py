@@ -10,15 +10,7 @@ import pytest
 from support.anns_layout import AnnsLayout
 from support.refer_layout import ReferLayout, small_refcoco, square
 
-from cmsa_fast.data import (
-    Collate,
-    ErrorCollector,
-    Record,
-    Source,
-    Vocabulary,
-    load,
-    read_records,
-)
+from cmsa_fast.data import Collate, ErrorCollector, Record, Source, Vocabulary, load, read_records
 
 
 def references_without_split(root: Path) -> Source:

@@ -62,9 +62,7 @@ def test_encode_returns_positions_and_special_tokens_are_unknown() -> None:
     assert set(vocabulary.encode("<pad> <eos>")) == {vocabulary.UNKNOWN_ID}
 
 
-def test_truncation_keeps_the_first_words_and_is_logged_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_truncation_keeps_the_first_words_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     vocabulary = Vocabulary([*SPECIAL, "a", "b", "c"])
     with caplog.at_level(logging.WARNING):
         assert vocabulary.encode("a b c", max_words=2) == [4, 5]
@@ -147,11 +145,7 @@ def test_missing_and_non_utf8_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("token", "error", "message"),
-    [
-        (7, TypeError, "entry 4 is a int"),
-        (" man", ValueError, "whitespace"),
-        ("a\n", ValueError, "whitespace"),
-    ],
+    [(7, TypeError, "entry 4 is a int"), (" man", ValueError, "whitespace"), ("a\n", ValueError, "whitespace")],
 )
 def test_invalid_entries_are_refused(token: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

@@ -12,10 +12,7 @@ from hypothesis import example, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from support.strategies import anything_text, few  # noqa: E402
 
-from cmsa_fast.data import (
-    Vocabulary,
-    tokenize,
-)
+from cmsa_fast.data import Vocabulary, tokenize
 
 
 @few(300)

@@ -76,11 +76,9 @@ def test_deviation_too_small_for_the_image(name: str) -> None:
     image *= 28  # the whole range of colours
     with pytest.raises(ValueError, match=f"^{name} must be at least .* 31 x 23 pixels"):
         dense_crf(image, probabilities, CrfParameters(**{name: 1e-30}))
-    range_, extent = {
-        "gaussian_sxy": (10_000, 31),
-        "bilateral_sxy": (3_000, 31),
-        "bilateral_srgb": (3_000, 255),
-    }[name]
+    range_, extent = {"gaussian_sxy": (10_000, 31), "bilateral_sxy": (3_000, 31), "bilateral_srgb": (3_000, 255)}[
+        name
+    ]
     least = dense_crf(image, probabilities, CrfParameters(**{name: extent / range_}))
     # Neither reaches another position or colour, so the results agree except for the lattice.
     more = dense_crf(image, probabilities, CrfParameters(**{name: 3 * extent / range_}))
@@ -195,9 +193,7 @@ def test_wrong_input_to_refine(
         refine(*change(image, probability))
 
 
-def test_message_without_pydensecrf_says_how_to_install_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_message_without_pydensecrf_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     for call in (lambda: dense_crf(*noise()), lambda: RefinementPool(1)):

@@ -191,12 +191,7 @@ def test_unusable_items_are_counted_and_named(num_workers: int) -> None:
 
 def test_no_usable_item_raises() -> None:
     with pytest.raises(ValueError, match="None of the 2 expressions"):
-        evaluate(
-            varied_model(),
-            damaged(images(2, 1), 0, 1),
-            COLLATE,
-            errors=ErrorCollector(strict=False),
-        )
+        evaluate(varied_model(), damaged(images(2, 1), 0, 1), COLLATE, errors=ErrorCollector(strict=False))
     with pytest.raises(ValueError, match="at least one item"):
         evaluate(LeftHalf(), Listed([]), COLLATE)
 

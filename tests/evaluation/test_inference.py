@@ -59,9 +59,7 @@ def test_drawing_encodes_each_image_once(calls: Counter[str], tmp_path: Path) ->
     assert calls == {"backbone": 3, "attention": 3 * LEVELS}
 
 
-def test_predictor_encodes_the_image_once_and_attends_once_per_expression(
-    calls: Counter[str],
-) -> None:
+def test_predictor_encodes_the_image_once_and_attends_once_per_expression(calls: Counter[str]) -> None:
     predictor = Predictor(new_model(), CONFIG)
     predictor.set_image(images(1)[0].image)
     assert calls == {"backbone": 1}
@@ -73,10 +71,7 @@ def test_predictor_encodes_the_image_once_and_attends_once_per_expression(
 def test_word_attention_is_that_of_the_model() -> None:
     model, batch = varied_model(), COLLATE(images(3, 3).samples)
     with torch.no_grad():
-        features, text = (
-            model.encode_image(batch.images),
-            model.encode_text(batch.words, batch.word_mask),
-        )
+        features, text = (model.encode_image(batch.images), model.encode_text(batch.words, batch.word_mask))
         _, expected = model.explain(features, text, batch.image_index)
     for row, output in enumerate(segment_batch(model, batch, "cpu", explain=True)):
         assert output.word_attention is not None
@@ -85,9 +80,7 @@ def test_word_attention_is_that_of_the_model() -> None:
     assert all(one.word_attention is None for one in segment_batch(model, batch, "cpu"))
 
 
-def test_unusable_expression_does_not_change_the_groups_of_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_unusable_expression_does_not_change_the_groups_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an image with 20 expressions, 16 pass the model together, less those that are unusable."""
     data, seen = damaged(images(3, 20), 3, 17, 45), {}
 

@@ -24,10 +24,7 @@ MODELS = ("base", "ours")
 # Expressions whose published IoU, of two decimals, differs from I / U by more than rounding. These masks were
 # recovered from published overlays (true ones to within 2 pixels of the recorded boxes), so they are not exactly
 # those that were scored.
-FURTHER = {
-    "base": {91151, 78040, 37666},
-    "ours": {88493, 20584, 10551, 122543, 9366, 47968, 26735, 101294},
-}
+FURTHER = {"base": {91151, 78040, 37666}, "ours": {88493, 20584, 10551, 122543, 9366, 47968, 26735, 101294}}
 
 
 def expressions(real: Path, model: str) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:

@@ -44,22 +44,13 @@ def test_unpaired_surrogate_is_written_as_an_escape(tmp_path: Path) -> None:
 
 Change = Callable[[str], str]
 DAMAGE: dict[str, tuple[Change, str]] = {
-    "no column": (
-        lambda text: text.replace("intersection", "inter", 1),
-        "no column 'intersection'",
-    ),
-    "no number": (
-        lambda text: text.replace(",80,100,", ",80,wide,", 1),
-        "width must be of type int",
-    ),
+    "no column": (lambda text: text.replace("intersection", "inter", 1), "no column 'intersection'"),
+    "no number": (lambda text: text.replace(",80,100,", ",80,wide,", 1), "width must be of type int"),
     "cut short": (lambda text: text[: len(text) // 2], "must be of type"),
     "no row": (lambda text: text.splitlines()[0], "has no expression"),
     "iou": (lambda text: re.sub(r"0\.\d+,native", "nan,native", text, count=1), "iou must be from"),
     "share": (lambda text: re.sub(r",[\d.]+(,[\d.]+,native)", r",7\1", text, count=1), "got 7.0"),
-    "boolean": (
-        lambda text: text.replace(",False,", ",no,", 1),
-        "names_nothing must be of type bool; got 'no'",
-    ),
+    "boolean": (lambda text: text.replace(",False,", ",no,", 1), "names_nothing must be of type bool; got 'no'"),
     "rules": (lambda text: text.replace(",native,", ",naive,", 1), "convention must be one of"),
     "pixels": (lambda text: re.sub(r",100,\d+,", ",100,7777777,", text), "does not fit masks of"),
 }

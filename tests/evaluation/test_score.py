@@ -27,11 +27,7 @@ def test_groups_contain_every_expression_once() -> None:
     for groups, count in ((scored.by_length, 6), (scored.by_size, 6)):
         assert len(groups) == count
         assert sum(group["expressions"] for group in groups.values()) == 120
-    for name, words in {
-        "1-2 words": (1, 2),
-        "3 words": (3,),
-        "over 20 words": range(21, 25),
-    }.items():
+    for name, words in {"1-2 words": (1, 2), "3 words": (3,), "over 20 words": range(21, 25)}.items():
         chosen = [one for one in results if one.words in words]
         expected = {"expressions": len(chosen), **metrics(chosen, NATIVE)}
         assert scored.by_length[name] == expected

@@ -12,13 +12,7 @@ from PIL import Image
 from support.small_evaluation import random_results
 from torch import Tensor
 
-from cmsa_fast.evaluation.visualization import (
-    Example,
-    draw_example,
-    extremes,
-    overlay,
-    save_examples,
-)
+from cmsa_fast.evaluation.visualization import Example, draw_example, extremes, overlay, save_examples
 
 MARK = (235, 30, 90)
 

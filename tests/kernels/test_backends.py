@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.host_waits import NoHostWaits
 from support.joint_oracle import draw_joint, draw_tail
 from support.oracle import Case, assert_identical, run
 from support.separable_oracle import draw
 from support.tail_oracle import draw as draw_level_tail
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from cmsa_fast.kernels import (
     backends,
@@ -35,24 +37,64 @@ def _no_cached_obstacle() -> Iterator[None]:
     backends._obstacle.cache_clear()
 
 
-def tensor_on(device: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A stand-in for a tensor on a device that this machine may not have."""
-    return SimpleNamespace(is_cuda=device.startswith("cuda"), dtype=dtype, device=torch.device(device))
+def tensor_on(device: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor without values on a device that this machine may not have."""
+    with FakeTensorMode():
+        return torch.empty(1, dtype=dtype, device=device)
 
 
-@pytest.mark.parametrize("installed", [True, False])
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, int]], None]:
+    """Pretend that this machine has a GPU of a compute capability."""
+
+    def pretend(capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    return pretend
+
+
+@pytest.fixture
+def precision(request: pytest.FixtureRequest) -> Iterator[str]:
+    """PyTorch's precision of float32 products on GPUs."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, request.param
+    yield request.param
+    matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0), (12, 0)])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"], indirect=True)
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cpu", "meta"])
 @pytest.mark.parametrize("dtype", [torch.float64, *KERNEL_DTYPES], ids=str)
-def test_auto_is_triton_on_gpus_that_have_it(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str, installed: bool
+def test_auto_is_triton_on_tensor_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: Callable[[tuple[int, int]], None],
+    dtype: torch.dtype,
+    device: str,
+    precision: str,
+    capability: tuple[int, int],
 ) -> None:
-    specification = SimpleNamespace() if installed else None
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: specification)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    chosen = backends.automatic_backend(tensor_on(device, dtype))
-    has_kernels = device == "cuda" and dtype in KERNEL_DTYPES and installed
-    assert chosen == ("triton" if has_kernels else "torch")
-    assert chosen in backends.BACKENDS
+    """And nowhere without Triton."""
+    first = tensor_on(device, dtype)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
+    gpu(capability)
+    half = dtype in (torch.bfloat16, torch.float16)
+    on_tensor_cores = half or (dtype == torch.float32 and precision == "tf32")
+    expected = "triton" if "cuda" in device and capability >= (8, 0) and on_tensor_cores else "torch"
+    assert backends.choose_backend("auto", first) == expected
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    backends._obstacle.cache_clear()
+    assert backends.choose_backend("auto", first) == "torch"
+
+
+def test_auto_is_torch_for_cuda_tensors_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    fake = tensor_on("cuda", torch.bfloat16)
+    assert backends.choose_backend("auto", fake) == "torch"
+    pytest.importorskip("triton")
+    with pytest.raises(ValueError, match="runs on NVIDIA GPUs; PyTorch finds none"):
+        backends.choose_backend("triton", fake)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +119,7 @@ def test_auto_is_triton_on_gpus_that_have_it(
 )
 def test_triton_raises_where_it_cannot_run(
     monkeypatch: pytest.MonkeyPatch,
+    gpu: Callable[[tuple[int, int]], None],
     installed: bool,
     device: str,
     capability: tuple[int, int],
@@ -86,18 +129,19 @@ def test_triton_raises_where_it_cannot_run(
     """And there "auto" stands for "torch"."""
     triton = pytest.importorskip("triton")
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    first, half = tensor_on(device), tensor_on(device, torch.bfloat16)
     if not installed:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu(capability)
     expected = f'backend="triton" {message} Use backend="torch" instead.'
     with pytest.raises(kind, match=f"^{re.escape(expected)}$"):
-        backends.check_triton(tensor_on(device))
-    assert backends.automatic_backend(tensor_on(device)) == "torch"
+        backends.check_triton(first)
+    assert backends.choose_backend("auto", half) == "torch"
 
 
-def test_triton_takes_float64_in_the_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_takes_float64_in_the_interpreter_only(gpu: Callable[[tuple[int, int]], None]) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu((9, 0))
     with pytest.raises(TypeError, match=r"float32, bfloat16 or float16 on a GPU; got torch\.float64"):
         backends.check_triton(tensor_on("cuda", torch.float64))
 
@@ -108,6 +152,14 @@ FUNCTIONS = [
     pytest.param(joint_attention_tail, draw_tail, id="joint tail"),
     pytest.param(level_tail, draw_level_tail, id="level tail"),
 ]
+
+
+OPERATORS = {
+    cross_modal_attention: "separable_forward",
+    joint_attention: "joint_forward",
+    joint_attention_tail: "joint_tail_forward",
+    level_tail: "level_tail_forward",
+}
 
 
 def call(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
@@ -125,6 +177,56 @@ def call(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]
 def test_auto_is_torch_on_the_cpu(function: Callable[..., Tensor], draw_case: Callable[[], Case]) -> None:
     case = draw_case()
     assert_identical(run(call(function, "torch"), case), run(call(function, "auto"), case))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("function", "draw_case"), FUNCTIONS)
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32, "ieee"), (torch.float64, "tf32")],
+    ids=str,
+    indirect=["precision"],
+)
+def test_every_function_follows_the_rule(
+    gpu: Callable[[tuple[int, int]], None],
+    function: Callable[..., Tensor],
+    draw_case: Callable[[], Case],
+    dtype: torch.dtype,
+    precision: str,
+    compiled: bool,
+) -> None:
+    pytest.importorskip("triton")
+    gpu((9, 0))
+    with FakeTensorMode():
+        inputs = [torch.empty(part.shape, dtype=dtype, device="cuda") for part in draw_case().inputs]
+        names = operators_of_graph(function, inputs) if compiled else operators_of_call(function, inputs)
+    in_triton = precision == "tf32" if dtype == torch.float32 else dtype == torch.bfloat16
+    assert (OPERATORS[function] in names) == in_triton
+
+
+def operators_of_call(function: Callable[..., Tensor], inputs: list[Tensor]) -> set[str]:
+    with NoHostWaits(fake=True) as mode:
+        function(*inputs)
+    return set(mode.operators)
+
+
+def operators_of_graph(function: Callable[..., Tensor], inputs: list[Tensor]) -> set[str]:
+    """The graph traced before the setting of TF32 changes is not used after it."""
+    names: list[set[str]] = []
+
+    def record(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        names.append({str(node.target).removeprefix("cmsa_fast.") for node in graph.graph.nodes})
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=record)
+    matmul = torch.backends.cuda.matmul
+    wanted, matmul.fp32_precision = matmul.fp32_precision, "tf32" if matmul.fp32_precision == "ieee" else "ieee"
+    compiled(*inputs)
+    matmul.fp32_precision = wanted
+    compiled(*inputs)
+    assert len(names) == 2
+    return names[1]
 
 
 @pytest.mark.parametrize(("function", "draw_case"), FUNCTIONS)

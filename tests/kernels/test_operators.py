@@ -19,7 +19,8 @@ pytest.importorskip("triton", reason="the kernels need Triton, which is not inst
 
 from cmsa_fast.kernels.joint_attention import ops as joint_ops  # noqa: E402, F401
 from cmsa_fast.kernels.separable_attention import ops  # noqa: E402, F401
-from cmsa_fast.kernels.separable_attention.triton import row_statistics  # noqa: E402
+from cmsa_fast.kernels.separable_attention.state import Sizes  # noqa: E402
+from cmsa_fast.kernels.separable_attention.triton import logits  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPERATORS = torch.ops.cmsa_fast
@@ -39,7 +40,7 @@ def test_opcheck_of_the_separable_attention(images: int | None) -> None:
     case = draw(5, 3, 4, 2, batch=2, images=images).to(DEVICE)
     attended, *state = OPERATORS.separable_forward(*arguments(case))
     plain = arguments(case)
-    backward = (case.grad, *plain, attended, state)
+    backward = (case.grad, attended, state, case.options["image_index"], Sizes.of(case.inputs))
     torch.library.opcheck(OPERATORS.separable_backward.default, backward)
     leaves = [part.clone().requires_grad_() for part in case.inputs]
     torch.library.opcheck(OPERATORS.separable_forward.default, (*leaves, *plain[6:]))
@@ -92,7 +93,7 @@ def test_opcheck_of_the_joint_tail(given: bool) -> None:
 def test_gradcheck(images: int | None, direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the kernels themselves; with an infinite floor all rows take the direct form."""
     if direct:
-        monkeypatch.setattr(row_statistics, "FLOOR", {torch.float64: torch.inf})
+        monkeypatch.setattr(logits, "FLOOR", {torch.float64: torch.inf})
     case = draw(4, 3, 2, 2, batch=3, images=images, dtype=torch.float64)
     features = [part.requires_grad_() for part in case.inputs]
 
@@ -195,15 +196,12 @@ def test_flop_are_those_of_the_products() -> None:
     features = [part.requires_grad_() for part in case.inputs]
     with FlopCounterMode(display=False) as counter:
         result = fused(*features)
-    expected = sum(
-        2 * batch * (places * keys * (width + value_width + 2 * words) + words * keys * width)
-        for keys in (places, words)
-    )
-    assert counter.get_total_flops() == expected
+    pairs, word_pairs = places * (width + value_width), words * words * width
+    over_places = places * pairs + 2 * places * places * words + words * places * width
+    over_words = words * pairs + word_pairs
+    assert counter.get_total_flops() == 2 * batch * (over_places + over_words)
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(result, features, case.grad)
-    expected = sum(
-        2 * batch * places * keys * (3 * width + 2 * value_width + 6 * words) + 4 * batch * words * keys * width
-        for keys in (places, words)
-    )
-    assert counter.get_total_flops() == expected
+    over_places = places * places * (3 * width + 2 * value_width + 6 * words) + 2 * words * places * width
+    over_words = 2 * words * pairs + 2 * word_pairs
+    assert counter.get_total_flops() == 2 * batch * (over_places + over_words)

@@ -85,10 +85,36 @@ def test_arguments_are_checked_once(name: str) -> None:
         model(images(), WORDS, MASK, INDEX)
     finally:
         sys.setprofile(None)
-    assert checks.pop("values_can_be_read") == 3
+    assert checks.pop("_values_can_be_read") == 3
     assert checks.pop("check_range") == 2  # word ids and image_index
     assert set(checks.values()) == {1}
     assert {"check_word_mask", "check_image_index"} <= set(checks)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", [*MODELS, FOLDED])
+def test_no_expression_gives_no_mask_and_zero_gradients(name: str, masked: bool) -> None:
+    model = small(name)
+    with torch.set_grad_enabled(name != FOLDED):
+        for index in (INDEX[:0], None):
+            given = images() if index is not None else images()[:0]
+            logits = model(given, WORDS[:0], MASK[:0] if masked else None, index)
+            assert logits.shape == (0, 1, 37, 50)
+            if name != FOLDED:
+                logits.sum().backward()
+    assert all(part.grad is None or not part.grad.any() for part in model.parameters())
+
+
+@pytest.mark.parametrize("name", [*MODELS, FOLDED])
+@torch.no_grad()
+def test_dtype_of_images_is_named(name: str) -> None:
+    model = small(name)
+    with pytest.raises(
+        TypeError, match=r"images must have the dtype of the backbone, torch.float32; got torch.float16"
+    ):
+        model(images().half(), WORDS, MASK, INDEX)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(images().bfloat16(), WORDS, MASK, INDEX).shape == (3, 1, 37, 50)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,5 +1,8 @@
 """`FoldedCMSAModel` gives the results of `CMSAModel` and refuses to run where they would be wrong."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from support.small_level import assert_rounded_like
@@ -83,3 +86,15 @@ def test_inference_form_of_each_model() -> None:
     form = for_inference(model)
     assert isinstance(form, FoldedCMSAModel)
     assert form.model is model
+
+
+@torch.no_grad()
+def test_a_copy_has_its_own_weights() -> None:
+    folded = for_inference(build("cmsa"))
+    expected = folded(images(), WORDS, MASK, INDEX)
+    for other in (copy.deepcopy(folded), pickle.loads(pickle.dumps(folded))):
+        assert torch.equal(other(images(), WORDS, MASK, INDEX), expected)
+        other.model.attention[0].query.weight.mul_(2)
+        with pytest.raises(RuntimeError, match="fold them again"):
+            other(images(), WORDS, MASK, INDEX)
+    assert torch.equal(folded(images(), WORDS, MASK, INDEX), expected)

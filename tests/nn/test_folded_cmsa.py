@@ -1,5 +1,7 @@
 """`CMSA.project` and `FoldedLevel` against the level followed by its convolution."""
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -292,3 +294,17 @@ def test_wrong_encoded_images_are_named() -> None:
         level(visual.float(), words)
     with pytest.raises(TypeError, match="places must come from encode, a FoldedPlaces; got Tensor"):
         level.project(visual, words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
+def test_copies_are_folded_from_their_own_weights(copied: Callable[[object], FoldedLevel]) -> None:
+    module, (visual, words, weight, bias) = build(), draw(2, 2, 3, 3, 3)
+    level = FoldedLevel(module, weight, bias)
+    expected = level(visual, words)
+    copy_of_level = copied(level)
+    assert torch.equal(copy_of_level(visual, words), expected)
+    module.query.weight.mul_(2)
+    assert torch.equal(copy_of_level(visual, words), expected)
+    with pytest.raises(RuntimeError, match="fold them again"):
+        level(visual, words)
+    assert torch.equal(copied(level)(visual, words), FoldedLevel(module, weight, bias)(visual, words))

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from support.small_level import PROJECTED, TOKEN, VISUAL, WORD, draw
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from cmsa_fast.nn import CMSA, FoldedLevel, PooledCMSA, SqueezedCMSA
 
@@ -95,3 +97,99 @@ def test_zero_vectors_give_no_nan(name: str) -> None:
     result = level(name)(*leaves)
     assert torch.isfinite(result).all()
     assert all(torch.isfinite(part).all() for part in torch.autograd.grad(result.sum(), leaves))
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_dtypes_that_differ_from_the_weights_are_named(name: str) -> None:
+    """Autocast casts inputs and weights, except float64."""
+    module, visual, words = level(name).half(), V.float(), W.float()
+    with pytest.raises(
+        TypeError, match=r"visual must have the dtype of output\.weight, torch\.float16; got torch.float32"
+    ):
+        module(visual, words)
+    module.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(visual, words.bfloat16()).isfinite().all()
+        with pytest.raises(TypeError, match=r"words must have the dtype of visual, .*; got torch\.float64"):
+            module(visual, words.double())
+
+
+class LowRank(nn.Module):
+    """An adapter around a linear map, in the way of LoRA."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.down, self.up = nn.Linear(base.in_features, 2), nn.Linear(2, base.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+class LowRankWeight(nn.Module):
+    """The same as a parametrization of the weight."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.down, self.up = (nn.Parameter(torch.randn(*shape).double()) for shape in ((2, columns), (rows, 2)))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.up @ self.down
+
+
+def patch_forward(part: nn.Linear) -> None:
+    part.forward = lambda x: 2 * F.linear(x, part.weight)  # type: ignore[method-assign]
+
+
+MODIFICATIONS: dict[str, tuple[Callable[[Any, str], object], str]] = {
+    "pre-hook": (lambda m, name: getattr(m, name).register_forward_pre_hook(lambda *_: None), "one with hooks"),
+    "hook": (lambda m, name: getattr(m, name).register_forward_hook(lambda *_: None), "one with hooks"),
+    "backward hook": (
+        lambda m, name: getattr(m, name).register_full_backward_hook(lambda *_: None),
+        "one with hooks",
+    ),
+    "pruned": (lambda m, name: prune.l1_unstructured(getattr(m, name), "weight", 0.5), "one with hooks"),
+    "patched": (lambda m, name: patch_forward(getattr(m, name)), "Linear"),
+    "adapter": (lambda m, name: setattr(m, name, LowRank(getattr(m, name))), "LowRank"),
+    "quantised": (
+        lambda m, name: setattr(m, name, torch.ao.nn.quantized.dynamic.Linear(3, 3)),
+        "Linear",
+    ),
+    "bias": (
+        lambda m, name: setattr(m, name, nn.Linear(3, 3, bias=getattr(m, name).bias is None)),
+        "bias=(True|False)",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.*:DeprecationWarning", "ignore:.*quantized.*:UserWarning")
+@pytest.mark.parametrize("part", ["query", "output"])
+@pytest.mark.parametrize("change", MODIFICATIONS)
+@pytest.mark.parametrize("name", [*LEVELS, "FoldedLevel"])
+def test_linear_maps_that_are_not_read_as_a_weight_are_refused(name: str, change: str, part: str) -> None:
+    module = level("CMSA" if name == "FoldedLevel" else name)
+    with torch.no_grad():
+        call = FoldedLevel(module, WEIGHT) if name == "FoldedLevel" else module
+        call(V, W)
+        modify, came = MODIFICATIONS[change]
+        modify(module, part)
+        with pytest.raises(
+            TypeError, match=rf"{part} must be an nn\.Linear with bias=.*, without hooks.*; got {came}\."
+        ):
+            call(V, W)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_parametrized_weights_are_used(name: str) -> None:
+    module, merged = level(name), level(name)
+    merged.load_state_dict(module.state_dict())
+    for part in ("query", "output"):
+        linear = getattr(module, part)
+        change = LowRankWeight(*linear.weight.shape)
+        nn.utils.parametrize.register_parametrization(linear, "weight", change)
+        getattr(merged, part).weight.data.copy_(linear.weight)
+        change.up.grad = None
+    result = module(V, W)
+    assert torch.equal(result, merged(V, W))
+    result.square().sum().backward()
+    assert all(part.grad is not None for part in module.parameters())

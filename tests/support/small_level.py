@@ -77,6 +77,7 @@ class _Shapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
-        leaves = pytree.tree_leaves((args, result))
-        self.seen |= {tuple(part.shape) for part in leaves if isinstance(part, Tensor)}
+        if func is not torch.ops.cmsa_fast.weights_are_unchanged.default:  # reads no values
+            leaves = pytree.tree_leaves((args, result))
+            self.seen |= {tuple(part.shape) for part in leaves if isinstance(part, Tensor)}
         return result

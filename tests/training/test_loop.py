@@ -13,16 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.small_training import (
-    CONFIG,
-    OPTIONS,
-    RECIPE,
-    SIZE,
-    VOCABULARY,
-    images,
-    new_model,
-    run,
-)
+from support.small_training import CONFIG, OPTIONS, RECIPE, SIZE, VOCABULARY, images, new_model, run
 from torch import Tensor, nn
 
 import cmsa_fast.training.loop as training
@@ -368,13 +359,7 @@ def test_validation_does_not_change_the_training(tmp_path: Path) -> None:
     for name, every in (("without", 0), ("with", 2)):
         recipe = replace(RECIPE, steps=5, validate_every=every)
         with pytest.raises(KeyboardInterrupt):  # a whole run would load the best weights
-            run(
-                tmp_path / name,
-                recipe=recipe,
-                model=Dropping(),
-                validate=validate,
-                collate=Failing(4),
-            )
+            run(tmp_path / name, recipe=recipe, model=Dropping(), validate=validate, collate=Failing(4))
         states[name] = state_of(tmp_path / name)
     assert states["with"]["validated"] == 4
     for part in ("model", "optimizer", "schedule"):

@@ -12,9 +12,7 @@ from cmsa_fast.training.muon import Muon, matrices, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(9, 30), (30, 9), (16, 16)])
-def test_orthogonalized_keeps_directions_and_brings_lengths_near_one(
-    shape: tuple[int, int],
-) -> None:
+def test_orthogonalized_keeps_directions_and_brings_lengths_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     matrix = torch.randn(shape, dtype=torch.float64)
     result = orthogonalized(matrix)

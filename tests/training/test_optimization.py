@@ -14,12 +14,7 @@ from torch import nn
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.models import build_model
 from cmsa_fast.training.loop import training_step
-from cmsa_fast.training.optimization import (
-    build_average,
-    build_optimizer,
-    learning_rate_factor,
-    parameter_groups,
-)
+from cmsa_fast.training.optimization import build_average, build_optimizer, learning_rate_factor, parameter_groups
 
 
 def norms(model: nn.Module) -> dict[str, float]:
@@ -27,8 +22,7 @@ def norms(model: nn.Module) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("name", "decayed"),
-    [("cmsa", {"backbone", "mask"}), ("cmsa-released", {"backbone", "mask", "squeeze"})],
+    ("name", "decayed"), [("cmsa", {"backbone", "mask"}), ("cmsa-released", {"backbone", "mask", "squeeze"})]
 )
 def test_layers_with_weight_decay(name: str, decayed: set[str]) -> None:
     model = build_model(name, **OPTIONS)

@@ -54,15 +54,9 @@ KINDS: Mapping[Kind, tuple[Severity, str]] = {
     "mask-outside": ("warning", "masks that extend beyond their image"),
     "mask-part-degenerate": ("warning", "degenerate polygons"),
     "expression-without-word": ("warning", "expressions without a word"),
-    "image-turned": (
-        "information",
-        "images that fit their masks only after applying their EXIF orientation",
-    ),
+    "image-turned": ("information", "images that fit their masks only after applying their EXIF orientation"),
     "expression-non-ascii": ("information", "expressions with non-ASCII characters"),
-    "expression-repeated": (
-        "information",
-        "expressions that occur twice in their reference (kept)",
-    ),
+    "expression-repeated": ("information", "expressions that occur twice in their reference (kept)"),
     "names-nothing": ("information", "expressions without a target object (by design)"),
 }
 

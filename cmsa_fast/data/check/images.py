@@ -34,12 +34,7 @@ _TOLERANCE = 2.0  # pixels by which polygons of the published files may exceed t
 
 
 def check_images(
-    records: Sequence[Record],
-    *,
-    title: str,
-    read: bool = True,
-    decode: bool = False,
-    num_workers: int = 0,
+    records: Sequence[Record], *, title: str, read: bool = True, decode: bool = False, num_workers: int = 0
 ) -> Iterator[list[tuple[ImageFinding, str]]]:
     """Checks every image of some records, and decodes every mask.
 

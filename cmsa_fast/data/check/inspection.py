@@ -30,11 +30,7 @@ from .leakage import Images, SplitName, find_leaks, split_images
 
 
 def inspect_root(
-    root: Path,
-    *,
-    image_folder: Path | None = None,
-    read_images: bool = False,
-    num_workers: int = 0,
+    root: Path, *, image_folder: Path | None = None, read_images: bool = False, num_workers: int = 0
 ) -> CheckResult:
     """Reads every data set under a root, decodes every mask and checks every image; changes nothing.
 
@@ -54,11 +50,7 @@ def inspect_root(
             counts = _count(reading, details)
             _check_expressions(reading.records, details)
             checked = check_images(
-                reading.records,
-                title=label,
-                read=has_images,
-                decode=read_images,
-                num_workers=num_workers,
+                reading.records, title=label, read=has_images, decode=read_images, num_workers=num_workers
             )
             for image_findings in checked:
                 images += has_images
@@ -67,14 +59,7 @@ def inspect_root(
             splits |= split_images(reading.records, label, numbering_of(source, reading))
         data_sets.append(DataSetCheck(label, source.form, source.root, tuple(counts)))
         findings += [Finding(label, kind, tuple(details[kind])) for kind in KINDS if kind in details]
-    return CheckResult(
-        root,
-        tuple(data_sets),
-        tuple(findings),
-        tuple(find_leaks(splits)),
-        images,
-        read_images,
-    )
+    return CheckResult(root, tuple(data_sets), tuple(findings), tuple(find_leaks(splits)), images, read_images)
 
 
 def _read(source: Source, root: Path, details: dict[Kind, list[str]]) -> tuple[Reading | None, bool]:

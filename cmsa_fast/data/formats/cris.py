@@ -26,13 +26,7 @@ from .parsing import (
 )
 from .published import PUBLISHED_EXPRESSIONS
 from .refer import missing_split
-from .refer_layout import (
-    COCO_FOLDERS,
-    SAIAPR_FOLDERS,
-    check_names,
-    image_folders,
-    require_folder,
-)
+from .refer_layout import COCO_FOLDERS, SAIAPR_FOLDERS, check_names, image_folders, require_folder
 
 # VLT writes `anns` into a folder beside `images`.
 _IMAGE_FOLDERS = (*COCO_FOLDERS, *SAIAPR_FOLDERS, "../images/train2014")

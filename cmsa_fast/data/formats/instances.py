@@ -9,17 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ..masks import MaskSource
-from .parsing import (
-    Where,
-    field,
-    identifier,
-    listing,
-    load_json,
-    paused_collection,
-    read_mask,
-    read_size,
-    string,
-)
+from .parsing import Where, field, identifier, listing, load_json, paused_collection, read_mask, read_size, string
 
 _SETTLED_NS = 2 * 10**9  # a younger file may change again without its time changing
 
@@ -88,12 +78,7 @@ def _parse(path: Path, annotations: Set[str], images: Set[str]) -> Instances:
 
 
 def _index(
-    content: Any,
-    key: str,
-    wanted: Set[str],
-    path: Path,
-    read: Callable[[Any, Where], _Entry],
-    unnamed: list[str],
+    content: Any, key: str, wanted: Set[str], path: Path, read: Callable[[Any, Where], _Entry], unnamed: list[str]
 ) -> dict[str, _Entry | str]:
     entries: dict[str, _Entry | str] = {}
     for i, record in enumerate(listing(content, key, (path,))):

@@ -123,10 +123,7 @@ def read_size(image: Any, where: Where) -> tuple[int, int]:
 def read_expressions(reference: Any, text: Text, where: Where) -> tuple[tuple[int, str], ...]:
     """`(sent_id, expression)` for each entry of `sentences`; ValueError if one is damaged."""
     return tuple(
-        (
-            integer(sentence, "sent_id", (*where, "sentence", i)),
-            string(sentence, text, (*where, "sentence", i)),
-        )
+        (integer(sentence, "sent_id", (*where, "sentence", i)), string(sentence, text, (*where, "sentence", i)))
         for i, sentence in enumerate(listing(reference, "sentences", where))
     )
 

@@ -24,10 +24,7 @@ class ReferFiles:
 
 
 def locate_refer_files(
-    root: str | os.PathLike[str],
-    name: str,
-    split_by: str,
-    image_folder: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str], name: str, split_by: str, image_folder: str | os.PathLike[str] | None = None
 ) -> ReferFiles:
     """Finds the files of a REFER data set.
 
@@ -92,10 +89,7 @@ def existing_folder(image_folder: str | os.PathLike[str]) -> Path:
 
 
 def image_folders(
-    root: Path,
-    usual: Sequence[str],
-    image_folder: str | os.PathLike[str] | None,
-    what_belongs: str,
+    root: Path, usual: Sequence[str], image_folder: str | os.PathLike[str] | None, what_belongs: str
 ) -> tuple[Path, ...]:
     """The folders to search for images: `image_folder`, or those of `usual` (relative to `root`) that exist.
 

@@ -73,10 +73,7 @@ def read_referit(source: Source, split: str | None, errors: ErrorCollector) -> R
     times its reference plus its index; they are the same in every split. There is one version of the
     expressions, as typed.
     """
-    for argument, value, known in (
-        ("name", source.name, "referit"),
-        ("split_by", source.split_by, "berkeley"),
-    ):
+    for argument, value, known in (("name", source.name, "referit"), ("split_by", source.split_by, "berkeley")):
         if value not in ("", known):
             raise ValueError(f"{argument} of this form is {known!r}, not {value!r}")
     files = _locate(source.root, source.image_folder)
@@ -111,12 +108,7 @@ def _queries(
 
 
 def _read_record(
-    where: Where,
-    expressions: Any,
-    mask: MatlabMask,
-    split: str,
-    sizes: dict[str, Any],
-    files: _Files,
+    where: Where, expressions: Any, mask: MatlabMask, split: str, sizes: dict[str, Any], files: _Files
 ) -> Record:
     file, key = where
     match = _REGION.fullmatch(str(key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from functools import lru_cache
 from random import Random
 
@@ -47,13 +48,7 @@ class ScenesDataset:
     """
 
     def __init__(
-        self,
-        scenes: int,
-        *,
-        seed: int = 0,
-        split: str = "train",
-        size: int = 128,
-        expressions_per_scene: int = 4,
+        self, scenes: int, *, seed: int = 0, split: str = "train", size: int = 128, expressions_per_scene: int = 4
     ) -> None:
         _check_int("scenes", scenes, 1)
         _check_int("seed", seed, 0)
@@ -130,13 +125,9 @@ class ScenesDataset:
     def _expression(self, index: int) -> tuple[int, int, SceneExpression]:
         """The non-negative index, the number of the scene and the expression of an item."""
         try:
-            position = range(len(self))[index]
-        except TypeError:
-            raise TypeError(f"index must be an integer, not {type(index).__name__}.") from None
+            position = range(len(self))[operator.index(index)]
         except IndexError:
             raise IndexError(f"index {index} is outside a data set of {len(self)} items.") from None
-        if not isinstance(position, int):
-            raise TypeError("index must be an integer, not a slice.")
         number, slot = divmod(position, self.expressions_per_scene)
         return position, number, self._scene(number).expressions[slot]
 

@@ -190,10 +190,7 @@ class _ExpressionGenerator:
             if phrases and true and names:
                 for _ in range(2):
                     yield RelationChoice(
-                        pick(self._random, true),
-                        pick(self._random, phrases),
-                        anchor,
-                        pick(self._random, names),
+                        pick(self._random, true), pick(self._random, phrases), anchor, pick(self._random, names)
                     )
 
     def _order_sensitive_relations(self, target: int, minimum: int) -> Iterator[RelationChoice]:

@@ -155,12 +155,7 @@ class Interpreter:
         return inside[0] if len(inside) == 1 and away[inside[0]] <= MIDDLE_INSIDE else None
 
     def _furthest(
-        self,
-        direction: tuple[int, int],
-        fitting: Sequence[int],
-        lead: float,
-        *,
-        edges: bool = False,
+        self, direction: tuple[int, int], fitting: Sequence[int], lead: float, *, edges: bool = False
     ) -> int | None:
         if not fitting:
             return None

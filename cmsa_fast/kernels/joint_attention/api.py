@@ -7,11 +7,10 @@ callers that have checked what the arguments are computed from (`cmsa_fast.nn`).
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import autocast, check_backend, choose_backend
+from ..backends import autocast, check_backend, choose_backend, without_autocast
 from ..validation import (
     check_features,
     check_leading_shape,
@@ -46,8 +45,7 @@ def joint_attention(
             included, have no influence and get gradient zero. None: All keys may be.
         scale: Factor of every logit.
         backend: "reference" is the literal form with its [B, Tq, Tk] array; "torch" works in blocks of queries
-            in plain PyTorch; "triton" the fused kernels; "auto" is "triton" for CUDA tensors in float32,
-            bfloat16 or float16 where Triton is installed, else "torch".
+            in plain PyTorch; "triton" the fused kernels; "auto" is described in `cmsa_fast.kernels.backends`.
 
     Returns:
         [B, Tq, e], in the inputs' dtype (under autocast in autocast's). All dtypes are float64, float32,
@@ -55,8 +53,9 @@ def joint_attention(
 
     Raises:
         TypeError: An argument is no tensor or has the wrong dtype, or scale is no number.
-        ValueError: Shapes or devices do not fit, a batch entry has no key to attend to, scale is not finite,
-            backend is unknown, or "triton" cannot run on the inputs.
+        ValueError: Shapes or devices do not fit, scale is not finite, backend is unknown, or "triton" cannot run
+            on the inputs; on the CPU also if a batch entry has no key to attend to, which on a GPU is an assertion
+            of the device.
         ImportError: backend is "triton" and Triton is not installed.
         RuntimeError: The gradient of "torch" or "triton" is differentiated again.
     """
@@ -90,7 +89,7 @@ def unchecked_joint_attention(
     """`joint_attention` without argument checks."""
     query, key, value = autocast(query, key, value)
     attention = _attention(choose_backend(backend, query))
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         return attention(query, key, value, key_mask, float(scale))
 
 
@@ -162,7 +161,7 @@ def unchecked_joint_attention_tail(
     else:
         attended, weight, bias = autocast(attended, weight, bias)
     tail = _tail(choose_backend(backend, attended))
-    with torch.autocast(attended.device.type, enabled=False):
+    with without_autocast(attended.device):
         return tail(attended, weight, bias, word_mask, relu)
 
 

@@ -18,7 +18,7 @@ from ..validation import (
     check_size,
     check_word_mask,
 )
-from . import eager
+from . import eager, received
 
 # The Triton kernels are compiled and tested for up to this many words.
 MAX_TRITON_WORDS = 64
@@ -55,17 +55,17 @@ def cross_modal_attention(
         image_index: int64 [B], the image of each expression among B_images. None: Expression b belongs to
             image b.
         backend: "reference" is the literal form with its [B, P*N, P*N] array; "torch" the exact factorisation
-            in plain PyTorch; "triton" the same in Triton kernels, for up to 64 words; "auto" is "triton" for CUDA
-            tensors in float32, bfloat16 or float16 where Triton is installed, else "torch". A backend other than
-            "auto" is never replaced by another.
+            in plain PyTorch; "triton" the same in Triton kernels, for up to 64 words; "auto" is described in
+            `cmsa_fast.kernels.backends`. A backend other than "auto" is never replaced by another.
 
     Returns:
         [B, P, e], in the inputs' dtype (under autocast in autocast's).
 
     Raises:
         TypeError: An argument is no tensor or has the wrong dtype.
-        ValueError: Shapes or devices do not fit, an expression has no real word, image_index is out of range,
-            backend is unknown, or "triton" cannot run on the inputs.
+        ValueError: Shapes or devices do not fit, backend is unknown, or "triton" cannot run on the inputs; on the
+            CPU also if an expression has no real word or image_index is out of range. On a GPU both are assertions
+            of the device, and no argument check waits for it.
         ImportError: backend is "triton" and Triton is not installed.
         RuntimeError: The gradient of "torch" or "triton" is differentiated again.
     """
@@ -124,7 +124,7 @@ def received_word_attention(
 
     The paper's Fig. 4 describes an average over (p, p', n') of a softmax over (p', n'), which is constant.
     This function returns the attention that word n' receives: the softmax summed over p' and averaged over
-    places p and real words n. It is not differentiable.
+    places p and real words n.
 
     Args:
         place_query: [B, P, d], or [B_images, P, d] with image_index.
@@ -154,7 +154,7 @@ def unchecked_received_word_attention(
 ) -> Tensor:
     """`received_word_attention` without argument checks."""
     place_query, word_query, word_key = autocast(place_query, word_query, word_key)
-    return eager.received_word_attention(place_query, word_query, word_key, word_mask, image_index=image_index)
+    return received.received_word_attention(place_query, word_query, word_key, word_mask, image_index=image_index)
 
 
 def _implementation(backend: str) -> Callable[..., Tensor]:

@@ -24,13 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..library import (
-    EVERY_DEVICE,
-    SEPARABLE_INPUTS,
-    register,
-    register_gradient,
-    without_derivative,
-)
+from ..library import EVERY_DEVICE, SEPARABLE_INPUTS, register, register_gradient
 from .mean_softmax import Block, Gradients, Keys, prepare, times
 from .numerics import split_offset, word_weights
 
@@ -58,34 +52,7 @@ def separable_attention(
     """
     weight = word_weights(word_mask, word_query)
     inputs = (place_query, place_key, place_value, word_query, word_key, word_value)
-    if torch.compiler.is_compiling():
-        return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
-    return _Separable.apply(*inputs, weight, image_index)
-
-
-def received_word_attention(
-    place_query: Tensor,
-    word_query: Tensor,
-    word_key: Tensor,
-    word_mask: Tensor | None = None,
-    *,
-    image_index: Tensor | None = None,
-) -> Tensor:
-    """The attention each word receives, averaged over places and real words: the mean of V's rows.
-
-    The place keys have no influence, because the softmax over places sums to one. Not differentiable.
-
-    Returns:
-        [B, N], summing to 1 over real words, 0 on padding.
-    """
-    weight = word_weights(word_mask, word_query)
-    received = torch.empty_like(weight)
-    with torch.no_grad(), torch.autocast(place_query.device.type, enabled=False):
-        for image, expressions in _groups(len(word_query), image_index, place_query.shape[1]):
-            query, offset = split_offset(place_query[image].to(weight.dtype))
-            words = _Words.prepare((word_query, word_key, word_key), weight, expressions)
-            received[expressions] = Block(words.keys(offset), query).mean_softmax().mean(1)
-    return received.to(place_query.dtype)
+    return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
 
 
 def _groups(expressions: int, image_index: Tensor | None, places: int) -> Iterator[tuple[int, slice | list[int]]]:
@@ -227,20 +194,9 @@ def _backward(
     return tuple(part.to(grad.dtype) for part in (*place_grads, *word_grads))
 
 
-class _Separable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        ctx.save_for_backward(*inputs)
-        return _forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *without_derivative(_backward, grad, *ctx.saved_tensors), None, None
-
-
 def _fake_forward(*arguments: Any) -> Tensor:
     place_value, word_query = arguments[2:4]
-    return place_value.new_empty(len(word_query), *place_value.shape[1:])
+    return place_value.new_empty(word_query.shape[0], *place_value.shape[1:])
 
 
 def _fake_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -255,7 +211,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *torch.ops.cmsa_fast.factored_backward(grad, *ctx.saved_tensors), None, None
 
 
-# While a graph is traced, both are operators: the graph then has no branch or loop that depends on data.
+# Operators, so that graphs and fake tensors see no branch or loop that depends on data.
 register("factored_forward", f"({SEPARABLE_INPUTS}) -> Tensor", _forward, _fake_forward, EVERY_DEVICE)
 register(
     "factored_backward",

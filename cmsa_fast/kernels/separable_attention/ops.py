@@ -15,10 +15,7 @@ from ..backends import check_triton
 from ..library import SEPARABLE_INPUTS, register, register_gradient
 from .numerics import word_weights
 from .projection_eager import attended_gradient, image_gradient, weight_gradient
-
-# The state that forward returns for backward: E_C over places and over words, and for each of the two the five
-# tensors of its row statistics.
-_STATE = 12
+from .state import Sizes, State
 
 
 def separable_attention(
@@ -50,52 +47,49 @@ def level_tail(*arguments: Any) -> Tensor:
 def _separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
     *features, weight, image_index = arguments
     check_triton(features[0])
-    from .triton import plans
+    from .triton import schedule
 
-    attended, state = plans.forward(features, weight, image_index)
+    attended, state = schedule.forward(features, weight, image_index)
     return attended, *state
 
 
-def _separable_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    from .triton import plans
+def _separable_backward(
+    grad: Tensor, attended: Tensor, state: list[Tensor], image_index: Tensor | None, sizes: list[int]
+) -> tuple[Tensor, ...]:
+    from .triton import schedule
 
-    *features, weight, image_index, attended, state = arguments
-    return tuple(plans.backward(grad, features, weight, image_index, attended, state))
+    return tuple(schedule.backward(grad, attended, image_index, Sizes(*sizes), State(*state)))
 
 
 def _fake_separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    place_query, _, place_value, word_query, _, _, weight, _ = arguments
-    batch, words = word_query.shape[:2]
-    places, value_width = place_value.shape[1:]
-    statistics = [
-        (weight.new_empty(batch, places), *(weight.new_empty(batch, places, words) for _ in range(3)),
-         weight.new_empty(batch, dtype=torch.int32))
-        for _ in range(2)
-    ]  # fmt: skip
-    return (
-        place_query.new_empty(batch, places, value_width),
-        weight.new_empty(batch, words, places),
-        weight.new_empty(batch, words, words),
-        *statistics[0],
-        *statistics[1],
+    features = arguments[:6]
+    sizes = Sizes.of(features)
+    attended = features[0].new_empty(sizes.batch, sizes.places, sizes.value_width)
+    return attended, *State.empty(sizes, features[0])
+
+
+def _fake_separable_backward(
+    grad: Tensor, attended: Tensor, state: list[Tensor], image_index: Tensor | None, sizes: list[int]
+) -> tuple[Tensor, ...]:
+    images, batch, places, words, width, value_width = sizes[:6]
+    return tuple(
+        grad.new_empty(count, rows, channels)
+        for count, rows in ((images, places), (batch, words))
+        for channels in (width, width, value_width)
     )
 
 
-def _fake_separable_backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(part, memory_format=torch.contiguous_format) for part in arguments[:6])
-
-
 def _save_separable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+    ctx.save_for_backward(inputs[7], *output)
+    ctx.sizes = Sizes.of(inputs[:6])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate_separable(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 8
-    inputs, (attended, *state) = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
-    gradients = torch.ops.cmsa_fast.separable_backward(grad, *inputs, attended, state)
-    return *gradients, None, None
+    image_index, attended, *state = ctx.saved_tensors
+    return *torch.ops.cmsa_fast.separable_backward(grad, attended, state, image_index, ctx.sizes), None, None
 
 
 def _tail_forward(attended: Tensor, *arguments: Any) -> Tensor:
@@ -121,7 +115,7 @@ def _tail_backward(
 
 
 def _fake_tail_forward(attended: Tensor, output_weight: Tensor, *_: Any) -> Tensor:
-    return attended.new_empty(len(attended), len(output_weight), attended.shape[1])
+    return attended.new_empty(attended.shape[0], len(output_weight), attended.shape[1])
 
 
 def _fake_tail_backward(
@@ -143,7 +137,7 @@ def _fake_tail_backward(
 def _save_tail(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     attended, output_weight, unit_visual, mean_word, coordinates, image_index = inputs
     ctx.save_for_backward(attended, output_weight, image_index)
-    ctx.images = len(unit_visual)
+    ctx.images = unit_visual.shape[0]
     ctx.sizes = [unit_visual.shape[2], mean_word.shape[1], len(coordinates)]
 
 
@@ -167,13 +161,14 @@ def _differentiate_tail(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 register(
     "separable_forward",
-    f"({SEPARABLE_INPUTS}) -> ({', '.join(['Tensor'] * (1 + _STATE))})",
+    f"({SEPARABLE_INPUTS}) -> ({', '.join(['Tensor'] * (1 + len(State._fields)))})",
     _separable_forward,
     _fake_separable_forward,
 )
 register(
     "separable_backward",
-    f"(Tensor grad, {SEPARABLE_INPUTS}, Tensor attended, Tensor[] state) -> ({', '.join(['Tensor'] * 6)})",
+    f"(Tensor grad, Tensor attended, Tensor[] state, Tensor? image_index, SymInt[] sizes) -> "
+    f"({', '.join(['Tensor'] * 6)})",
     _separable_backward,
     _fake_separable_backward,
 )
@@ -195,34 +190,26 @@ register(
 register_gradient("level_tail_forward", _differentiate_tail, _save_tail, "level_tail_backward")
 
 
-def _separable_flop(place_query: Any, place_value: Any, word_query: Any) -> tuple[int, int]:
+def _separable_flop(sizes: Sizes) -> tuple[int, int]:
     """FLOP of all products over places and over words: forward, and backward with the logits recomputed."""
-    (_, places, width), (_, _, value_width), (batch, words, _) = (
-        place_query,
-        place_value,
-        word_query,
-    )
-    forward = backward = 0
-    for keys in (places, words):
-        pairs = 2 * batch * places * keys
-        word_logits = 2 * batch * words * keys * width
-        forward += pairs * (width + value_width + 2 * words) + word_logits
-        backward += pairs * (3 * width + 2 * value_width + 6 * words) + 2 * word_logits
-    return forward, backward
+    _, batch, places, words, width, value_width = sizes[:6]
+    pairs, word_logits = places * (width + value_width), words * width
+    forward = places * pairs + 2 * places * places * words + word_logits * places
+    backward = places * places * (3 * width + 2 * value_width + 6 * words) + 2 * word_logits * places
+    forward += words * pairs + word_logits * words
+    backward += 2 * (words * pairs + word_logits * words)
+    return 2 * batch * forward, 2 * batch * backward
 
 
 @register_flop_formula(torch.ops.cmsa_fast.separable_forward)
-def _separable_forward_flop(
-    place_query: Any, place_key: Any, place_value: Any, word_query: Any, *_: Any, **__: Any
-) -> int:
-    return _separable_flop(place_query, place_value, word_query)[0]
+def _separable_forward_flop(*shapes: Any, **_: Any) -> int:
+    (images, places, width), (batch, words, value_width) = shapes[0], shapes[5]
+    return _separable_flop(Sizes(images, batch, places, words, width, value_width, *[0] * 4))[0]
 
 
 @register_flop_formula(torch.ops.cmsa_fast.separable_backward)
-def _separable_backward_flop(
-    grad: Any, place_query: Any, place_key: Any, place_value: Any, word_query: Any, *_: Any, **__: Any
-) -> int:  # fmt: skip
-    return _separable_flop(place_query, place_value, word_query)[1]
+def _separable_backward_flop(grad: Any, attended: Any, state: Any, image_index: Any, sizes: Any, **_: Any) -> int:
+    return _separable_flop(Sizes(*sizes))[1]
 
 
 @register_flop_formula(torch.ops.cmsa_fast.level_tail_forward)

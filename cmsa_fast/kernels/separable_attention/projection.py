@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..backends import autocast, check_backend, check_triton
+from ..backends import autocast, check_backend, choose_backend, without_autocast
 from ..validation import check_features, check_images, check_shape, check_size
 from . import projection_eager
 
@@ -46,9 +46,8 @@ def level_tail(
         image_index: int64 [B], the image of each expression among B_images. None: Expression b belongs to
             image b.
         backend: "reference" is the literal form; "torch" fills the result with the residual and accumulates the
-            projection by matmul; "triton" is one kernel, whose gradients are matmuls; "auto" is "torch"
-            everywhere, because "triton" has not been measured against it on a GPU. A backend other than "auto"
-            is never replaced by another.
+            projection by matmul; "triton" is one kernel, whose gradients are matmuls; "auto" is described in
+            `cmsa_fast.kernels.backends`. A backend other than "auto" is never replaced by another.
 
     Returns:
         [B, C, P], contiguous except for "reference", in the inputs' dtype (under autocast in autocast's). All
@@ -80,10 +79,9 @@ def unchecked_level_tail(
 ) -> Tensor:
     """`level_tail` without argument checks, for callers that have made them (`cmsa_fast.nn`)."""
     parts = autocast(attended, output_weight, unit_visual, mean_word, coordinates)
-    if backend == "triton":
-        check_triton(parts[0])
-    with torch.autocast(parts[0].device.type, enabled=False):
-        return _implementation(backend)(*parts, image_index)
+    tail = _implementation(choose_backend(backend, parts[0]))
+    with without_autocast(parts[0].device):
+        return tail(*parts, image_index)
 
 
 def _implementation(backend: str) -> Callable[..., Tensor]:

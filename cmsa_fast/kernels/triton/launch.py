@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..backends import uses_tf32
+
 # Architectures (compute capability times ten) that have tiles in every table; 0 is Triton's interpreter.
 INTERPRETER = 0
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
@@ -44,9 +46,9 @@ def slice_width(width: int, tile: Tile) -> int:
     return min(tile.slice, max(16, triton.next_power_of_2(width)))
 
 
-def row_splits(rows: int, block: int, programs: int, architecture: int) -> tuple[int, int]:
+def row_splits(rows: int, block: int, programs: int) -> tuple[int, int]:
     """The number of parts that a loop over rows is split into to fill a GPU, and the rows in each part."""
-    wanted = 2 if not architecture else max(1, _PROGRAMS // max(1, programs))
+    wanted = 2 if interpreted() else max(1, _PROGRAMS // max(1, programs))
     per_part = triton.cdiv(triton.cdiv(rows, wanted), block) * block
     return triton.cdiv(rows, per_part), per_part
 
@@ -102,7 +104,7 @@ def precision(dtype: torch.dtype) -> str:
     if dtype == torch.float64:
         return "ieee"
     if dtype == torch.float32:
-        return "tf32" if _uses_tf32() else "ieee"
+        return "tf32" if uses_tf32() else "ieee"
     return "tf32"
 
 
@@ -110,11 +112,16 @@ def arithmetic(dtype: torch.dtype) -> str:
     """How products are computed: "half" for 16-bit input, "tf32" or "ieee" for float32 as PyTorch is set."""
     if dtype.itemsize == 2:
         return "half"
-    if dtype == torch.float32 and _uses_tf32():
+    if dtype == torch.float32 and uses_tf32():
         return "tf32"
     return "ieee"
 
 
-def _uses_tf32() -> bool:
-    """PyTorch's setting for float32 products; both of its interfaces change it."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+def options(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
+    """What every kernel of products takes: how they are computed, and the compiler's options."""
+    return {
+        "PRECISION": precision(dtype),
+        "ACCUMULATOR": accumulator(dtype),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }

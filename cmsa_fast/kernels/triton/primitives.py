@@ -156,3 +156,49 @@ def direct_softmax(
     # The maximum and the sum are kept apart: with large logits, a single log-sum-exp would lose the sum.
     softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
     return tl.where(present[None, :], softmax, 0.0)
+
+
+@triton.jit
+def load_padded(pointer, rows, columns, row_stride):
+    """[R, C] of a contiguous array padded to whole tiles."""
+    return tl.load(pointer + rows[:, None] * row_stride + columns[None, :])
+
+
+@triton.jit
+def store_padded(pointer, tile, rows, columns, row_stride, PRECISION: tl.constexpr):
+    """Store [R, C] into a contiguous array padded to whole tiles, as an operand of later products."""
+    tile = rounded(tile.to(pointer.dtype.element_ty), PRECISION)
+    tl.store(pointer + rows[:, None] * row_stride + columns[None, :], tile)
+
+
+@triton.jit
+def padded_products(
+    left, left_rows, right, right_rows, width,
+    CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    """left[left_rows] @ right[right_rows]^T of contiguous, padded and rounded operands, [L, R]."""
+    total = tl.zeros([left_rows.shape[0], right_rows.shape[0]], ACCUMULATOR)
+    for start in range(0, width, CHUNK):
+        channels = start + tl.arange(0, CHUNK)
+        left_tile = load_padded(left, left_rows, channels, width)
+        right_tile = load_padded(right, right_rows, channels, width)
+        total = tl.dot(left_tile, tl.trans(right_tile), total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+    return total
+
+
+@triton.jit
+def image_of(image_index, expression, GROUPED: tl.constexpr):
+    """The image of an expression."""
+    if GROUPED:
+        return tl.load(image_index + expression)
+    else:
+        return expression
+
+
+@triton.jit
+def expressions_of(image, batch, GROUPED: tl.constexpr):
+    """The range of expressions among which those of an image are."""
+    if GROUPED:
+        return image * 0, image * 0 + batch
+    else:
+        return image, image + 1

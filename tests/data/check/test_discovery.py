@@ -72,9 +72,7 @@ def test_root_can_be_the_data_set(tmp_path: Path, file: str, form: str) -> None:
     assert [(one.form, one.root) for one in discover(tmp_path).sources] == [(form, tmp_path)]
 
 
-def test_folder_without_records_is_a_source_if_published_and_a_gap_otherwise(
-    tmp_path: Path,
-) -> None:
+def test_folder_without_records_is_a_source_if_published_and_a_gap_otherwise(tmp_path: Path) -> None:
     touch(tmp_path, "refcoco+/instances.json", "own/instances.json")
     (tmp_path / "grefcoco").mkdir()
     found = discover(tmp_path)

@@ -12,22 +12,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from support.anns_layout import AnnsLayout
-from support.refer_layout import (
-    COCO_FOLDER,
-    ReferLayout,
-    sentences,
-    small_refcoco,
-    square,
-    unpublished,
-)
+from support.refer_layout import COCO_FOLDER, ReferLayout, sentences, small_refcoco, square, unpublished
 
 from cmsa_fast.cli.data_check import DataCheckOptions, format_check, run_data_check
-from cmsa_fast.data.check.findings import (
-    PUBLISHED_IMAGES,
-    PUBLISHED_REFERENCES,
-    CheckResult,
-    SplitCount,
-)
+from cmsa_fast.data.check.findings import PUBLISHED_IMAGES, PUBLISHED_REFERENCES, CheckResult, SplitCount
 from cmsa_fast.data.check.inspection import inspect_root
 from cmsa_fast.data.check.leakage import SplitName, find_leaks
 from cmsa_fast.data.errors import ErrorCollector
@@ -225,11 +213,7 @@ def test_expressions(tmp_path: Path) -> None:
     root = layout.write()
     result = inspect_root(root)
     assert result.ok
-    assert counts(result) == {
-        "expression-without-word": 1,
-        "expression-non-ascii": 2,
-        "expression-repeated": 1,
-    }
+    assert counts(result) == {"expression-without-word": 1, "expression-non-ascii": 2, "expression-repeated": 1}
     assert "sent_id 4" in details(result, "expression-without-word")[0]
     assert result.data_sets[0].splits[0].expressions == 8
     format_check(result).encode("utf-8")
@@ -291,9 +275,7 @@ def test_several_forms_under_one_root(tmp_path: Path) -> None:
     several.references[1].update(ann_id=[-1], category_id=[-1], no_target=True)
     several.write()
     convert(
-        Source(form="refer", root=root, name="refcoco"),
-        root / "fast.parquet",
-        errors=ErrorCollector(strict=True),
+        Source(form="refer", root=root, name="refcoco"), root / "fast.parquet", errors=ErrorCollector(strict=True)
     )
     anns = AnnsLayout(root, "mine", COCO_FOLDER)
     for _ in range(4):

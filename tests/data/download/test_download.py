@@ -240,9 +240,7 @@ def test_collection_of_two_files(tmp_path: Path, server: FaultyServer) -> None:
     contents = {"instances.json": b"{}", "grefs(unc).json": b'[{"a": 1}]'}
     files = tuple(
         RemoteFile(
-            name=name,
-            url=server.add(f"/own/{name}", whole(content)),
-            sha256=hashlib.sha256(content).hexdigest(),
+            name=name, url=server.add(f"/own/{name}", whole(content)), sha256=hashlib.sha256(content).hexdigest()
         )
         for name, content in contents.items()
     )

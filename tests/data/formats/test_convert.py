@@ -15,13 +15,7 @@ import pytest
 import torch
 import tyro
 from PIL import Image
-from support.converted import (
-    all_records,
-    assert_same,
-    converted,
-    every_mask_form,
-    refer,
-)
+from support.converted import all_records, assert_same, converted, every_mask_form, refer
 from support.parquet_layout import encoded, write_refcoco
 from support.refer_layout import COCO_FOLDER, small_refcoco, square
 from torch import Tensor
@@ -109,11 +103,7 @@ def test_several_objects_none_and_lost_masks(tmp_path: Path) -> None:
     assert convert_records(reading, file, origin={}).embedded == 2
     again = all_records(converted(file))
     for one, other in zip(reading.records, again.records, strict=True):
-        assert (one.size, one.expressions, one.split) == (
-            other.size,
-            other.expressions,
-            other.split,
-        )
+        assert (one.size, one.expressions, one.split) == (other.size, other.expressions, other.split)
         assert [mask.is_empty for mask in one.objects] == [mask.is_empty for mask in other.objects]
         assert (one.names_nothing, one.has_lost_mask) == (other.names_nothing, other.has_lost_mask)
         assert other.mask_size in (one.mask_size, (21, 17 + one.ref_id % 2))

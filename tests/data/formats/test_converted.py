@@ -17,14 +17,7 @@ import torch
 from data.formats.test_grefcoco import GrefLayout
 from PIL import Image
 from support.anns_layout import small_anns
-from support.converted import (
-    all_records,
-    assert_converted,
-    assert_same,
-    converted,
-    every_mask_form,
-    refer,
-)
+from support.converted import all_records, assert_converted, assert_same, converted, every_mask_form, refer
 from support.parquet_layout import write_benchmark, write_refcoco
 from support.refer_layout import COCO_FOLDER, ReferLayout, small_refcoco, square
 
@@ -37,13 +30,7 @@ def test_every_mask_form(tmp_path: Path) -> None:
     root = every_mask_form(tmp_path / "refer").write()
     conversion = convert(refer(root), tmp_path / "new" / "set.parquet")
     for training in (False, True):
-        for split in (
-            "train",
-            "val",
-            "testA",
-            "testB",
-            "test",
-        ):  # "test" is testA and testB in REFER
+        for split in ("train", "val", "testA", "testB", "test"):  # "test" is testA and testB in REFER
             original = open_split(refer(root), split, for_training=training)
             data = open_split(converted(conversion.path), split, for_training=training)
             assert_same(original, data)

@@ -45,10 +45,7 @@ def test_changed_instances_are_parsed_again(tmp_path: Path, parsed: list[Path]) 
     file = layout.write() / "refcoco" / "instances.json"
     settle(file)
     open_refer(tmp_path)
-    layout.annotations[0]["segmentation"] = [
-        square(4, 2, 10),
-        square(8, 7, 10),
-    ]  # same size of file
+    layout.annotations[0]["segmentation"] = [square(4, 2, 10), square(8, 7, 10)]  # same size of file
     layout.write()
     assert int(open_refer(tmp_path)[0].mask.sum()) == 170  # too recent to be kept
     assert int(open_refer(tmp_path)[0].mask.sum()) == 170

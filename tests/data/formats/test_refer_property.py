@@ -20,13 +20,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from support.strategies import anything_text, few, pickle_junk, segmentations  # noqa: E402
 
-from cmsa_fast.data import (
-    ErrorCollector,
-    Record,
-    RecordDataset,
-    Source,
-    read_records,
-)
+from cmsa_fast.data import ErrorCollector, Record, RecordDataset, Source, read_records
 from cmsa_fast.data.formats.refer import read_references
 
 pytestmark = pytest.mark.usefixtures("quiet_within_little_memory")
@@ -135,12 +129,7 @@ AWKWARD: dict[tuple[Any, ...], tuple[Any, ...]] = {
     remove=st.booleans(),
 )
 def test_arbitrary_values_in_any_field(
-    sound: ReferLayout,
-    place: tuple[Any, ...],
-    other: tuple[Any, ...],
-    value: Any,
-    second: Any,
-    remove: bool,
+    sound: ReferLayout, place: tuple[Any, ...], other: tuple[Any, ...], value: Any, second: Any, remove: bool
 ) -> None:
     changes = [(place, value)] if remove else [(place, value), (other, second)]
     check_changed(sound, changes, remove=remove)

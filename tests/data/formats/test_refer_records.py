@@ -176,8 +176,7 @@ def test_references_that_are_no_list(tmp_path: Path, content: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"<html>404</html>", b"[]", b"{}", b'{"images": {"7": {}}, "annotations": []}'],
+    "content", [b"<html>404</html>", b"[]", b"{}", b'{"images": {"7": {}}, "annotations": []}']
 )
 def test_instances_of_another_form(tmp_path: Path, content: bytes) -> None:
     root = small_refcoco(tmp_path).write()

@@ -46,23 +46,14 @@ def test_python2_byte_strings_are_utf8(data: bytes, expected: object) -> None:
     assert loads_plain_pickle(data, "old.p") == expected
 
 
-def test_byte_strings_that_are_not_utf8_are_latin1_and_logged(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_byte_strings_that_are_not_utf8_are_latin1_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "cmsa_fast.data.formats.safe_pickle"):
         assert loads_plain_pickle(PYTHON2_LATIN1, "old.p") == {"sent": "café"}
     assert "old.p" in caplog.text
     assert "Latin-1" in caplog.text
 
 
-NUMBERS = [
-    np.int64(-5),
-    np.uint8(200),
-    np.int32(7),
-    np.float32(0.5),
-    np.float64(2.5),
-    np.bool_(True),
-]
+NUMBERS = [np.int64(-5), np.uint8(200), np.int32(7), np.float32(0.5), np.float64(2.5), np.bool_(True)]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

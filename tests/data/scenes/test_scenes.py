@@ -378,8 +378,8 @@ class TestErrors:
         [
             (8, IndexError, "index 8 is outside a data set of 8 items"),
             (-9, IndexError, "index -9 is outside a data set of 8 items"),
-            (1.0, TypeError, "index must be an integer, not float"),
-            (slice(0, 2), TypeError, "index must be an integer, not a slice"),
+            (1.0, TypeError, "'float' object cannot be interpreted as an integer"),
+            (slice(0, 2), TypeError, "'slice' object cannot be interpreted as an integer"),
         ],
     )
     def test_invalid_index(self, index: int, error: type[Exception], message: str) -> None:

@@ -40,6 +40,15 @@ def test_error_is_within_the_budget(scale: float, dtype: torch.dtype) -> None:
     assert error <= 2 * max(literal_error, torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("images", [None, 2])
+def test_gradients_are_those_of_the_literal_form(images: int | None) -> None:
+    case = draw(11, 4, 5, batch=3, images=images, dtype=torch.float64)
+    leaves = [case[name].requires_grad_() for name in ("place_query", "word_query", "word_key")]
+    upstream = torch.randn(3, 4, dtype=torch.float64)
+    expected, ours = (torch.autograd.grad(form(case), leaves, upstream) for form in (literal, fast))
+    assert_close(expected, ours, tolerance=1e-11)
+
+
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_sums_to_one(scale: float) -> None:
     case = draw(23, 7, 11, batch=4, scale=scale)

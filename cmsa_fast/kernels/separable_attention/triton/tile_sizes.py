@@ -2,112 +2,81 @@
 
 import torch
 
-from ...triton.launch import INTERPRETED, Tile, arithmetic
+from ...triton.launch import INTERPRETED, Tile, architecture, arithmetic
 
-# Rows whose Z falls below take the direct form; see `cmsa_fast.kernels.separable_attention.mean_softmax`.
+# Tokens whose Z falls below take the direct form; see `cmsa_fast.kernels.separable_attention.mean_softmax`.
 FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 
-_WIDTHS = (128, 256, 512)
+# Architectures whose programs have less than 227 KiB of shared memory.
+_SMALL = (80, 86, 89, 120)
 
-# With more words than this their factors take the room of half an accumulator.
-_FEW_WORDS = 32
-
-# What a kernel takes with more words than that, where narrower slices are no help.
-_MANY_WORDS = {("word_logits", "ieee"): Tile(16, 32, 64, 8, 2)}
-
-# kernel -> arithmetic -> a tile for widths up to each of _WIDTHS; beyond the last, its slice is repeated.
+# kernel -> arithmetic -> tile.
 _TILES = {
-    "word_factor": {
-        "half": (Tile(16, 64, 64, 4, 3),) * 3,
-        "tf32": (Tile(16, 64, 32, 4, 3),) * 3,
-        "ieee": (Tile(16, 64, 32, 4, 2),) * 3,
+    "prepare": dict.fromkeys(("half", "tf32", "ieee"), Tile(64, 64, 64, 4, 1)),
+    "ratio": dict.fromkeys(("half", "tf32", "ieee"), Tile(16, 16, 16, 4, 1)),
+    "words": {
+        "half": Tile(64, 64, 64, 4, 3),
+        "tf32": Tile(64, 64, 32, 4, 3),
+        "ieee": Tile(32, 64, 32, 4, 2),
     },
-    "word_logits": {
-        "half": (Tile(16, 32, 64, 4, 2),) * 3,
-        "tf32": (Tile(16, 32, 64, 4, 2),) * 3,
-        "ieee": (Tile(16, 32, 64, 4, 2),) * 3,
+    "logits": {
+        "half": Tile(128, 128, 64, 8, 4),
+        "tf32": Tile(128, 128, 32, 8, 3),
+        "ieee": Tile(64, 64, 32, 8, 2),
     },
-    # Nothing wide is accumulated: larger blocks read less.
-    "separable_statistics": {
-        "half": (Tile(64, 64, 64, 8, 3),) * 3,
-        "tf32": (Tile(64, 32, 32, 4, 3),) * 3,
-        "ieee": (Tile(32, 32, 32, 4, 2),) * 3,
+    "values": {
+        "half": Tile(128, 64, 256, 8, 3),
+        "tf32": Tile(64, 64, 128, 8, 2),
+        "ieee": Tile(64, 32, 64, 8, 2),
     },
-    "separable_rows": {
-        "half": (Tile(64, 32, 64, 8, 2),) * 3,
-        "tf32": (Tile(32, 32, 32, 4, 2),) * 3,
-        "ieee": (Tile(32, 32, 32, 8, 2),) * 3,
+    "gradients": {
+        "half": Tile(128, 128, 64, 8, 4),
+        "tf32": Tile(128, 128, 32, 8, 3),
+        "ieee": Tile(64, 64, 32, 8, 2),
     },
-    # The tiled plan's kernels read the products and accumulate little.
-    "tiled_weights": {
-        "half": (Tile(32, 64, 64, 8, 3),) * 3,
-        "tf32": (Tile(32, 64, 32, 8, 2),) * 3,
-        "ieee": (Tile(16, 64, 32, 4, 2),) * 3,
+    "weights": {
+        "half": Tile(64, 64, 16, 4, 3),
+        "tf32": Tile(32, 64, 16, 4, 2),
+        "ieee": Tile(16, 64, 16, 4, 2),
     },
-    "tiled_gradients": {
-        "half": (Tile(32, 64, 64, 8, 2),) * 3,
-        "tf32": (Tile(32, 64, 32, 8, 2),) * 3,
-        "ieee": (Tile(16, 64, 32, 8, 2),) * 3,
+    "products": {
+        "half": Tile(128, 64, 128, 8, 4),
+        "tf32": Tile(128, 32, 128, 8, 3),
+        "ieee": Tile(64, 32, 64, 8, 2),
     },
-    "tiled_word_logits": {
-        "half": (Tile(64, 64, 64, 8, 2),) * 3,
-        "tf32": (Tile(32, 64, 32, 8, 2),) * 3,
-        "ieee": (Tile(32, 32, 32, 8, 2),) * 3,
+    "word_products": {
+        "half": Tile(16, 64, 64, 4, 3),
+        "tf32": Tile(16, 32, 64, 4, 3),
+        "ieee": Tile(16, 32, 64, 4, 2),
     },
-    # A [rows, width] accumulator in float32 takes half the registers at width 512 with 8 warps.
-    "separable_mean": {
-        "half": (Tile(64, 64, 64, 8, 3), Tile(64, 64, 64, 8, 2), Tile(64, 32, 64, 8, 2)),
-        "tf32": (Tile(64, 32, 32, 8, 2, 128),) * 3,
-        "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
-    },
-    # Narrower chunks than elsewhere leave registers for two more products.
-    "separable_query": {
-        "half": (Tile(64, 32, 64, 8, 2), Tile(64, 32, 64, 8, 2), Tile(64, 32, 32, 8, 2)),
-        # Gradients of logits leave the range of float16, so what they multiply is widened to float32.
-        "float16": (Tile(64, 32, 32, 8, 2, 256),) * 3,
-        "tf32": (Tile(64, 32, 32, 8, 2, 128),) * 3,
-        "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
-    },
-    # Here keys are what a program owns and rows what it walks over.
-    "separable_values": {
-        "half": (Tile(64, 64, 64, 8, 2), Tile(64, 64, 64, 8, 2), Tile(64, 32, 64, 8, 2)),
-        "tf32": (Tile(32, 64, 32, 8, 2, 128),) * 3,
-        "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
-    },
-    "separable_keys": {
-        "half": (Tile(64, 32, 64, 8, 2),) * 3,
-        "float16": (Tile(64, 32, 32, 8, 2, 256),) * 3,
-        "tf32": (Tile(32, 32, 32, 8, 2, 128),) * 3,
-        "ieee": (Tile(32, 32, 32, 8, 2, 128),) * 3,
+    "direct": {
+        "half": Tile(16, 32, 64, 4, 2),
+        "tf32": Tile(16, 32, 32, 4, 2),
+        "ieee": Tile(16, 32, 32, 4, 2),
     },
 }
-
-# What a kernel takes instead where it walks over several expressions of an image, which costs registers.
-_GROUPED = {
-    "separable_query": {
-        "half": (Tile(64, 32, 64, 8, 2), Tile(32, 32, 32, 8, 2), Tile(32, 32, 32, 8, 2)),
-        "float16": (Tile(32, 32, 32, 8, 2, 256),) * 3,
-    },
+# What a kernel takes where shared memory is small.
+_SMALL_TILES = {
+    "logits": {"half": Tile(128, 128, 64, 8, 2), "tf32": Tile(128, 64, 32, 8, 2)},
+    "values": {"half": Tile(64, 64, 128, 8, 2)},
+    "gradients": {"half": Tile(128, 64, 64, 8, 2), "tf32": Tile(64, 64, 32, 8, 2)},
+    "products": {"half": Tile(128, 64, 128, 8, 2), "tf32": Tile(64, 32, 128, 8, 2)},
 }
 
 
-def separable_tile(
-    kernel: str,
-    width: int,
-    dtype: torch.dtype,
-    architecture: int,
-    words: int = 0,
-    *,
-    grouped: bool = False,
-) -> Tile:
-    """The tile of a kernel at this width, on an architecture of `launch.ARCHITECTURES` or in the interpreter."""
-    if not architecture:
+def tile_of(kernel: str, dtype: torch.dtype) -> Tile:
+    """The tile of a kernel on the current architecture."""
+    on = architecture()
+    if not on:
         return INTERPRETED
-    of_kernel = {**_TILES[kernel], **(_GROUPED.get(kernel, {}) if grouped else {})}
-    kind = "float16" if dtype == torch.float16 and "float16" in of_kernel else arithmetic(dtype)
-    tiles = of_kernel[kind]
-    tile = next((tile for tile, most in zip(tiles, _WIDTHS, strict=True) if width <= most), tiles[-1])
-    if words > _FEW_WORDS:
-        tile = _MANY_WORDS.get((kernel, kind), tile)
-        tile = tile._replace(slice=min(tile.slice, 256))
-    return tile
+    kind = arithmetic(dtype)
+    if on in _SMALL and kind in _SMALL_TILES.get(kernel, {}):
+        return _SMALL_TILES[kernel][kind]
+    return _TILES[kernel][kind]
+
+
+def channel_block(channels: int, most: int) -> int:
+    """The most channels, a power of two up to `most`, that divide the padded width."""
+    while channels % most:
+        most //= 2
+    return most

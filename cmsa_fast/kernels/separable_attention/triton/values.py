@@ -1,220 +1,95 @@
-"""Backward pass of the separable attention: the gradient of the values, W^T grad with the mean softmax W.
-
-One program computes one block of keys and loops over its image's expressions and their places, so no atomics are
-needed. If too few programs would run to fill the GPU, places are split over the grid and summed afterwards.
-"""
+"""Forward over places: the attended values W x_value + V y_value + offset of a slab of rows."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...triton.launch import (
-    accumulator,
-    architecture,
-    launch,
-    precision,
-    row_splits,
-    slice_width,
-    word_block,
-)
-from ...triton.primitives import column, direct_softmax, load_tile, products, store_tile
-from .row_statistics import Keys, Statistics
-from .tile_sizes import separable_tile
+from ...triton.launch import accumulator, launch, precision
+from ...triton.primitives import dot, image_of, load_padded, rounded, store_tile
+from ..state import Sizes, State
+from .tile_sizes import channel_block, tile_of
 
 
-@triton.jit
-def _value_gradient_kernel(
-    grad,  # [B, P, VALUE_WIDTH]
-    query,  # [G', P, WIDTH]
-    key,  # [G, K, WIDTH]
-    word_query,  # [B, N, WIDTH]
-    exp_word,  # [B, N, K]
-    mask,  # [B, K]
-    image_index,  # [B]
-    order,
-    first,
-    maximum,  # [B, P]
-    ratio,  # [B, P, N]
-    direct_maximum,  # [B, P, N]
-    direct_ratio,  # [B, P, N]
-    any_direct,  # [B]
-    grad_value,  # [parts, G, K, VALUE_WIDTH]
-    places,
-    words,
-    keys,
-    groups,
-    rows_per_part,
-    grad_batch_stride,
-    grad_row_stride,
-    grad_stride,
-    query_batch_stride,
-    query_row_stride,
-    query_stride,
-    key_batch_stride,
-    key_row_stride,
-    key_stride,
-    WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    VALUES: tl.constexpr,
-    WORDS: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    GROUPED: tl.constexpr,
-    INDEXED: tl.constexpr,
-    MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-):
-    """W^T grad for a block of keys."""
-    slices = tl.cdiv(VALUE_WIDTH, VALUES)
-    group = tl.program_id(1).to(tl.int64)
-    part = tl.program_id(2) // slices
-    channel = (tl.program_id(2) % slices) * VALUES + tl.arange(0, VALUES)
-    inside = channel < VALUE_WIDTH
-    row = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
-    present = row < keys
-    column_of = tl.arange(0, WORDS)
-    word_present = column_of < words
-    own_key = key + group * key_batch_stride
-
-    begin = group
-    end = group + 1
-    if GROUPED:
-        begin = tl.load(first + group)
-        end = tl.load(first + group + 1)
-    accumulated = tl.zeros([KEYS, VALUES], ACCUMULATOR)
-    for position in range(begin, end):
-        expression = tl.load(order + position).to(tl.int64) if GROUPED else group
-        image = tl.load(image_index + expression).to(tl.int64) if INDEXED else group
-        own_query = query + image * query_batch_stride
-        own_grad = grad + expression * grad_batch_stride
-        own_mask = mask + expression * keys if MASKED else mask
-        own_maximum = maximum + expression * places
-        own_ratio = ratio + expression * places * words
-        factor = load_tile(exp_word + expression * words * keys, row, column_of, 1, keys, present, word_present)
-        last = tl.minimum(places, (part + 1) * rows_per_part)
-        for start in range(part * rows_per_part, last, ROWS):
-            place = start + tl.arange(0, ROWS)
-            place_mask = place < last
-            logits = products(
-                own_key, row, key_row_stride, key_stride, present,
-                own_query, place, query_row_stride, query_stride, place_mask,
-                WIDTH, CHUNK, PRECISION, ACCUMULATOR,
-            )  # fmt: skip
-            largest = tl.load(own_maximum + place, mask=place_mask, other=0.0)
-            ratio_tile = load_tile(own_ratio, column_of, place, 1, words, word_present, place_mask)
-            mixed = tl.dot(factor, ratio_tile, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-            softmax = tl.exp(tl.minimum(logits - largest[None, :], 0.0)) * mixed
-            grad_tile = load_tile(own_grad, place, channel, grad_row_stride, grad_stride, place_mask, inside)
-            accumulated = tl.dot(
-                softmax.to(grad_tile.dtype), grad_tile, accumulated,
-                input_precision=PRECISION, out_dtype=ACCUMULATOR,
-            )  # fmt: skip
-
-        if tl.load(any_direct + expression) > 0:
-            for start in range(part * rows_per_part, last, ROWS):
-                place = start + tl.arange(0, ROWS)
-                place_mask = place < last
-                direct_tile = load_tile(
-                    direct_ratio + expression * places * words, place, column_of, words, 1,
-                    place_mask, word_present,
-                )  # fmt: skip
-                largest_tile = load_tile(
-                    direct_maximum + expression * places * words, place, column_of, words, 1,
-                    place_mask, word_present,
-                )  # fmt: skip
-                grad_tile = load_tile(own_grad, place, channel, grad_row_stride, grad_stride, place_mask, inside)
-                for number in range(0, words):
-                    token_ratio = column(direct_tile, number)
-                    if tl.max(token_ratio, axis=0) > 0:
-                        softmax = direct_softmax(
-                            own_query, place, query_row_stride, query_stride, place_mask,
-                            word_query + (expression * words + number) * WIDTH,
-                            own_key, row, key_row_stride, key_stride, present,
-                            own_mask, column(largest_tile, number), token_ratio,
-                            WIDTH, CHUNK, MASKED, PRECISION, ACCUMULATOR,
-                        )  # fmt: skip
-                        accumulated = tl.dot(
-                            tl.trans(softmax).to(grad_tile.dtype), grad_tile, accumulated,
-                            input_precision=PRECISION, out_dtype=ACCUMULATOR,
-                        )  # fmt: skip
+@triton.jit(do_not_specialize=["places", "first_row", "rows", "value_width", "tiles"])
+def _values_kernel(
+    exponentials, tile_max, word_factor, ratio, row_max, value,
+    softmax,  # [B, P, N], V
+    word_value, offset, image_index,
+    attended,  # [B, places, value_width]
+    places, value_width, first_row, rows, padded_places, value_channels, tiles,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, TILE: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    expression = tl.program_id(2).to(tl.int64)
+    image = image_of(image_index, expression, GROUPED)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    number = tl.arange(0, WORDS)
+    exponentials += image * rows * padded_places
+    tile_max += image * tiles * rows
+    value += image * padded_places * value_channels
+    word_factor += expression * WORDS * padded_places
+    at = expression * padded_places + first_row
+    largest = tl.load(row_max + at + row)
+    weights = load_padded(ratio + at * WORDS, row, number, WORDS).to(word_factor.dtype.element_ty)
+    weights = rounded(weights, PRECISION)
+    total = tl.zeros([ROWS, CHANNELS], ACCUMULATOR)
+    for start in tl.range(0, padded_places, KEYS, num_stages=STAGES):
+        column = start + tl.arange(0, KEYS)
+        tile = load_padded(exponentials, row, column, padded_places).to(ACCUMULATOR)
+        factor = load_padded(word_factor, number, column, padded_places)
+        # Exponentials are relative to the maximum of their tile.
+        scale = tl.exp(tl.load(tile_max + start // TILE * rows + row) - largest)
+        mixed = tl.dot(weights, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        tile = (tile * scale[:, None] * mixed).to(value.dtype.element_ty)
+        value_tile = load_padded(value, column, channel, value_channels)
+        total = tl.dot(
+            rounded(tile, PRECISION), value_tile, total, input_precision=PRECISION, out_dtype=ACCUMULATOR
+        )
+    total = dot(
+        load_padded(softmax + at * WORDS, row, number, WORDS),
+        load_padded(word_value + expression * WORDS * value_channels, number, channel, value_channels),
+        total, PRECISION,
+    )  # fmt: skip
+    total += tl.load(offset + expression * value_channels + channel)[None, :]
     store_tile(
-        grad_value + (part * groups + group) * keys * VALUE_WIDTH, accumulated,
-        row, channel, VALUE_WIDTH, 1, present, inside,
+        attended + expression * places * value_width, total, first_row + row, channel, value_width, 1,
+        first_row + row < places, channel < value_width,
     )  # fmt: skip
 
 
-def launch_values(
-    grad: Tensor,
-    query: Tensor,
-    keys: Keys,
-    word_query: Tensor,
-    weight: Tensor,
-    groups: tuple[Tensor, Tensor] | None,
+def values_forward(
+    exponentials: Tensor,
+    tile_max: Tensor,
+    softmax: Tensor,
     image_index: Tensor | None,
-    statistics: Statistics,
-) -> Tensor:
-    """
-    Args:
-        grad: [B, P, e], of the result.
-        query: [G', P, d], the places' queries.
-        keys: The places or the words as keys.
-        word_query: [B, N, d], contiguous, zero on padding.
-        weight: [B, N].
-        groups: The expressions sorted by image and the first of each image, where the keys are places that
-            expressions share; None: each expression has keys of its own.
-        image_index: [B], where expressions with keys of their own share queries.
-        statistics: Forward's, of the softmax over these keys.
+    sizes: Sizes,
+    state: State,
+    first_row: int,
+    attended: Tensor,
+) -> None:
+    """Fill a slab of rows of attended, [B, places, e].
 
-    Returns:
-        [G, K, e] in the dtype of weight.
+    Args:
+        exponentials, tile_max: Of `logits_forward`.
+        softmax: V, of `words_forward`.
+        image_index, sizes, state: As in `logits_forward`.
+        first_row: The slab's first row.
+        attended: To be filled.
     """
-    number, width = word_query.shape[1:]
-    places = query.shape[1]
-    sets, count, value_width = keys.value.shape
-    order, first = groups if groups is not None else (None, None)
-    dtype, arch = query.dtype, architecture()
-    tile = separable_tile("separable_values", max(width, value_width), dtype, arch, number)
-    blocks = triton.cdiv(count, tile.keys)
-    parts, rows_per_part = row_splits(places, tile.rows, blocks * sets, arch)
-    values = slice_width(value_width, tile)
-    grad_value = weight.new_empty(parts, sets, count, value_width)
+    dtype = state.value.dtype
+    tile = tile_of("values", dtype)
+    rows = exponentials.shape[1]
+    tiles = tile_max.shape[1]
+    channels = channel_block(sizes.value_channels, tile.channels)
     launch(
-        _value_gradient_kernel,
-        (blocks, sets, parts * triton.cdiv(value_width, values)),
-        grad,
-        query,
-        keys.key,
-        word_query,
-        keys.exp_word,
-        keys.mask,
-        image_index,
-        order,
-        first,
-        *statistics,
-        grad_value,
-        places,
-        number,
-        count,
-        sets,
-        rows_per_part,
-        *grad.stride(),
-        *query.stride(),
-        *keys.key.stride(),
-        WIDTH=width,
-        VALUE_WIDTH=value_width,
-        VALUES=values,
-        WORDS=word_block(number),
-        ROWS=tile.rows,
-        KEYS=tile.keys,
-        CHUNK=tile.channels,
-        GROUPED=groups is not None,
-        INDEXED=image_index is not None,
-        MASKED=keys.mask is not None,
-        PRECISION=precision(dtype),
-        ACCUMULATOR=accumulator(dtype),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
-    return grad_value.sum(0)
+        _values_kernel,
+        (sizes.value_channels // channels, rows // tile.rows, sizes.batch),
+        exponentials, tile_max, state.word_factor, state.ratio, state.row_max, state.value, softmax,
+        state.word_value, state.offset, image_index, attended,
+        sizes.places, sizes.value_width, first_row, rows, sizes.padded_places, sizes.value_channels, tiles,
+        GROUPED=image_index is not None, WORDS=sizes.padded_words, TILE=sizes.padded_places // tiles,
+        ROWS=tile.rows, KEYS=tile.keys, CHANNELS=channels, STAGES=tile.stages,
+        PRECISION=precision(dtype), ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
+    )  # fmt: skip

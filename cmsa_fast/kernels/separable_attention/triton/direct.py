@@ -1,0 +1,262 @@
+"""The direct form of tokens whose factored sum underflows: the softmax of (x_query_p + y_query_n) x_key^T itself.
+
+Parts that cancel are added before the product. The kernels are always launched; programs without a flagged row
+return at once, and a flagged row costs its own work only. All flagged words of a row are computed together.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...triton.launch import launch, options
+from ...triton.primitives import dot, expressions_of, image_of, load_padded, rounded
+from ..state import Sizes, State
+from .tile_sizes import channel_block, tile_of
+
+
+@triton.jit
+def _token_logits(
+    query, word_query, number, key, column, channels,
+    CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    """Logits [N, K] of the tokens of one place; `query` points to its row."""
+    total = tl.zeros([number.shape[0], column.shape[0]], ACCUMULATOR)
+    for start in range(0, channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        token = tl.load(query + channel).to(ACCUMULATOR)[None, :]
+        token += load_padded(word_query, number, channel, channels).to(ACCUMULATOR)
+        key_tile = load_padded(key, column, channel, channels)
+        total = dot(token.to(key_tile.dtype), tl.trans(key_tile), total, PRECISION)
+    return total
+
+
+@triton.jit
+def _grad_weights(
+    grad, value, column, value_channels, CHUNK: tl.constexpr, ACCUMULATOR: tl.constexpr
+):  # fmt: skip
+    """grad value^T of one row, [K]; `grad` points to the row."""
+    total = tl.zeros([column.shape[0]], ACCUMULATOR)
+    for start in range(0, value_channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        row = tl.load(grad + channel).to(ACCUMULATOR)
+        total += tl.sum(load_padded(value, column, channel, value_channels).to(ACCUMULATOR) * row[None, :], axis=1)
+    return total
+
+
+@triton.jit(do_not_specialize=["places", "value_width"])
+def _direct_forward_kernel(
+    query, key, value, word_query, weight, direct, image_index, attended, direct_max, direct_ratio,
+    places, value_width, padded_places, channels, value_channels,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
+    CHANNELS: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    expression = tl.program_id(2).to(tl.int64)
+    image = image_of(image_index, expression, GROUPED)
+    number = tl.arange(0, WORDS)
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    first = tl.program_id(1) * ROWS
+    key += image * padded_places * channels
+    value += image * padded_places * value_channels
+    word_query += expression * WORDS * channels
+    at = expression * padded_places + first
+    if tl.max((tl.load(direct + at + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
+        weights = tl.load(weight + expression * WORDS + number)
+        for row in range(0, ROWS):
+            flags = tl.load(direct + at + row)
+            if flags != 0:
+                own = query + (image * padded_places + first + row) * channels
+                largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
+                total = tl.zeros([WORDS], ACCUMULATOR)
+                for start in range(0, places, KEYS):
+                    column = start + tl.arange(0, KEYS)
+                    logits = _token_logits(
+                        own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
+                    )
+                    logits = tl.where((column < places)[None, :], logits, float("-inf"))
+                    larger = tl.maximum(largest, tl.max(logits, axis=1))
+                    total = total * tl.exp(largest - larger)
+                    total += tl.sum(tl.exp(logits - larger[:, None]), axis=1)
+                    largest = larger
+                chosen = ((flags >> number.to(tl.int64)) & 1) != 0
+                # Maximum and sum are kept apart: with large logits a single log-sum-exp would lose the sum.
+                ratio = tl.where(chosen, weights / total, 0.0)
+                if tl.program_id(0) == 0:
+                    tl.store(direct_max + (at + row) * WORDS + number, largest)
+                    tl.store(direct_ratio + (at + row) * WORDS + number, ratio)
+                result = tl.zeros([CHANNELS], ACCUMULATOR)
+                for start in range(0, places, KEYS):
+                    column = start + tl.arange(0, KEYS)
+                    logits = _token_logits(
+                        own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
+                    )
+                    softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
+                    softmax = tl.where(column < places, tl.sum(softmax, axis=0), 0.0)
+                    tile = load_padded(value, column, channel, value_channels).to(ACCUMULATOR)
+                    result += tl.sum(softmax[:, None] * tile, axis=0)
+                out = attended + (expression * places + first + row) * value_width + channel
+                inside = channel < value_width
+                result += tl.load(out, mask=inside, other=0.0).to(ACCUMULATOR)
+                tl.store(out, result.to(attended.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["places", "first_row"])
+def _direct_means_kernel(
+    query, key, grad, value, word_query, direct, direct_max, direct_ratio, weight, image_index,
+    mean,  # [B, rows, N], of grad value^T under the token's softmax
+    places, first_row, rows, padded_places, channels, value_channels,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    expression = tl.program_id(1).to(tl.int64)
+    image = image_of(image_index, expression, GROUPED)
+    number = tl.arange(0, WORDS)
+    key += image * padded_places * channels
+    value += image * padded_places * value_channels
+    word_query += expression * WORDS * channels
+    first = tl.program_id(0) * ROWS
+    at = expression * padded_places + first_row + first
+    if tl.max((tl.load(direct + at + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
+        share = tl.max(tl.load(weight + expression * WORDS + number), axis=0)
+        for row in range(0, ROWS):
+            if tl.load(direct + at + row) != 0:
+                largest = tl.load(direct_max + (at + row) * WORDS + number)
+                ratio = tl.load(direct_ratio + (at + row) * WORDS + number) / share
+                own = query + (image * padded_places + first_row + first + row) * channels
+                total = tl.zeros([WORDS], ACCUMULATOR)
+                for start in range(0, places, KEYS):
+                    column = start + tl.arange(0, KEYS)
+                    logits = _token_logits(
+                        own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
+                    )
+                    softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
+                    softmax = tl.where((column < places)[None, :], softmax, 0.0)
+                    of_weights = _grad_weights(
+                        grad + (at + row) * value_channels, value, column, value_channels, CHUNK, ACCUMULATOR
+                    )
+                    total += tl.sum(softmax * of_weights[None, :], axis=1)
+                tl.store(mean + (expression * rows + first + row) * WORDS + number, total)
+
+
+@triton.jit
+def _add(pointers, part, PRECISION: tl.constexpr):
+    total = tl.load(pointers).to(part.dtype) + part
+    tl.store(pointers, rounded(total.to(pointers.dtype.element_ty), PRECISION))
+
+
+@triton.jit(do_not_specialize=["places", "first_row", "rows", "rows_per_split", "batch"])
+def _direct_backward_kernel(
+    query, key, grad, value, word_query, direct, direct_max, direct_ratio, mean, image_index,
+    attention, grad_logits, word_logits,
+    batch, places, first_row, rows, rows_per_split, padded_places, channels, value_channels,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    """Add the tokens to W, to the gradient of A and to the sums over rows, for one tile of keys."""
+    image = tl.program_id(2).to(tl.int64)
+    split = tl.program_id(1)
+    column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    number = tl.arange(0, WORDS)
+    query += (image * padded_places + first_row) * channels
+    key += image * padded_places * channels
+    value += image * padded_places * value_channels
+    last_row = tl.minimum(rows, (split + 1) * rows_per_split)
+    begin, end = expressions_of(image, batch, GROUPED)
+    for expression in range(begin, end):
+        if image_of(image_index, expression, GROUPED) == image:
+            at = expression * padded_places + first_row
+            of_words = tl.zeros([WORDS, KEYS], ACCUMULATOR)
+            shares = tl.zeros([WORDS, KEYS], ACCUMULATOR)
+            for start in range(split * rows_per_split, last_row, ROWS):
+                if tl.max((tl.load(direct + at + start + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
+                    for row in range(start, start + ROWS):
+                        if tl.load(direct + at + row) != 0:
+                            largest = tl.load(direct_max + (at + row) * WORDS + number)
+                            ratio = tl.load(direct_ratio + (at + row) * WORDS + number)
+                            average = tl.load(mean + (expression * rows + row) * WORDS + number)
+                            logits = _token_logits(
+                                query + row * channels, word_query + expression * WORDS * channels, number,
+                                key, column, channels, CHUNK, PRECISION, ACCUMULATOR,
+                            )  # fmt: skip
+                            softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
+                            softmax = tl.where((column < places)[None, :], softmax, 0.0)
+                            of_weights = _grad_weights(
+                                grad + (at + row) * value_channels,
+                                value,
+                                column,
+                                value_channels,
+                                CHUNK,
+                                ACCUMULATOR,
+                            )
+                            of_logits = softmax * (of_weights[None, :] - average[:, None])
+                            of_words += of_logits
+                            shares += softmax
+                            own = attention + (expression * rows + row) * padded_places + column
+                            _add(own, tl.sum(softmax, axis=0), PRECISION)
+                            own = grad_logits + (image * rows + row) * padded_places + column
+                            _add(own, tl.sum(of_logits, axis=0), PRECISION)
+            out = word_logits + (split * 2 * batch + expression) * WORDS * padded_places
+            out += number[:, None] * padded_places + column[None, :]
+            tl.store(out, of_words)
+            tl.store(out + batch * WORDS * padded_places, shares)
+
+
+def direct_forward(attended: Tensor, image_index: Tensor | None, sizes: Sizes, state: State) -> None:
+    """Add the flagged tokens' part to attended [B, places, e]; fill direct_max and direct_ratio of the state."""
+    dtype = attended.dtype
+    tile = tile_of("direct", dtype)
+    channels = channel_block(sizes.value_channels, 128)
+    launch(
+        _direct_forward_kernel,
+        (sizes.value_channels // channels, sizes.padded_places // tile.rows, sizes.batch),
+        state.query, state.key, state.value, state.word_query, state.weight, state.direct, image_index,
+        attended, state.direct_max, state.direct_ratio,
+        sizes.places, sizes.value_width, sizes.padded_places, sizes.channels, sizes.value_channels,
+        GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys,
+        CHUNK=tile.channels, CHANNELS=channels, **options(tile, dtype),
+    )  # fmt: skip
+
+
+def direct_backward(
+    grad: Tensor,
+    weights: Tensor,
+    grad_logits: Tensor,
+    word_logits: Tensor,
+    image_index: Tensor | None,
+    sizes: Sizes,
+    state: State,
+    first_row: int,
+) -> None:
+    """Add the flagged tokens' part to what `gradients_backward` returned for a slab.
+
+    Args:
+        grad, image_index, sizes, state, first_row: As there.
+        weights, grad_logits: To be added to.
+        word_logits: Its second half is to be filled.
+    """
+    dtype = grad.dtype
+    rows, keys = weights.shape[1:]
+    tile = tile_of("direct", dtype)
+    splits = word_logits.shape[1]
+    rows_per_split = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
+    mean = state.weight.new_empty(sizes.batch, rows, sizes.padded_words)
+    inputs = (
+        state.query, state.key, grad, state.value, state.word_query,
+        state.direct, state.direct_max, state.direct_ratio,
+    )  # fmt: skip
+    constants = {
+        "GROUPED": image_index is not None, "WORDS": sizes.padded_words, "ROWS": tile.rows, "KEYS": tile.keys,
+        "CHUNK": tile.channels, **options(tile, dtype),
+    }  # fmt: skip
+    launch(
+        _direct_means_kernel,
+        (rows // tile.rows, sizes.batch),
+        *inputs, state.weight, image_index, mean,
+        sizes.places, first_row, rows, keys, sizes.channels, sizes.value_channels, **constants,
+    )  # fmt: skip
+    launch(
+        _direct_backward_kernel,
+        (keys // tile.keys, splits, sizes.images),
+        *inputs, mean, image_index, weights, grad_logits, word_logits[1],
+        sizes.batch, sizes.places, first_row, rows, rows_per_split, keys, sizes.channels, sizes.value_channels,
+        **constants,
+    )  # fmt: skip

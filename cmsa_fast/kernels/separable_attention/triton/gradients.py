@@ -1,0 +1,190 @@
+"""Backward over places: from the gradient of the result to W and the gradient of the logits, for a slab of rows.
+
+With E = exp(A - row maximum) and T = E * (grad value^T - delta), the gradient of A is T * (R E_C) - E * (G E_C),
+where G = ((T E_C^T) * R) / Z, and that of C is E_C * (R^T T - G^T E).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...triton.launch import launch, options, row_splits
+from ...triton.primitives import expressions_of, image_of, load_padded, padded_products, rounded, store_padded
+from ..state import Dtypes, Sizes, State
+from .tile_sizes import tile_of
+
+
+@triton.jit(do_not_specialize=["places", "first_row", "rows", "batch"])
+def _gradients_kernel(
+    query, key, grad, value, word_factor, row_max, delta, image_index,
+    exponentials,  # [B_images, rows, P], E
+    scaled,  # [B, rows, P], T
+    sums,  # [B, P / KEYS, rows, N], T E_C^T of each tile
+    batch, places, first_row, rows, padded_places, channels, value_channels,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    image = tl.program_id(2).to(tl.int64)
+    tile_number, tiles = tl.program_id(0), tl.num_programs(0)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tile_number * KEYS + tl.arange(0, KEYS)
+    number = tl.arange(0, WORDS)
+    first, last = expressions_of(image, batch, GROUPED)
+    largest = tl.zeros([ROWS], ACCUMULATOR)
+    for expression in range(first, last):
+        if image_of(image_index, expression, GROUPED) == image:
+            largest = tl.load(row_max + expression * padded_places + first_row + row)
+    logits = padded_products(
+        query + (image * padded_places + first_row) * channels, row,
+        key + image * padded_places * channels, column, channels, CHUNK, PRECISION, ACCUMULATOR,
+    )  # fmt: skip
+    tile = tl.where((column < places)[None, :], tl.exp(tl.minimum(logits - largest[:, None], 0.0)), 0.0)
+    tile = rounded(tile.to(exponentials.dtype.element_ty), PRECISION)
+    store_padded(exponentials + image * rows * padded_places, tile, row, column, padded_places, "ieee")
+    for expression in range(first, last):
+        if image_of(image_index, expression, GROUPED) == image:
+            at = expression * padded_places + first_row
+            of_weights = padded_products(
+                grad + at * value_channels, row, value + image * padded_places * value_channels, column,
+                value_channels, CHUNK, PRECISION, ACCUMULATOR,
+            )  # fmt: skip
+            product = tile.to(ACCUMULATOR) * (of_weights - tl.load(delta + at + row)[:, None])
+            product = rounded(product.to(scaled.dtype.element_ty), PRECISION)
+            store_padded(scaled + expression * rows * padded_places, product, row, column, padded_places, "ieee")
+            factor = load_padded(word_factor + expression * WORDS * padded_places, number, column, padded_places)
+            partial = tl.dot(product, tl.trans(factor), input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            at = (expression * tiles + tile_number) * rows * WORDS
+            store_padded(sums + at, partial, row, number, WORDS, "ieee")
+
+
+@triton.jit(do_not_specialize=["first_row", "rows", "tiles"])
+def _correction_kernel(
+    sums, ratio, weight,
+    correction,  # [B, rows, N], G
+    first_row, rows, padded_places, tiles,
+    WORDS: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    expression = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    number = tl.arange(0, WORDS)
+    sums += expression * tiles * rows * WORDS
+    total = tl.zeros([ROWS, WORDS], ACCUMULATOR)
+    for tile in range(0, tiles):
+        total += load_padded(sums + tile * rows * WORDS, row, number, WORDS)
+    weights = load_padded(ratio + (expression * padded_places + first_row) * WORDS, row, number, WORDS)
+    # All real words have the same weight. R / Z overflows near the floor, so the product with the sum comes first.
+    share = tl.max(tl.load(weight + expression * WORDS + number), axis=0)
+    total = total * weights * (weights / share)
+    store_padded(correction + expression * rows * WORDS, total, row, number, WORDS, PRECISION)
+
+
+@triton.jit(do_not_specialize=["first_row", "rows", "rows_per_split", "batch"])
+def _weights_kernel(
+    exponentials, scaled, ratio, correction, word_factor, image_index,
+    grad_logits,  # [B_images, rows, P]; W overwrites scaled
+    word_logits,  # [splits, 2, B, N, P], the gradient of C and the softmax summed over rows
+    batch, first_row, rows, rows_per_split, padded_places,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    """The gradient of A, summed over an image's expressions, and W in place of T."""
+    image = tl.program_id(2).to(tl.int64)
+    split = tl.program_id(1)
+    column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    number = tl.arange(0, WORDS)
+    exponentials += image * rows * padded_places
+    grad_logits += image * rows * padded_places
+    first, last = expressions_of(image, batch, GROUPED)
+    for expression in range(first, last):
+        if image_of(image_index, expression, GROUPED) == image:
+            own = scaled + expression * rows * padded_places
+            ratios = ratio + (expression * padded_places + first_row) * WORDS
+            corrections = correction + expression * rows * WORDS
+            factor = load_padded(word_factor + expression * WORDS * padded_places, number, column, padded_places)
+            of_words = tl.zeros([KEYS, WORDS], ACCUMULATOR)
+            shares = tl.zeros([KEYS, WORDS], ACCUMULATOR)
+            last_row = tl.minimum(rows, (split + 1) * rows_per_split)
+            for start in tl.range(split * rows_per_split, last_row, ROWS, num_stages=STAGES):
+                row = start + tl.arange(0, ROWS)
+                tile = load_padded(exponentials, row, column, padded_places)
+                product = load_padded(own, row, column, padded_places)
+                weights = load_padded(ratios, row, number, WORDS).to(factor.dtype)
+                weights = rounded(weights, PRECISION)
+                corrected = load_padded(corrections, row, number, WORDS)
+                mixed = tl.dot(weights, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+                of_sums = tl.dot(corrected, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+                of_words = tl.dot(
+                    tl.trans(product), weights, of_words, input_precision=PRECISION, out_dtype=ACCUMULATOR
+                )
+                of_words = tl.dot(
+                    tl.trans(tile), -corrected, of_words, input_precision=PRECISION, out_dtype=ACCUMULATOR
+                )
+                shares = tl.dot(tl.trans(tile), weights, shares, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+                wide = tile.to(ACCUMULATOR)
+                of_logits = product.to(ACCUMULATOR) * mixed - wide * of_sums
+                if GROUPED:
+                    of_logits += load_padded(grad_logits, row, column, padded_places).to(ACCUMULATOR)
+                store_padded(own, wide * mixed, row, column, padded_places, PRECISION)
+                store_padded(grad_logits, of_logits, row, column, padded_places, PRECISION)
+            at = (split * 2 * batch + expression) * WORDS * padded_places
+            factor = tl.trans(factor.to(ACCUMULATOR))
+            out = column[:, None] + number[None, :] * padded_places
+            tl.store(word_logits + at + out, of_words * factor)
+            tl.store(word_logits + at + batch * WORDS * padded_places + out, shares * factor)
+
+
+def gradients_backward(
+    grad: Tensor, delta: Tensor, image_index: Tensor | None, sizes: Sizes, state: State, first_row: int, rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Args:
+        grad: [B, P, e], of the result, padded.
+        delta: [B, P], of `words_backward`.
+        image_index, sizes, state: Forward's.
+        first_row: The first row of the slab.
+        rows: The slab's rows.
+
+    Returns:
+        W of the slab [B, rows, P]; the gradient of A, summed over the expressions of each image,
+        [B_images, rows, P]; and the gradient of C with the softmax summed over rows, in parts
+        [2, splits, 2, B, N, P]. Tokens in the direct form are missing in all, as the second half of the parts.
+    """
+    dtype = grad.dtype
+    keys, words, batch = sizes.padded_places, sizes.padded_words, sizes.batch
+    grouped = image_index is not None
+    stored = Dtypes.of(dtype).gradient
+    exponentials = grad.new_empty(sizes.images, rows, keys, dtype=stored)
+    weights = grad.new_empty(batch, rows, keys, dtype=stored)
+    # An image of one expression overwrites E; others sum their expressions.
+    grad_logits = torch.zeros_like(exponentials) if grouped else exponentials
+    tile = tile_of("gradients", dtype)
+    tiles = keys // tile.keys
+    sums = state.weight.new_empty(batch, tiles, rows, words)
+    correction = state.word_factor.new_empty(batch, rows, words)
+    launch(
+        _gradients_kernel,
+        (tiles, rows // tile.rows, sizes.images),
+        state.query, state.key, grad, state.value, state.word_factor, state.row_max, delta, image_index,
+        exponentials, weights, sums,
+        batch, sizes.places, first_row, rows, keys, sizes.channels, sizes.value_channels,
+        GROUPED=grouped, WORDS=words, ROWS=tile.rows, KEYS=tile.keys, CHUNK=tile.channels, **options(tile, dtype),
+    )  # fmt: skip
+    tile = tile_of("ratio", dtype)
+    launch(
+        _correction_kernel,
+        (rows // tile.rows, batch),
+        sums, state.ratio, state.weight, correction, first_row, rows, keys, tiles,
+        WORDS=words, ROWS=tile.rows, **options(tile, dtype),
+    )  # fmt: skip
+    tile = tile_of("weights", dtype)
+    splits, rows_per_split = row_splits(rows, tile.rows, keys // tile.keys * sizes.images)
+    word_logits = state.weight.new_empty(2, splits, 2, batch, words, keys)
+    launch(
+        _weights_kernel,
+        (keys // tile.keys, splits, sizes.images),
+        exponentials, weights, state.ratio, correction, state.word_factor, image_index,
+        grad_logits, word_logits, batch, first_row, rows, rows_per_split, keys,
+        GROUPED=grouped, WORDS=words, ROWS=tile.rows, KEYS=tile.keys, STAGES=tile.stages, **options(tile, dtype),
+    )  # fmt: skip
+    return weights, grad_logits, word_logits
