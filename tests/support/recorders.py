@@ -50,16 +50,6 @@ def largest_tensors(function: Callable[..., Tensor], case: Case) -> tuple[int, i
     return forward.elements, backward.elements
 
 
-class NoHostWait(TorchDispatchMode):
-    """Raises where an operation would make the host wait for values on a GPU."""
-
-    _WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero", "item")
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        assert function.overloadpacket.__name__ not in self._WAITING, f"{function} waits for values"
-        return function(*args, **(kwargs or {}))
-
-
 @contextlib.contextmanager
 def saved_for_backward() -> Iterator[list[Tensor]]:
     """Collect the tensors that autograd saves for backward."""
