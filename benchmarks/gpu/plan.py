@@ -184,9 +184,10 @@ def warm_ups(jobs: list[Job]) -> list[Job]:
     warm: dict[tuple[Any, ...], Job] = {}
     for job in jobs:
         size = job["size"]
-        # The kernels have one tile up to 16 words and another beyond; Triton specialises on a batch of one.
-        options = (name in size for name in ("masked", "images"))
-        alike = (size["batch"] == 1, size.get("words", 0) > 16, size["width"], size.get("visual"), *options)
+        # Words are padded to a power of two from 16 on.
+        alike: tuple[Any, ...] = (size["width"], size.get("visual"), size.get("words", 0) > 16, "images" in size)
+        if job["operation"] == "joint":  # has no mask or a mask, and splits its keys if there are few images
+            alike += ("masked" in size, size["batch"] == 1)
         for name in job["items"]:
             key = (job["operation"], name, *alike, job["dtype"])
             if name == "triton":

@@ -65,8 +65,9 @@ class FoldedLevel:
             bias: [E], or None.
 
         Raises:
-            TypeError, ValueError: weight or bias does not fit.
+            TypeError, ValueError: weight or bias does not fit, or a linear map of the level is no plain nn.Linear.
         """
+        attention.check_linear_maps()
         check_convolution(weight, bias, attention.out_channels, "output.weight", attention.output.weight)
         self._attention = attention
         self._convolution = (weight,) if bias is None else (weight, bias)

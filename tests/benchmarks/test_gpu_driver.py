@@ -96,7 +96,7 @@ def test_item_out_of_memory_is_repeated_alone_then_recorded(tmp_path: Path) -> N
     def run(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return driver.do_all(
             jobs,
-            2,
+            1,
             {},
             driver.Deadline(60),
             lambda _, record: records.append((record["case"], record["status"])),

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.compile_report import _Driver as Driver
 from benchmarks.measuring import in_fresh_process
 
 # Places, words, images: divisible by 16 and not, as are their numbers of tiles; one of everything.
@@ -44,6 +43,8 @@ def compiled(name: str) -> list[dict[str, set[str]]]:
     """For each size: what the launches of a call would compile for sm_90, by kernel."""
     os.environ.pop("TRITON_INTERPRET", None)
     import triton
+
+    from benchmarks.compile_report.driver import Driver
 
     by_size: list[dict[str, set[str]]] = []
 

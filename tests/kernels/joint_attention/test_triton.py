@@ -315,4 +315,4 @@ def test_launchers_read_no_data(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     for output, part in zip(gradients, case.inputs, strict=True):
         assert output.shape == part.shape
         assert output.dtype == dtype
-    assert len(launched) == 1 + 3 + 1 + 2
+    assert len(launched) == 2 + 4 + 1 + 2

@@ -1,5 +1,6 @@
 """Forward pass of the joint attention: online softmax over blocks of keys, as in flash attention."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -7,7 +8,6 @@ from torch import Tensor
 from ...backends import compute_dtype
 from ...triton import launch
 from ...triton.primitives import dot, load_tile, products, store_tile
-from ..centring import centred
 from . import tile_sizes
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -83,10 +83,66 @@ def _joint_forward(
         tl.store(parts + 1, tl.log2(sums), mask=real_rows)
 
 
+@triton.jit(do_not_specialize=["key_count"])
+def _centre_keys(
+    key, key_mask, result, key_count, width,
+    KEYS: tl.constexpr, CHANNELS: tl.constexpr, ACCUMULATOR: tl.constexpr,
+):  # fmt: skip
+    """Some channels of one batch entry's keys less their mean, where it is larger than their spread around it.
+
+    The offset adds one number to all logits of a query, which softmax does not see; only rounding improves.
+    Products of 16-bit keys are exact, which rounded keys would lose, so a 16-bit channel stays as it is if a
+    difference is not exact.
+    """
+    channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channels < width
+    batch = tl.program_id(0).to(tl.int64)
+    key += batch * key_count * width
+    result += batch * key_count * width
+    if key_mask is not None:
+        key_mask += batch * key_count
+    total = tl.zeros([KEYS, CHANNELS], ACCUMULATOR)
+    squares = tl.zeros([KEYS, CHANNELS], ACCUMULATOR)
+    number = tl.zeros([KEYS], ACCUMULATOR)
+    for first in range(0, key_count, KEYS):
+        keys = first + tl.arange(0, KEYS)
+        real = real_keys(key_mask, keys, key_count)
+        tile = load_tile(key, keys, channels, width, 1, real, inside).to(ACCUMULATOR)
+        total += tile
+        squares += tile * tile
+        number += real.to(ACCUMULATOR)
+    count = tl.maximum(tl.sum(number, 0), 1.0)
+    mean = tl.sum(total, 0) / count
+    offset = tl.where(2 * mean * mean > tl.sum(squares, 0) / count, mean, 0.0)
+    offset = offset.to(result.dtype.element_ty).to(ACCUMULATOR)
+    inexact = tl.zeros([KEYS, CHANNELS], tl.int32)
+    for first in range(0, key_count, KEYS):
+        keys = first + tl.arange(0, KEYS)
+        real = real_keys(key_mask, keys, key_count)
+        tile = load_tile(key, keys, channels, width, 1, real, inside).to(ACCUMULATOR)
+        difference = (tile - offset[None, :]).to(result.dtype.element_ty).to(ACCUMULATOR)
+        inexact = tl.maximum(inexact, (difference + offset[None, :] != tile).to(tl.int32))
+    if result.dtype.element_ty != ACCUMULATOR:
+        offset = tl.where(tl.max(inexact, 0) > 0, 0.0, offset)
+    for first in range(0, key_count, KEYS):
+        keys = first + tl.arange(0, KEYS)
+        real = real_keys(key_mask, keys, key_count)
+        tile = load_tile(key, keys, channels, width, 1, real, inside).to(ACCUMULATOR)
+        store_tile(result, tile - offset[None, :], keys, channels, width, 1, keys < key_count, inside)
+
+
 def prepare(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Operands:
     """Contiguous operands, the keys less their common offset."""
-    key = centred(key, key_mask).contiguous()
-    return query.contiguous(), key, value.contiguous(), None if key_mask is None else key_mask.contiguous()
+    key, key_mask = key.contiguous(), None if key_mask is None else key_mask.contiguous()
+    batch, key_count, width = key.shape
+    result = torch.empty_like(key)
+    tile = tile_sizes.tile("keys", key.dtype)
+    launch.launch(
+        _centre_keys, (batch, triton.cdiv(width, tile.channels)), key, key_mask, result, key_count, width,
+        KEYS=tile.own, CHANNELS=tile.channels, ACCUMULATOR=launch.accumulator(key.dtype),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return query.contiguous(), result, value.contiguous(), key_mask
 
 
 def launch_joint_forward(
