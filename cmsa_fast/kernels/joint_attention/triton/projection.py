@@ -3,7 +3,6 @@
 Backward computes the argument of ReLU again. Its one kernel is launched for attended and for weight.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -23,25 +22,26 @@ def _load_bias(bias, outputs, real_outputs, ACCUMULATOR: tl.constexpr):  # [OUTP
 
 
 @triton.jit
-def _nth_word(word_order, batch, words, number):
-    if word_order is not None:
-        return tl.load(word_order + batch * words + number)
-    else:
-        return number
+def _real_words(word_mask, batch, words, WORDS: tl.constexpr):  # [WORDS], scalar
+    """The number of an expression's real words up to each word, and of all."""
+    number = tl.arange(0, WORDS)
+    real = number < words
+    if word_mask is not None:
+        real = real & tl.load(word_mask + batch * words + number, mask=real, other=0).to(tl.int1)
+    ranks = tl.cumsum(real.to(tl.int32), 0)
+    return ranks, tl.max(ranks, 0)
 
 
 @triton.jit
-def _word_count(word_counts, batch, words):
-    if word_counts is not None:
-        return tl.load(word_counts + batch)
-    else:
-        return words
+def _nth_word(ranks, number):
+    """The real word before which there are `number` others."""
+    return tl.sum((ranks <= number).to(tl.int32), 0)
 
 
 @triton.jit(do_not_specialize=["places", "words"])
 def _tail_forward(
-    attended, weight, bias, word_order, word_counts, result, places, words, width, channels,
-    OWN: tl.constexpr, OTHER: tl.constexpr, CHANNELS: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    attended, weight, bias, word_mask, result, places, words, width, channels,
+    WORDS: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, CHANNELS: tl.constexpr, ACCUMULATOR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The mean for one block of places and one block of output channels, over the real words."""
@@ -54,10 +54,10 @@ def _tail_forward(
     attended += batch * places * words * width
     offset = _load_bias(bias, outputs, real_outputs, ACCUMULATOR)
 
-    count = _word_count(word_counts, batch, words)
+    ranks, count = _real_words(word_mask, batch, words, WORDS)
     total = tl.zeros([OWN, OTHER], ACCUMULATOR)
     for number in range(0, count):
-        word = _nth_word(word_order, batch, words, number)
+        word = _nth_word(ranks, number)
         projected = offset[None, :] + products(
             attended + word * width, rows, words * width, 1, real_rows, weight, outputs, width, 1, real_outputs,
             width, CHANNELS, PRECISION, ACCUMULATOR,
@@ -71,9 +71,9 @@ def _tail_forward(
 
 @triton.jit(do_not_specialize=["places", "words", "parts"])
 def _tail_backward(
-    attended, weight, bias, word_order, word_counts, grad, result, grad_bias, places, words, parts, width,
-    channels, OF: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, CHANNELS: tl.constexpr,
-    SLICE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
+    attended, weight, bias, word_mask, grad, result, grad_bias, places, words, parts, width,
+    channels, OF: tl.constexpr, WORDS: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
+    CHANNELS: tl.constexpr, SLICE: tl.constexpr, ACCUMULATOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one block of OF, "attended" or "weight", and one slice of its channels.
 
@@ -84,7 +84,7 @@ def _tail_backward(
         own_blocks = tl.cdiv(places, OWN)
         expression_word = tl.program_id(0) // own_blocks
         batch = (expression_word // words).to(tl.int64)
-        number = expression_word % words
+        word = expression_word % words
         owns = (tl.program_id(0) % own_blocks) * OWN + tl.arange(0, OWN)
         real_owns = owns < places
     else:
@@ -95,12 +95,13 @@ def _tail_backward(
     real_slice = slice_channels < width
     attended += batch * places * words * width
     grad += batch * places * channels
-    count = _word_count(word_counts, batch, words)
+    ranks, count = _real_words(word_mask, batch, words, WORDS)
     if OF == "attended":
-        word = _nth_word(word_order, batch, words, number)
         tokens = attended + word * width
         start = 0
-        stop = tl.where(number < count, tl.cdiv(channels, OTHER), 0)
+        stop = tl.cdiv(channels, OTHER)
+        if word_mask is not None:
+            stop = tl.where(tl.load(word_mask + batch * words + word).to(tl.int1), stop, 0)
     else:
         place_blocks = tl.cdiv(places, OTHER)
         steps = tl.cdiv(count * place_blocks, parts)
@@ -124,7 +125,7 @@ def _tail_backward(
         else:
             others = (step % place_blocks) * OTHER + tl.arange(0, OTHER)
             real_others = others < places
-            tokens = attended + _nth_word(word_order, batch, words, step // place_blocks) * width
+            tokens = attended + _nth_word(ranks, step // place_blocks) * width
             projected = offset + products(
                 weight, owns, width, 1, real_owns, tokens, others, words * width, 1, real_others, width,
                 CHANNELS, PRECISION, ACCUMULATOR,
@@ -168,7 +169,8 @@ def launch_tail_forward(attended: Tensor, weight: Tensor, bias: Tensor | None, w
     launch.launch(
         _tail_forward, (batch * triton.cdiv(places, tile.own), triton.cdiv(channels, tile.other)),
         *_operands(attended, weight, bias, word_mask), result, places, words, width, channels,
-        CHANNELS=tile_sizes.step(tile, width), **tile.constants(attended.dtype),
+        WORDS=triton.next_power_of_2(words), CHANNELS=tile_sizes.step(tile, width),
+        **tile.constants(attended.dtype),
     )  # fmt: skip
     return result
 
@@ -196,7 +198,8 @@ def launch_tail_backward(
         launch.launch(
             _tail_backward, (blocks, slices, batch * parts if of == "weight" else 1),
             *operands, *results, places, words, parts, width, channels,
-            OF=of, CHANNELS=tile_sizes.step(tile, width), SLICE=slice_width, **tile.constants(weight.dtype),
+            OF=of, WORDS=triton.next_power_of_2(words), CHANNELS=tile_sizes.step(tile, width), SLICE=slice_width,
+            **tile.constants(weight.dtype),
         )  # fmt: skip
 
     grad_attended = attended.new_empty(attended.shape)
@@ -216,11 +219,6 @@ def launch_tail_backward(
 def _operands(
     attended: Tensor, weight: Tensor, bias: Tensor | None, word_mask: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Contiguous operands; each expression's words in order, real ones first [B, N], and their number [B]."""
-    order = counts = None
-    if word_mask is not None:
-        padded = (~word_mask).to(torch.int8)
-        order = padded.argsort(dim=1, stable=True).to(torch.int32, memory_format=torch.contiguous_format)
-        counts = word_mask.sum(1, dtype=torch.int32)
-    bias = None if bias is None else bias.contiguous()
-    return attended.contiguous(), weight.contiguous(), bias, order, counts
+    """Contiguous operands."""
+    bias, word_mask = (None if part is None else part.contiguous() for part in (bias, word_mask))
+    return attended.contiguous(), weight.contiguous(), bias, word_mask
