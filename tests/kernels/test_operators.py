@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from support.oracle import Case, assert_identical, run
-from support.separable_oracle import NAMES, draw, fused
+from support.separable_oracle import NAMES, draw, eager, fused
 from support.tail_oracle import draw as draw_level_tail
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -190,12 +191,13 @@ def test_cuda_graph_captures_forward_and_backward() -> None:
     assert_identical(expected, captured)
 
 
-def test_flop_are_those_of_the_products() -> None:
+@pytest.mark.parametrize("attention", [eager, fused])
+def test_flop_are_those_of_the_products(attention: Callable[..., Tensor]) -> None:
     places, words, width, value_width, batch = 7, 3, 5, 4, 2
     case = draw(places, words, width, value_width, batch, padded=False).to(DEVICE)
     features = [part.requires_grad_() for part in case.inputs]
     with FlopCounterMode(display=False) as counter:
-        result = fused(*features)
+        result = attention(*features)
     pairs, word_pairs = places * (width + value_width), words * words * width
     over_places = places * pairs + 2 * places * places * words + words * places * width
     over_words = words * pairs + word_pairs
