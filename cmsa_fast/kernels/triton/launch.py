@@ -29,21 +29,10 @@ class Tile(NamedTuple):
     channels: int  # of a contraction over the width, at a time
     warps: int
     stages: int  # loads in flight
-    slice: int = 512  # channels of a wide accumulator; wider tensors are spread over the grid
 
 
 # The interpreter runs any size; with small tiles, small inputs span several.
 INTERPRETED = Tile(rows=16, keys=16, channels=16, warps=1, stages=1)
-
-
-def word_block(words: int) -> int:
-    """The number of words padded to a size that `tl.dot` takes."""
-    return max(16, triton.next_power_of_2(words))
-
-
-def slice_width(width: int, tile: Tile) -> int:
-    """Channels that one program accumulates."""
-    return min(tile.slice, max(16, triton.next_power_of_2(width)))
 
 
 def row_splits(rows: int, block: int, programs: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """Copies of the inputs as the other kernels read them: less their common offsets, padded with zeros, contiguous.
 
-Attention is invariant to an offset that all queries, keys or values share; only rounding improves without it
-(see `cmsa_fast.kernels.separable_attention.numerics`). The offset of 16-bit features is rounded to 16 bits, so
-that subtracting it is mostly exact (Sterbenz's lemma). 16-bit queries and keys are read as they are in forward
-where their layout allows it, and copied in backward.
+Attention is invariant to an offset that all queries, keys or values share; only rounding improves without it. Any
+offset is exact, so that of places is the mean of a sample of them, in the channels where it outweighs the spread. It
+is rounded to the features' dtype, so that subtracting it from 16-bit features is mostly exact (Sterbenz's lemma).
+16-bit queries and keys are read as they are in forward where their layout allows it, and copied in backward.
 """
 
 import torch
@@ -11,140 +11,63 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...triton.launch import accumulator, launch, precision
+from ...backends import compute_dtype
+from ...triton.launch import launch, options
 from ...triton.primitives import image_of, load_tile, store_padded
 from ..state import Sizes, State
 from .tile_sizes import tile_of
 
+# Places that their common offset is the mean of.
+_SAMPLES = 32
+
 
 @triton.jit
-def _column_sums(
-    features, strides, image, column, places, width, sums, squares,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, ACCUMULATOR: tl.constexpr,
-):  # fmt: skip
-    total = tl.zeros([CHUNK], ACCUMULATOR)
-    square = tl.zeros([CHUNK], ACCUMULATOR)
-    for start in range(0, places, ROWS):
-        row = start + tl.arange(0, ROWS)
-        tile = load_tile(
-            features + image * strides[0], row, column, strides[1], strides[2], row < places, column < width
-        ).to(ACCUMULATOR)
-        total += tl.sum(tile, axis=0)
-        square += tl.sum(tile * tile, axis=0)
-    tl.store(sums + column, total)
-    tl.store(squares + column, square)
+def _common(mean, square, features):
+    """The mean where it outweighs the spread around it, else zero; zero too where a row is not finite."""
+    mean = tl.where(2 * mean * mean > square, mean, 0.0)
+    return mean.to(features.dtype.element_ty).to(square.dtype)
 
 
 @triton.jit(do_not_specialize=["places"])
-def _statistics_kernel(
-    query, query_strides, key, key_strides, value, value_strides,
-    sums,  # [B_images, 3, 2, C], of the columns and of their squares
-    places, width, value_width, columns,
-    FIRST: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, ACCUMULATOR: tl.constexpr,
+def _places_kernel(
+    features, strides,
+    offset,  # [B_images, C], or None for a copy that is only padded
+    result,  # [B_images, P, C]
+    places, width, padded_places, channels,
+    SAMPLES: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(2).to(tl.int64)
-    part = FIRST + tl.program_id(1)
+    features += image * strides[0]
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    sums += (image * 3 + part) * 2 * columns
-    squares = sums + columns
-    if part == 0:
-        _column_sums(query, query_strides, image, column, places, width, sums, squares, ROWS, CHUNK, ACCUMULATOR)
-    elif part == 1:
-        _column_sums(key, key_strides, image, column, places, width, sums, squares, ROWS, CHUNK, ACCUMULATOR)
-    else:
-        _column_sums(
-            value, value_strides, image, column, places, value_width, sums, squares, ROWS, CHUNK, ACCUMULATOR
-        )
+    tile = load_tile(features, row, column, strides[1], strides[2], row < places, column < width)
+    if offset is not None:
+        sample = tl.arange(0, SAMPLES) * places // SAMPLES
+        rows = load_tile(features, sample, column, strides[1], strides[2], sample < places, column < width)
+        rows = rows.to(ACCUMULATOR)
+        mean = _common(tl.sum(rows, axis=0) / SAMPLES, tl.sum(rows * rows, axis=0) / SAMPLES, features)
+        if tl.program_id(1) == 0:
+            tl.store(offset + image * channels + column, mean)
+        tile = tl.where((row < places)[:, None], tile.to(ACCUMULATOR) - mean[None, :], 0.0)
+    store_padded(result + image * padded_places * channels, tile, row, column, channels, PRECISION)
 
 
 @triton.jit
-def _centre(
-    features, strides, row, places, width, sums, columns, offset, first, result, channels,
-    CENTRED: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
-):  # fmt: skip
-    """Copy rows less their common offset: the mean where it outweighs the spread around it, else zero."""
-    common = False
-    if CENTRED:
-        of_mean = tl.zeros([CHUNK], ACCUMULATOR)
-        of_rows = tl.zeros([CHUNK], ACCUMULATOR)
-        for start in range(0, channels, CHUNK):
-            column = start + tl.arange(0, CHUNK)
-            mean = tl.load(sums + column) / places
-            of_mean += mean * mean
-            of_rows += tl.load(sums + columns + column) / places
-        # False where a row is not finite, which would otherwise spread to all rows.
-        common = 2 * tl.sum(of_mean, axis=0) > tl.sum(of_rows, axis=0)
-    for start in range(0, channels, CHUNK):
-        column = start + tl.arange(0, CHUNK)
-        tile = load_tile(features, row, column, strides[1], strides[2], row < places, column < width)
-        if CENTRED:
-            mean = tl.where(common, tl.load(sums + column) / places, 0.0)
-            mean = mean.to(features.dtype.element_ty).to(ACCUMULATOR)
-            if first:
-                tl.store(offset + column, mean)
-            tile = tl.where((row < places)[:, None], tile.to(ACCUMULATOR) - mean[None, :], 0.0)
-        store_padded(result, tile, row, column, channels, PRECISION)
-
-
-@triton.jit(do_not_specialize=["places"])
-def _centre_places_kernel(
-    query, query_strides, key, key_strides, value, value_strides, sums,
-    offset,  # [B_images, 3, C]
-    query_out, key_out, value_out,
-    places, width, value_width, padded_places, channels, value_channels, columns,
-    FIRST: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-):  # fmt: skip
-    image = tl.program_id(2).to(tl.int64)
-    part = FIRST + tl.program_id(1)
-    first = tl.program_id(0) == 0
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    sums += (image * 3 + part) * 2 * columns
-    offset += (image * 3 + part) * columns
-    if part == 0:
-        _centre(
-            query + image * query_strides[0], query_strides, row, places, width, sums, columns, offset, first,
-            query_out + image * padded_places * channels, channels, True, CHUNK, PRECISION, ACCUMULATOR,
-        )  # fmt: skip
-    elif part == 1:
-        _centre(
-            key + image * key_strides[0], key_strides, row, places, width, sums, columns, offset, first,
-            key_out + image * padded_places * channels, channels, True, CHUNK, PRECISION, ACCUMULATOR,
-        )  # fmt: skip
-    else:
-        _centre(
-            value + image * value_strides[0], value_strides, row, places, value_width, sums, columns, offset,
-            first, value_out + image * padded_places * value_channels, value_channels,
-            True, CHUNK, PRECISION, ACCUMULATOR,
-        )  # fmt: skip
-
-
-@triton.jit
-def _centre_words(
-    features, strides, expression, number, real, weight, added, offset, result, width, channels,
+def _copy_words(
+    features, strides, expression, number, weight, added, offset, result, width, channels,
     CENTRED: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Copy words less their weighted common offset if CENTRED, else plus `added`; padding becomes zero."""
     features += expression * strides[0]
-    common = False
-    if CENTRED:
-        of_mean = tl.zeros([CHUNK], ACCUMULATOR)
-        of_words = tl.zeros([CHUNK], ACCUMULATOR)
-        for start in range(0, channels, CHUNK):
-            column = start + tl.arange(0, CHUNK)
-            tile = load_tile(features, number, column, strides[1], strides[2], real, column < width)
-            tile = tile.to(ACCUMULATOR)
-            mean = tl.sum(weight[:, None] * tile, axis=0)
-            of_mean += mean * mean
-            of_words += tl.sum(weight[:, None] * tile * tile, axis=0)
-        common = 2 * tl.sum(of_mean, axis=0) > tl.sum(of_words, axis=0)
+    real = weight > 0
     for start in range(0, channels, CHUNK):
         column = start + tl.arange(0, CHUNK)
         tile = load_tile(features, number, column, strides[1], strides[2], real, column < width)
         tile = tile.to(ACCUMULATOR)
         if CENTRED:
-            mean = tl.where(common, tl.sum(weight[:, None] * tile, axis=0), 0.0)
-            mean = mean.to(features.dtype.element_ty).to(ACCUMULATOR)
+            share = weight[:, None] * tile
+            mean = _common(tl.sum(share, axis=0), tl.sum(share * tile, axis=0), features)
             tile -= mean[None, :]
             if offset is not None:
                 tl.store(offset + column, mean + tl.load(added + column))
@@ -155,52 +78,38 @@ def _centre_words(
 
 
 @triton.jit(do_not_specialize=["words"])
-def _centre_words_kernel(
-    query, query_strides, key, key_strides, value, value_strides, weight, place_offset, image_index,
+def _words_kernel(
+    query, query_strides, key, key_strides, value, value_strides, weight, query_offset, value_offset, image_index,
     query_out, key_out, value_out, weight_out, offset_out,
-    words, width, value_width, channels, value_channels, columns,
-    SHIFTED: tl.constexpr, GROUPED: tl.constexpr, WORDS: tl.constexpr, CHUNK: tl.constexpr,
+    words, width, value_width, channels, value_channels,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     expression = tl.program_id(1).to(tl.int64)
+    image = image_of(image_index, expression, GROUPED)
     part = tl.program_id(0)
     number = tl.arange(0, WORDS)
     weights = tl.load(weight + expression * words + number, mask=number < words, other=0.0)
-    real = weights > 0
-    place_offset += image_of(image_index, expression, GROUPED) * 3 * columns
     out = expression * WORDS * channels
     if part == 0:
         tl.store(weight_out + expression * WORDS + number, weights)
         # Where the places' queries lost their common offset, the words' queries gain it.
-        added = place_offset if SHIFTED else None
-        _centre_words(
-            query, query_strides, expression, number, real, weights, added, None, query_out + out,
-            width, channels, False, CHUNK, PRECISION, ACCUMULATOR,
+        added = query_offset + image * channels if query_offset is not None else None
+        _copy_words(
+            query, query_strides, expression, number, weights, added, None, query_out + out, width, channels,
+            False, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     elif part == 1:
-        _centre_words(
-            key, key_strides, expression, number, real, weights, None, None, key_out + out,
-            width, channels, True, CHUNK, PRECISION, ACCUMULATOR,
+        _copy_words(
+            key, key_strides, expression, number, weights, None, None, key_out + out, width, channels,
+            True, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     else:
-        _centre_words(
-            value, value_strides, expression, number, real, weights, place_offset + 2 * columns,
+        _copy_words(
+            value, value_strides, expression, number, weights, value_offset + image * value_channels,
             offset_out + expression * value_channels, value_out + expression * WORDS * value_channels,
             value_width, value_channels, True, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["places"])
-def _pad_kernel(
-    features, strides, result, places, width, padded_places, channels,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
-):  # fmt: skip
-    batch = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    _centre(
-        features + batch * strides[0], strides, row, places, width, result, 0, result, False,
-        result + batch * padded_places * channels, channels, False, CHUNK, PRECISION, ACCUMULATOR,
-    )  # fmt: skip
 
 
 def prepare(
@@ -215,9 +124,12 @@ def prepare(
         sizes: Of the features.
         state: To be filled.
     """
-    copied = state.query.shape[1] > 0
-    offset = _copy_places(features[:3], sizes, state, 0 if copied else 2, 3)
-    _copy_words(features[3:], weight, offset, image_index, sizes, state, 3, shifted=copied)
+    query_offset = None
+    if state.query.shape[1]:
+        query_offset = _copy_places(features[0], state.query, sizes)
+        _copy_places(features[1], state.key, sizes)
+    value_offset = _copy_places(features[2], state.value, sizes)
+    _launch_words(features[3:], weight, query_offset, value_offset, image_index, sizes, state, 3)
 
 
 def prepare_products(image_index: Tensor | None, sizes: Sizes, state: State) -> State:
@@ -229,74 +141,56 @@ def prepare_products(image_index: Tensor | None, sizes: Sizes, state: State) -> 
         return state
     query, key = (state.value.new_empty(sizes.images, sizes.padded_places, sizes.channels) for _ in range(2))
     centred = state._replace(query=query, key=key, word_query=torch.empty_like(state.word_query))
-    offset = _copy_places([state.query, state.key, state.key], sizes, centred, 0, 2)
-    words = [state.word_query] * 3
-    _copy_words(words, state.weight, offset, image_index, sizes, centred, 1, shifted=True)
+    offset = _copy_places(state.query, query, sizes)
+    _copy_places(state.key, key, sizes)
+    _launch_words([state.word_query] * 3, state.weight, offset, offset, image_index, sizes, centred, 1)
     return centred
-
-
-def _copy_places(features: list[Tensor], sizes: Sizes, state: State, first: int, last: int) -> Tensor:
-    """Fill parts first..last - 1 of query, key and value; returns their offsets, [B_images, 3, C]."""
-    dtype = state.value.dtype
-    tile = tile_of("prepare", dtype)
-    columns = max(sizes.channels, sizes.value_channels)
-    sums = state.weight.new_empty(sizes.images, 3, 2, columns)
-    offset = state.weight.new_empty(sizes.images, 3, columns)
-    inputs = [item for part in features for item in (part, part.stride())]
-    constants = {"FIRST": first, "ROWS": tile.rows, "CHUNK": tile.channels, "num_warps": tile.warps}
-    launch(
-        _statistics_kernel,
-        (columns // tile.channels, last - first, sizes.images),
-        *inputs, sums, sizes.places, sizes.width, sizes.value_width, columns,
-        ACCUMULATOR=accumulator(dtype), **constants,
-    )  # fmt: skip
-    launch(
-        _centre_places_kernel,
-        (sizes.padded_places // tile.rows, last - first, sizes.images),
-        *inputs, sums, offset, state.query, state.key, state.value,
-        sizes.places, sizes.width, sizes.value_width, sizes.padded_places,
-        sizes.channels, sizes.value_channels, columns,
-        PRECISION=precision(dtype), ACCUMULATOR=accumulator(dtype), **constants,
-    )  # fmt: skip
-    return offset
-
-
-def _copy_words(
-    features: list[Tensor],
-    weight: Tensor,
-    offset: Tensor,
-    image_index: Tensor | None,
-    sizes: Sizes,
-    state: State,
-    parts: int,
-    *,
-    shifted: bool,
-) -> None:
-    """Fill the first parts of word query, key and value; the query takes the places' offset if shifted."""
-    dtype = state.value.dtype
-    tile = tile_of("prepare", dtype)
-    inputs = [item for part in features for item in (part, part.stride())]
-    launch(
-        _centre_words_kernel,
-        (parts, sizes.batch),
-        *inputs, weight, offset, image_index,
-        state.word_query, state.word_key, state.word_value, state.weight, state.offset,
-        weight.shape[1], sizes.width, sizes.value_width, sizes.channels, sizes.value_channels, offset.shape[2],
-        SHIFTED=shifted, GROUPED=image_index is not None, WORDS=sizes.padded_words, CHUNK=tile.channels,
-        PRECISION=precision(dtype), ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
-    )  # fmt: skip
 
 
 def pad(features: Tensor, sizes: Sizes) -> Tensor:
     """[B, P, e] with any strides -> contiguous, padded with zeros."""
-    tile = tile_of("prepare", features.dtype)
     result = features.new_empty(len(features), sizes.padded_places, sizes.value_channels)
-    launch(
-        _pad_kernel,
-        (sizes.padded_places // tile.rows, len(features)),
-        features, features.stride(), result,
-        sizes.places, sizes.value_width, sizes.padded_places, sizes.value_channels,
-        ROWS=tile.rows, CHUNK=tile.channels, PRECISION=precision(features.dtype),
-        ACCUMULATOR=accumulator(features.dtype), num_warps=tile.warps,
-    )  # fmt: skip
+    _copy_places(features, result, sizes, centred=False)
     return result
+
+
+def _copy_places(features: Tensor, result: Tensor, sizes: Sizes, *, centred: bool = True) -> Tensor | None:
+    """Fill the result; returns the offsets [B_images, C]."""
+    dtype = features.dtype
+    tile = tile_of("prepare", dtype)
+    channels = result.shape[2]
+    offset = None
+    if centred:
+        offset = features.new_empty(len(features), channels, dtype=compute_dtype(dtype))
+    launch(
+        _places_kernel,
+        (channels // tile.channels, sizes.padded_places // tile.rows, len(features)),
+        features, features.stride(), offset, result,
+        sizes.places, features.shape[2], sizes.padded_places, channels,
+        SAMPLES=_SAMPLES, ROWS=tile.rows, CHUNK=tile.channels, **options(tile, dtype),
+    )  # fmt: skip
+    return offset
+
+
+def _launch_words(
+    features: list[Tensor],
+    weight: Tensor,
+    query_offset: Tensor | None,
+    value_offset: Tensor | None,
+    image_index: Tensor | None,
+    sizes: Sizes,
+    state: State,
+    parts: int,
+) -> None:
+    """Fill the first parts of word query, key and value, and their weight and offset."""
+    tile = tile_of("prepare", state.value.dtype)
+    launch(
+        _words_kernel,
+        (parts, sizes.batch),
+        *(item for part in features for item in (part, part.stride())),
+        weight, query_offset, value_offset, image_index,
+        state.word_query, state.word_key, state.word_value, state.weight, state.offset,
+        weight.shape[1], sizes.width, sizes.value_width, sizes.channels, sizes.value_channels,
+        GROUPED=image_index is not None, WORDS=sizes.padded_words, CHUNK=tile.channels,
+        **options(tile, state.value.dtype),
+    )  # fmt: skip

@@ -12,7 +12,7 @@ _SMALL = (80, 86, 89, 120)
 
 # kernel -> arithmetic -> tile.
 _TILES = {
-    "prepare": dict.fromkeys(("half", "tf32", "ieee"), Tile(64, 64, 64, 4, 1)),
+    "prepare": dict.fromkeys(("half", "tf32", "ieee"), Tile(128, 64, 64, 8, 1)),
     "ratio": dict.fromkeys(("half", "tf32", "ieee"), Tile(16, 16, 16, 4, 1)),
     "words": {
         "half": Tile(64, 64, 64, 4, 3),
