@@ -15,11 +15,16 @@ from .tile_sizes import channel_block, tile_of
 
 
 @triton.jit
+def _any_flag(direct, ROWS: tl.constexpr):
+    return tl.max((tl.load(direct + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0
+
+
+@triton.jit
 def _token_logits(
-    query, word_query, number, key, column, stored_places, channels,
+    query, word_query, number, key, column, places, stored_places, channels,
     CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """Logits [N, K] of the tokens of one place; `query` points to its row."""
+    """Logits [N, K] of the tokens of the place that `query` points to."""
     stored = tl.minimum(column, stored_places - 1)
     total = tl.zeros([number.shape[0], column.shape[0]], ACCUMULATOR)
     for start in range(0, channels, CHUNK):
@@ -28,14 +33,12 @@ def _token_logits(
         token += load_padded(word_query, number, channel, channels).to(ACCUMULATOR)
         key_tile = load_padded(key, stored, channel, channels)
         total = dot(token.to(key_tile.dtype), tl.trans(key_tile), total, PRECISION)
-    return total
+    return tl.where((column < places)[None, :], total, float("-inf"))
 
 
 @triton.jit
-def _grad_weights(
-    grad, value, column, value_channels, CHUNK: tl.constexpr, ACCUMULATOR: tl.constexpr
-):  # fmt: skip
-    """grad value^T of one row, [K]; `grad` points to the row."""
+def _grad_weights(grad, value, column, value_channels, CHUNK: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """grad value^T [K] of the row that `grad` points to."""
     total = tl.zeros([column.shape[0]], ACCUMULATOR)
     for start in range(0, value_channels, CHUNK):
         channel = start + tl.arange(0, CHUNK)
@@ -59,59 +62,35 @@ def _direct_forward_kernel(
     key += image * stored_places * channels
     value += image * padded_places * value_channels
     word_query += expression * WORDS * channels
-    at = expression * padded_places + first
-    if tl.max((tl.load(direct + at + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
+    direct += expression * padded_places + first
+    if _any_flag(direct, ROWS):
         weights = tl.load(weight + expression * WORDS + number)
         for row in range(0, ROWS):
-            flags = tl.load(direct + at + row)
+            flags = tl.load(direct + row)
             if flags != 0:
                 own = query + (image * stored_places + first + row) * channels
                 largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
                 total = tl.zeros([WORDS], ACCUMULATOR)
+                result = tl.zeros([WORDS, CHANNELS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
-                        own,
-                        word_query,
-                        number,
-                        key,
-                        column,
-                        stored_places,
-                        channels,
-                        CHUNK,
-                        PRECISION,
-                        ACCUMULATOR,
-                    )
-                    logits = tl.where((column < places)[None, :], logits, float("-inf"))
+                        own, word_query, number, key, column, places, stored_places, channels,
+                        CHUNK, PRECISION, ACCUMULATOR,
+                    )  # fmt: skip
                     larger = tl.maximum(largest, tl.max(logits, axis=1))
-                    total = total * tl.exp(largest - larger)
-                    total += tl.sum(tl.exp(logits - larger[:, None]), axis=1)
+                    scale = tl.exp(largest - larger)
+                    exponentials = tl.exp(logits - larger[:, None])
+                    total = total * scale + tl.sum(exponentials, axis=1)
+                    tile = load_padded(value, column, channel, value_channels)
+                    result = dot(exponentials.to(tile.dtype), tile, result * scale[:, None], PRECISION)
                     largest = larger
                 chosen = ((flags >> number.to(tl.int64)) & 1) != 0
-                ratio = tl.where(chosen, weights / total, 0.0)
-                result = tl.zeros([CHANNELS], ACCUMULATOR)
-                for start in range(0, places, KEYS):
-                    column = start + tl.arange(0, KEYS)
-                    logits = _token_logits(
-                        own,
-                        word_query,
-                        number,
-                        key,
-                        column,
-                        stored_places,
-                        channels,
-                        CHUNK,
-                        PRECISION,
-                        ACCUMULATOR,
-                    )
-                    softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
-                    softmax = tl.where(column < places, tl.sum(softmax, axis=0), 0.0)
-                    tile = load_padded(value, column, channel, value_channels).to(ACCUMULATOR)
-                    result += tl.sum(softmax[:, None] * tile, axis=0)
+                result *= tl.where(chosen, weights / total, 0.0)[:, None]
                 out = attended + (expression * places + first + row) * value_width + channel
                 inside = channel < value_width
-                result += tl.load(out, mask=inside, other=0.0).to(ACCUMULATOR)
-                tl.store(out, result.to(attended.dtype.element_ty), mask=inside)
+                old = tl.load(out, mask=inside, other=0.0).to(ACCUMULATOR)
+                tl.store(out, (old + tl.sum(result, axis=0)).to(attended.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["places", "stored_places", "first_row", "rows"])
@@ -132,7 +111,7 @@ def _direct_rows_kernel(
     word_query += expression * WORDS * channels
     first = tl.program_id(0) * ROWS
     at = expression * padded_places + first_row + first
-    if tl.max((tl.load(direct + at + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
+    if _any_flag(direct + at, ROWS):
         weights = tl.load(weight + expression * WORDS + number)
         for row in range(0, ROWS):
             flags = tl.load(direct + at + row)
@@ -144,18 +123,9 @@ def _direct_rows_kernel(
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
-                        own,
-                        word_query,
-                        number,
-                        key,
-                        column,
-                        stored_places,
-                        channels,
-                        CHUNK,
-                        PRECISION,
-                        ACCUMULATOR,
-                    )
-                    logits = tl.where((column < places)[None, :], logits, float("-inf"))
+                        own, word_query, number, key, column, places, stored_places, channels,
+                        CHUNK, PRECISION, ACCUMULATOR,
+                    )  # fmt: skip
                     larger = tl.maximum(largest, tl.max(logits, axis=1))
                     scale = tl.exp(largest - larger)
                     exponentials = tl.exp(logits - larger[:, None])
@@ -200,23 +170,21 @@ def _direct_backward_kernel(
     for expression in range(begin, end):
         if image_of(image_index, expression, GROUPED) == image:
             at = expression * padded_places + first_row
+            own_words = word_query + expression * WORDS * channels
             of_words = tl.zeros([WORDS, KEYS], ACCUMULATOR)
             shares = tl.zeros([WORDS, KEYS], ACCUMULATOR)
             for start in range(split * rows_per_split, last_row, ROWS):
-                if tl.max((tl.load(direct + at + start + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
+                if _any_flag(direct + at + start, ROWS):
                     for row in range(start, start + ROWS):
                         if tl.load(direct + at + row) != 0:
-                            of_token = (expression * rows + row) * WORDS + number
-                            largest = tl.load(maximum + of_token)
-                            average = tl.load(mean + of_token)
+                            token = (expression * rows + row) * WORDS + number
                             logits = _token_logits(
-                                query + row * channels, word_query + expression * WORDS * channels, number,
-                                key, column, stored_places, channels, CHUNK, PRECISION, ACCUMULATOR,
+                                query + row * channels, own_words, number, key, column, places, stored_places,
+                                channels, CHUNK, PRECISION, ACCUMULATOR,
                             )  # fmt: skip
-                            softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0))
-                            softmax *= tl.load(ratio + of_token)[:, None]
-                            softmax = tl.where((column < places)[None, :], softmax, 0.0)
-                            of_weights = _grad_weights(
+                            softmax = tl.exp(tl.minimum(logits - tl.load(maximum + token)[:, None], 0.0))
+                            softmax *= tl.load(ratio + token)[:, None]
+                            gradient = _grad_weights(
                                 grad + (at + row) * value_channels,
                                 value,
                                 column,
@@ -224,7 +192,7 @@ def _direct_backward_kernel(
                                 CHUNK,
                                 ACCUMULATOR,
                             )
-                            of_logits = softmax * (of_weights[None, :] - average[:, None])
+                            of_logits = softmax * (gradient[None, :] - tl.load(mean + token)[:, None])
                             of_words += of_logits
                             shares += softmax
                             own = attention + (expression * rows + row) * padded_places + column

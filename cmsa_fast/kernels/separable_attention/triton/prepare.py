@@ -1,9 +1,9 @@
 """Copies of the inputs as the other kernels read them: less their common offsets, padded with zeros, contiguous.
 
 Attention is invariant to an offset that all queries, keys or values share; only rounding improves without it. Any
-offset is exact, so that of places is the mean of a sample of them, in the channels where it outweighs the spread. It
-is rounded to the features' dtype, so that subtracting it from 16-bit features is mostly exact (Sterbenz's lemma).
-16-bit queries and keys are read as they are in forward where their layout allows it, and copied in backward.
+offset is exact, so that of places is the mean of a sample of them, in the channels where it outweighs the spread.
+It is rounded to the features' dtype, so that subtracting it from 16-bit features is mostly exact (Sterbenz). 16-bit
+queries and keys are read as they are in forward where their layout allows it, and copied in backward.
 """
 
 import torch

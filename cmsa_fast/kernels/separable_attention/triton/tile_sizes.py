@@ -49,6 +49,12 @@ _TILES = {
         "tf32": Tile(16, 32, 64, 4, 3),
         "ieee": Tile(16, 32, 64, 4, 2),
     },
+    # Rows are output channels and keys places. It fits the smallest architecture.
+    "level_tail": {
+        "half": Tile(128, 128, 64, 8, 3),
+        "tf32": Tile(64, 128, 32, 8, 3),
+        "ieee": Tile(64, 64, 32, 4, 2),
+    },
     "direct": {
         "half": Tile(16, 32, 64, 4, 2),
         "tf32": Tile(16, 32, 32, 4, 2),
