@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .cases import Case, Size, run
-from .driver import Driver
+from .driver import Driver, kernel_name
 
 
 class Work(NamedTuple):
@@ -68,13 +68,13 @@ def _count_here(case: Case, size: Size) -> dict[str, list[Work]]:
     execute = interpreter.GridExecutor.__call__
 
     def start(executor: Any, *arguments: Any, **options: Any) -> None:
-        current[0] = counts.setdefault(executor.fn.__name__.strip("_"), Counter())
+        current[0] = counts.setdefault(kernel_name(executor, options), Counter())
         execute(executor, *arguments, **options)
 
     triton.runtime.driver.set_active(Driver(case.architecture))
     # Not the interpreter's own tiles and paddings, which are small.
     with (
-        mock.patch.object(state, "_INTERPRETED", state._ROWS),
+        mock.patch.object(state, "_INTERPRETED", state._PLACES),
         mock.patch.object(launch, "interpreted", return_value=False),
         mock.patch.object(interpreter.GridExecutor, "__call__", start),
         _hooks(interpreter, current),

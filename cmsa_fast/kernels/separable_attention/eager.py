@@ -85,7 +85,7 @@ class _Workspace:
     def __init__(self, arrays: int, place_features: tuple[Tensor, ...], words: int, weight: Tensor) -> None:
         self.places = place_features[0].shape[1]
         block = max(_block_rows(self.places, keys) * keys for keys in (self.places, words))
-        sizes = [part[0].numel() for part in place_features] + [block] * arrays
+        sizes = [part.shape[1:].numel() for part in place_features] + [block] * arrays
         self._memory = weight.new_empty(sum(sizes)).split(sizes)
 
     def blocks(self, keys: int) -> Iterator[tuple[slice, list[Tensor]]]:

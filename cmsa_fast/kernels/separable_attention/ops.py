@@ -16,7 +16,7 @@ from ..library import SEPARABLE_INPUTS, register, register_gradient
 from . import eager  # noqa: F401  defines operators that have a formula below
 from .numerics import word_weights
 from .projection_eager import attended_gradient, image_gradient, weight_gradient
-from .state import Sizes, State
+from .state import Sizes, State, read_in_place
 
 
 def separable_attention(
@@ -66,7 +66,7 @@ def _fake_separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
     features = arguments[:6]
     sizes = Sizes.of(features)
     attended = features[0].new_empty(sizes.batch, sizes.places, sizes.value_width)
-    return attended, *State.empty(sizes, features[0])
+    return attended, *State.empty(sizes, features)
 
 
 def _fake_separable_backward(
@@ -81,7 +81,10 @@ def _fake_separable_backward(
 
 
 def _save_separable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(inputs[7], *output)
+    attended, *state = output
+    if read_in_place(inputs):
+        state[:2] = inputs[:2]
+    ctx.save_for_backward(inputs[7], attended, *state)
     ctx.sizes = Sizes.of(inputs[:6])
     ctx.set_materialize_grads(False)
 
