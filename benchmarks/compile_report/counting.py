@@ -74,7 +74,7 @@ def _count_here(case: Case, size: Size) -> dict[str, list[Work]]:
     triton.runtime.driver.set_active(Driver(case.architecture))
     # Not the interpreter's own tiles and paddings, which are small.
     with (
-        mock.patch.object(state, "_INTERPRETED", state._ROWS),
+        mock.patch.object(state, "_INTERPRETED", 128),
         mock.patch.object(launch, "interpreted", return_value=False),
         mock.patch.object(interpreter.GridExecutor, "__call__", start),
         _hooks(interpreter, current),
