@@ -78,10 +78,9 @@ def _separable(new: New, size: Size, width: int, dtype: torch.dtype, variant: st
 
 
 def _joint(new: New, size: Size, width: int, dtype: torch.dtype, variant: str) -> Calls:
-    from cmsa_fast.kernels.joint_attention.triton.backward_dq import launch_joint_backward
+    from cmsa_fast.kernels.joint_attention.triton.backward import launch_joint_backward
     from cmsa_fast.kernels.joint_attention.triton.forward import launch_joint_forward
-    from cmsa_fast.kernels.joint_attention.triton.projection import launch_tail_forward
-    from cmsa_fast.kernels.joint_attention.triton.projection_backward import launch_tail_backward
+    from cmsa_fast.kernels.joint_attention.triton.projection import launch_tail_backward, launch_tail_forward
 
     tokens, keys = size.places * size.words, size.places // 4 * size.words // 2
     query, key, value = (new(dtype, size.batch, count, width) for count in (tokens, keys, keys))
@@ -94,9 +93,9 @@ def _joint(new: New, size: Size, width: int, dtype: torch.dtype, variant: str) -
     words = new(torch.bool, size.batch, size.words)
     tokens_of_words = attended.unflatten(1, (size.places, size.words))
     projected = (tokens_of_words, new(dtype, _RELEASED_CHANNELS, width), new(dtype, _RELEASED_CHANNELS))
-    result = launch_tail_forward(*projected, words, True)
+    result = launch_tail_forward(*projected, words)
     yield "tail forward"
-    launch_tail_backward(result, *projected, words, True)
+    launch_tail_backward(result, *projected, words)
     yield "tail backward"
 
 

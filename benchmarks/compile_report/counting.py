@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .cases import Case, Size, run
-from .driver import Driver
+from .driver import Driver, kernel_name
 
 
 class Work(NamedTuple):
@@ -71,7 +71,7 @@ def _count_here(case: Case, size: Size) -> dict[str, list[Work]]:
     with (
         # Not the interpreter's own tiles and paddings, which are small.
         mock.patch.object(launch, "interpreted", return_value=False),
-        mock.patch.object(state, "_INTERPRETED", 128),
+        mock.patch.object(state, "_INTERPRETED", state._PLACES),
         # Flags that no program wrote are not set.
         mock.patch.object(Tensor, "new_empty", Tensor.new_zeros),
         _hooks(interpreter, counter),
@@ -113,7 +113,7 @@ def _hooks(interpreter: Any, counter: _Counter) -> Iterator[None]:
     from triton import language as tl
 
     def call(executor: Any, *arguments: Any, **options: Any) -> None:
-        counter.kernel = executor.fn.__name__.strip("_")
+        counter.kernel = kernel_name(executor, options)
         counter.grid = (*executor.grid, 1, 1)[:3]
         executor.grid = tuple(min(2, size) for size in counter.grid)
         call_original(executor, *arguments, **options)

@@ -63,7 +63,7 @@ def recording(architecture: int) -> Iterator[list[Launch]]:
     def compile_only(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         result = run(kernel, *arguments, grid=grid, warmup=True, **options)
         tensors = _bytes((arguments, options))
-        launches.append(Launch(kernel.fn.__name__.strip("_"), math.prod(grid), tensors, 0, options, result))
+        launches.append(Launch(kernel_name(kernel, options), math.prod(grid), tensors, 0, options, result))
 
     triton.runtime.driver.set_active(Driver(architecture))
     triton.JITFunction.run = compile_only
@@ -73,6 +73,12 @@ def recording(architecture: int) -> Iterator[list[Launch]]:
     finally:
         triton.JITFunction.run = run
         triton.runtime.driver.set_active(None)
+
+
+def kernel_name(kernel: Any, options: dict[str, Any]) -> str:
+    """The name, with the constant OF where one kernel computes several gradients."""
+    name = kernel.fn.__name__.strip("_")
+    return f"{name}_{options['OF']}" if "OF" in options else name
 
 
 class _Operators(TorchDispatchMode):

@@ -105,7 +105,7 @@ class Letterbox:
         if logits.ndim < 2 or logits.shape[-2:] != (self.size, self.size):
             raise ValueError(f"logits must be [..., {self.size}, {self.size}], but it is {actual}.")
         leading = logits.shape[:-2]
-        inside = self._inside(logits).reshape(-1, 1, self.scaled_height, self.scaled_width)
+        inside = self.inside(logits).reshape(-1, 1, self.scaled_height, self.scaled_width)
         wide = inside if inside.dtype in (torch.float32, torch.float64) else inside.float()
         restored = _resize(wide, self.height, self.width)
         return restored.to(logits.dtype).reshape(*leading, self.height, self.width)
@@ -115,14 +115,15 @@ class Letterbox:
         # Integer arithmetic: a product of floats can be rounded to the wrong side of a half.
         return max(1, (2 * side * self.size + longer) // (2 * longer))
 
-    def _inside(self, square: Tensor) -> Tensor:
+    def inside(self, square: Tensor) -> Tensor:
+        """A view `[..., scaled_height, scaled_width]` of maps over the square, without the padding."""
         rows = slice(self.top, self.top + self.scaled_height)
         columns = slice(self.left, self.left + self.scaled_width)
         return square[..., rows, columns]
 
     def _pad(self, scaled: Tensor) -> Tensor:
         square = scaled.new_zeros(*scaled.shape[:-2], self.size, self.size)
-        self._inside(square).copy_(scaled)
+        self.inside(square).copy_(scaled)
         return square
 
 

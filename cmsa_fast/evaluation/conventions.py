@@ -137,9 +137,7 @@ def _any_neighbour(mask: Tensor, length: int, enlarged: int) -> Tensor:
 
 
 def _lavt(probability: Tensor, letterbox: Letterbox, threshold: Threshold) -> Tensor:
-    rows = slice(letterbox.top, letterbox.top + letterbox.scaled_height)
-    columns = slice(letterbox.left, letterbox.left + letterbox.scaled_width)
-    return threshold(_stretch(probability[rows, columns], _LAVT_SIDE))
+    return threshold(_stretch(letterbox.inside(probability), _LAVT_SIDE))
 
 
 def _stretch(values: Tensor, side: int) -> Tensor:

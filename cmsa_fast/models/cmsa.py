@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..kernels.validation import check_images, check_word_mask
 from ..nn import CMSA, GatedFusion, WordEmbedding
 from ..nn.backbones import build_backbone
+from ..nn.validation import check_unmodified
 from .base import ExplainsWords, ImageFeatures, TextFeatures
 
 
@@ -113,8 +114,9 @@ class CMSAModel(ExplainsWords):
     ) -> list[tuple[Tensor, Tensor | None]]:
         words, word_mask = text
         check_images("features", len(features.levels[0]), "words", len(words), image_index, words.device)
-        for attention in self.attention:
+        for attention, convolution in zip(self.attention, self.fusion.project, strict=True):
             cast(CMSA, attention).check_linear_maps()
+            check_unmodified("fusion.project", convolution, nn.Conv2d)
         return [
             cast(CMSA, attention).unchecked_project(
                 level,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..kernels.validation import check_images
 from ..nn import CMSA, FoldedLevel, FoldedPlaces
+from ..nn.validation import check_unmodified
 from .base import ExplainsWords, TextFeatures
 from .cmsa import CMSAModel
 
@@ -100,8 +101,9 @@ class FoldedCMSAModel(ExplainsWords):
 
     def _check_use(self) -> None:
         self._check_mode()
-        for level in self._levels:
+        for level, convolution in zip(self._levels, self.model.fusion.project, strict=True):
             level.check_use()
+            check_unmodified("fusion.project", convolution, nn.Conv2d)
 
     def _check_mode(self) -> None:
         if self.model.training:

@@ -125,7 +125,9 @@ class CMSA(Level):
         check_inputs(self, visual, words, word_mask, image_index)
         tokens = _tokens(visual, words, word_mask)
         places, expression = self._project(tokens)
-        attended = self._attend(places, expression, word_mask, image_index)
+        attended = unchecked_cross_modal_attention(
+            *places, *expression, word_mask, image_index=image_index, backend=self.backend
+        )
         fused = unchecked_level_tail(
             attended,
             self.output.weight,
@@ -197,7 +199,9 @@ class CMSA(Level):
         residual = gather_images(residual, image_index) + mean_part[..., None]
 
         places, expression = self._project(tokens)
-        attended = self._attend(places, expression, word_mask, image_index)
+        attended = unchecked_cross_modal_attention(
+            *places, *expression, word_mask, image_index=image_index, backend=self.backend
+        )
         output = (weight @ self.output.weight).expand(len(words), -1, -1)  # [B, E, d]
         projected = torch.baddbmm(residual, output, attended.mT).unflatten(2, visual.shape[2:])
         if not return_word_attention:
@@ -218,18 +222,6 @@ class CMSA(Level):
         )
         words = F.linear(tokens.words, word_part)
         return _Projections(*places.chunk(3, dim=2)), _Projections(*words.chunk(3, dim=2))
-
-    def _attend(
-        self,
-        places: _Projections,
-        words: _Projections,
-        word_mask: Tensor | None,
-        image_index: Tensor | None,
-    ) -> Tensor:
-        """[B, P, d]."""
-        return unchecked_cross_modal_attention(
-            *places, *words, word_mask, image_index=image_index, backend=self.backend
-        )
 
     def _split(self, weight: Tensor) -> tuple[Tensor, ...]:
         """[rows, C] -> the columns of visual features, words and coordinates."""

@@ -65,8 +65,9 @@ class FoldedLevel:
             bias: [E], or None.
 
         Raises:
-            TypeError, ValueError: weight or bias does not fit.
+            TypeError, ValueError: weight or bias does not fit, or a linear map of the level is no plain nn.Linear.
         """
+        attention.check_linear_maps()
         check_convolution(weight, bias, attention.out_channels, "output.weight", attention.output.weight)
         self._attention = attention
         self._convolution = (weight,) if bias is None else (weight, bias)
@@ -219,12 +220,12 @@ def _value_weight(matrix: Tensor, attention: CMSA) -> Tensor:
 # An operator, so that a compiled graph compares the weights of each call.
 @torch.library.custom_op("cmsa_fast::weights_are_unchanged", mutates_args=())
 def _are_unchanged(weights: list[Tensor], versions: list[int]) -> Tensor:
-    return torch.tensor(_versions(weights) == versions)
+    return torch.tensor(_versions(weights) == versions, device="cpu")  # whatever the default device is
 
 
 @_are_unchanged.register_fake
 def _(weights: list[Tensor], versions: list[int]) -> Tensor:
-    return torch.empty((), dtype=torch.bool)
+    return torch.ones((), dtype=torch.bool, device="cpu")
 
 
 def _versions(weights: list[Tensor]) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .validation import check_dtype_and_device
+from .validation import check_dtype_and_device, check_unmodified
 
 _LEVELS = 3  # of `ChannelGatedFusion`: Res3, Res4 and Res5
 
@@ -173,6 +173,8 @@ class ChannelGatedFusion(nn.Module):
 
 def _gates(x: Tensor, memory: nn.Conv2d, reset: nn.Conv2d) -> tuple[Tensor, ...]:
     """Memory and reset gate of a level, [B, 1, H, W] each."""
+    for name, part in {"memory": memory, "reset": reset}.items():
+        check_unmodified(name, part, nn.Conv2d)
     # One convolution: on a CPU two take twice the time.
     weight = torch.cat([memory.weight, reset.weight])
     bias = torch.cat([cast(Tensor, memory.bias), cast(Tensor, reset.bias)])

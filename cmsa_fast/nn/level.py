@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..kernels import BACKENDS
+from .validation import check_unmodified
 
 
 class Level(nn.Module):
@@ -51,21 +52,9 @@ class Level(nn.Module):
             TypeError: One is no nn.Linear, has hooks, or differs from the level's own in having a bias.
         """
         for name, part in self.named_children():
-            expected = f"{name} must be an nn.Linear with bias={self._bias}, without hooks"
-            if type(part).forward is not nn.Linear.forward or "forward" in part.__dict__:
-                came = type(part).__name__
-            elif (
-                part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks
-            ):
-                came = "one with hooks"
-            elif (part.bias is not None) != self._bias:
-                came = f"bias={not self._bias}"
-            else:
-                continue
-            raise TypeError(
-                f"{expected}, because only its weight and bias are read (merge adapters into the weight, or use "
-                f"torch.nn.utils.parametrize); got {came}."
-            )
+            check_unmodified(name, part, nn.Linear)
+            if (part.bias is not None) != self._bias:
+                raise TypeError(f"{name} must have bias={self._bias}; got bias={not self._bias}.")
 
     def extra_repr(self) -> str:
         return (

@@ -1,10 +1,16 @@
 """Checks of the arguments of cross-modal modules: visual features, words, masks and image indices."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
 
 from ..kernels.backends import autocast
 from ..kernels.validation import check_alike, check_floating, check_images, check_word_mask
-from .level import Level
+
+if TYPE_CHECKING:
+    from .level import Level
 
 
 def check_inputs(
@@ -62,3 +68,18 @@ def check_convolution(weight: Tensor, bias: Tensor | None, channels: int, like_n
     check_alike("bias", bias, "weight", weight)
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape [channels] = [{len(weight)}]; got {list(bias.shape)}.")
+
+
+def check_unmodified(name: str, part: nn.Module, kind: type[nn.Module]) -> None:
+    """Check that a module computes what its class does, because its weight is used without a call."""
+    came = type(part).__name__
+    if type(part).forward is kind.forward and "forward" not in part.__dict__:
+        if not (
+            part._forward_pre_hooks or part._forward_hooks or part._backward_pre_hooks or part._backward_hooks
+        ):
+            return
+        came = "one with hooks"
+    raise TypeError(
+        f"{name} must be an nn.{kind.__name__} without hooks, because only its weight and bias are read (merge "
+        f"adapters into the weight, or use torch.nn.utils.parametrize); got {came}."
+    )

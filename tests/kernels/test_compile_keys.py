@@ -5,7 +5,6 @@ Only `level_tail` is left out: its inputs keep their strides, whose divisibility
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any
 
@@ -15,35 +14,20 @@ from torch import Tensor
 
 from benchmarks.measuring import in_fresh_process
 
-# Places, words, images: divisible by 16 and not, as are their numbers of tiles; one of everything.
-SIZES = ((1600, 20, 2), (1601, 19, 3), (2048, 32, 2), (100, 20, 16), (37, 30, 1))
+# Images, places, words: divisible by 16 and not, as are their numbers of tiles; one image, and one tile of places.
+SIZES = ((2, 1600, 20), (3, 1601, 19), (2, 2048, 32), (16, 128, 20), (1, 2049, 30))
 
 
-def new(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def new(dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def separable(places: int, words: int, batch: int, grouped: bool = False) -> None:
-    from cmsa_fast.kernels.separable_attention.state import Sizes
-    from cmsa_fast.kernels.separable_attention.triton import schedule
-
-    features = [new(batch, count, 512) for count in [places] * 3 + [words] * 3]
-    index = new(batch, dtype=torch.int64) if grouped else None
-    attended, state = schedule.forward(features, new(batch, words, dtype=torch.float32), index)
-    schedule.backward(torch.empty_like(attended), attended, index, Sizes.of(features), state)
-
-
-CALLS = {
-    "separable": separable,
-    "separable with image_index": functools.partial(separable, grouped=True),
-}
-
-
-def compiled(name: str) -> list[dict[str, set[str]]]:
+def compiled(family: str, variant: str) -> list[dict[str, set[str]]]:
     """For each size: what the launches of a call would compile for sm_90, by kernel."""
     os.environ.pop("TRITON_INTERPRET", None)
     import triton
 
+    from benchmarks.compile_report.cases import Case, Size, run
     from benchmarks.compile_report.driver import Driver
 
     by_size: list[dict[str, set[str]]] = []
@@ -57,13 +41,14 @@ def compiled(name: str) -> list[dict[str, set[str]]]:
     triton.runtime.driver.set_active(Driver(90))
     for size in SIZES:
         by_size.append({})
-        CALLS[name](*size)
+        for _ in run(Case(family, 90, "bfloat16", 512, variant), Size(*size), new):
+            pass
     return by_size
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_sizes_compile_to_the_same_kernels(name: str) -> None:
-    first, *others = in_fresh_process(compiled, name)
+@pytest.mark.parametrize(("family", "variant"), [("separable", "plain"), ("separable", "image_index")])
+def test_sizes_compile_to_the_same_kernels(family: str, variant: str) -> None:
+    first, *others = in_fresh_process(compiled, family, variant)
     assert len(first) > 1
     for size, kernels in zip(SIZES[1:], others, strict=True):
         assert [kernel for kernel in first if kernels[kernel] != first[kernel]] == [], size

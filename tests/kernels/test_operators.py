@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from support.oracle import Case, assert_identical, run
-from support.separable_oracle import NAMES, draw, fused
+from support.separable_oracle import NAMES, draw, eager, fused
 from support.tail_oracle import draw as draw_level_tail
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -64,22 +65,28 @@ def test_opcheck_of_the_joint_attention(masked: bool) -> None:
     mask = torch.tensor([[1, 0, 1], [1, 1, 1]], device=DEVICE).bool() if masked else None
     attended, logsumexp = OPERATORS.joint_forward(query, key, value, mask, 1.0)
     inputs = [part.clone().requires_grad_() for part in (query, key, value)]
-    torch.library.opcheck(OPERATORS.joint_forward.default, (*inputs, mask, 1.0))
-    backward = (torch.randn_like(attended), query, key, value, mask, 1.0, attended, logsumexp)
-    torch.library.opcheck(OPERATORS.joint_backward.default, backward)
+    backward = (torch.randn_like(attended), query, key, value, mask, 1.0)
+    for name, state in (("joint", (attended, logsumexp)), ("joint_eager", ())):
+        torch.library.opcheck(getattr(OPERATORS, f"{name}_forward").default, (*inputs, mask, 1.0))
+        torch.library.opcheck(getattr(OPERATORS, f"{name}_backward").default, (*backward, *state))
 
 
 @ignores_non_leaf_grad
-@pytest.mark.parametrize("relu", [False, True])
-def test_opcheck_of_the_joint_tail(relu: bool) -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_opcheck_of_the_joint_tail(given: bool) -> None:
     """With mask and bias, or without both."""
     tokens, weight = torch.randn(2, 2, 3, 4, device=DEVICE), torch.randn(5, 4, device=DEVICE)
-    mask = torch.tensor([[1, 0, 1], [1, 1, 1]], device=DEVICE).bool() if relu else None
-    bias = torch.randn(5, device=DEVICE) if relu else None
+    mask = torch.tensor([[1, 0, 1], [1, 1, 1]], device=DEVICE).bool() if given else None
+    bias = torch.randn(5, device=DEVICE) if given else None
     inputs = [None if part is None else part.clone().requires_grad_() for part in (tokens, weight, bias)]
-    torch.library.opcheck(OPERATORS.joint_tail_forward.default, (*inputs, mask, relu))
-    backward = (torch.randn(2, 2, 5, device=DEVICE), tokens, weight, bias, mask, relu)
-    torch.library.opcheck(OPERATORS.joint_tail_backward.default, backward)
+    grad, mean = torch.randn(2, 2, 5, device=DEVICE), torch.randn(2, 2, 4, device=DEVICE)
+    for name, backward in (
+        ("joint_tail", (tokens, weight, bias, mask)),
+        ("joint_eager_tail", (tokens, weight, bias, mask)),
+        ("joint_linear_tail", (mean, weight, mask, 3)),
+    ):
+        torch.library.opcheck(getattr(OPERATORS, f"{name}_forward").default, (*inputs, mask))
+        torch.library.opcheck(getattr(OPERATORS, f"{name}_backward").default, (grad, *backward))
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels compute float64 in the interpreter only")
@@ -184,12 +191,13 @@ def test_cuda_graph_captures_forward_and_backward() -> None:
     assert_identical(expected, captured)
 
 
-def test_flop_are_those_of_the_products() -> None:
+@pytest.mark.parametrize("attention", [eager, fused])
+def test_flop_are_those_of_the_products(attention: Callable[..., Tensor]) -> None:
     places, words, width, value_width, batch = 7, 3, 5, 4, 2
     case = draw(places, words, width, value_width, batch, padded=False).to(DEVICE)
     features = [part.requires_grad_() for part in case.inputs]
     with FlopCounterMode(display=False) as counter:
-        result = fused(*features)
+        result = attention(*features)
     pairs, word_pairs = places * (width + value_width), words * words * width
     over_places = places * pairs + 2 * places * places * words + words * places * width
     over_words = words * pairs + word_pairs

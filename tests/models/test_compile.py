@@ -60,7 +60,7 @@ def results(run: Any, module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Ten
     return [result.detach(), *(part.grad.clone() for part in module.parameters() if part.grad is not None)]
 
 
-@pytest.mark.parametrize("name", ["cmsa", FOLDED])
+@pytest.mark.parametrize("name", ["cmsa", "cmsa-released", FOLDED])
 def test_one_graph_serves_all_expressions(name: str) -> None:
     """Forward and backward; the folded model with word attention, and its check of changed weights."""
     model = Explanation(for_inference(build("cmsa"))) if name == FOLDED else build(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from types import FrameType
@@ -86,6 +87,7 @@ def test_arguments_are_checked_once(name: str) -> None:
     finally:
         sys.setprofile(None)
     assert checks.pop("_values_can_be_read") == 3
+    checks.pop("check_unmodified")  # of modules
     assert checks.pop("check_range") == 2  # word ids and image_index
     assert set(checks.values()) == {1}
     assert {"check_word_mask", "check_image_index"} <= set(checks)
@@ -103,6 +105,24 @@ def test_no_expression_gives_no_mask_and_zero_gradients(name: str, masked: bool)
             if name != FOLDED:
                 logits.sum().backward()
     assert all(part.grad is None or not part.grad.any() for part in model.parameters())
+
+
+@pytest.mark.parametrize("part", ["attention.0.value", "fusion.project.1", "fusion.memory.2", "fusion.reset.0"])
+@pytest.mark.parametrize("name", [*MODELS, FOLDED])
+@torch.no_grad()
+def test_hooks_of_maps_that_are_not_called_are_refused(name: str, part: str) -> None:
+    model = small(name)
+    parts = dict(getattr(model, "model", model).named_modules())
+    if part not in parts:
+        pytest.skip(f"{name} has no {part}")
+    called = []
+    parts[part].register_forward_hook(lambda *_: called.append(1))
+    try:
+        model(images(), WORDS, MASK, INDEX)
+    except TypeError as error:
+        assert re.search(r"must be an nn\.\w+ without hooks, .*; got one with hooks\.", str(error))  # noqa: PT017
+    else:
+        assert called
 
 
 @pytest.mark.parametrize("name", [*MODELS, FOLDED])

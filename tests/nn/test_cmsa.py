@@ -64,6 +64,19 @@ def test_word_attention_sums_to_one_over_real_words() -> None:
     assert (received[~mask] == 0).all()
 
 
+def test_word_attention_is_differentiable() -> None:
+    module = build()
+    visual, words, *_ = draw(2, 2, 3, 2, 2)
+
+    def received(words: Tensor, *weights: Tensor) -> Tensor:
+        parameters = dict(zip(("query.weight", "key.weight"), weights, strict=True))
+        options = {"return_word_attention": True}
+        return torch.func.functional_call(module, parameters, (visual, words), options)[1]
+
+    inputs = [part.detach().requires_grad_() for part in (words, module.query.weight, module.key.weight)]
+    assert torch.autograd.gradcheck(received, inputs, fast_mode=True)
+
+
 def test_parameters_are_the_matrices_of_the_paper() -> None:
     shapes = {name: tuple(part.shape) for name, part in build().named_parameters()}
     assert shapes == {

@@ -35,6 +35,7 @@ _Handle = interpreter.TensorHandle
 # Twice the error of rounding to TF32, as torch.finfo(dtype).eps is of rounding to dtype.
 TF32_EPS = 2.0**-10
 
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 _TINY = np.finfo(np.float32).tiny
 _LOG2_E = np.float32(1.4426950408889634)
 
@@ -190,7 +191,7 @@ class _LibraryProducts(TorchDispatchMode):
         with self:
             if operator.namespace == "cmsa_fast":
                 # Straight to the implementation: a call would come back to this mode.
-                return operator._op_dk(torch._C.DispatchKey.CPU, *arguments, **options)
+                return operator.redispatch(_CPU, *arguments, **options)
             result = operator.decompose(*arguments, **options)  # matmul, for instance
         if result is not NotImplemented:
             return result

@@ -28,6 +28,7 @@ WAITING = {
     "item",
     "masked_select",
     "nonzero",
+    "repeat_interleave",
     "unique_consecutive",
     "unique_dim",
     "unique_dim_consecutive",
@@ -90,7 +91,7 @@ def run_backward(loss: Tensor) -> dict[int, Tensor]:
         node = ready.pop()
         grads = incoming.pop(node, {})
         if hasattr(node, "variable"):
-            leaves[id(node.variable)] = grads[0]
+            leaves[id(node.variable)] = grads[0].sum_to_size(node.variable.shape)
             continue
         every = [
             # Formulas leave the sum over broadcast axes to the engine.

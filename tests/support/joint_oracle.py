@@ -78,6 +78,12 @@ def with_largest_logit(case: Case, size: float) -> Case:
     return case.with_inputs(query=case["query"] * factor, key=case["key"] * factor)
 
 
+def with_key_offset(case: Case, size: float) -> Case:
+    """Add one vector of normal numbers times `size` to all keys."""
+    vector = torch.randn(case["key"].shape[2], generator=torch.Generator().manual_seed(5))
+    return case.with_inputs(key=(case["key"].float() + size * vector).to(case["key"].dtype))
+
+
 def with_constant_channel(case: Case, sign: float) -> Case:
     """Set a channel to 100 in queries and to +-100 in keys: all logits are near +-1e4, with differences near 1."""
     query, key = case["query"].clone(), case["key"].clone()

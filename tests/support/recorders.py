@@ -11,6 +11,7 @@ from support.oracle import Case
 from torch import Tensor
 from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class LargestTensor(TorchDispatchMode):
@@ -35,7 +36,8 @@ class LargestTensor(TorchDispatchMode):
 
 def run_implementation(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
     """Call an operator of ours in a dispatch mode so that the mode, entered anew, sees what the operator calls."""
-    own = getattr(DispatchKey, next(part for part in args if isinstance(part, Tensor)).device.type.upper())
+    first = next(part for part in tree_leaves(args) if isinstance(part, Tensor))
+    own = getattr(DispatchKey, first.device.type.upper())
     key = own if function.has_kernel_for_dispatch_key(own) else DispatchKey.CompositeExplicitAutograd
     return function._op_dk(key, *args, **(kwargs or {}))
 

@@ -20,7 +20,7 @@ from ..validation import (
     check_size,
     check_word_mask,
 )
-from . import eager, projection_eager
+from . import ops
 
 
 def joint_attention(
@@ -168,18 +168,10 @@ def unchecked_joint_attention_tail(
 def _attention(backend: str) -> Callable[..., Tensor]:
     if backend == "reference":
         return reference.token_attention
-    if backend == "triton":
-        from . import ops
-
-        return ops.joint_attention
-    return eager.joint_attention
+    return ops.joint_attention if backend == "triton" else ops.eager_joint_attention
 
 
 def _tail(backend: str) -> Callable[..., Tensor]:
     if backend == "reference":
         return reference.joint_attention_tail
-    if backend == "triton":
-        from . import ops
-
-        return ops.joint_attention_tail
-    return projection_eager.joint_attention_tail
+    return ops.joint_attention_tail if backend == "triton" else ops.eager_joint_attention_tail

@@ -1,152 +1,126 @@
 """The tail of the joint attention in plain PyTorch: projection, activation and mean over words.
 
-The projected tokens [B, P*N, C], which would be the largest array of the joint form, are never held. Without
-activation the mean over words comes first, since the projection is linear. With ReLU the tokens are projected in
-blocks of places, and again in backward. 16-bit input is computed in float32, one block at a time.
+The projected tokens [B, P*N, C], which would be the largest array of the joint form, are never held. With ReLU
+the tokens are projected in blocks of places, and again in backward; 16-bit input is computed in float32, one block
+at a time. Without activation the mean over words comes first, since the projection is linear, for every backend.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..backends import compute_dtype
-from ..library import without_derivative
-from .eager import blocks
+from .eager import blocks, select
 
 # Elements of a block's tokens [places, N, d] and of their projection [places, N, C].
 _BLOCK = 2**20
 
 
-def joint_attention_tail(
-    attended: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    word_mask: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
-    """`cmsa_fast.kernels.joint_attention_tail` in blocks of places; arguments are not checked.
-
-    Raises:
-        RuntimeError: The gradient is differentiated again.
-    """
-    if relu:
-        return _Tail.apply(attended, weight, bias, word_mask, True)
-    mean = _MeanOverWords.apply(attended, word_mask)
-    return _Tail.apply(mean[:, :, None], weight, bias, None, False)
+def forward(attended: Tensor, weight: Tensor, bias: Tensor | None, word_mask: Tensor | None) -> Tensor:
+    """The mean over real words n of relu(attended[b, p, n] weight^T + bias), [B, P, C]."""
+    result = weight.new_empty(*attended.shape[:2], len(weight))
+    for block in _blocks(attended, weight, bias, word_mask):
+        projected = block.projected
+        if block.padded is not None:
+            projected.masked_fill_(block.padded, 0)
+        result[block.places] = projected.sum(1) / block.count
+    return result
 
 
-class _MeanOverWords(torch.autograd.Function):
-    """[B, P, N, d] -> [B, P, d] in the dtype to compute in."""
-
-    @staticmethod
-    def forward(ctx: Any, attended: Tensor, word_mask: Tensor | None) -> Tensor:
-        ctx.save_for_backward(word_mask)
-        ctx.words, ctx.dtype = attended.shape[2], attended.dtype
-        batch, places, words, width = attended.shape
-        mean = attended.new_empty(batch, places, width, dtype=compute_dtype(attended.dtype))
-        for number, real in enumerate(_real_words(batch, word_mask)):
-            for rows in blocks(places, words * width, _BLOCK):
-                mean[number, rows] = attended[number, rows][:, real].to(mean.dtype).mean(1)
-        return mean
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (word_mask,) = ctx.saved_tensors
-        if word_mask is None:
-            shared = (grad / ctx.words).to(ctx.dtype)
-            return shared[:, :, None].expand(-1, -1, ctx.words, -1), None
-        shared = (grad / word_mask.sum(1)[:, None, None]).to(ctx.dtype)
-        return torch.where(word_mask[:, None, :, None], shared[:, :, None], 0), None
-
-
-class _Tail(torch.autograd.Function):
-    """[B, P, N, d] -> [B, P, C] in the dtype of the weight."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        attended: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        word_mask: Tensor | None,
-        relu: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(attended, weight, bias, word_mask)
-        ctx.relu = relu
-        result = weight.new_empty(*attended.shape[:2], len(weight))
-        with torch.autocast(attended.device.type, enabled=False):
-            projection = _Projection(weight, bias, relu)
-            for number, real in enumerate(_real_words(len(attended), word_mask)):
-                for rows in projection.blocks(attended):
-                    tokens = projection.cast(attended[number, rows], real)
-                    projected = projection(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-                    result[number, rows] = projected.mean(1)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *without_derivative(_backward, grad, *ctx.saved_tensors, ctx.relu), None, None
-
-
-def _backward(
-    grad: Tensor,
-    attended: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    word_mask: Tensor | None,
-    relu: bool,
-) -> tuple[Tensor | None, ...]:
-    """The gradients of attended, weight and bias."""
+def backward(
+    grad: Tensor, attended: Tensor, weight: Tensor, bias: Tensor | None, word_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of attended, weight and bias (also of an absent one)."""
     grad_attended = attended.new_zeros(attended.shape)
-    with torch.autocast(grad.device.type, enabled=False):
-        projection = _Projection(weight, bias, relu)
-        grad_weight = torch.zeros_like(projection.weight)
-        grad_bias = grad_weight.new_zeros(len(weight))
-        for number, real in enumerate(_real_words(len(attended), word_mask)):
-            for rows in projection.blocks(attended):
-                tokens = projection.cast(attended[number, rows], real)
-                shape = tokens.shape[:2]
-                tokens = tokens.flatten(0, 1)
-                upstream = grad[number, rows].to(tokens.dtype) / shape[1]
-                upstream = upstream[:, None].expand(*shape, -1).flatten(0, 1)
-                if relu:
-                    upstream = upstream.masked_fill(projection(tokens) == 0, 0)
-                grad_tokens = (upstream @ projection.weight).unflatten(0, shape)
-                grad_attended[number, rows][:, real] = grad_tokens.to(attended.dtype)
-                grad_weight.addmm_(upstream.T, tokens)
-                grad_bias += upstream.sum(0)
-    return (
-        grad_attended,
-        grad_weight.to(weight.dtype),
-        None if bias is None else grad_bias.to(bias.dtype),
-    )
+    wide = weight.to(compute_dtype(weight.dtype))
+    grad_weight, grad_bias = torch.zeros_like(wide), wide.new_zeros(len(wide))
+    for block in _blocks(attended, weight, bias, word_mask):
+        excluded = block.projected == 0
+        if block.padded is not None:
+            excluded |= block.padded
+        upstream = (grad[block.places].to(wide.dtype) / block.count)[:, None].expand(excluded.shape)
+        upstream = upstream.masked_fill(excluded, 0)
+        grad_attended[block.places][:, block.words] = (upstream @ wide).to(attended.dtype)
+        upstream = upstream.flatten(0, 1)
+        grad_weight.addmm_(upstream.T, block.tokens.flatten(0, 1))
+        grad_bias += upstream.sum(0)
+    return grad_attended, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
-class _Projection:
-    """x weight^T + bias, optionally with ReLU, in the dtype to compute in."""
+class _Block:
+    """The real words of some places of an expression.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
-        self.weight = weight.to(compute_dtype(weight.dtype))  # [C, d]
-        self.bias = None if bias is None else bias.to(self.weight.dtype)
-        self.relu = relu
+    Attributes:
+        places: The expression and its places, an index of [B, P].
+        words: An index of [N]: the real words, or all where the host must not wait for their number.
+        padded: bool [n, 1], then True for padded words, whose tokens are zero; else None.
+        count: The number of real words.
+        tokens: [p, n, d], in the dtype to compute in.
+        projected: [p, n, C], after ReLU.
+    """
 
-    def blocks(self, attended: Tensor) -> Iterator[slice]:
-        places, words = attended.shape[1:3]
-        return blocks(places, words * max(self.weight.shape), _BLOCK)
+    def __init__(
+        self, places: tuple[int, slice], attended: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None
+    ) -> None:
+        self.places = places
+        self.words, padded = select(mask)
+        self.padded = None if padded is None else padded[:, None]
+        self.tokens = attended[places][:, self.words].to(weight.dtype)
+        self.count: Tensor | int = self.tokens.shape[1]
+        if self.padded is not None:
+            self.tokens = self.tokens.masked_fill(self.padded, 0)
+            self.count = (~self.padded).sum()
+        self.projected = functional.linear(self.tokens, weight, bias).relu_()
 
-    def cast(self, attended: Tensor, real: Tensor | slice) -> Tensor:
-        return attended[:, real].to(self.weight.dtype)
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        projected = tokens @ self.weight.T
-        if self.bias is not None:
-            projected += self.bias
-        return projected.relu_() if self.relu else projected
+def _blocks(attended: Tensor, weight: Tensor, bias: Tensor | None, word_mask: Tensor | None) -> Iterator[_Block]:
+    wide = compute_dtype(weight.dtype)
+    weight, bias = weight.to(wide), None if bias is None else bias.to(wide)
+    for number in range(len(attended)):
+        mask = None if word_mask is None else word_mask[number]
+        for rows in blocks(attended.shape[1], attended.shape[2] * max(weight.shape), _BLOCK):
+            yield _Block((number, rows), attended, mask, weight, bias)
 
 
-def _real_words(batch: int, word_mask: Tensor | None) -> Iterator[Tensor | slice]:
+def linear_forward(
+    attended: Tensor, weight: Tensor, bias: Tensor | None, word_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The tail without activation [B, P, C], and the mean over words [B, P, d] in the dtype of sums."""
+    mean = _mean_over_words(attended, word_mask)
+    dtype = _product_dtype(weight)
+    bias = None if bias is None else bias.to(dtype)
+    return functional.linear(mean.to(dtype), weight.to(dtype), bias).to(weight.dtype), mean
+
+
+def linear_backward(
+    grad: Tensor, mean: Tensor, weight: Tensor, word_mask: Tensor | None, words: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of attended, weight and bias (also of an absent one)."""
+    dtype = _product_dtype(weight)
+    grad_mean = (grad.to(dtype) @ weight.to(dtype)).to(mean.dtype)[:, :, None]
+    grad_weight = grad.flatten(0, 1).T.to(dtype) @ mean.flatten(0, 1).to(dtype)
+    grad_bias = grad.sum((0, 1), dtype=mean.dtype).to(weight.dtype)
     if word_mask is None:
-        return (slice(None) for _ in range(batch))
-    return (mask.nonzero().flatten() for mask in word_mask)
+        grad_attended = (grad_mean / words).to(weight.dtype).expand(-1, -1, words, -1).contiguous()
+    else:
+        shared = (grad_mean / word_mask.sum(1)[:, None, None, None]).to(weight.dtype)
+        grad_attended = torch.where(word_mask[:, None, :, None], shared, 0)
+    return grad_attended, grad_weight.to(weight.dtype), grad_bias
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """On a GPU products of 16-bit operands are summed in float32."""
+    return weight.dtype if weight.is_cuda else compute_dtype(weight.dtype)
+
+
+def _mean_over_words(attended: Tensor, word_mask: Tensor | None) -> Tensor:
+    """[B, P, N, d] -> [B, P, d] in the dtype of sums, without a copy of `attended`."""
+    wide = compute_dtype(attended.dtype)
+    if word_mask is None:
+        return attended.sum(2, dtype=wide) / attended.shape[2]
+    total = torch.zeros_like(attended[:, :, 0], dtype=wide, memory_format=torch.contiguous_format)
+    for word in range(attended.shape[2]):
+        total += torch.where(word_mask[:, word, None, None], attended[:, :, word], 0)
+    return total / word_mask.sum(1)[:, None, None]

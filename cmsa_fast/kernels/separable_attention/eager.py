@@ -8,30 +8,30 @@ over words of the attended values (Eq. 4 of the paper needs no more) is
     W[p, p'] = mean_n softmax_p'((x_query_p + y_query_n) . x_key_p')
     V[p, n'] = mean_n softmax_n'((x_query_p + y_query_n) . y_key_n')
 
-Both halves are the same operation with different keys, `mean_softmax`.
+Both halves are the same operation with different keys, `mean_softmax`. Padded words are left out.
 
 Numerics. A common offset of the places' queries is moved to the words' queries; common offsets of keys are
 subtracted, and those of values are subtracted and added to the result. This changes rounding only. 16-bit input
 is computed in float32.
 
-Memory. One image at a time with as many of its expressions, and as many rows of W, as keep a [S, rows, P] array
-under `_BLOCK` elements; three such arrays in forward, four in backward, none kept between them.
+Memory. One image at a time, with all of its expressions, and so many places at a time that an array over places
+and keys has at most `_BLOCK` elements (or one row): two such arrays in forward; four in backward, or five if an
+image has several expressions. They and a centred copy of the image's features are one allocation, used for all
+images and freed at the end of the call: of many smaller ones the C library would return the pages to the system
+each time. Each expression adds [N, P], in backward four of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..library import EVERY_DEVICE, SEPARABLE_INPUTS, register, register_gradient
-from .mean_softmax import Block, Gradients, Keys, prepare, times
-from .numerics import split_offset, word_weights
+from .mean_softmax import Gradients, MeanSoftmax, exp_logits
+from .numerics import common_offset, split_offset, word_weights
 
-# Elements of a [S, rows, P] array, and the fewest rows per product: fewer would be slow, so then fewer
-# expressions are taken at a time.
 _BLOCK = 2**20
-_ROWS = 64
 
 
 def separable_attention(
@@ -55,68 +55,67 @@ def separable_attention(
     return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
 
 
-def _groups(expressions: int, image_index: Tensor | None, places: int) -> Iterator[tuple[int, slice | list[int]]]:
-    """Yield each image with its expressions, as many at a time as `_BLOCK` allows."""
+def _groups(count: int, image_index: Tensor | None) -> Iterable[tuple[int, list[int]]]:
+    """Each image with its expressions."""
     if image_index is None:
-        yield from ((index, slice(index, index + 1)) for index in range(expressions))
-        return
+        return ((index, [index]) for index in range(count))
     groups: dict[int, list[int]] = {}
     for expression, image in enumerate(image_index.tolist()):
         groups.setdefault(image, []).append(expression)
-    at_once = max(1, _BLOCK // (places * min(places, _ROWS)))
-    for image, group in groups.items():
-        for start in range(0, len(group), at_once):
-            yield image, group[start : start + at_once]
+    return groups.items()
 
 
-def _blocks(expressions: int, places: int) -> Iterator[slice]:
-    """Rows of W in blocks of even size, as large as `_BLOCK` allows."""
-    rows = min(places, max(1, _BLOCK // (expressions * places)))
-    rows = -(-places // -(-places // rows))
-    return (slice(start, start + rows) for start in range(0, places, rows))
+def _block_rows(places: int, keys: int) -> int:
+    """Places in a block; all blocks but the last have as many, as `_BLOCK` allows."""
+    rows = min(places, max(1, _BLOCK // keys))
+    return -(-places // -(-places // rows))
 
 
-class _Places(NamedTuple):
-    """Queries and keys [P, d] and values [P, e] of one image, less their offsets."""
+class _Rows(NamedTuple):
+    """Queries and keys [R, d] and values [R, e] of an image's places or of an expression's real words."""
 
     query: Tensor
     key: Tensor
     value: Tensor
-    query_offset: Tensor
-    value_offset: Tensor
-
-    @classmethod
-    def prepare(cls, features: tuple[Tensor, ...], dtype: torch.dtype, image: int) -> "_Places":
-        query, key, value = (part[image].to(dtype) for part in features)
-        query, query_offset = split_offset(query)
-        value, value_offset = split_offset(value)
-        return cls(query, split_offset(key)[0], value, query_offset, value_offset)
 
 
-class _Words(NamedTuple):
-    """Queries [S, N, d] of some expressions, and their keys [S, N, d] and values [S, N, e] less their offsets."""
+class _Workspace:
+    """Memory for the features of an image and for arrays over a block of places and keys."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    value_offset: Tensor
-    weight: Tensor
+    def __init__(self, arrays: int, place_features: tuple[Tensor, ...], words: int, weight: Tensor) -> None:
+        self.places = place_features[0].shape[1]
+        block = max(_block_rows(self.places, keys) * keys for keys in (self.places, words))
+        sizes = [part.shape[1:].numel() for part in place_features] + [block] * arrays
+        self._memory = weight.new_empty(sum(sizes)).split(sizes)
 
-    @classmethod
-    def prepare(cls, features: tuple[Tensor, ...], weight: Tensor, expressions: slice | list[int]) -> "_Words":
-        weight = weight[expressions]
-        padding = weight[..., None] == 0
-        query, key, value = (part[expressions].to(weight.dtype).masked_fill(padding, 0) for part in features)
-        value, value_offset = split_offset(value, weight)
-        return cls(query, split_offset(key, weight)[0], value, value_offset, weight)
+    def blocks(self, keys: int) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Blocks of places, each with the arrays [r, keys]."""
+        rows = _block_rows(self.places, keys)
+        for start in range(0, self.places, rows):
+            count = min(rows, self.places - start)
+            yield (
+                slice(start, start + count),
+                [memory[: count * keys].view(count, keys) for memory in self._memory[3:]],
+            )
 
-    def keys(self, query_offset: Tensor, place_key: Tensor | None = None) -> Keys:
-        """The softmax over the image's places, or over the expressions' own words if `place_key` is None."""
-        real = self.weight > 0
-        query = self.query + query_offset * real[..., None]
-        if place_key is None:
-            return prepare(self.key, query, self.weight, real)
-        return prepare(place_key[None], query, self.weight)
+    def prepare(self, features: tuple[Tensor, ...], image: int) -> tuple[_Rows, Tensor, Tensor]:
+        """The places of an image less their offsets, and the offsets of queries [1, d] and values [1, e]."""
+        rows, offsets = [], []
+        for memory, feature in zip(self._memory, features, strict=False):
+            part, room = feature[image], memory.view(feature.shape[1:])
+            if part.dtype != room.dtype or not part.is_contiguous():
+                part = room.copy_(part)
+            offset = common_offset(part)
+            rows.append(torch.sub(part, offset, out=room) if offset.any() else part)
+            offsets.append(offset)
+        return _Rows(*rows), offsets[0], offsets[2]
+
+
+def _words(features: tuple[Tensor, ...], real: Tensor, query_offset: Tensor) -> tuple[_Rows, Tensor]:
+    """Real words with the offset of the places' queries, less those of keys and values, and the last."""
+    query, key, value = (part[real].to(query_offset.dtype) for part in features)
+    value, value_offset = split_offset(value)
+    return _Rows(query + query_offset, split_offset(key)[0], value), value_offset
 
 
 def _forward(
@@ -130,21 +129,31 @@ def _forward(
     image_index: Tensor | None,
 ) -> Tensor:
     place_features = (place_query, place_key, place_value)
-    word_features = (word_query, word_key, word_value)
-    count, places = len(word_query), place_query.shape[1]
-    attended = place_query.new_empty(count, places, place_value.shape[2])
-    with torch.autocast(place_query.device.type, enabled=False):
-        for image, group in _groups(count, image_index, places):
-            place = _Places.prepare(place_features, weight.dtype, image)
-            words = _Words.prepare(word_features, weight, group)
-            keys = words.keys(place.query_offset, place.key)
-            result = Block(words.keys(place.query_offset), place.query).mean_softmax()
-            result = torch.bmm(result, words.value).add_(place.value_offset + words.value_offset)
-            for rows in _blocks(len(words.query), places):
-                mean_softmax = Block(keys, place.query[rows]).mean_softmax()
-                result[:, rows] += times(mean_softmax, place.value[None])
-            attended[group] = result.to(attended.dtype)
-    return attended
+    attended = weight.new_zeros(len(word_query), *place_value.shape[1:])
+    workspace = _Workspace(2, place_features, word_query.shape[1], weight)
+    for image, group in _groups(len(word_query), image_index):
+        place, query_offset, place_offset = workspace.prepare(place_features, image)
+        results, words, offsets = [attended[expression] for expression in group], [], []
+        for expression, result in zip(group, results, strict=True):
+            features = word_query[expression], word_key[expression], word_value[expression]
+            word, word_offset = _words(features, weight[expression] > 0, query_offset)
+            _attend(place.query, word, [word], [result], workspace)
+            words.append(word)
+            offsets.append(place_offset + word_offset)
+        _attend(place.query, place, words, results, workspace)
+        for result, offset in zip(results, offsets, strict=True):
+            if offset.any():
+                result += offset
+    return attended.to(place_query.dtype)
+
+
+def _attend(query: Tensor, keys: _Rows, words: list[_Rows], results: list[Tensor], workspace: _Workspace) -> None:
+    """Add the attention to `keys` to each expression's result."""
+    mean_softmaxes = [MeanSoftmax(keys.key, word.query) for word in words]
+    for rows, (exp_place, out) in workspace.blocks(len(keys.key)):
+        exp_logits(query[rows], keys.key, exp_place)
+        for mean_softmax, result in zip(mean_softmaxes, results, strict=True):
+            result[rows].addmm_(mean_softmax.forward(query[rows], exp_place, out), keys.value)
 
 
 def _backward(
@@ -160,38 +169,55 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """The six gradients."""
     place_features = (place_query, place_key, place_value)
-    word_features = (word_query, word_key, word_value)
     place_grads, word_grads = (
-        [torch.zeros(part.shape, dtype=weight.dtype, device=part.device) for part in features]
-        for features in (place_features, word_features)
+        [weight.new_zeros(part.shape) for part in features]
+        for features in (place_features, (word_query, word_key, word_value))
     )
-    places = place_query.shape[1]
-    with torch.autocast(grad.device.type, enabled=False):
-        for image, group in _groups(len(word_query), image_index, places):
-            place = _Places.prepare(place_features, weight.dtype, image)
-            words = _Words.prepare(word_features, weight, group)
-            upstream = grad[group].to(weight.dtype)
-            grad_query, grad_key, grad_value = (part[image] for part in place_grads)
-
-            own = words.keys(place.query_offset)
-            own_grads = Gradients.zeros(own, words.value)
-            Block(own, place.query).backward(upstream, words.value, grad_query, own_grads)
-            own_grads.finish(own)
-
-            keys = words.keys(place.query_offset, place.key)
-            grads = Gradients.zeros(keys, place.value[None])
-            for rows in _blocks(len(words.query), places):
-                Block(keys, place.query[rows]).backward(
-                    upstream[:, rows], place.value[None], grad_query[rows], grads
-                )
-            grads.finish(keys)
-
-            grad_key += grads.key[0]
-            grad_value += grads.value[0]
-            word_grads[0][group] = own_grads.words + grads.words
-            word_grads[1][group] = own_grads.key
-            word_grads[2][group] = own_grads.value
+    workspace = _Workspace(4 if image_index is None else 5, place_features, word_query.shape[1], weight)
+    for image, group in _groups(len(word_query), image_index):
+        place, query_offset, _ = workspace.prepare(place_features, image)
+        grad_place = _Rows(*(part[image] for part in place_grads))
+        words, grad_words, upstream = [], [], [grad[expression].to(weight.dtype) for expression in group]
+        for expression, outer in zip(group, upstream, strict=True):
+            features = word_query[expression], word_key[expression], word_value[expression]
+            words.append(_words(features, weight[expression] > 0, query_offset)[0])
+            grad_words.append(_Rows(*(torch.zeros_like(part) for part in words[-1])))
+            keys = words[-1], grad_words[-1]
+            _add_gradients(place.query, *keys, [keys], [outer], grad_place.query, workspace)
+        attending = list(zip(words, grad_words, strict=True))
+        _add_gradients(place.query, place, grad_place, attending, upstream, grad_place.query, workspace)
+        for expression, parts in zip(group, grad_words, strict=True):
+            for total, part in zip(word_grads, parts, strict=True):
+                total[expression, weight[expression] > 0] = part
     return tuple(part.to(grad.dtype) for part in (*place_grads, *word_grads))
+
+
+def _add_gradients(
+    query: Tensor,
+    keys: _Rows,
+    grad_keys: _Rows,
+    words: list[tuple[_Rows, _Rows]],
+    upstream: list[Tensor],
+    grad_query: Tensor,
+    workspace: _Workspace,
+) -> None:
+    """Add the gradients of `_attend` for the gradients of the results, `upstream`; `words` come with theirs."""
+    gradients = [
+        Gradients(keys.key, keys.value, word.query, grad_keys.key, grad_keys.value, grad_word.query)
+        for word, grad_word in words
+    ]
+    for rows, (exp_place, mixed, scaled, grad_logits, *more) in workspace.blocks(len(keys.key)):
+        exp_logits(query[rows], keys.key, exp_place)
+        for number, (half, grad) in enumerate(zip(gradients, upstream, strict=True)):
+            buffers = (more[0] if number else grad_logits, mixed, scaled)
+            part = half.backward(query[rows], exp_place, grad[rows], grad_query[rows], buffers)
+            if number:
+                grad_logits += part
+        grad_logits *= exp_place
+        grad_query[rows].addmm_(grad_logits, keys.key)
+        grad_keys.key.addmm_(grad_logits.T, query[rows])
+    for half in gradients:
+        half.finish()
 
 
 def _fake_forward(*arguments: Any) -> Tensor:

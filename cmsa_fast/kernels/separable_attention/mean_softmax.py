@@ -1,17 +1,16 @@
 """The mean over words of a softmax whose logits are sums of a place part and a word part.
 
-    mean_softmax[p, k] = sum_n weight_n softmax_k((x_p + y_n) . key_k)
+    mean_softmax[p, k] = mean_n softmax_k((x_p + y_n) . key_k)
 
-The logits are A[p, k] + C[n, k] with A = x key^T and C = y key^T. With E_A = softmax(A), E_C = exp(C - row max),
-Z = E_A E_C^T and R = weight_n / Z, the mean is E_A * (R E_C): no array over p, n and k is needed, and no
-approximation is made.
+The logits are A[p, k] + C[n, k] with A = x key^T and C = y key^T. With E_A = exp(A - row max), E_C likewise,
+Z = E_A E_C^T and R = 1 / (N Z), the mean is E_A * (R E_C): no array over p, n and k is needed, and no
+approximation is made. E_A does not depend on the words: the expressions of an image share it.
 
 Z underflows where A and C peak at different keys and both fall off steeply. Rows with Z below `_FLOOR` are
 computed in the direct form, the softmax of (x_p + y_n) key^T, where cancelling parts are added before the product.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,183 +23,136 @@ _TERMS = 32
 _FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 
 
-class Keys(NamedTuple):
-    """K keys of S expressions for one image: its places, shared (T = 1), or each expression's words (T = S)."""
-
-    key: Tensor  # [T, K, d]
-    words: Tensor  # [S, N, d], the words' queries
-    weight: Tensor  # [S, N], 0 on padding
-    exp_word: Tensor  # [S, N, K], E_C
-    key_mask: Tensor | None  # bool [T, K], the keys to attend to
+def exp_logits(query: Tensor, key: Tensor, out: Tensor | None = None) -> Tensor:
+    """exp(query key^T - row max): E_A or E_C."""
+    logits = torch.mm(query, key.T, out=out)
+    return logits.sub_(logits.amax(-1, keepdim=True)).exp_()
 
 
-def prepare(key: Tensor, words: Tensor, weight: Tensor, key_mask: Tensor | None = None) -> Keys:
-    logits = times(words, key.mT)
-    if key_mask is not None:
-        logits.masked_fill_(~key_mask[:, None], -torch.inf)
-    exp_word = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-    return Keys(key, words, weight, exp_word, key_mask)
+class MeanSoftmax:
+    """The mean softmax over keys [K, d] for words with queries [N, d].
+
+    The methods take a block of places: their queries [r, d], and `exp_place` [r, K], their E_A.
+    """
+
+    def __init__(self, key: Tensor, words: Tensor) -> None:
+        self.key = key
+        self.words = words
+        self.exp_word = exp_logits(words, key)
+
+    def forward(self, query: Tensor, exp_place: Tensor, out: Tensor | None = None) -> Tensor:
+        """[r, K]."""
+        _, ratio, direct = self._weigh(exp_place)
+        return self._add_direct(torch.mm(ratio, self.exp_word, out=out).mul_(exp_place), query, direct)
+
+    def _weigh(self, exp_place: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Z and R [r, N], and where Z is below the floor: there Z is replaced by 1 and R by 0."""
+        total = exp_place @ self.exp_word.T
+        direct = None
+        if not total.amin() >= _FLOOR[total.dtype]:  # true if one is NaN
+            direct = total < _FLOOR[total.dtype]
+            total.masked_fill_(direct, 1)
+        ratio = (1 / len(self.words)) / total
+        return total, ratio if direct is None else ratio.masked_fill_(direct, 0), direct
+
+    def _add_direct(self, mean_softmax: Tensor, query: Tensor, direct: Tensor | None) -> Tensor:
+        for _, rows, _, softmax in self._direct_rows(query, direct):
+            mean_softmax[rows] += softmax / len(self.words)
+        return mean_softmax
+
+    def _direct_rows(self, query: Tensor, direct: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Yield (word, rows, their queries, their softmax) for each word with rows below the floor."""
+        if direct is None:
+            return
+        for word in direct.any(0).nonzero().flatten().tolist():
+            rows = direct[:, word].nonzero().flatten()
+            token_query = query[rows] + self.words[word]
+            yield word, rows, token_query, (token_query @ self.key.T).softmax(-1)
 
 
-class Gradients(NamedTuple):
-    """Sums over blocks of rows; `finish` adds the gradient of the words' logits to those of words and keys."""
+class Gradients(MeanSoftmax):
+    """The gradients of mean_softmax @ value, value [K, e], summed over blocks of places.
 
-    words: Tensor  # [S, N, d]
-    key: Tensor  # [T, K, d]
-    value: Tensor  # [T, K, e]
-    word_logits: Tensor  # [S, N, K], of C, without the factor E_C
-    share: Tensor  # [S, N, K], the softmax summed over places, without the factor E_C
+    The gradients of key, value and words are added to the tensors given; those of key and words through the
+    logits A and C are missing until `finish`, respectively until the caller adds them.
+    """
 
-    @classmethod
-    def zeros(cls, keys: Keys, value: Tensor) -> "Gradients":
-        return cls(
-            torch.zeros_like(keys.words),
-            torch.zeros_like(keys.key),
-            torch.zeros_like(value),
-            torch.zeros_like(keys.exp_word),
-            torch.zeros_like(keys.exp_word),
-        )
+    def __init__(
+        self, key: Tensor, value: Tensor, words: Tensor, grad_key: Tensor, grad_value: Tensor, grad_words: Tensor
+    ) -> None:
+        super().__init__(key, words)
+        self.value = value
+        self.grad_key = grad_key
+        self.grad_value = grad_value
+        self.grad_words = grad_words
+        # Without the factor E_C: the gradient of C is the first of these less the second; the third is the
+        # softmax summed over places.
+        self.word_logits = torch.zeros_like(self.exp_word)
+        self.corrections, self.share = self.sums = self.exp_word.new_zeros(2, *self.exp_word.shape)
 
-    def finish(self, keys: Keys) -> None:
+    def backward(
+        self,
+        query: Tensor,
+        exp_place: Tensor,
+        grad: Tensor,
+        grad_query: Tensor,
+        buffers: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """Add the gradients of a block.
+
+        Args:
+            query: [r, d].
+            exp_place: [r, K].
+            grad: [r, e], gradient of the product.
+            grad_query: [r, d], to be added to; the gradient through A is missing.
+            buffers: Three arrays [r, K] to overwrite.
+
+        Returns:
+            The gradient of A [r, K] without the factor E_A, in the first buffer.
+        """
+        total, ratio, direct = self._weigh(exp_place)
+        mixed = torch.mm(ratio, self.exp_word, out=buffers[1])
+        mean_softmax = self._add_direct(torch.mul(mixed, exp_place, out=buffers[2]), query, direct)
+        _add_transposed_product(self.grad_value, mean_softmax, grad)
+        grad_softmax = torch.mm(grad, self.value.T, out=buffers[0])
+        # Mean-centring: the gradients are invariant to it; only rounding improves.
+        grad_softmax -= mean_softmax.mul_(grad_softmax).sum(-1, keepdim=True)
+        for word, rows, token_query, softmax in self._direct_rows(query, direct):
+            row = grad_softmax[rows]
+            row = softmax * (row - torch.linalg.vecdot(softmax, row)[:, None]) / len(self.words)
+            grad_token = row @ self.key
+            grad_query[rows] += grad_token
+            self.grad_words[word] += grad_token.sum(0)
+            self.grad_key.addmm_(row.T, token_query)
+
+        scaled = torch.mul(grad_softmax, exp_place, out=buffers[2])
+        # R / Z overflows near the floor, so the product with the sum comes before the division.
+        correction = (scaled @ self.exp_word.T).mul_(ratio).div_(total)
+        self.word_logits.addmm_(ratio.T, scaled)
+        self.sums.flatten(0, 1).addmm_(torch.cat([correction, ratio], 1).T, exp_place)
+        return grad_softmax.mul_(mixed).addmm_(correction, self.exp_word, alpha=-1)
+
+    def finish(self) -> None:
         """Propagate the gradient of C = words key^T to words and key.
 
         Each row of it sums to zero up to rounding. That error would be multiplied by the word's query, which is
         largest where the softmax is saturated and the true gradient vanishes, so it is subtracted, distributed
         over the keys in proportion to the softmax.
         """
-        gradient = self.word_logits.mul_(keys.exp_word)
-        share = self.share.mul_(keys.exp_word)
+        gradient = self.word_logits.sub_(self.corrections).mul_(self.exp_word)
+        share = self.share.mul_(self.exp_word)
         left_over = gradient.sum(-1, keepdim=True)
         left_over /= share.sum(-1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
         gradient.addcmul_(share, left_over, value=-1)
-        self.words.add_(times(gradient, keys.key))
-        _add_transposed_product(self.key, gradient, keys.words)
-
-
-class Block:
-    """The mean softmax over `keys` for a block of places with queries [r, d]."""
-
-    def __init__(self, keys: Keys, query: Tensor) -> None:
-        self.keys = keys
-        self.query = query
-        logits = times(query[None], keys.key.mT)  # [T, r, K]
-        if keys.key_mask is not None:
-            logits.masked_fill_(~keys.key_mask[:, None], -torch.inf)
-        self.exp_place = logits.softmax(-1)  # E_A
-        del logits
-        total = _dot_words(self.exp_place, keys.exp_word)  # [S, r, N], Z
-        direct = (total < _FLOOR[total.dtype]) & (keys.weight > 0)[:, None]
-        if direct.any():
-            self.direct: Tensor | None = direct
-            self.total = total.masked_fill(direct, 1)
-            self.ratio = (keys.weight[:, None] / self.total).masked_fill(direct, 0)
-        else:
-            self.direct = None
-            self.total = total
-            self.ratio = keys.weight[:, None] / total  # R
-
-    def mean_softmax(self) -> Tensor:
-        """[S, r, K]."""
-        mixed = torch.bmm(self.ratio, self.keys.exp_word)
-        return self._add_direct(mixed.mul_(self.exp_place))
-
-    def backward(self, grad: Tensor, value: Tensor, grad_query: Tensor, grads: Gradients) -> None:
-        """Add the gradients of mean_softmax() @ value in place.
-
-        Args:
-            grad: [S, r, e], gradient of the result.
-            value: [T, K, e].
-            grad_query: [r, d], to be added to.
-            grads: The other gradients, to be finished after the last block.
-        """
-        keys, exp_place = self.keys, self.exp_place
-        mixed = torch.bmm(self.ratio, keys.exp_word)  # [S, r, K]
-        mean_softmax = self._add_direct(mixed * exp_place)
-        grad_softmax = times(grad, value.mT)
-        # Mean-centring: the gradients are invariant to it; only rounding improves.
-        grad_softmax -= torch.linalg.vecdot(mean_softmax, grad_softmax)[..., None]
-        _add_transposed_product(grads.value, mean_softmax, grad)
-        self._direct_backward(grad_softmax, grad_query, grads)
-
-        scaled = torch.mul(grad_softmax, exp_place, out=mean_softmax)
-        # R / Z overflows near the floor, so the product with the sum comes before the division.
-        correction = _dot_words(scaled, keys.exp_word).mul_(self.ratio).div_(self.total)  # [S, r, N]
-        grads.word_logits.baddbmm_(self.ratio.mT, scaled)
-        word_sums = times(torch.cat([correction, self.ratio], -1).mT, exp_place)  # [S, 2N, K]
-        grads.word_logits.sub_(word_sums[:, : correction.shape[-1]])
-        grads.share.add_(word_sums[:, correction.shape[-1] :])
-        del scaled, mean_softmax, word_sums
-
-        grad_logits = grad_softmax.mul_(mixed).baddbmm_(correction, keys.exp_word, alpha=-1)
-        if len(exp_place) < len(grad_logits):
-            grad_logits = grad_logits.sum(0, keepdim=True)
-        grad_logits *= exp_place
-        for number, part in enumerate(grad_logits):
-            grad_query.addmm_(part, keys.key[number])
-            grads.key[number].addmm_(part.T, self.query)
-
-    def _add_direct(self, mean_softmax: Tensor) -> Tensor:
-        for (expression, rows), word, _, softmax in self._direct_rows():
-            mean_softmax[expression, rows] += softmax * self.keys.weight[expression, word]
-        return mean_softmax
-
-    def _direct_rows(self) -> Iterator[tuple[tuple[int, Tensor], int, Tensor, Tensor]]:
-        """Yield ((expression, rows), word, queries, softmax) for each word with rows below the floor."""
-        if self.direct is None:
-            return
-        keys = self.keys
-        for expression, word in self.direct.any(1).nonzero().tolist():
-            rows = self.direct[expression, :, word].nonzero().flatten()
-            token_query = self.query[rows] + keys.words[expression, word]
-            shared = min(expression, len(keys.key) - 1)
-            logits = token_query @ keys.key[shared].T
-            if keys.key_mask is not None:
-                logits = logits.masked_fill(~keys.key_mask[shared], -torch.inf)
-            yield (expression, rows), word, token_query, logits.softmax(-1)
-
-    def _direct_backward(self, grad_softmax: Tensor, grad_query: Tensor, grads: Gradients) -> None:
-        for (expression, rows), word, token_query, softmax in self._direct_rows():
-            row = grad_softmax[expression, rows]
-            row = softmax * (row - torch.linalg.vecdot(softmax, row)[:, None])
-            row *= self.keys.weight[expression, word]
-            shared = min(expression, len(self.keys.key) - 1)
-            grad_token = row @ self.keys.key[shared]
-            grad_query[rows] += grad_token
-            grads.words[expression, word] += grad_token.sum(0)
-            grads.key[shared].addmm_(row.T, token_query)
-
-
-def times(left: Tensor, right: Tensor) -> Tensor:
-    """[S or 1, a, b] @ [T, b, c] -> [S, a, c], as one product if the right side is shared.
-
-    `torch.matmul` chooses between one product and many by whether its inputs require gradients, which changes the
-    last bit of the result.
-    """
-    if len(right) == 1:
-        return (left.flatten(0, 1) @ right[0]).unflatten(0, left.shape[:2])
-    return torch.bmm(left.expand(len(right), -1, -1), right)
-
-
-def _dot_words(rows: Tensor, words: Tensor) -> Tensor:
-    """[T or S, r, K] @ [S, N, K]^T -> [S, r, N], as one product if the rows are shared."""
-    if len(rows) == len(words):
-        return torch.bmm(rows, words.mT)
-    return (rows[0] @ words.flatten(0, 1).T).unflatten(1, words.shape[:2]).transpose(0, 1)
+        self.grad_words.addmm_(gradient, self.key)
+        _add_transposed_product(self.grad_key, gradient, self.words)
 
 
 def _add_transposed_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total [T, a, b] += left [S, c, a]^T @ right [S, c, b], summed over expressions if T = 1."""
-    if len(total) == 1 and left.shape[2] > _NARROW:
-        total[0].addmm_(left.flatten(0, 1).T, right.flatten(0, 1))
-        return
-    whole = left.shape[1] // _TERMS * _TERMS
-    if whole:
-        parts = (part[:, :whole].unflatten(1, (-1, _TERMS)) for part in (left, right))
-        total += _sum_to(total, torch.einsum("snca,sncb->snab", *parts).sum(1))
-    if whole < left.shape[1]:
-        total += _sum_to(total, torch.bmm(left[:, whole:].mT, right[:, whole:]))
-
-
-def _sum_to(total: Tensor, parts: Tensor) -> Tensor:
-    """[S, a, b] -> the shape of total, [S or 1, a, b]."""
-    return parts if len(parts) == len(total) else parts.sum(0, keepdim=True)
+    """total [a, b] += left [c, a]^T @ right [c, b]."""
+    whole = 0
+    if left.shape[1] <= _NARROW:
+        whole = len(left) // _TERMS * _TERMS
+        parts = [part[:whole].unflatten(0, (-1, _TERMS)) for part in (left, right)]
+        total += torch.bmm(parts[0].mT, parts[1]).sum(0)
+    total.addmm_(left[whole:].T, right[whole:])

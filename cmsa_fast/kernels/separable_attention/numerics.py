@@ -33,9 +33,9 @@ def common_offset(features: Tensor, weight: Tensor | None = None) -> Tensor:
         weight = features.new_full(features.shape[:-1], 1 / features.shape[-2])
     mean = weight[..., None, :] @ features  # [..., 1, d]
     square = (weight * torch.linalg.vector_norm(features, dim=-1).square()).sum(-1)
-    # The mean square is the sum of the mean's square and the spread's.
+    # The mean square is the sum of the mean's square and the spread's. A mean that is not finite is not common.
     common = 2 * mean.square().sum((-2, -1)) > square
-    return mean * common[..., None, None]
+    return mean.where(common[..., None, None], 0)
 
 
 def split_offset(features: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:

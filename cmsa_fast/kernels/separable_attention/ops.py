@@ -13,9 +13,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..backends import check_triton
 from ..library import SEPARABLE_INPUTS, register, register_gradient
+from . import eager  # noqa: F401  defines operators that have a formula below
 from .numerics import word_weights
 from .projection_eager import attended_gradient, image_gradient, weight_gradient
-from .state import Sizes, State
+from .state import Sizes, State, read_in_place
 
 
 def separable_attention(
@@ -65,7 +66,7 @@ def _fake_separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
     features = arguments[:6]
     sizes = Sizes.of(features)
     attended = features[0].new_empty(sizes.batch, sizes.places, sizes.value_width)
-    return attended, *State.empty(sizes, features[0])
+    return attended, *State.empty(sizes, features)
 
 
 def _fake_separable_backward(
@@ -80,7 +81,10 @@ def _fake_separable_backward(
 
 
 def _save_separable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(inputs[7], *output)
+    attended, *state = output
+    if read_in_place(inputs):
+        state[:2] = inputs[:2]
+    ctx.save_for_backward(inputs[7], attended, *state)
     ctx.sizes = Sizes.of(inputs[:6])
     ctx.set_materialize_grads(False)
 
@@ -201,7 +205,7 @@ def _separable_flop(sizes: Sizes) -> tuple[int, int]:
     return 2 * batch * forward, 2 * batch * backward
 
 
-@register_flop_formula(torch.ops.cmsa_fast.separable_forward)
+@register_flop_formula([torch.ops.cmsa_fast.separable_forward, torch.ops.cmsa_fast.factored_forward])
 def _separable_forward_flop(*shapes: Any, **_: Any) -> int:
     (images, places, width), (batch, words, value_width) = shapes[0], shapes[5]
     return _separable_flop(Sizes(images, batch, places, words, width, value_width, *[0] * 4))[0]
@@ -210,6 +214,12 @@ def _separable_forward_flop(*shapes: Any, **_: Any) -> int:
 @register_flop_formula(torch.ops.cmsa_fast.separable_backward)
 def _separable_backward_flop(grad: Any, attended: Any, state: Any, image_index: Any, sizes: Any, **_: Any) -> int:
     return _separable_flop(Sizes(*sizes))[1]
+
+
+@register_flop_formula(torch.ops.cmsa_fast.factored_backward)
+def _factored_backward_flop(grad: Any, *shapes: Any, **_: Any) -> int:
+    (images, places, width), (batch, words, value_width) = shapes[0], shapes[5]
+    return _separable_flop(Sizes(images, batch, places, words, width, value_width, *[0] * 4))[1]
 
 
 @register_flop_formula(torch.ops.cmsa_fast.level_tail_forward)

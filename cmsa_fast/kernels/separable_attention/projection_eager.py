@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import compute_dtype
+from ..backends import compute_dtype, without_autocast
 
 
 def level_tail(
@@ -89,7 +89,7 @@ class _Tail(torch.autograd.Function):
         attended, output_weight, image_index = ctx.saved_tensors
         grad_visual, grad_word, grad_coordinates = grad.split(ctx.sizes, dim=1)
         needed = ctx.needs_input_grad
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device):
             if needed[2] and image_index is not None:
                 grad_visual = image_gradient(grad_visual, image_index, ctx.images)
             return (

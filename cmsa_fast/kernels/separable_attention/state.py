@@ -7,29 +7,31 @@ import torch
 from torch import Tensor
 
 # The kernels read arrays padded to whole tiles. The CPU is Triton's interpreter, whose tiles are small.
-_ROWS, _CHANNELS = 128, 64
+_PLACES, _CHANNELS = 128, 64
 _INTERPRETED = 16
+
+# Elements of one array over pairs of places. Larger ones are worked on in slabs of rows of the whole batch, and
+# are computed again in backward.
+_SLAB = 2**25
 
 
 class Dtypes(NamedTuple):
     """Dtypes of intermediate arrays.
 
-    16-bit factors would underflow in float16, so those are bfloat16 or float32.
+    Factors would underflow in float16, so they are float32 there.
     """
 
     operand: torch.dtype  # features
-    factor: torch.dtype  # E_C; R and G where they are multiplied with it
-    exponential: torch.dtype  # E in forward
-    gradient: torch.dtype  # E, W and the gradients of logits in backward
+    factor: torch.dtype  # E, E_C, W and the gradients of logits; R and G where they are multiplied with E_C
     total: torch.dtype  # sums
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> "Dtypes":
         if dtype == torch.bfloat16:
-            return cls(dtype, dtype, dtype, dtype, torch.float32)
+            return cls(dtype, dtype, torch.float32)
         if dtype == torch.float16:
-            return cls(dtype, torch.float32, torch.bfloat16, torch.float32, torch.float32)
-        return cls(*[dtype] * 5)
+            return cls(dtype, torch.float32, torch.float32)
+        return cls(dtype, dtype, dtype)
 
 
 class Sizes(NamedTuple):
@@ -52,7 +54,7 @@ class Sizes(NamedTuple):
         images, places, width = features[0].shape
         batch, words, value_width = features[5].shape
         interpreted = features[0].device.type == "cpu"
-        rows, channels = (_INTERPRETED, _INTERPRETED) if interpreted else (_ROWS, _CHANNELS)
+        blocks = (_INTERPRETED,) * 2 if interpreted else (_PLACES, _CHANNELS)
         return cls(
             images,
             batch,
@@ -60,19 +62,30 @@ class Sizes(NamedTuple):
             words,
             width,
             value_width,
-            _round_up(places, rows),
+            _round_up(places, blocks[0]),
             16 if words <= 16 else 32 if words <= 32 else 64,
-            _round_up(width, channels),
-            _round_up(value_width, channels),
+            _round_up(width, blocks[1]),
+            _round_up(value_width, blocks[1]),
         )
+
+    def fit_one_slab(self) -> bool:
+        return max(self.batch, self.images) * self.padded_places**2 <= _SLAB
+
+    def slabs(self) -> list[tuple[int, int]]:
+        """The first row of each slab, and its number of rows."""
+        if self.fit_one_slab():
+            return [(0, self.padded_places)]
+        block = min(_PLACES, self.padded_places)
+        most = max(1, _SLAB // (max(self.batch, self.images) * self.padded_places * block)) * block
+        return [(first, min(most, self.padded_places - first)) for first in range(0, self.padded_places, most)]
 
 
 class State(NamedTuple):
     """What forward keeps for backward: its inputs as the kernels read them, and statistics of the softmaxes.
 
     All are contiguous and padded with zeros; see `prepare` for the first eight, `words` for the next three,
-    `logits` for row_max, ratio and direct, and `direct` for the last two, which hold values only where a token is
-    computed in the direct form.
+    `logits` for the others. Query and key are empty if the kernels read the inputs themselves (`read_in_place`),
+    and the exponentials if they take several slabs.
     """
 
     query: Tensor  # [B_images, P, d]
@@ -89,20 +102,23 @@ class State(NamedTuple):
     row_max: Tensor  # [B, P]
     ratio: Tensor  # [B, P, N], R
     direct: Tensor  # int64 [B, P], bit n is set where word n's token takes the direct form
-    direct_max: Tensor  # [B, P, N]
-    direct_ratio: Tensor  # [B, P, N]
+    exponentials: Tensor  # [B_images, P, P], E relative to the row's maximum in its tile
+    tile_max: Tensor  # [B_images, P / block, P], those maxima, for each block of columns
 
     @classmethod
-    def empty(cls, sizes: Sizes, like: Tensor) -> "State":
+    def empty(cls, sizes: Sizes, features: Sequence[Tensor]) -> "State":
+        like = features[0]
         dtypes = Dtypes.of(like.dtype)
         batch, rows, words = sizes.batch, sizes.padded_places, sizes.padded_words
+        kept = rows if sizes.fit_one_slab() else 0
+        copied = 0 if read_in_place(features) else rows
 
         def new(dtype: torch.dtype, *shape: Any) -> Tensor:
             return like.new_empty(shape, dtype=dtype)
 
         return cls(
-            new(dtypes.operand, sizes.images, rows, sizes.channels),
-            new(dtypes.operand, sizes.images, rows, sizes.channels),
+            new(dtypes.operand, sizes.images, copied, sizes.channels),
+            new(dtypes.operand, sizes.images, copied, sizes.channels),
             new(dtypes.operand, sizes.images, rows, sizes.value_channels),
             new(dtypes.operand, batch, words, sizes.channels),
             new(dtypes.operand, batch, words, sizes.channels),
@@ -115,9 +131,33 @@ class State(NamedTuple):
             new(dtypes.total, batch, rows),
             new(dtypes.total, batch, rows, words),
             new(torch.int64, batch, rows),
-            new(dtypes.total, batch, rows, words),
-            new(dtypes.total, batch, rows, words),
+            *new_exponentials(sizes, like, kept),
         )
+
+
+def read_in_place(features: Sequence[Tensor]) -> bool:
+    """Whether the kernels read place query and key as they are: 16-bit, contiguous and of a whole number of tiles.
+
+    16-bit queries and keys need no centring in forward, because their products are exact in float32.
+    """
+    query, key = features[:2]
+    whole = query.shape[2] % column_block(query) == 0
+    return query.dtype.itemsize == 2 and whole and query.is_contiguous() and key.is_contiguous()
+
+
+def new_exponentials(sizes: Sizes, like: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Buffers for the exponentials of a slab of rows, and for the maxima of their tiles."""
+    dtypes = Dtypes.of(like.dtype)
+    blocks = sizes.padded_places // column_block(like)
+    return (
+        like.new_empty(sizes.images, rows, sizes.padded_places, dtype=dtypes.factor),
+        like.new_empty(sizes.images, blocks, rows, dtype=dtypes.total),
+    )
+
+
+def column_block(like: Tensor) -> int:
+    """The columns that one of the maxima is stored for; divides the width of every tile."""
+    return _INTERPRETED if like.device.type == "cpu" else _CHANNELS
 
 
 def _round_up(size: int, block: int) -> int:

@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.joint_oracle import draw_joint, poisoned, with_constant_channel, with_largest_logit
-from support.oracle import Function, assert_close, assert_identical, assert_within_budget, run
+from support.joint_oracle import (
+    draw_joint,
+    poisoned,
+    with_constant_channel,
+    with_key_offset,
+    with_largest_logit,
+)
+from support.oracle import Function, assert_close, assert_identical, assert_within_budget, errors, exact, run
 from support.recorders import largest_tensors, saved_for_backward
 from torch import Tensor
 
@@ -71,6 +77,37 @@ def test_large_logits(size: float, dtype: torch.dtype) -> None:
 def test_constant_channel_makes_all_logits_large(sign: float) -> None:
     cases = [with_constant_channel(draw_joint(seed=seed), sign) for seed in SEEDS]
     assert_within_budget(attention, cases)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_common_offset_of_keys_costs_no_accuracy(masked: bool) -> None:
+    """The literal form loses three digits."""
+    case = with_key_offset(draw_joint(masked=masked), 1e3)
+    truth = exact(case)
+    case = poisoned(case, math.nan) if masked else case
+    assert max(errors(attention, case, truth)) < 1e-6
+    assert min(errors(reference.token_attention, case, truth)) > 3e-5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinite_keys_reach_the_rows_that_they_reach_in_the_literal_form(value: float) -> None:
+    case = draw_joint(masked=False)
+    case["key"][0, 3, 2] = value
+    result, literal = (function(*case.inputs, None) for function in (attention, reference.token_attention))
+    torch.testing.assert_close(result, literal, equal_nan=True)
+    assert literal[0].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_masked_keys_may_be_kept(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """As on a GPU, where the host would wait for their number."""
+    case = poisoned(draw_joint(29, 41, 11, 5, batch=4, dtype=dtype), math.nan)
+    expected = run(attention, case)
+    monkeypatch.setattr(eager, "_INDEXED_DEVICES", ())
+    outputs = run(attention, case)
+    assert_close(expected, outputs, tolerance=1e-12 if dtype == torch.float64 else 1e-2)
+    for gradient in outputs[2:]:
+        assert not gradient[~case.mask].any()
 
 
 @pytest.mark.parametrize("spread", [1e-30, 1e-3, 1e3, 1e9, 1e15])

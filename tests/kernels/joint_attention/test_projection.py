@@ -14,7 +14,7 @@ from support.recorders import largest_tensors, saved_for_backward
 from torch import Tensor
 
 from cmsa_fast.kernels import joint_attention_tail, reference
-from cmsa_fast.kernels.joint_attention import projection_eager
+from cmsa_fast.kernels.joint_attention import eager, projection_eager
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SEEDS = range(11)
@@ -96,6 +96,17 @@ def test_no_expression(relu: bool) -> None:
     assert grad_attended.shape == (0, 13, 6, 11)
     assert not grad_weight.any()
     assert not grad_bias.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_padded_words_may_be_kept(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, relu: bool) -> None:
+    """As on a GPU, where the host would wait for their number."""
+    case = poisoned(draw_tail(batch=4, relu=relu, dtype=dtype), math.nan)
+    expected = run(tail, case)
+    monkeypatch.setattr(eager, "_INDEXED_DEVICES", ())
+    outputs = run(tail, case)
+    assert_close(expected, outputs, tolerance=1e-12 if dtype == torch.float64 else 1e-2)
+    assert not outputs[1].transpose(1, 2)[~case.mask].any()
 
 
 PLACES, WORDS, CHANNELS, BLOCK = 101, 13, 64, 2**14

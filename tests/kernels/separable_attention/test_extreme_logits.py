@@ -109,3 +109,21 @@ def test_finite_where_squares_of_features_overflow(large: str) -> None:
     scaled = {name: case[name] * (1e25 if name == large else 1e-25) for name in LOGIT_NAMES}
     for part in run(eager, case.with_inputs(**scaled)):
         assert part.isfinite().all()
+
+
+@pytest.mark.parametrize("images", [None, 2])
+@pytest.mark.parametrize("scale", [1.0, 10.0], ids=["moderate", "below the floor"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_query_that_is_not_finite_changes_its_own_row_only(value: float, scale: float, images: int | None) -> None:
+    """As in the literal form; the other rows equal those without that place's query."""
+    case = draw(31, 5, 17, 9, batch=3, images=images, scale=scale, dtype=torch.float64)
+    query = case["place_query"].clone()
+    query[:, 2, 3] = value
+    spoiled = case.with_inputs(place_query=query)
+    result, grad_query, *_ = outputs = run(eager, spoiled)
+    for ours, literal in zip(outputs, run(spoiled.operation.literal, spoiled), strict=True):
+        assert torch.equal(ours.isfinite(), literal.isfinite())
+    others = torch.arange(31) != 2
+    for part, expected in zip((result, grad_query), run(eager, case), strict=False):
+        assert part[:, others].isfinite().all()
+        torch.testing.assert_close(part[:, others], expected[:, others], rtol=1e-9, atol=1e-9)

@@ -19,9 +19,10 @@ PLACES, WORDS = 211, 13
 
 @pytest.mark.parametrize("scale", [1.0, 10.0], ids=["moderate", "saturated"])
 def test_no_array_over_places_places_and_words(scale: float) -> None:
+    """The largest are one allocation of two arrays over pairs of places in forward and four in backward."""
     case = draw(PLACES, WORDS, 8, batch=3, scale=scale)
-    for elements in largest_tensors(eager, case):
-        assert PLACES * 8 <= elements <= PLACES**2
+    for elements, arrays in zip(largest_tensors(eager, case), (2, 4), strict=True):
+        assert elements == arrays * PLACES**2 + 3 * PLACES * 8
 
 
 def test_recorder_sees_the_array_of_the_literal_form() -> None:
@@ -30,11 +31,18 @@ def test_recorder_sees_the_array_of_the_literal_form() -> None:
         assert elements >= (31 * 5) ** 2
 
 
-def test_expressions_of_an_image_share_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_expressions_of_an_image() -> None:
     case = draw(PLACES, WORDS, 8, batch=40, images=2)
-    monkeypatch.setattr(module, "_BLOCK", 3 * PLACES**2)
-    for elements in largest_tensors(eager, case):
-        assert PLACES**2 < elements <= 3 * PLACES**2
+    for elements, arrays in zip(largest_tensors(eager, case), (2, 5), strict=True):
+        assert elements == arrays * PLACES**2 + 3 * PLACES * 8
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0], ids=["moderate", "saturated"])
+def test_block_of_places_limits_the_arrays(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = draw(PLACES, WORDS, 8, batch=3, scale=scale)
+    monkeypatch.setattr(module, "_BLOCK", 20 * PLACES)
+    for elements, arrays in zip(largest_tensors(eager, case), (2, 4), strict=True):
+        assert elements == arrays * 20 * PLACES + 3 * PLACES * 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -16,6 +16,7 @@ from support.separable_oracle import NAMES, draw, fused, shifted, with_largest_l
 from torch import Tensor
 
 from cmsa_fast.kernels import cross_modal_attention
+from cmsa_fast.kernels.separable_attention import state
 
 pytest.importorskip("triton", reason="the kernels need Triton, which is not installed")
 
@@ -209,8 +210,8 @@ def test_slabs_of_rows_equal_one_slab(monkeypatch: pytest.MonkeyPatch, images: i
     """With some rows in the direct form."""
     case = draw(50, 3, 9, 5, 3, images=images, scale=2.5)
     together = run(attention, case)
-    monkeypatch.setattr(schedule, "_SLAB", 1)
-    monkeypatch.setattr(schedule, "_ROWS", 32)
+    monkeypatch.setattr(state, "_SLAB", 1)
+    monkeypatch.setattr(state, "_PLACES", 32)
     result, *gradients = run(attention, case)
     assert torch.equal(together[0], result)
     # Sums over rows are taken slab by slab.
@@ -222,17 +223,22 @@ def test_some_rows_take_the_direct_form(flagged: int) -> None:
     """Places whose best key is another than each word's: the product of the two factors underflows there."""
     case = draw(18, 3, 9, 5, 2, padded=False)
     key, place_query, word_query = (case[name].clone() for name in ("place_key", "place_query", "word_query"))
-    key[:, :, 0] = torch.where(torch.arange(18) == 3, 20.0, 0.0)
-    key[:, :, 1] = torch.where(torch.arange(18) == 5, 20.0, 0.0)
-    place_query[:, :, 0] = torch.where(torch.arange(18) < flagged, 10.0, 0.0)
-    word_query[:, :, 1] = 10.0
+    place = torch.arange(18)
+    for part in (key, place_query, word_query):
+        part[:, :, :3] = 0
+    # Two kinds of steep places, so that their queries have no common offset.
+    for channel in (0, 1):
+        key[:, 3 + channel, channel] = 20.0
+        place_query[:, :, channel] = torch.where((place < flagged) & (place % 2 == channel), 10.0, 0.0)
+    key[:, 5, 2], word_query[:, :, 2] = 20.0, 10.0
     steep = case.with_inputs(place_key=key, place_query=place_query, word_query=word_query)
     features, weight = [*map(torch.Tensor.detach, steep.inputs)], torch.full((2, 3), 1 / 3)
-    state = schedule.forward([part.to(DEVICE) for part in features], weight.to(DEVICE), None)[1]
-    assert int((state.direct != 0).sum()) == 2 * flagged
+    kept = schedule.forward([part.to(DEVICE) for part in features], weight.to(DEVICE), None)[1]
+    assert int((kept.direct != 0).sum()) == 2 * flagged
     assert_within_budget(attention, steep)
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
 def test_nan_in_a_query_stays_in_its_row() -> None:
     case = draw(18, 3, 9, 5, 2)
     query = case["place_query"].clone()

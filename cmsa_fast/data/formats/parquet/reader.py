@@ -43,7 +43,6 @@ from .files import Row, choose_files, dataset_of, find_files, open_table, read_r
 _logger = logging.getLogger(__name__)
 
 _IMAGE_FOLDERS = (*COCO_FOLDERS, "coco/train2014")
-_FILE_SPLITS = ("train", "validation", "val", "test", "testA", "testB")
 _REFCOCO_M_EXPRESSIONS = 5_598  # of the only split, as its card states
 
 _Files = Mapping[str, list[Path]]  # by split
@@ -98,9 +97,8 @@ def _read_refcoco(source: Source, split: str | None, files: _Files, read_files: 
     split_by = usual_split_by(dataset) if dataset else ""
     if dataset and source.split_by not in ("", split_by):
         raise ValueError(f"split_by {source.split_by!r} of {dataset!r} is not in this copy, which has {split_by}")
-    wanted = None if split is None else _published_names(split, dataset)
-    # The published splits that a file may hold; none if its name does not tell.
-    held = {name: _published_names(name, dataset) if name in _FILE_SPLITS else set() for name in files}
+    wanted = None if split is None else _published_names(split, dataset) or {split}
+    held = {name: _published_names(name, dataset) for name in files}
     chosen = choose_files(
         source, split, files, lambda name: not (wanted and held[name]) or bool(wanted & held[name])
     )
@@ -153,10 +151,12 @@ def _find_dataset(source: Source, folder: Path) -> str | None:
 
 
 def _published_names(split: str, dataset: str | None) -> set[str]:
-    """The published splits that a name may mean."""
+    """The published splits that a name may mean; none if it is no usual name of a split."""
     if split == "test":
         return {"refcocog": {"test"}, None: {"test", "testA"}}.get(dataset, {"testA"})
-    return {"val"} if split == "validation" else {split}
+    if split == "validation":
+        return {"val"}
+    return {split} & {"train", "val", "testA", "testB"}
 
 
 def _find_images(source: Source, folder: Path) -> tuple[Path, ...]:

@@ -1,14 +1,19 @@
-"""Tile sizes of the kernels of the joint attention and of its tail, by architecture, dtype and width.
+"""Tiles of the kernels of the joint attention and of its tail, by kernel, shared memory, dtype and width.
+
+A program works on blocks of its own side and of the other side. Its own side are the queries in the attention's
+forward pass and the gradient of query, the keys in the gradients of key and value, the places in the tail's
+forward pass and the gradient of attended, and the output channels in the gradient of weight.
 
 Every tile was compiled for its architectures: it fits their shared memory, and at widths that are multiples of 16
 no thread spills more than 256 bytes of registers.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 
 from ...triton import launch
-from ...triton.launch import INTERPRETED, Tile
 
 # The most channels that one program accumulates; wider results are split over the grid.
 WIDEST_SLICE = 512
@@ -20,171 +25,88 @@ _CHUNK = 64
 # results do not depend on it.
 _PROGRAMS = {launch.INTERPRETER: 6, 80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 
-# Architectures by shared memory per program: 227 KiB, 163 KiB, 99 KiB.
-_LARGE, _MIDDLE, _SMALL = (90, 100), (80,), (86, 89, 120)
-
-_Tiles = tuple[Tile, Tile, Tile, Tile]  # for widths up to 64, 128, 256 and 512
-_BOUNDS = (64, 128, 256)
+# Column of the table by shared memory per program: 227 KiB, 163 KiB, 99 KiB.
+_COLUMN = {90: 0, 100: 0, 80: 1, 86: 2, 89: 2, 120: 2}
 
 
-def _by_architecture(large: _Tiles, middle: _Tiles, small: _Tiles) -> dict[int, _Tiles]:
-    groups = ((_LARGE, large), (_MIDDLE, middle), (_SMALL, small))
-    return {architecture: tiles for group, tiles in groups for architecture in group}
+class Tile(NamedTuple):
+    """Sizes of one program's work; powers of two, at least 16."""
+
+    own: int
+    other: int
+    channels: int  # of a contraction over the width, at a time
+    warps: int
+    stages: int  # loads in flight
+
+    def constants(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The compile-time constants of a launch that do not depend on widths."""
+        return {
+            "OWN": self.own,
+            "OTHER": self.other,
+            "ACCUMULATOR": launch.accumulator(dtype),
+            "PRECISION": launch.precision(dtype),
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
 
 
-_FORWARD = _by_architecture(
-    large=(
-        Tile(rows=128, keys=64, channels=64, warps=4, stages=3),
-        Tile(rows=128, keys=64, channels=128, warps=8, stages=3),
-        Tile(rows=128, keys=64, channels=256, warps=8, stages=2),
-        Tile(rows=64, keys=32, channels=512, warps=8, stages=2),
+_Tiles = tuple[Tile, ...]  # for widths up to 64, 128, 256 and 512, or one for all
+
+
+def _tiles(*sizes: tuple[int, int, int, int, int]) -> _Tiles:
+    return tuple(Tile(*size) for size in sizes)
+
+
+_GRADIENT = (
+    _tiles((64, 64, 64, 4, 3), (128, 64, 128, 8, 3), (128, 32, 256, 8, 2), (64, 64, 64, 8, 3)),
+    _tiles((64, 64, 64, 4, 2), (64, 64, 128, 8, 2), (64, 32, 256, 8, 2), (64, 64, 64, 8, 3)),
+    _tiles((64, 64, 64, 4, 2), (64, 64, 128, 8, 2), (64, 64, 64, 8, 3), (64, 32, 64, 8, 3)),
+)
+_TILES: dict[str, tuple[_Tiles, _Tiles, _Tiles]] = {
+    "forward": (
+        _tiles((128, 64, 64, 4, 3), (128, 64, 128, 8, 3), (128, 64, 256, 8, 2), (64, 32, 512, 8, 2)),
+        _tiles((128, 64, 64, 8, 3), (128, 64, 128, 8, 3), (64, 32, 256, 8, 3), (64, 32, 512, 8, 2)),
+        _tiles((128, 64, 64, 8, 2), (128, 32, 128, 8, 2), (64, 32, 256, 8, 2), (64, 64, 64, 8, 3)),
     ),
-    middle=(
-        Tile(rows=128, keys=64, channels=64, warps=8, stages=3),
-        Tile(rows=128, keys=64, channels=128, warps=8, stages=3),
-        Tile(rows=64, keys=32, channels=256, warps=8, stages=3),
-        Tile(rows=64, keys=32, channels=512, warps=8, stages=2),
+    "query": _GRADIENT,
+    "key": _GRADIENT,
+    "value": (
+        _tiles((64, 64, 64, 4, 3), (128, 64, 128, 8, 3), (64, 64, 256, 8, 2), (64, 32, 512, 8, 2)),
+        _tiles((64, 64, 64, 4, 2), (64, 64, 128, 8, 2), (64, 32, 256, 8, 3), (64, 32, 512, 8, 2)),
+        _tiles((64, 64, 64, 4, 2), (64, 64, 128, 8, 2), (64, 32, 256, 8, 2), (64, 32, 64, 8, 3)),
     ),
-    small=(
-        Tile(rows=128, keys=64, channels=64, warps=8, stages=2),
-        Tile(rows=128, keys=32, channels=128, warps=8, stages=2),
-        Tile(rows=64, keys=32, channels=256, warps=8, stages=2),
-        Tile(rows=64, keys=64, channels=64, warps=8, stages=3),
-    ),
+    "keys": (_tiles((32, 32, 64, 4, 3)),) * 3,
+    "tail": (_tiles((64, 128, 64, 8, 3)),) * 3,
+    "attended": (_tiles((64, 64, 64, 8, 3)),) * 3,
+    "weight": (_tiles((64, 64, 64, 8, 3)), _tiles((64, 32, 64, 8, 3)), _tiles((64, 32, 64, 8, 3))),
+}
+
+# The gradients of query and key take float32 copies of float16 blocks in their last products, which need space.
+_FLOAT16 = (
+    _tiles((64, 64, 64, 8, 2), (64, 32, 128, 8, 2), (64, 32, 64, 8, 2), (64, 32, 64, 8, 2)),
+    _tiles((64, 32, 64, 8, 2), (64, 32, 128, 8, 2), (64, 32, 64, 8, 2), (32, 32, 64, 8, 2)),
+    _tiles((64, 32, 64, 8, 2), (64, 32, 128, 8, 2), (64, 32, 64, 8, 2), (32, 32, 64, 8, 2)),
 )
 
-_BACKWARD_DQ = _by_architecture(
-    large=(
-        Tile(rows=64, keys=64, channels=64, warps=4, stages=3),
-        Tile(rows=128, keys=64, channels=128, warps=8, stages=3),
-        Tile(rows=128, keys=32, channels=256, warps=8, stages=2),
-        Tile(rows=64, keys=64, channels=64, warps=8, stages=3),
-    ),
-    middle=(
-        Tile(rows=64, keys=64, channels=64, warps=4, stages=2),
-        Tile(rows=64, keys=64, channels=128, warps=8, stages=2),
-        Tile(rows=64, keys=32, channels=256, warps=8, stages=2),
-        Tile(rows=64, keys=64, channels=64, warps=8, stages=3),
-    ),
-    small=(
-        Tile(rows=64, keys=64, channels=64, warps=4, stages=2),
-        Tile(rows=64, keys=64, channels=128, warps=8, stages=2),
-        Tile(rows=64, keys=64, channels=64, warps=8, stages=3),
-        Tile(rows=64, keys=32, channels=64, warps=8, stages=3),
-    ),
-)
+_FLOAT32 = _tiles((32, 32, 64, 4, 2), (32, 32, 64, 8, 2), (32, 32, 64, 8, 2), (32, 32, 64, 8, 2))
+_FLOAT32_TAIL_GRADIENT = _tiles((16, 16, 64, 8, 2))
 
-_BACKWARD_DK = _by_architecture(
-    large=(
-        Tile(rows=64, keys=64, channels=64, warps=4, stages=3),
-        Tile(rows=64, keys=128, channels=128, warps=8, stages=3),
-        Tile(rows=64, keys=64, channels=256, warps=8, stages=2),
-        Tile(rows=64, keys=64, channels=64, warps=8, stages=3),
-    ),
-    middle=(
-        Tile(rows=64, keys=64, channels=64, warps=4, stages=2),
-        Tile(rows=64, keys=64, channels=128, warps=8, stages=2),
-        Tile(rows=32, keys=64, channels=256, warps=8, stages=2),
-        Tile(rows=64, keys=64, channels=64, warps=8, stages=3),
-    ),
-    small=(
-        Tile(rows=64, keys=64, channels=64, warps=4, stages=2),
-        Tile(rows=64, keys=64, channels=128, warps=8, stages=2),
-        Tile(rows=64, keys=64, channels=64, warps=8, stages=3),
-        Tile(rows=32, keys=64, channels=64, warps=8, stages=3),
-    ),
-)
-
-_BACKWARD_DV = _by_architecture(
-    large=(
-        Tile(rows=64, keys=64, channels=64, warps=4, stages=3),
-        Tile(rows=64, keys=128, channels=128, warps=8, stages=3),
-        Tile(rows=64, keys=64, channels=256, warps=8, stages=2),
-        Tile(rows=32, keys=64, channels=512, warps=8, stages=2),
-    ),
-    middle=(
-        Tile(rows=64, keys=64, channels=64, warps=4, stages=2),
-        Tile(rows=64, keys=64, channels=128, warps=8, stages=2),
-        Tile(rows=32, keys=64, channels=256, warps=8, stages=3),
-        Tile(rows=32, keys=64, channels=512, warps=8, stages=2),
-    ),
-    small=(
-        Tile(rows=64, keys=64, channels=64, warps=4, stages=2),
-        Tile(rows=64, keys=64, channels=128, warps=8, stages=2),
-        Tile(rows=32, keys=64, channels=256, warps=8, stages=2),
-        Tile(rows=32, keys=64, channels=64, warps=8, stages=3),
-    ),
-)
-
-# dQ and dK take float32 copies of float16 blocks in their last products, which need the space.
-_BACKWARD_FLOAT16: _Tiles = (
-    Tile(rows=64, keys=64, channels=64, warps=8, stages=2),
-    Tile(rows=64, keys=32, channels=128, warps=8, stages=2),
-    Tile(rows=64, keys=32, channels=64, warps=8, stages=2),
-    Tile(rows=64, keys=32, channels=64, warps=8, stages=2),
-)
-
-_FLOAT32: _Tiles = (
-    Tile(rows=32, keys=32, channels=64, warps=4, stages=2),
-    Tile(rows=32, keys=32, channels=64, warps=8, stages=2),
-    Tile(rows=32, keys=32, channels=64, warps=8, stages=2),
-    Tile(rows=32, keys=32, channels=64, warps=8, stages=2),
-)
-
-_FLOAT64 = Tile(rows=16, keys=16, channels=16, warps=8, stages=1)
-
-_PREPROCESS = Tile(rows=64, keys=64, channels=64, warps=4, stages=2)
-
-_TAIL = Tile(rows=64, keys=128, channels=64, warps=8, stages=3)
-_TAIL_BACKWARD_ATTENDED = Tile(rows=64, keys=64, channels=64, warps=8, stages=3)
-_TAIL_BACKWARD_FLOAT32 = Tile(rows=16, keys=16, channels=64, warps=8, stages=2)
-_TAIL_BACKWARD_WEIGHT = Tile(rows=32, keys=64, channels=64, warps=8, stages=3)
+# The interpreter runs any size; with small tiles, small inputs span several.
+_INTERPRETED = Tile(16, 16, 16, 1, 1)
 
 
-def forward_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
-    """The tile of the forward pass at queries of `width` and values of `value_width` channels."""
-    return _tile(_FORWARD, dtype, width, value_width)
-
-
-def backward_dq_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
-    """The tile of dQ."""
-    return _tile(_BACKWARD_DQ, dtype, width, value_width, _BACKWARD_FLOAT16)
-
-
-def backward_dk_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
-    """The tile of dK."""
-    return _tile(_BACKWARD_DK, dtype, width, value_width, _BACKWARD_FLOAT16)
-
-
-def backward_dv_tile(dtype: torch.dtype, width: int, value_width: int) -> Tile:
-    """The tile of dV."""
-    return _tile(_BACKWARD_DV, dtype, width, value_width)
-
-
-def preprocess_tile(dtype: torch.dtype) -> Tile:
-    """The tile of the backward preprocessing, which takes its channels from the tile of dQ."""
-    return _one_tile(_PREPROCESS, dtype)
-
-
-def tail_tile(dtype: torch.dtype) -> Tile:
-    """The tile of the tail's forward pass: rows are places, keys are output channels."""
-    return _one_tile(_TAIL, dtype)
-
-
-def tail_backward_attended_tile(dtype: torch.dtype) -> Tile:
-    """The tile of the gradient of the tail's attended values."""
-    if dtype == torch.float32 and not launch.interpreted():
-        return _TAIL_BACKWARD_FLOAT32
-    return _one_tile(_TAIL_BACKWARD_ATTENDED, dtype)
-
-
-def tail_backward_weight_tile(dtype: torch.dtype) -> Tile:
-    """The tile of the gradient of the tail's weight."""
-    if dtype == torch.float32 and not launch.interpreted():
-        return _TAIL_BACKWARD_FLOAT32
-    if launch.architecture() in _LARGE:
-        return _one_tile(_TAIL_BACKWARD_ATTENDED, dtype)
-    return _one_tile(_TAIL_BACKWARD_WEIGHT, dtype)
+def tile(kernel: str, dtype: torch.dtype, width: int = 512) -> Tile:
+    """The tile of a kernel (a key of the table, the gradients by what they differentiate) at a width."""
+    architecture = launch.architecture()
+    if architecture == launch.INTERPRETER:
+        return _INTERPRETED
+    column = _COLUMN[architecture]
+    tiles = _TILES[kernel][column]
+    if dtype == torch.float32:
+        tiles = _FLOAT32_TAIL_GRADIENT if kernel in ("attended", "weight") else _FLOAT32
+    elif dtype == torch.float16 and kernel in ("query", "key"):
+        tiles = _FLOAT16[column]
+    return tiles[min(sum(width > bound for bound in (64, 128, 256)), len(tiles) - 1)]
 
 
 def padded(width: int) -> int:
@@ -197,44 +119,13 @@ def slice_width(width: int) -> int:
     return min(WIDEST_SLICE, padded(width))
 
 
-def fits_whole(tile: Tile, *widths: int) -> bool:
-    """Whether products over all the widths take one step each, so one side stays loaded between blocks."""
-    return all(padded(width) <= tile.channels for width in widths)
-
-
-def step(tile: Tile, width: int, whole: bool) -> int:
+def step(tile: Tile, width: int, whole: bool = False) -> int:
     """The number of channels, of `width`, that a product takes at once."""
     return padded(width) if whole else min(tile.channels, _CHUNK, padded(width))
 
 
-def splits(programs: int, steps: int) -> int:
-    """The number of parts to split a loop of `steps` into, so that with `programs` programs it fills the GPU."""
-    return max(1, min(steps, _PROGRAMS[launch.architecture()] // max(programs, 1)))
-
-
-def _tile(
-    table: dict[int, _Tiles],
-    dtype: torch.dtype,
-    width: int,
-    value_width: int,
-    float16: _Tiles | None = None,
-) -> Tile:
-    architecture = launch.architecture()
-    if architecture == launch.INTERPRETER:
-        return INTERPRETED
-    if dtype == torch.float64:
-        return _FLOAT64
-    tiles = table[architecture]
-    if dtype == torch.float32:
-        tiles = _FLOAT32
-    elif dtype == torch.float16 and float16 is not None:
-        tiles = float16
-    return tiles[sum(max(width, value_width) > bound for bound in _BOUNDS)]
-
-
-def _one_tile(tile: Tile, dtype: torch.dtype) -> Tile:
-    if launch.architecture() == launch.INTERPRETER:
-        return INTERPRETED
-    if dtype == torch.float64:
-        return _FLOAT64
-    return _FLOAT32[-1] if dtype == torch.float32 else tile
+def split(programs: int, steps: int) -> tuple[int, int]:
+    """The parts of a loop of `steps`, so that with `programs` programs it fills the GPU, and the steps in each."""
+    parts = max(1, min(steps, _PROGRAMS[launch.architecture()] // max(programs, 1)))
+    per_part = triton.cdiv(steps, parts)
+    return triton.cdiv(steps, per_part), per_part

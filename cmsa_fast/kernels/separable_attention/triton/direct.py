@@ -16,16 +16,17 @@ from .tile_sizes import channel_block, tile_of
 
 @triton.jit
 def _token_logits(
-    query, word_query, number, key, column, channels,
+    query, word_query, number, key, column, stored_places, channels,
     CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Logits [N, K] of the tokens of one place; `query` points to its row."""
+    stored = tl.minimum(column, stored_places - 1)
     total = tl.zeros([number.shape[0], column.shape[0]], ACCUMULATOR)
     for start in range(0, channels, CHUNK):
         channel = start + tl.arange(0, CHUNK)
         token = tl.load(query + channel).to(ACCUMULATOR)[None, :]
         token += load_padded(word_query, number, channel, channels).to(ACCUMULATOR)
-        key_tile = load_padded(key, column, channel, channels)
+        key_tile = load_padded(key, stored, channel, channels)
         total = dot(token.to(key_tile.dtype), tl.trans(key_tile), total, PRECISION)
     return total
 
@@ -43,10 +44,10 @@ def _grad_weights(
     return total
 
 
-@triton.jit(do_not_specialize=["places", "value_width"])
+@triton.jit(do_not_specialize=["places", "stored_places"])
 def _direct_forward_kernel(
-    query, key, value, word_query, weight, direct, image_index, attended, direct_max, direct_ratio,
-    places, value_width, padded_places, channels, value_channels,
+    query, key, value, word_query, weight, direct, image_index, attended,
+    places, value_width, stored_places, padded_places, channels, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     CHANNELS: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -55,7 +56,7 @@ def _direct_forward_kernel(
     number = tl.arange(0, WORDS)
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     first = tl.program_id(1) * ROWS
-    key += image * padded_places * channels
+    key += image * stored_places * channels
     value += image * padded_places * value_channels
     word_query += expression * WORDS * channels
     at = expression * padded_places + first
@@ -64,13 +65,22 @@ def _direct_forward_kernel(
         for row in range(0, ROWS):
             flags = tl.load(direct + at + row)
             if flags != 0:
-                own = query + (image * padded_places + first + row) * channels
+                own = query + (image * stored_places + first + row) * channels
                 largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
                 total = tl.zeros([WORDS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
-                        own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
+                        own,
+                        word_query,
+                        number,
+                        key,
+                        column,
+                        stored_places,
+                        channels,
+                        CHUNK,
+                        PRECISION,
+                        ACCUMULATOR,
                     )
                     logits = tl.where((column < places)[None, :], logits, float("-inf"))
                     larger = tl.maximum(largest, tl.max(logits, axis=1))
@@ -78,16 +88,21 @@ def _direct_forward_kernel(
                     total += tl.sum(tl.exp(logits - larger[:, None]), axis=1)
                     largest = larger
                 chosen = ((flags >> number.to(tl.int64)) & 1) != 0
-                # Maximum and sum are kept apart: with large logits a single log-sum-exp would lose the sum.
                 ratio = tl.where(chosen, weights / total, 0.0)
-                if tl.program_id(0) == 0:
-                    tl.store(direct_max + (at + row) * WORDS + number, largest)
-                    tl.store(direct_ratio + (at + row) * WORDS + number, ratio)
                 result = tl.zeros([CHANNELS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
-                        own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
+                        own,
+                        word_query,
+                        number,
+                        key,
+                        column,
+                        stored_places,
+                        channels,
+                        CHUNK,
+                        PRECISION,
+                        ACCUMULATOR,
                     )
                     softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
                     softmax = tl.where(column < places, tl.sum(softmax, axis=0), 0.0)
@@ -99,42 +114,63 @@ def _direct_forward_kernel(
                 tl.store(out, result.to(attended.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["places", "first_row"])
-def _direct_means_kernel(
-    query, key, grad, value, word_query, direct, direct_max, direct_ratio, weight, image_index,
-    mean,  # [B, rows, N], of grad value^T under the token's softmax
-    places, first_row, rows, padded_places, channels, value_channels,
+@triton.jit(do_not_specialize=["places", "stored_places", "first_row", "rows"])
+def _direct_rows_kernel(
+    query, key, grad, value, word_query, direct, weight, image_index,
+    maximum,  # [B, rows, N], of the token's logits, as the next two
+    ratio,  # weight / sum of the exponentials
+    mean,  # of grad value^T under the token's softmax
+    places, first_row, rows, stored_places, padded_places, channels, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     expression = tl.program_id(1).to(tl.int64)
     image = image_of(image_index, expression, GROUPED)
     number = tl.arange(0, WORDS)
-    key += image * padded_places * channels
+    key += image * stored_places * channels
     value += image * padded_places * value_channels
     word_query += expression * WORDS * channels
     first = tl.program_id(0) * ROWS
     at = expression * padded_places + first_row + first
     if tl.max((tl.load(direct + at + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
-        share = tl.max(tl.load(weight + expression * WORDS + number), axis=0)
+        weights = tl.load(weight + expression * WORDS + number)
         for row in range(0, ROWS):
-            if tl.load(direct + at + row) != 0:
-                largest = tl.load(direct_max + (at + row) * WORDS + number)
-                ratio = tl.load(direct_ratio + (at + row) * WORDS + number) / share
-                own = query + (image * padded_places + first_row + first + row) * channels
+            flags = tl.load(direct + at + row)
+            if flags != 0:
+                own = query + (image * stored_places + first_row + first + row) * channels
+                largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
                 total = tl.zeros([WORDS], ACCUMULATOR)
+                of_weights = tl.zeros([WORDS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
-                        own, word_query, number, key, column, channels, CHUNK, PRECISION, ACCUMULATOR
+                        own,
+                        word_query,
+                        number,
+                        key,
+                        column,
+                        stored_places,
+                        channels,
+                        CHUNK,
+                        PRECISION,
+                        ACCUMULATOR,
                     )
-                    softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
-                    softmax = tl.where((column < places)[None, :], softmax, 0.0)
-                    of_weights = _grad_weights(
+                    logits = tl.where((column < places)[None, :], logits, float("-inf"))
+                    larger = tl.maximum(largest, tl.max(logits, axis=1))
+                    scale = tl.exp(largest - larger)
+                    exponentials = tl.exp(logits - larger[:, None])
+                    gradient = _grad_weights(
                         grad + (at + row) * value_channels, value, column, value_channels, CHUNK, ACCUMULATOR
                     )
-                    total += tl.sum(softmax * of_weights[None, :], axis=1)
-                tl.store(mean + (expression * rows + first + row) * WORDS + number, total)
+                    total = total * scale + tl.sum(exponentials, axis=1)
+                    of_weights = of_weights * scale + tl.sum(exponentials * gradient[None, :], axis=1)
+                    largest = larger
+                chosen = ((flags >> number.to(tl.int64)) & 1) != 0
+                # Maximum and sum are kept apart: with large logits a single log-sum-exp would lose the sum.
+                out = (expression * rows + first + row) * WORDS + number
+                tl.store(maximum + out, largest)
+                tl.store(ratio + out, tl.where(chosen, weights / total, 0.0))
+                tl.store(mean + out, of_weights / total)
 
 
 @triton.jit
@@ -143,11 +179,11 @@ def _add(pointers, part, PRECISION: tl.constexpr):
     tl.store(pointers, rounded(total.to(pointers.dtype.element_ty), PRECISION))
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows", "rows_per_split", "batch"])
+@triton.jit(do_not_specialize=["places", "stored_places", "first_row", "rows", "rows_per_split", "batch"])
 def _direct_backward_kernel(
-    query, key, grad, value, word_query, direct, direct_max, direct_ratio, mean, image_index,
+    query, key, grad, value, word_query, direct, maximum, ratio, mean, image_index,
     attention, grad_logits, word_logits,
-    batch, places, first_row, rows, rows_per_split, padded_places, channels, value_channels,
+    batch, places, first_row, rows, rows_per_split, stored_places, padded_places, channels, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -156,8 +192,8 @@ def _direct_backward_kernel(
     split = tl.program_id(1)
     column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     number = tl.arange(0, WORDS)
-    query += (image * padded_places + first_row) * channels
-    key += image * padded_places * channels
+    query += (image * stored_places + first_row) * channels
+    key += image * stored_places * channels
     value += image * padded_places * value_channels
     last_row = tl.minimum(rows, (split + 1) * rows_per_split)
     begin, end = expressions_of(image, batch, GROUPED)
@@ -170,14 +206,15 @@ def _direct_backward_kernel(
                 if tl.max((tl.load(direct + at + start + tl.arange(0, ROWS)) != 0).to(tl.int32), axis=0) > 0:
                     for row in range(start, start + ROWS):
                         if tl.load(direct + at + row) != 0:
-                            largest = tl.load(direct_max + (at + row) * WORDS + number)
-                            ratio = tl.load(direct_ratio + (at + row) * WORDS + number)
-                            average = tl.load(mean + (expression * rows + row) * WORDS + number)
+                            of_token = (expression * rows + row) * WORDS + number
+                            largest = tl.load(maximum + of_token)
+                            average = tl.load(mean + of_token)
                             logits = _token_logits(
                                 query + row * channels, word_query + expression * WORDS * channels, number,
-                                key, column, channels, CHUNK, PRECISION, ACCUMULATOR,
+                                key, column, stored_places, channels, CHUNK, PRECISION, ACCUMULATOR,
                             )  # fmt: skip
-                            softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0)) * ratio[:, None]
+                            softmax = tl.exp(tl.minimum(logits - largest[:, None], 0.0))
+                            softmax *= tl.load(ratio + of_token)[:, None]
                             softmax = tl.where((column < places)[None, :], softmax, 0.0)
                             of_weights = _grad_weights(
                                 grad + (at + row) * value_channels,
@@ -201,7 +238,7 @@ def _direct_backward_kernel(
 
 
 def direct_forward(attended: Tensor, image_index: Tensor | None, sizes: Sizes, state: State) -> None:
-    """Add the flagged tokens' part to attended [B, places, e]; fill direct_max and direct_ratio of the state."""
+    """Add the flagged tokens' part to attended [B, places, e]."""
     dtype = attended.dtype
     tile = tile_of("direct", dtype)
     channels = channel_block(sizes.value_channels, 128)
@@ -209,8 +246,9 @@ def direct_forward(attended: Tensor, image_index: Tensor | None, sizes: Sizes, s
         _direct_forward_kernel,
         (sizes.value_channels // channels, sizes.padded_places // tile.rows, sizes.batch),
         state.query, state.key, state.value, state.word_query, state.weight, state.direct, image_index,
-        attended, state.direct_max, state.direct_ratio,
-        sizes.places, sizes.value_width, sizes.padded_places, sizes.channels, sizes.value_channels,
+        attended,
+        sizes.places, sizes.value_width, state.key.shape[1], sizes.padded_places,
+        sizes.channels, sizes.value_channels,
         GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys,
         CHUNK=tile.channels, CHANNELS=channels, **options(tile, dtype),
     )  # fmt: skip
@@ -238,25 +276,24 @@ def direct_backward(
     tile = tile_of("direct", dtype)
     splits = word_logits.shape[1]
     rows_per_split = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
-    mean = state.weight.new_empty(sizes.batch, rows, sizes.padded_words)
-    inputs = (
-        state.query, state.key, grad, state.value, state.word_query,
-        state.direct, state.direct_max, state.direct_ratio,
-    )  # fmt: skip
+    tokens = [state.weight.new_empty(sizes.batch, rows, sizes.padded_words) for _ in range(3)]
+    inputs = (state.query, state.key, grad, state.value, state.word_query, state.direct)
     constants = {
         "GROUPED": image_index is not None, "WORDS": sizes.padded_words, "ROWS": tile.rows, "KEYS": tile.keys,
         "CHUNK": tile.channels, **options(tile, dtype),
     }  # fmt: skip
     launch(
-        _direct_means_kernel,
+        _direct_rows_kernel,
         (rows // tile.rows, sizes.batch),
-        *inputs, state.weight, image_index, mean,
-        sizes.places, first_row, rows, keys, sizes.channels, sizes.value_channels, **constants,
+        *inputs, state.weight, image_index, *tokens,
+        sizes.places, first_row, rows, state.key.shape[1], keys, sizes.channels, sizes.value_channels,
+        **constants,
     )  # fmt: skip
     launch(
         _direct_backward_kernel,
         (keys // tile.keys, splits, sizes.images),
-        *inputs, mean, image_index, weights, grad_logits, word_logits[1],
-        sizes.batch, sizes.places, first_row, rows, rows_per_split, keys, sizes.channels, sizes.value_channels,
+        *inputs, *tokens, image_index, weights, grad_logits, word_logits[1],
+        sizes.batch, sizes.places, first_row, rows, rows_per_split, state.key.shape[1], keys,
+        sizes.channels, sizes.value_channels,
         **constants,
     )  # fmt: skip

@@ -11,51 +11,39 @@ from torch import Tensor
 
 from ...triton.launch import launch, options, row_splits
 from ...triton.primitives import expressions_of, image_of, load_padded, padded_products, rounded, store_padded
-from ..state import Dtypes, Sizes, State
+from ..state import Sizes, State, column_block
 from .tile_sizes import tile_of
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows", "batch"])
+@triton.jit(do_not_specialize=["first_row", "rows"])
 def _gradients_kernel(
-    query, key, grad, value, word_factor, row_max, delta, image_index,
-    exponentials,  # [B_images, rows, P], E
+    exponentials, tile_max, grad, value, word_factor, row_max, delta, image_index,
     scaled,  # [B, rows, P], T
     sums,  # [B, P / KEYS, rows, N], T E_C^T of each tile
-    batch, places, first_row, rows, padded_places, channels, value_channels,
+    first_row, rows, padded_places, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    image = tl.program_id(2).to(tl.int64)
+    expression = tl.program_id(2).to(tl.int64)
+    image = image_of(image_index, expression, GROUPED)
     tile_number, tiles = tl.program_id(0), tl.num_programs(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tile_number * KEYS + tl.arange(0, KEYS)
     number = tl.arange(0, WORDS)
-    first, last = expressions_of(image, batch, GROUPED)
-    largest = tl.zeros([ROWS], ACCUMULATOR)
-    for expression in range(first, last):
-        if image_of(image_index, expression, GROUPED) == image:
-            largest = tl.load(row_max + expression * padded_places + first_row + row)
-    logits = padded_products(
-        query + (image * padded_places + first_row) * channels, row,
-        key + image * padded_places * channels, column, channels, CHUNK, PRECISION, ACCUMULATOR,
+    at = expression * padded_places + first_row
+    of_weights = padded_products(
+        grad + at * value_channels, row, value + image * padded_places * value_channels, column,
+        value_channels, CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
-    tile = tl.where((column < places)[None, :], tl.exp(tl.minimum(logits - largest[:, None], 0.0)), 0.0)
-    tile = rounded(tile.to(exponentials.dtype.element_ty), PRECISION)
-    store_padded(exponentials + image * rows * padded_places, tile, row, column, padded_places, "ieee")
-    for expression in range(first, last):
-        if image_of(image_index, expression, GROUPED) == image:
-            at = expression * padded_places + first_row
-            of_weights = padded_products(
-                grad + at * value_channels, row, value + image * padded_places * value_channels, column,
-                value_channels, CHUNK, PRECISION, ACCUMULATOR,
-            )  # fmt: skip
-            product = tile.to(ACCUMULATOR) * (of_weights - tl.load(delta + at + row)[:, None])
-            product = rounded(product.to(scaled.dtype.element_ty), PRECISION)
-            store_padded(scaled + expression * rows * padded_places, product, row, column, padded_places, "ieee")
-            factor = load_padded(word_factor + expression * WORDS * padded_places, number, column, padded_places)
-            partial = tl.dot(product, tl.trans(factor), input_precision=PRECISION, out_dtype=ACCUMULATOR)
-            at = (expression * tiles + tile_number) * rows * WORDS
-            store_padded(sums + at, partial, row, number, WORDS, "ieee")
+    largest = tl.load(tile_max + (image * (padded_places // BLOCK) + tile_number * (KEYS // BLOCK)) * rows + row)
+    scale = tl.exp(largest - tl.load(row_max + at + row))
+    tile = load_padded(exponentials + image * rows * padded_places, row, column, padded_places).to(ACCUMULATOR)
+    product = tile * (scale[:, None] * (of_weights - tl.load(delta + at + row)[:, None]))
+    product = rounded(product.to(scaled.dtype.element_ty), PRECISION)
+    store_padded(scaled + expression * rows * padded_places, product, row, column, padded_places, "ieee")
+    factor = load_padded(word_factor + expression * WORDS * padded_places, number, column, padded_places)
+    partial = tl.dot(product, tl.trans(factor), input_precision=PRECISION, out_dtype=ACCUMULATOR)
+    store_padded(sums + (expression * tiles + tile_number) * rows * WORDS, partial, row, number, WORDS, "ieee")
 
 
 @triton.jit(do_not_specialize=["first_row", "rows", "tiles"])
@@ -76,17 +64,17 @@ def _correction_kernel(
     # All real words have the same weight. R / Z overflows near the floor, so the product with the sum comes first.
     share = tl.max(tl.load(weight + expression * WORDS + number), axis=0)
     total = total * weights * (weights / share)
-    store_padded(correction + expression * rows * WORDS, total, row, number, WORDS, PRECISION)
+    store_padded(correction + expression * rows * WORDS, total, row, number, WORDS, "ieee")
 
 
 @triton.jit(do_not_specialize=["first_row", "rows", "rows_per_split", "batch"])
 def _weights_kernel(
-    exponentials, scaled, ratio, correction, word_factor, image_index,
+    exponentials, tile_max, scaled, ratio, correction, row_max, word_factor, image_index,
     grad_logits,  # [B_images, rows, P]; W overwrites scaled
     word_logits,  # [splits, 2, B, N, P], the gradient of C and the softmax summed over rows
     batch, first_row, rows, rows_per_split, padded_places,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """The gradient of A, summed over an image's expressions, and W in place of T."""
     image = tl.program_id(2).to(tl.int64)
@@ -94,6 +82,7 @@ def _weights_kernel(
     column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     number = tl.arange(0, WORDS)
     exponentials += image * rows * padded_places
+    tile_max += (image * (padded_places // BLOCK) + tl.program_id(0) * KEYS // BLOCK) * rows
     grad_logits += image * rows * padded_places
     first, last = expressions_of(image, batch, GROUPED)
     for expression in range(first, last):
@@ -109,9 +98,14 @@ def _weights_kernel(
                 row = start + tl.arange(0, ROWS)
                 tile = load_padded(exponentials, row, column, padded_places)
                 product = load_padded(own, row, column, padded_places)
-                weights = load_padded(ratios, row, number, WORDS).to(factor.dtype)
-                weights = rounded(weights, PRECISION)
-                corrected = load_padded(corrections, row, number, WORDS)
+                weights = load_padded(ratios, row, number, WORDS)
+                scale = tl.load(tile_max + row) - tl.load(row_max + expression * padded_places + first_row + row)
+                scale = tl.exp(scale)[:, None]
+                # Exponentials are relative to the maximum of their tile: their factors are scaled instead.
+                own_weights = rounded((scale * weights).to(factor.dtype), PRECISION)
+                corrected = scale * load_padded(corrections, row, number, WORDS)
+                corrected = rounded(corrected.to(factor.dtype), PRECISION)
+                weights = rounded(weights.to(factor.dtype), PRECISION)
                 mixed = tl.dot(weights, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
                 of_sums = tl.dot(corrected, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
                 of_words = tl.dot(
@@ -120,12 +114,14 @@ def _weights_kernel(
                 of_words = tl.dot(
                     tl.trans(tile), -corrected, of_words, input_precision=PRECISION, out_dtype=ACCUMULATOR
                 )
-                shares = tl.dot(tl.trans(tile), weights, shares, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+                shares = tl.dot(
+                    tl.trans(tile), own_weights, shares, input_precision=PRECISION, out_dtype=ACCUMULATOR
+                )
                 wide = tile.to(ACCUMULATOR)
                 of_logits = product.to(ACCUMULATOR) * mixed - wide * of_sums
                 if GROUPED:
                     of_logits += load_padded(grad_logits, row, column, padded_places).to(ACCUMULATOR)
-                store_padded(own, wide * mixed, row, column, padded_places, PRECISION)
+                store_padded(own, wide * scale * mixed, row, column, padded_places, PRECISION)
                 store_padded(grad_logits, of_logits, row, column, padded_places, PRECISION)
             at = (split * 2 * batch + expression) * WORDS * padded_places
             factor = tl.trans(factor.to(ACCUMULATOR))
@@ -135,15 +131,22 @@ def _weights_kernel(
 
 
 def gradients_backward(
-    grad: Tensor, delta: Tensor, image_index: Tensor | None, sizes: Sizes, state: State, first_row: int, rows: int
+    grad: Tensor,
+    delta: Tensor,
+    exponentials: Tensor,
+    tile_max: Tensor,
+    image_index: Tensor | None,
+    sizes: Sizes,
+    state: State,
+    first_row: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     Args:
         grad: [B, P, e], of the result, padded.
         delta: [B, P], of `words_backward`.
+        exponentials, tile_max: Of the slab, see `logits.exponentials_of`.
         image_index, sizes, state: Forward's.
         first_row: The first row of the slab.
-        rows: The slab's rows.
 
     Returns:
         W of the slab [B, rows, P]; the gradient of A, summed over the expressions of each image,
@@ -151,24 +154,22 @@ def gradients_backward(
         [2, splits, 2, B, N, P]. Tokens in the direct form are missing in all, as the second half of the parts.
     """
     dtype = grad.dtype
-    keys, words, batch = sizes.padded_places, sizes.padded_words, sizes.batch
-    grouped = image_index is not None
-    stored = Dtypes.of(dtype).gradient
-    exponentials = grad.new_empty(sizes.images, rows, keys, dtype=stored)
-    weights = grad.new_empty(batch, rows, keys, dtype=stored)
-    # An image of one expression overwrites E; others sum their expressions.
-    grad_logits = torch.zeros_like(exponentials) if grouped else exponentials
+    rows, keys = exponentials.shape[1:]
+    words, batch = sizes.padded_words, sizes.batch
+    weights = exponentials.new_empty(batch, rows, keys)
+    # An image's gradient is summed over its expressions.
+    grad_logits = torch.empty_like(exponentials) if image_index is None else torch.zeros_like(exponentials)
     tile = tile_of("gradients", dtype)
     tiles = keys // tile.keys
     sums = state.weight.new_empty(batch, tiles, rows, words)
-    correction = state.word_factor.new_empty(batch, rows, words)
+    correction = state.weight.new_empty(batch, rows, words)
+    constants = {"GROUPED": image_index is not None, "WORDS": words, "BLOCK": column_block(grad)}
     launch(
         _gradients_kernel,
-        (tiles, rows // tile.rows, sizes.images),
-        state.query, state.key, grad, state.value, state.word_factor, state.row_max, delta, image_index,
-        exponentials, weights, sums,
-        batch, sizes.places, first_row, rows, keys, sizes.channels, sizes.value_channels,
-        GROUPED=grouped, WORDS=words, ROWS=tile.rows, KEYS=tile.keys, CHUNK=tile.channels, **options(tile, dtype),
+        (tiles, rows // tile.rows, batch),
+        exponentials, tile_max, grad, state.value, state.word_factor, state.row_max, delta, image_index,
+        weights, sums, first_row, rows, keys, sizes.value_channels,
+        ROWS=tile.rows, KEYS=tile.keys, CHUNK=tile.channels, **constants, **options(tile, dtype),
     )  # fmt: skip
     tile = tile_of("ratio", dtype)
     launch(
@@ -182,9 +183,9 @@ def gradients_backward(
     word_logits = state.weight.new_empty(2, splits, 2, batch, words, keys)
     launch(
         _weights_kernel,
-        (keys // tile.keys, splits, sizes.images),
-        exponentials, weights, state.ratio, correction, state.word_factor, image_index,
+        (triton.cdiv(sizes.places, tile.keys), splits, sizes.images),
+        exponentials, tile_max, weights, state.ratio, correction, state.row_max, state.word_factor, image_index,
         grad_logits, word_logits, batch, first_row, rows, rows_per_split, keys,
-        GROUPED=grouped, WORDS=words, ROWS=tile.rows, KEYS=tile.keys, STAGES=tile.stages, **options(tile, dtype),
+        ROWS=tile.rows, KEYS=tile.keys, STAGES=tile.stages, **constants, **options(tile, dtype),
     )  # fmt: skip
     return weights, grad_logits, word_logits

@@ -9,43 +9,57 @@ import triton.language as tl
 from torch import Tensor
 
 from ...triton.launch import accumulator, launch, options
-from ...triton.primitives import dot, expressions_of, image_of, load_padded, padded_products, store_padded
-from ..state import Dtypes, Sizes, State
+from ...triton.primitives import (
+    expressions_of,
+    image_of,
+    load_padded,
+    padded_products,
+    rounded,
+    store_padded,
+)
+from ..state import Sizes, State, column_block
 from .tile_sizes import FLOOR, tile_of
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows", "batch"])
+@triton.jit(do_not_specialize=["places", "first_row", "rows", "stored_places", "batch"])
 def _logits_kernel(
     query, key, word_factor, image_index,
-    exponentials,  # [B_images, rows, P], E relative to the tile's maximum
-    tile_max,  # [B_images, P / KEYS, rows]
+    exponentials,  # [B_images, rows, P]
+    tile_max,  # [B_images, P / BLOCK, rows]
     sums,  # [B, P / KEYS, rows, N], Z of each tile
-    batch, places, first_row, rows, padded_places, channels,
+    batch, places, first_row, rows, stored_places, padded_places, channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    BLOCK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(2).to(tl.int64)
     tile_number, tiles = tl.program_id(0), tl.num_programs(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tile_number * KEYS + tl.arange(0, KEYS)
+    column_block = tile_number * (KEYS // BLOCK)
+    # The last tile may be wider than the padding.
+    stored = tl.minimum(column, padded_places - 1)
     number = tl.arange(0, WORDS)
     logits = padded_products(
-        query + (image * padded_places + first_row) * channels, row,
-        key + image * padded_places * channels, column, channels, CHUNK, PRECISION, ACCUMULATOR,
+        query + image * stored_places * channels, tl.minimum(first_row + row, stored_places - 1),
+        key + image * stored_places * channels, tl.minimum(column, stored_places - 1), channels,
+        CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     logits = tl.where((column < places)[None, :], logits, float("-inf"))
     # Finite in a tile of padding, so that the difference is no NaN.
     largest = tl.maximum(tl.max(logits, axis=1), -3.0e38)
-    tl.store(tile_max + (image * tiles + tile_number) * rows + row, largest)
+    for block in tl.static_range(KEYS // BLOCK):
+        if column_block + block < padded_places // BLOCK:
+            tl.store(tile_max + (image * (padded_places // BLOCK) + column_block + block) * rows + row, largest)
     tile = tl.exp(logits - largest[:, None]).to(exponentials.dtype.element_ty)
-    store_padded(exponentials + image * rows * padded_places, tile, row, column, padded_places, PRECISION)
+    tile = rounded(tile, PRECISION)
+    out = exponentials + image * rows * padded_places + row[:, None] * padded_places + column[None, :]
+    tl.store(out, tile, mask=(column < padded_places)[None, :])
     # Z is summed from what is stored, so that its rounding cancels in R.
-    tile = tile.to(word_factor.dtype.element_ty)
     first, last = expressions_of(image, batch, GROUPED)
     for expression in range(first, last):
         if image_of(image_index, expression, GROUPED) == image:
-            factor = load_padded(word_factor + expression * WORDS * padded_places, number, column, padded_places)
-            partial = dot(tile, tl.trans(factor), tl.zeros([ROWS, WORDS], ACCUMULATOR), PRECISION)
+            factor = load_padded(word_factor + expression * WORDS * padded_places, number, stored, padded_places)
+            partial = tl.dot(tile, tl.trans(factor), input_precision=PRECISION, out_dtype=ACCUMULATOR)
             at = (expression * tiles + tile_number) * rows * WORDS
             store_padded(sums + at, partial, row, number, WORDS, "ieee")
 
@@ -53,21 +67,22 @@ def _logits_kernel(
 @triton.jit(do_not_specialize=["places", "first_row", "rows", "tiles"])
 def _ratio_kernel(
     tile_max, sums, weight, image_index, row_max, ratio, direct,
-    places, first_row, rows, padded_places, tiles,
-    GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, FLOOR: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    places, first_row, rows, padded_places, tiles, blocks,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, FLOOR: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """Row maxima, R, and which tokens take the direct form because their Z is below the floor."""
     expression = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     number = tl.arange(0, WORDS)
-    tile_max += image_of(image_index, expression, GROUPED) * tiles * rows
+    tile_max += image_of(image_index, expression, GROUPED) * blocks * rows
     sums += expression * tiles * rows * WORDS
     largest = tl.full([ROWS], -3.0e38, ACCUMULATOR)
     for tile in range(0, tiles):
-        largest = tl.maximum(largest, tl.load(tile_max + tile * rows + row))
+        largest = tl.maximum(largest, tl.load(tile_max + tile * BLOCKS * rows + row))
     total = tl.zeros([ROWS, WORDS], ACCUMULATOR)
     for tile in range(0, tiles):
-        scale = tl.exp(tl.load(tile_max + tile * rows + row) - largest)
+        scale = tl.exp(tl.load(tile_max + tile * BLOCKS * rows + row) - largest)
         total += scale[:, None] * load_padded(sums + tile * rows * WORDS, row, number, WORDS)
     weights = tl.load(weight + expression * WORDS + number)[None, :]
     real = (weights > 0) & (first_row + row < places)[:, None]
@@ -81,38 +96,43 @@ def _ratio_kernel(
     tl.store(direct + at + row, tl.sum(flags, axis=1))
 
 
-def logits_forward(
-    image_index: Tensor | None, sizes: Sizes, state: State, first_row: int, rows: int
-) -> tuple[Tensor, Tensor]:
-    """Fill row_max, ratio and direct of a slab of rows.
+def exponentials_of(
+    image_index: Tensor | None, sizes: Sizes, state: State, first_row: int, exponentials: Tensor, tile_max: Tensor
+) -> Tensor:
+    """Fill the exponentials and the maxima of their tiles for a slab of rows.
 
     Returns:
-        E of the slab relative to the maxima of its tiles [B_images, rows, P], and those maxima
-        [B_images, tiles, rows].
+        Z of each tile, [B, tiles, rows, N].
     """
     dtype = state.query.dtype
-    keys, words = sizes.padded_places, sizes.padded_words
     tile = tile_of("logits", dtype)
-    tiles = keys // tile.keys
-    exponentials = state.query.new_empty(sizes.images, rows, keys, dtype=Dtypes.of(dtype).exponential)
-    tile_max = state.weight.new_empty(sizes.images, tiles, rows)
-    sums = state.weight.new_empty(sizes.batch, tiles, rows, words)
-    grouped = image_index is not None
+    rows, keys = exponentials.shape[1:]
+    tiles = triton.cdiv(keys, tile.keys)
+    sums = state.weight.new_empty(sizes.batch, tiles, rows, sizes.padded_words)
     launch(
         _logits_kernel,
         (tiles, rows // tile.rows, sizes.images),
         state.query, state.key, state.word_factor, image_index, exponentials, tile_max, sums,
-        sizes.batch, sizes.places, first_row, rows, keys, sizes.channels,
-        GROUPED=grouped, WORDS=words, ROWS=tile.rows, KEYS=tile.keys, CHUNK=tile.channels,
-        **options(tile, dtype),
+        sizes.batch, sizes.places, first_row, rows, state.key.shape[1], keys, sizes.channels,
+        GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys,
+        CHUNK=tile.channels, BLOCK=column_block(state.query), **options(tile, dtype),
     )  # fmt: skip
+    return sums
+
+
+def ratios_of(
+    sums: Tensor, tile_max: Tensor, image_index: Tensor | None, sizes: Sizes, state: State, first_row: int
+) -> None:
+    """Fill row_max, ratio and direct of a slab of rows, from what `exponentials_of` left."""
+    dtype = state.query.dtype
+    tiles, blocks, rows = sums.shape[1], *tile_max.shape[1:]
     tile = tile_of("ratio", dtype)
     launch(
         _ratio_kernel,
         (rows // tile.rows, sizes.batch),
         tile_max, sums, state.weight, image_index, state.row_max, state.ratio, state.direct,
-        sizes.places, first_row, rows, keys, tiles,
-        GROUPED=grouped, WORDS=words, ROWS=tile.rows, FLOOR=FLOOR[state.weight.dtype],
+        sizes.places, first_row, rows, sizes.padded_places, tiles, blocks,
+        GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows,
+        BLOCKS=triton.cdiv(blocks, tiles), FLOOR=FLOOR[state.weight.dtype],
         ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
     )  # fmt: skip
-    return exponentials, tile_max

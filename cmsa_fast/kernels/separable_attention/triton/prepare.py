@@ -1,11 +1,12 @@
 """Copies of the inputs as the other kernels read them: less their common offsets, padded with zeros, contiguous.
 
 Attention is invariant to an offset that all queries, keys or values share; only rounding improves without it
-(see `cmsa_fast.kernels.separable_attention.numerics`). 16-bit queries and keys keep theirs: their products are
-exact in float32, and the differences would have to be rounded. The offset of 16-bit values is rounded to 16 bits,
-so that subtracting it is mostly exact (Sterbenz's lemma).
+(see `cmsa_fast.kernels.separable_attention.numerics`). The offset of 16-bit features is rounded to 16 bits, so
+that subtracting it is mostly exact (Sterbenz's lemma). 16-bit queries and keys are read as they are in forward
+where their layout allows it, and copied in backward.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -34,7 +35,7 @@ def _column_sums(
     tl.store(squares + column, square)
 
 
-@triton.jit(do_not_specialize=["places", "width", "value_width"])
+@triton.jit(do_not_specialize=["places"])
 def _statistics_kernel(
     query, query_strides, key, key_strides, value, value_strides,
     sums,  # [B_images, 3, 2, C], of the columns and of their squares
@@ -85,17 +86,17 @@ def _centre(
         store_padded(result, tile, row, column, channels, PRECISION)
 
 
-@triton.jit(do_not_specialize=["places", "width", "value_width"])
+@triton.jit(do_not_specialize=["places"])
 def _centre_places_kernel(
     query, query_strides, key, key_strides, value, value_strides, sums,
     offset,  # [B_images, 3, C]
     query_out, key_out, value_out,
     places, width, value_width, padded_places, channels, value_channels, columns,
-    CENTRED: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+    FIRST: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     image = tl.program_id(2).to(tl.int64)
-    part = tl.program_id(1)
+    part = FIRST + tl.program_id(1)
     first = tl.program_id(0) == 0
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     sums += (image * 3 + part) * 2 * columns
@@ -103,12 +104,12 @@ def _centre_places_kernel(
     if part == 0:
         _centre(
             query + image * query_strides[0], query_strides, row, places, width, sums, columns, offset, first,
-            query_out + image * padded_places * channels, channels, CENTRED, CHUNK, PRECISION, ACCUMULATOR,
+            query_out + image * padded_places * channels, channels, True, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     elif part == 1:
         _centre(
             key + image * key_strides[0], key_strides, row, places, width, sums, columns, offset, first,
-            key_out + image * padded_places * channels, channels, CENTRED, CHUNK, PRECISION, ACCUMULATOR,
+            key_out + image * padded_places * channels, channels, True, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     else:
         _centre(
@@ -153,12 +154,12 @@ def _centre_words(
         store_padded(result, tile, number, column, channels, PRECISION)
 
 
-@triton.jit(do_not_specialize=["words", "width", "value_width"])
+@triton.jit(do_not_specialize=["words"])
 def _centre_words_kernel(
     query, query_strides, key, key_strides, value, value_strides, weight, place_offset, image_index,
     query_out, key_out, value_out, weight_out, offset_out,
     words, width, value_width, channels, value_channels, columns,
-    CENTRED: tl.constexpr, GROUPED: tl.constexpr, WORDS: tl.constexpr, CHUNK: tl.constexpr,
+    SHIFTED: tl.constexpr, GROUPED: tl.constexpr, WORDS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     expression = tl.program_id(1).to(tl.int64)
@@ -170,8 +171,8 @@ def _centre_words_kernel(
     out = expression * WORDS * channels
     if part == 0:
         tl.store(weight_out + expression * WORDS + number, weights)
-        # The places' queries lost their common offset; the words' queries gain it.
-        added = place_offset if CENTRED else None
+        # Where the places' queries lost their common offset, the words' queries gain it.
+        added = place_offset if SHIFTED else None
         _centre_words(
             query, query_strides, expression, number, real, weights, added, None, query_out + out,
             width, channels, False, CHUNK, PRECISION, ACCUMULATOR,
@@ -179,7 +180,7 @@ def _centre_words_kernel(
     elif part == 1:
         _centre_words(
             key, key_strides, expression, number, real, weights, None, None, key_out + out,
-            width, channels, CENTRED, CHUNK, PRECISION, ACCUMULATOR,
+            width, channels, True, CHUNK, PRECISION, ACCUMULATOR,
         )  # fmt: skip
     else:
         _centre_words(
@@ -189,7 +190,7 @@ def _centre_words_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["places", "width"])
+@triton.jit(do_not_specialize=["places"])
 def _pad_kernel(
     features, strides, result, places, width, padded_places, channels,
     ROWS: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
@@ -205,7 +206,7 @@ def _pad_kernel(
 def prepare(
     features: list[Tensor], weight: Tensor, image_index: Tensor | None, sizes: Sizes, state: State
 ) -> None:
-    """Fill the first eight tensors of the state.
+    """Fill the first eight tensors of the state; query and key only if they are not empty.
 
     Args:
         features: Place query, key, value and word query, key, value, with any strides.
@@ -214,38 +215,75 @@ def prepare(
         sizes: Of the features.
         state: To be filled.
     """
-    dtype = features[0].dtype
-    centred = dtype.itemsize > 2
+    copied = state.query.shape[1] > 0
+    offset = _copy_places(features[:3], sizes, state, 0 if copied else 2, 3)
+    _copy_words(features[3:], weight, offset, image_index, sizes, state, 3, shifted=copied)
+
+
+def prepare_products(image_index: Tensor | None, sizes: Sizes, state: State) -> State:
+    """The state with centred copies of query, key and word query where forward read the inputs in place.
+
+    Products with rounded gradients of the logits would amplify an offset.
+    """
+    if state.query.shape[1] == sizes.padded_places:
+        return state
+    query, key = (state.value.new_empty(sizes.images, sizes.padded_places, sizes.channels) for _ in range(2))
+    centred = state._replace(query=query, key=key, word_query=torch.empty_like(state.word_query))
+    offset = _copy_places([state.query, state.key, state.key], sizes, centred, 0, 2)
+    words = [state.word_query] * 3
+    _copy_words(words, state.weight, offset, image_index, sizes, centred, 1, shifted=True)
+    return centred
+
+
+def _copy_places(features: list[Tensor], sizes: Sizes, state: State, first: int, last: int) -> Tensor:
+    """Fill parts first..last - 1 of query, key and value; returns their offsets, [B_images, 3, C]."""
+    dtype = state.value.dtype
     tile = tile_of("prepare", dtype)
     columns = max(sizes.channels, sizes.value_channels)
-    sums = weight.new_empty(sizes.images, 3, 2, columns)
-    offset = weight.new_empty(sizes.images, 3, columns)
-    places, words = (
-        [item for part in group for item in (part, part.stride())] for group in (features[:3], features[3:])
-    )
-    constants = {"CHUNK": tile.channels, "ACCUMULATOR": accumulator(dtype), "num_warps": tile.warps}
+    sums = state.weight.new_empty(sizes.images, 3, 2, columns)
+    offset = state.weight.new_empty(sizes.images, 3, columns)
+    inputs = [item for part in features for item in (part, part.stride())]
+    constants = {"FIRST": first, "ROWS": tile.rows, "CHUNK": tile.channels, "num_warps": tile.warps}
     launch(
         _statistics_kernel,
-        (columns // tile.channels, 3 if centred else 1, sizes.images),
-        *places, sums, sizes.places, sizes.width, sizes.value_width, columns,
-        FIRST=0 if centred else 2, ROWS=tile.rows, **constants,
+        (columns // tile.channels, last - first, sizes.images),
+        *inputs, sums, sizes.places, sizes.width, sizes.value_width, columns,
+        ACCUMULATOR=accumulator(dtype), **constants,
     )  # fmt: skip
     launch(
         _centre_places_kernel,
-        (sizes.padded_places // tile.rows, 3, sizes.images),
-        *places, sums, offset, state.query, state.key, state.value,
+        (sizes.padded_places // tile.rows, last - first, sizes.images),
+        *inputs, sums, offset, state.query, state.key, state.value,
         sizes.places, sizes.width, sizes.value_width, sizes.padded_places,
         sizes.channels, sizes.value_channels, columns,
-        CENTRED=centred, ROWS=tile.rows, PRECISION=precision(dtype), **constants,
+        PRECISION=precision(dtype), ACCUMULATOR=accumulator(dtype), **constants,
     )  # fmt: skip
+    return offset
+
+
+def _copy_words(
+    features: list[Tensor],
+    weight: Tensor,
+    offset: Tensor,
+    image_index: Tensor | None,
+    sizes: Sizes,
+    state: State,
+    parts: int,
+    *,
+    shifted: bool,
+) -> None:
+    """Fill the first parts of word query, key and value; the query takes the places' offset if shifted."""
+    dtype = state.value.dtype
+    tile = tile_of("prepare", dtype)
+    inputs = [item for part in features for item in (part, part.stride())]
     launch(
         _centre_words_kernel,
-        (3, sizes.batch),
-        *words, weight, offset, image_index,
+        (parts, sizes.batch),
+        *inputs, weight, offset, image_index,
         state.word_query, state.word_key, state.word_value, state.weight, state.offset,
-        sizes.words, sizes.width, sizes.value_width, sizes.channels, sizes.value_channels, columns,
-        CENTRED=centred, GROUPED=image_index is not None, WORDS=sizes.padded_words,
-        PRECISION=precision(dtype), **constants,
+        weight.shape[1], sizes.width, sizes.value_width, sizes.channels, sizes.value_channels, offset.shape[2],
+        SHIFTED=shifted, GROUPED=image_index is not None, WORDS=sizes.padded_words, CHUNK=tile.channels,
+        PRECISION=precision(dtype), ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
     )  # fmt: skip
 
 

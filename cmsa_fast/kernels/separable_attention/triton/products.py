@@ -10,7 +10,7 @@ from ..state import Sizes, State
 from .tile_sizes import channel_block, tile_of
 
 
-@triton.jit(do_not_specialize=["batch", "places", "width", "first_row", "left_rows", "inner", "right_start"])
+@triton.jit(do_not_specialize=["batch", "places", "first_row", "left_rows", "inner", "right_start"])
 def _place_products_kernel(
     left,  # [., rows, P]
     right,  # [., ., C]
@@ -64,11 +64,11 @@ def _place_products_kernel(
     store_tile(result, total, place, channel, width, 1, inside, channel < width)
 
 
-@triton.jit(do_not_specialize=["batch", "parts"])
+@triton.jit(do_not_specialize=["batch", "parts", "places"])
 def _sum_word_logits_kernel(
     word_logits,  # [parts, 2, B, N, P]
     gradient,  # [B, N, P]
-    batch, parts, padded_places,
+    batch, parts, places, padded_places,
     WORDS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
     """The sum of the parts, less its mean.
@@ -82,19 +82,21 @@ def _sum_word_logits_kernel(
     left_over = tl.zeros([KEYS], ACCUMULATOR)
     share = tl.zeros([KEYS], ACCUMULATOR)
     for start in range(0, padded_places, KEYS):
-        column = own + start + tl.arange(0, KEYS)
+        column = start + tl.arange(0, KEYS)
         for part in range(0, parts):
-            left_over += tl.load(word_logits + 2 * part * size + column)
-            share += tl.load(word_logits + (2 * part + 1) * size + column)
+            parts_of = word_logits + 2 * part * size + own + column
+            left_over += tl.load(parts_of, mask=column < places, other=0.0)
+            share += tl.load(parts_of + size, mask=column < places, other=0.0)
     # A word of padding has no share and no gradient.
     scale = tl.sum(left_over, axis=0) / tl.maximum(tl.sum(share, axis=0), 1.2e-38)
     for start in range(0, padded_places, KEYS):
-        column = own + start + tl.arange(0, KEYS)
+        column = start + tl.arange(0, KEYS)
         total = tl.zeros([KEYS], ACCUMULATOR)
         for part in range(0, parts):
-            total += tl.load(word_logits + 2 * part * size + column)
-            total -= scale * tl.load(word_logits + (2 * part + 1) * size + column)
-        tl.store(gradient + column, rounded(total.to(gradient.dtype.element_ty), PRECISION))
+            parts_of = word_logits + 2 * part * size + own + column
+            total += tl.load(parts_of, mask=column < places, other=0.0)
+            total -= scale * tl.load(parts_of + size, mask=column < places, other=0.0)
+        tl.store(gradient + own + column, rounded(total.to(gradient.dtype.element_ty), PRECISION))
 
 
 @triton.jit
@@ -110,7 +112,7 @@ def _product(
     return total
 
 
-@triton.jit(do_not_specialize=["batch", "words", "width", "value_width", "parts"])
+@triton.jit(do_not_specialize=["batch", "words", "parts"])
 def _word_products_kernel(
     query, key, grad, word_query, word_key,
     gradient,  # [B, N, P], of C
@@ -215,7 +217,8 @@ def places_backward(
         (channels // block, (padded_places if transposed else rows) // tile.rows, sizes.images),
         left, right, word_left, word_right, image_index, result,
         sizes.batch, sizes.places, result.shape[2], 0 if transposed else first_row, rows,
-        rows if transposed else padded_places, first_row if transposed else 0, right.shape[1],
+        min(rows, sizes.places - first_row) if transposed else sizes.places,
+        first_row if transposed else 0, right.shape[1],
         padded_places, channels, *strides,
         TRANSPOSED=transposed, PER_EXPRESSION=per_expression, ADDED=added, GROUPED=image_index is not None,
         WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys, CHANNELS=block,
@@ -223,7 +226,7 @@ def places_backward(
     )  # fmt: skip
 
 
-def word_logits_backward(word_logits: Tensor, state: State) -> Tensor:
+def word_logits_backward(word_logits: Tensor, sizes: Sizes, state: State) -> Tensor:
     """The gradient of C in parts [parts, 2, B, N, P] -> its sum [B, N, P], an operand."""
     parts, _, batch, words, keys = word_logits.shape
     gradient = state.word_factor.new_empty(batch, words, keys)
@@ -231,7 +234,7 @@ def word_logits_backward(word_logits: Tensor, state: State) -> Tensor:
     launch(
         _sum_word_logits_kernel,
         (words, batch),
-        word_logits, gradient, batch, parts, keys,
+        word_logits, gradient, batch, parts, sizes.places, keys,
         WORDS=words, KEYS=tile.keys, **options(tile, state.query.dtype),
     )  # fmt: skip
     return gradient

@@ -6,18 +6,18 @@ from torch import Tensor
 
 from ...triton.launch import accumulator, launch, precision
 from ...triton.primitives import dot, image_of, load_padded, rounded, store_tile
-from ..state import Sizes, State
+from ..state import Sizes, State, column_block
 from .tile_sizes import channel_block, tile_of
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows", "value_width", "tiles"])
+@triton.jit(do_not_specialize=["places", "first_row", "rows"])
 def _values_kernel(
     exponentials, tile_max, word_factor, ratio, row_max, value,
     softmax,  # [B, P, N], V
     word_value, offset, image_index,
     attended,  # [B, places, value_width]
-    places, value_width, first_row, rows, padded_places, value_channels, tiles,
-    GROUPED: tl.constexpr, WORDS: tl.constexpr, TILE: tl.constexpr,
+    places, value_width, first_row, rows, padded_places, value_channels,
+    GROUPED: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -27,7 +27,7 @@ def _values_kernel(
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     number = tl.arange(0, WORDS)
     exponentials += image * rows * padded_places
-    tile_max += image * tiles * rows
+    tile_max += image * (padded_places // BLOCK) * rows
     value += image * padded_places * value_channels
     word_factor += expression * WORDS * padded_places
     at = expression * padded_places + first_row
@@ -35,12 +35,12 @@ def _values_kernel(
     weights = load_padded(ratio + at * WORDS, row, number, WORDS).to(word_factor.dtype.element_ty)
     weights = rounded(weights, PRECISION)
     total = tl.zeros([ROWS, CHANNELS], ACCUMULATOR)
-    for start in tl.range(0, padded_places, KEYS, num_stages=STAGES):
+    for start in tl.range(0, places, KEYS, num_stages=STAGES):
         column = start + tl.arange(0, KEYS)
         tile = load_padded(exponentials, row, column, padded_places).to(ACCUMULATOR)
         factor = load_padded(word_factor, number, column, padded_places)
         # Exponentials are relative to the maximum of their tile.
-        scale = tl.exp(tl.load(tile_max + start // TILE * rows + row) - largest)
+        scale = tl.exp(tl.load(tile_max + start // BLOCK * rows + row) - largest)
         mixed = tl.dot(weights, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
         tile = (tile * scale[:, None] * mixed).to(value.dtype.element_ty)
         value_tile = load_padded(value, column, channel, value_channels)
@@ -72,24 +72,23 @@ def values_forward(
     """Fill a slab of rows of attended, [B, places, e].
 
     Args:
-        exponentials, tile_max: Of `logits_forward`.
+        exponentials, tile_max: Of the slab, see `logits.exponentials_of`.
         softmax: V, of `words_forward`.
-        image_index, sizes, state: As in `logits_forward`.
+        image_index, sizes, state: As there.
         first_row: The slab's first row.
         attended: To be filled.
     """
     dtype = state.value.dtype
     tile = tile_of("values", dtype)
     rows = exponentials.shape[1]
-    tiles = tile_max.shape[1]
     channels = channel_block(sizes.value_channels, tile.channels)
     launch(
         _values_kernel,
         (sizes.value_channels // channels, rows // tile.rows, sizes.batch),
         exponentials, tile_max, state.word_factor, state.ratio, state.row_max, state.value, softmax,
         state.word_value, state.offset, image_index, attended,
-        sizes.places, sizes.value_width, first_row, rows, sizes.padded_places, sizes.value_channels, tiles,
-        GROUPED=image_index is not None, WORDS=sizes.padded_words, TILE=sizes.padded_places // tiles,
+        sizes.places, sizes.value_width, first_row, rows, sizes.padded_places, sizes.value_channels,
+        GROUPED=image_index is not None, WORDS=sizes.padded_words, BLOCK=column_block(state.value),
         ROWS=tile.rows, KEYS=tile.keys, CHANNELS=channels, STAGES=tile.stages,
         PRECISION=precision(dtype), ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
     )  # fmt: skip

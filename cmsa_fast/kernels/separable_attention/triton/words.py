@@ -16,13 +16,13 @@ from ..state import Sizes, State
 from .tile_sizes import tile_of
 
 
-@triton.jit(do_not_specialize=["places"])
+@triton.jit(do_not_specialize=["places", "stored_places"])
 def _word_logits_kernel(
     query, key, word_key, weight, image_index,
     logits,  # [B, N, P], C
     tile_max,  # [B, P / KEYS, N]
     word_logits,  # [B, N, N]
-    places, padded_places, channels,
+    places, stored_places, padded_places, channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -35,8 +35,9 @@ def _word_logits_kernel(
     if block * KEYS < padded_places:
         column = block * KEYS + tl.arange(0, KEYS)
         tile = padded_products(
-            query, number, key + image * padded_places * channels, column, channels, CHUNK, PRECISION, ACCUMULATOR
-        )
+            query, number, key + image * stored_places * channels, tl.minimum(column, stored_places - 1), channels,
+            CHUNK, PRECISION, ACCUMULATOR,
+        )  # fmt: skip
         tile = tl.where((column < places)[None, :], tile, float("-inf"))
         store_padded(logits + expression * WORDS * padded_places, tile, number, column, padded_places, "ieee")
         tiles = padded_places // KEYS
@@ -63,12 +64,12 @@ def _softmax(logits):
     return exponentials / tl.sum(exponentials, axis=1)[:, None]
 
 
-@triton.jit(do_not_specialize=["words", "tiles"])
+@triton.jit(do_not_specialize=["stored_places", "words", "tiles"])
 def _words_forward_kernel(
     query, word_key, weight, image_index, logits, tile_max, word_logits,
     word_factor, place_logits,
     softmax_out,  # [B, P, N], V
-    padded_places, channels, words, tiles,
+    stored_places, padded_places, channels, words, tiles,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -85,7 +86,8 @@ def _words_forward_kernel(
     store_padded(word_factor + at, factor, number, row, padded_places, PRECISION)
 
     place_part = padded_products(
-        query + image * padded_places * channels, row, word_key + expression * WORDS * channels, number,
+        query + image * stored_places * channels, tl.minimum(row, stored_places - 1),
+        word_key + expression * WORDS * channels, number,
         channels, CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     softmax = tl.zeros([ROWS, WORDS], ACCUMULATOR)
@@ -99,7 +101,7 @@ def _words_forward_kernel(
     store_padded(softmax_out + at, softmax, row, number, WORDS, PRECISION)
 
 
-@triton.jit(do_not_specialize=["batch", "places", "value_width", "words"])
+@triton.jit(do_not_specialize=["batch", "places", "words"])
 def _words_backward_kernel(
     grad,  # [B, P, e], padded
     attended,  # [B, places, value_width]
@@ -177,7 +179,7 @@ def words_forward(image_index: Tensor | None, sizes: Sizes, state: State) -> Ten
         (tiles + 1, batch),
         state.word_query, state.key, state.word_key, state.weight, image_index,
         logits, tile_max, state.word_logits,
-        sizes.places, rows, sizes.channels,
+        sizes.places, state.key.shape[1], rows, sizes.channels,
         KEYS=tile.keys, **constants,
     )  # fmt: skip
     launch(
@@ -185,7 +187,7 @@ def words_forward(image_index: Tensor | None, sizes: Sizes, state: State) -> Ten
         (rows // tile.rows, batch),
         state.query, state.word_key, state.weight, image_index, logits, tile_max, state.word_logits,
         state.word_factor, state.place_logits, softmax,
-        rows, sizes.channels, sizes.words, tiles,
+        state.query.shape[1], rows, sizes.channels, sizes.words, tiles,
         ROWS=tile.rows, **constants,
     )  # fmt: skip
     return softmax
