@@ -135,6 +135,19 @@ class State(NamedTuple):
         )
 
 
+class Call(NamedTuple):
+    """What the launchers of one call share: its sizes, its state and the image of each expression."""
+
+    sizes: Sizes
+    state: State
+    image_index: Tensor | None  # int64 [B], contiguous; None: expression b belongs to image b
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Constants of the kernels: whether expressions share images, and the number of words, padded."""
+        return {"GROUPED": self.image_index is not None, "WORDS": self.sizes.padded_words}
+
+
 def read_in_place(features: Sequence[Tensor]) -> bool:
     """Whether the kernels read place query and key as they are: 16-bit, contiguous and of a whole number of tiles.
 

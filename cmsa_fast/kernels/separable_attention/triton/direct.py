@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...triton.launch import launch, options
 from ...triton.primitives import dot, expressions_of, image_of, load_padded, rounded
-from ..state import Sizes, State
+from ..state import Call
 from .tile_sizes import channel_block, tile_of
 
 
@@ -205,8 +205,9 @@ def _direct_backward_kernel(
             tl.store(out + batch * WORDS * padded_places, shares)
 
 
-def direct_forward(attended: Tensor, image_index: Tensor | None, sizes: Sizes, state: State) -> None:
+def direct_forward(call: Call, attended: Tensor) -> None:
     """Add the flagged tokens' part to attended [B, places, e]."""
+    sizes, state, image_index = call
     dtype = attended.dtype
     tile = tile_of("direct", dtype)
     channels = channel_block(sizes.value_channels, 128)
@@ -217,28 +218,22 @@ def direct_forward(attended: Tensor, image_index: Tensor | None, sizes: Sizes, s
         attended,
         sizes.places, sizes.value_width, state.key.shape[1], sizes.padded_places,
         sizes.channels, sizes.value_channels,
-        GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys,
+        **call.constants, ROWS=tile.rows, KEYS=tile.keys,
         CHUNK=tile.channels, CHANNELS=channels, **options(tile, dtype),
     )  # fmt: skip
 
 
 def direct_backward(
-    grad: Tensor,
-    weights: Tensor,
-    grad_logits: Tensor,
-    word_logits: Tensor,
-    image_index: Tensor | None,
-    sizes: Sizes,
-    state: State,
-    first_row: int,
+    call: Call, grad: Tensor, weights: Tensor, grad_logits: Tensor, word_logits: Tensor, first_row: int
 ) -> None:
     """Add the flagged tokens' part to what `gradients_backward` returned for a slab.
 
     Args:
-        grad, image_index, sizes, state, first_row: As there.
+        call, grad, first_row: As there.
         weights, grad_logits: To be added to.
         word_logits: Its second half is to be filled.
     """
+    sizes, state, image_index = call
     dtype = grad.dtype
     rows, keys = weights.shape[1:]
     tile = tile_of("direct", dtype)
@@ -246,10 +241,8 @@ def direct_backward(
     rows_per_split = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
     tokens = [state.weight.new_empty(sizes.batch, rows, sizes.padded_words) for _ in range(3)]
     inputs = (state.query, state.key, grad, state.value, state.word_query, state.direct)
-    constants = {
-        "GROUPED": image_index is not None, "WORDS": sizes.padded_words, "ROWS": tile.rows, "KEYS": tile.keys,
-        "CHUNK": tile.channels, **options(tile, dtype),
-    }  # fmt: skip
+    constants = call.constants | options(tile, dtype)
+    constants |= {"ROWS": tile.rows, "KEYS": tile.keys, "CHUNK": tile.channels}
     launch(
         _direct_rows_kernel,
         (rows // tile.rows, sizes.batch),

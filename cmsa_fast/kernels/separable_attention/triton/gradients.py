@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...triton.launch import launch, options, row_splits
 from ...triton.primitives import expressions_of, image_of, load_padded, padded_products, rounded, store_padded
-from ..state import Sizes, State, column_block
+from ..state import Call, column_block
 from .tile_sizes import tile_of
 
 
@@ -131,21 +131,14 @@ def _weights_kernel(
 
 
 def gradients_backward(
-    grad: Tensor,
-    delta: Tensor,
-    exponentials: Tensor,
-    tile_max: Tensor,
-    image_index: Tensor | None,
-    sizes: Sizes,
-    state: State,
-    first_row: int,
+    call: Call, grad: Tensor, delta: Tensor, exponentials: Tensor, tile_max: Tensor, first_row: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     Args:
+        call: Of forward.
         grad: [B, P, e], of the result, padded.
         delta: [B, P], of `words_backward`.
         exponentials, tile_max: Of the slab, see `logits.exponentials_of`.
-        image_index, sizes, state: Forward's.
         first_row: The first row of the slab.
 
     Returns:
@@ -153,6 +146,7 @@ def gradients_backward(
         [B_images, rows, P]; and the gradient of C with the softmax summed over rows, in parts
         [2, splits, 2, B, N, P]. Tokens in the direct form are missing in all, as the second half of the parts.
     """
+    sizes, state, image_index = call
     dtype = grad.dtype
     rows, keys = exponentials.shape[1:]
     words, batch = sizes.padded_words, sizes.batch
@@ -163,7 +157,7 @@ def gradients_backward(
     tiles = keys // tile.keys
     sums = state.weight.new_empty(batch, tiles, rows, words)
     correction = state.weight.new_empty(batch, rows, words)
-    constants = {"GROUPED": image_index is not None, "WORDS": words, "BLOCK": column_block(grad)}
+    constants = call.constants | {"BLOCK": column_block(grad)}
     launch(
         _gradients_kernel,
         (tiles, rows // tile.rows, batch),

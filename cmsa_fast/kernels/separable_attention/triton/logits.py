@@ -17,7 +17,7 @@ from ...triton.primitives import (
     rounded,
     store_padded,
 )
-from ..state import Sizes, State, column_block
+from ..state import Call, column_block
 from .tile_sizes import FLOOR, tile_of
 
 
@@ -96,14 +96,13 @@ def _ratio_kernel(
     tl.store(direct + at + row, tl.sum(flags, axis=1))
 
 
-def exponentials_of(
-    image_index: Tensor | None, sizes: Sizes, state: State, first_row: int, exponentials: Tensor, tile_max: Tensor
-) -> Tensor:
+def exponentials_of(call: Call, first_row: int, exponentials: Tensor, tile_max: Tensor) -> Tensor:
     """Fill the exponentials and the maxima of their tiles for a slab of rows.
 
     Returns:
         Z of each tile, [B, tiles, rows, N].
     """
+    sizes, state, image_index = call
     dtype = state.query.dtype
     tile = tile_of("logits", dtype)
     rows, keys = exponentials.shape[1:]
@@ -114,16 +113,15 @@ def exponentials_of(
         (tiles, rows // tile.rows, sizes.images),
         state.query, state.key, state.word_factor, image_index, exponentials, tile_max, sums,
         sizes.batch, sizes.places, first_row, rows, state.key.shape[1], keys, sizes.channels,
-        GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys,
-        CHUNK=tile.channels, BLOCK=column_block(state.query), **options(tile, dtype),
+        ROWS=tile.rows, KEYS=tile.keys, CHUNK=tile.channels, BLOCK=column_block(state.query),
+        **call.constants, **options(tile, dtype),
     )  # fmt: skip
     return sums
 
 
-def ratios_of(
-    sums: Tensor, tile_max: Tensor, image_index: Tensor | None, sizes: Sizes, state: State, first_row: int
-) -> None:
+def ratios_of(call: Call, sums: Tensor, tile_max: Tensor, first_row: int) -> None:
     """Fill row_max, ratio and direct of a slab of rows, from what `exponentials_of` left."""
+    sizes, state, image_index = call
     dtype = state.query.dtype
     tiles, blocks, rows = sums.shape[1], *tile_max.shape[1:]
     tile = tile_of("ratio", dtype)
@@ -132,7 +130,6 @@ def ratios_of(
         (rows // tile.rows, sizes.batch),
         tile_max, sums, state.weight, image_index, state.row_max, state.ratio, state.direct,
         sizes.places, first_row, rows, sizes.padded_places, tiles, blocks,
-        GROUPED=image_index is not None, WORDS=sizes.padded_words, ROWS=tile.rows,
-        BLOCKS=triton.cdiv(blocks, tiles), FLOOR=FLOOR[state.weight.dtype],
+        **call.constants, ROWS=tile.rows, BLOCKS=triton.cdiv(blocks, tiles), FLOOR=FLOOR[state.weight.dtype],
         ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
     )  # fmt: skip

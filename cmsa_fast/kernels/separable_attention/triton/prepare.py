@@ -2,8 +2,8 @@
 
 Attention is invariant to an offset that all queries, keys or values share; only rounding improves without it. Any
 offset is exact, so that of places is the mean of a sample of them, in the channels where it outweighs the spread.
-It is rounded to the features' dtype, so that subtracting it from 16-bit features is mostly exact (Sterbenz). 16-bit
-queries and keys are read as they are in forward where their layout allows it, and copied in backward.
+It is rounded to the features' dtype, so that subtracting it from 16-bit features is mostly exact (Sterbenz).
+16-bit queries and keys are read as they are in forward where their layout allows it, and copied in backward.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ...backends import compute_dtype
 from ...triton.launch import launch, options
 from ...triton.primitives import image_of, load_tile, store_padded
-from ..state import Sizes, State
+from ..state import Call, Sizes
 from .tile_sizes import tile_of
 
 # Places that their common offset is the mean of.
@@ -112,38 +112,37 @@ def _words_kernel(
         )  # fmt: skip
 
 
-def prepare(
-    features: list[Tensor], weight: Tensor, image_index: Tensor | None, sizes: Sizes, state: State
-) -> None:
+def prepare(call: Call, features: list[Tensor], weight: Tensor) -> None:
     """Fill the first eight tensors of the state; query and key only if they are not empty.
 
     Args:
+        call: Its state is to be filled.
         features: Place query, key, value and word query, key, value, with any strides.
         weight: [B, N], 1 / (number of real words) on real words, 0 on padding, contiguous.
-        image_index: int64 [B], contiguous, or None.
-        sizes: Of the features.
-        state: To be filled.
     """
+    sizes, state, _ = call
     query_offset = None
     if state.query.shape[1]:
         query_offset = _copy_places(features[0], state.query, sizes)
         _copy_places(features[1], state.key, sizes)
     value_offset = _copy_places(features[2], state.value, sizes)
-    _launch_words(features[3:], weight, query_offset, value_offset, image_index, sizes, state, 3)
+    _launch_words(call, features[3:], weight, query_offset, value_offset, 3)
 
 
-def prepare_products(image_index: Tensor | None, sizes: Sizes, state: State) -> State:
-    """The state with centred copies of query, key and word query where forward read the inputs in place.
+def prepare_products(call: Call) -> Call:
+    """The call with centred copies of query, key and word query where forward read the inputs in place.
 
     Products with rounded gradients of the logits would amplify an offset.
     """
+    sizes, state, _ = call
     if state.query.shape[1] == sizes.padded_places:
-        return state
+        return call
     query, key = (state.value.new_empty(sizes.images, sizes.padded_places, sizes.channels) for _ in range(2))
-    centred = state._replace(query=query, key=key, word_query=torch.empty_like(state.word_query))
+    own = state._replace(query=query, key=key, word_query=torch.empty_like(state.word_query))
+    centred = call._replace(state=own)
     offset = _copy_places(state.query, query, sizes)
     _copy_places(state.key, key, sizes)
-    _launch_words([state.word_query] * 3, state.weight, offset, offset, image_index, sizes, centred, 1)
+    _launch_words(centred, [state.word_query] * 3, state.weight, offset, offset, 1)
     return centred
 
 
@@ -173,16 +172,15 @@ def _copy_places(features: Tensor, result: Tensor, sizes: Sizes, *, centred: boo
 
 
 def _launch_words(
+    call: Call,
     features: list[Tensor],
     weight: Tensor,
     query_offset: Tensor | None,
     value_offset: Tensor | None,
-    image_index: Tensor | None,
-    sizes: Sizes,
-    state: State,
     parts: int,
 ) -> None:
     """Fill the first parts of word query, key and value, and their weight and offset."""
+    sizes, state, image_index = call
     tile = tile_of("prepare", state.value.dtype)
     launch(
         _words_kernel,
@@ -191,6 +189,5 @@ def _launch_words(
         weight, query_offset, value_offset, image_index,
         state.word_query, state.word_key, state.word_value, state.weight, state.offset,
         weight.shape[1], sizes.width, sizes.value_width, sizes.channels, sizes.value_channels,
-        GROUPED=image_index is not None, WORDS=sizes.padded_words, CHUNK=tile.channels,
-        **options(tile, state.value.dtype),
+        **call.constants, CHUNK=tile.channels, **options(tile, state.value.dtype),
     )  # fmt: skip

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...triton.launch import launch, options
 from ...triton.primitives import dot, expressions_of, image_of, load_padded, rounded, store_tile
-from ..state import Sizes, State
+from ..state import Call
 from .tile_sizes import channel_block, tile_of
 
 
@@ -180,12 +180,11 @@ def _word_products_kernel(
 
 
 def places_backward(
+    call: Call,
     left: Tensor,
     right: Tensor,
     words: tuple[Tensor, Tensor] | None,
     result: Tensor,
-    image_index: Tensor | None,
-    sizes: Sizes,
     *,
     first_row: int,
     transposed: bool,
@@ -195,6 +194,7 @@ def places_backward(
     """Write a gradient of places: left right, or left^T right, plus word_left word_right.
 
     Args:
+        call: Of forward.
         left: [., rows, P], of a slab of rows: for each image, or for each expression if per_expression (the
             products of an image's expressions are summed).
         right: [., P, C], padded; with `transposed` its rows of the slab are used.
@@ -204,6 +204,7 @@ def places_backward(
         transposed: Whether the product runs over the slab's rows, to all rows of the result.
         added: Whether to add to the result.
     """
+    sizes, _, image_index = call
     tile = tile_of("products", right.dtype)
     rows, padded_places = left.shape[1:]
     channels = right.shape[2]
@@ -220,14 +221,15 @@ def places_backward(
         min(rows, sizes.places - first_row) if transposed else sizes.places,
         first_row if transposed else 0, right.shape[1],
         padded_places, channels, *strides,
-        TRANSPOSED=transposed, PER_EXPRESSION=per_expression, ADDED=added, GROUPED=image_index is not None,
-        WORDS=sizes.padded_words, ROWS=tile.rows, KEYS=tile.keys, CHANNELS=block,
+        TRANSPOSED=transposed, PER_EXPRESSION=per_expression, ADDED=added, **call.constants,
+        ROWS=tile.rows, KEYS=tile.keys, CHANNELS=block,
         **options(tile, right.dtype),
     )  # fmt: skip
 
 
-def word_logits_backward(word_logits: Tensor, sizes: Sizes, state: State) -> Tensor:
+def word_logits_backward(call: Call, word_logits: Tensor) -> Tensor:
     """The gradient of C in parts [parts, 2, B, N, P] -> its sum [B, N, P], an operand."""
+    sizes, state, _ = call
     parts, _, batch, words, keys = word_logits.shape
     gradient = state.word_factor.new_empty(batch, words, keys)
     tile = tile_of("word_products", state.query.dtype)
@@ -241,23 +243,22 @@ def word_logits_backward(word_logits: Tensor, sizes: Sizes, state: State) -> Ten
 
 
 def words_products(
+    call: Call,
     grad: Tensor,
     gradient: Tensor,
     softmax: Tensor,
     grad_place_logits: Tensor,
     grad_word_logits: Tensor,
-    image_index: Tensor | None,
-    sizes: Sizes,
-    state: State,
 ) -> list[Tensor]:
     """The gradients of the words' queries and keys [B, N, d] and values [B, N, e].
 
     Args:
+        call: Of forward, with centred operands.
         grad: [B, P, e], of the result, padded.
         gradient: [B, N, P], of C.
         softmax, grad_place_logits, grad_word_logits: Of `words_backward`.
-        image_index, sizes, state: Forward's.
     """
+    sizes, state, image_index = call
     dtype = grad.dtype
     tile = tile_of("word_products", dtype)
     block = tile.channels
@@ -271,7 +272,7 @@ def words_products(
         gradient, softmax, grad_place_logits, grad_word_logits, image_index, *grads,
         sizes.batch, sizes.words, sizes.width, sizes.value_width, sizes.padded_places,
         sizes.channels, sizes.value_channels, len(grad_word_logits),
-        GROUPED=image_index is not None, WORDS=sizes.padded_words, KEYS=tile.keys, CHANNELS=block,
+        **call.constants, KEYS=tile.keys, CHANNELS=block,
         **options(tile, dtype),
     )  # fmt: skip
     return grads

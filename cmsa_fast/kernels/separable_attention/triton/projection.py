@@ -33,8 +33,8 @@ def _level_tail_kernel(
     real_channel = channel < channels
     real_place = place < places
     total = products(
-        weight, channel, width, 1, real_channel, attended + expression * places * width, place, width, 1, real_place,
-        width, CHUNK, PRECISION, ACCUMULATOR,
+        weight, channel, width, 1, real_channel,
+        attended + expression * places * width, place, width, 1, real_place, width, CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
 
     if first < visual_channels:

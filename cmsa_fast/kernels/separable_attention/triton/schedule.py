@@ -10,7 +10,7 @@ import functools
 
 from torch import Tensor
 
-from ..state import Sizes, State, new_exponentials, read_in_place
+from ..state import Call, Sizes, State, new_exponentials, read_in_place
 from .direct import direct_backward, direct_forward
 from .gradients import gradients_backward
 from .logits import exponentials_of, ratios_of
@@ -34,15 +34,16 @@ def forward(features: list[Tensor], weight: Tensor, image_index: Tensor | None) 
     image_index = None if image_index is None else image_index.contiguous()
     kept = State.empty(sizes, features)
     attended = features[0].new_empty(sizes.batch, sizes.places, sizes.value_width)
-    prepare(features, weight.contiguous(), image_index, sizes, kept)
+    prepare(Call(sizes, kept, image_index), features, weight.contiguous())
     state = kept._replace(query=features[0], key=features[1]) if read_in_place(features) else kept
-    softmax = words_forward(image_index, sizes, state)
+    call = Call(sizes, state, image_index)
+    softmax = words_forward(call)
     for first_row, rows in sizes.slabs():
         exponentials, tile_max = _exponentials(sizes, state, rows)
-        sums = exponentials_of(image_index, sizes, state, first_row, exponentials, tile_max)
-        ratios_of(sums, tile_max, image_index, sizes, state, first_row)
-        values_forward(exponentials, tile_max, softmax, image_index, sizes, state, first_row, attended)
-    direct_forward(attended, image_index, sizes, state)
+        sums = exponentials_of(call, first_row, exponentials, tile_max)
+        ratios_of(call, sums, tile_max, first_row)
+        values_forward(call, exponentials, tile_max, softmax, first_row, attended)
+    direct_forward(call, attended)
     return attended, kept
 
 
@@ -60,10 +61,10 @@ def backward(
     Returns:
         The gradients of the six features, contiguous, in their dtype.
     """
-    image_index = None if image_index is None else image_index.contiguous()
+    call = Call(sizes, state, None if image_index is None else image_index.contiguous())
     grad = pad(grad, sizes)
-    centred = prepare_products(image_index, sizes, state)
-    delta, softmax, of_place_logits, of_word_logits = words_backward(grad, attended, sizes, state)
+    centred = prepare_products(call)
+    delta, softmax, of_place_logits, of_word_logits = words_backward(call, grad, attended)
     slabs = sizes.slabs()
     # Sums over several slabs are kept in the accumulators' dtype.
     summed = grad if len(slabs) == 1 else state.weight
@@ -74,31 +75,30 @@ def backward(
     for first_row, rows in slabs:
         exponentials, tile_max = _exponentials(sizes, state, rows)
         if len(slabs) > 1:
-            exponentials_of(image_index, sizes, state, first_row, exponentials, tile_max)
-        weights, grad_logits, sums = gradients_backward(
-            grad, delta, exponentials, tile_max, image_index, sizes, state, first_row
-        )
-        direct_backward(grad, weights, grad_logits, sums, image_index, sizes, state, first_row)
+            exponentials_of(call, first_row, exponentials, tile_max)
+        weights, grad_logits, sums = gradients_backward(call, grad, delta, exponentials, tile_max, first_row)
+        direct_backward(call, grad, weights, grad_logits, sums, first_row)
         sums = sums.flatten(0, 1)
         if len(slabs) > 1:
             sums = sums.sum(0, keepdim=True)
         word_logits = sums if word_logits is None else word_logits.add_(sums)
-        product = functools.partial(
-            places_backward, image_index=image_index, sizes=sizes, first_row=first_row, added=first_row > 0
-        )
+        product = functools.partial(places_backward, call, first_row=first_row, added=first_row > 0)
         product(
-            grad_logits, centred.key, (of_place_logits, state.word_key), grad_query, transposed=False, added=False
+            grad_logits,
+            centred.state.key,
+            (of_place_logits, state.word_key),
+            grad_query,
+            transposed=False,
+            added=False,
         )
         product(weights, grad, None, grad_value, transposed=True, per_expression=True)
         of_words: tuple[Tensor, Tensor] | None = None
         if first_row + rows == sizes.padded_places:
             # The gradient of C is complete.
-            gradient = word_logits_backward(word_logits, sizes, state)
-            of_words = (gradient, centred.word_query)
-        product(grad_logits, centred.query, of_words, grad_key, transposed=True)
-    word_grads = words_products(
-        grad, gradient, softmax, of_place_logits, of_word_logits, image_index, sizes, centred
-    )
+            gradient = word_logits_backward(call, word_logits)
+            of_words = (gradient, centred.state.word_query)
+        product(grad_logits, centred.state.query, of_words, grad_key, transposed=True)
+    word_grads = words_products(centred, grad, gradient, softmax, of_place_logits, of_word_logits)
     return [grad_query, grad_key.to(grad.dtype), grad_value.to(grad.dtype), *word_grads]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...triton.launch import accumulator, launch, precision
 from ...triton.primitives import dot, image_of, load_padded, rounded, store_tile
-from ..state import Sizes, State, column_block
+from ..state import Call, column_block
 from .tile_sizes import channel_block, tile_of
 
 
@@ -60,24 +60,18 @@ def _values_kernel(
 
 
 def values_forward(
-    exponentials: Tensor,
-    tile_max: Tensor,
-    softmax: Tensor,
-    image_index: Tensor | None,
-    sizes: Sizes,
-    state: State,
-    first_row: int,
-    attended: Tensor,
+    call: Call, exponentials: Tensor, tile_max: Tensor, softmax: Tensor, first_row: int, attended: Tensor
 ) -> None:
     """Fill a slab of rows of attended, [B, places, e].
 
     Args:
+        call: Of forward.
         exponentials, tile_max: Of the slab, see `logits.exponentials_of`.
         softmax: V, of `words_forward`.
-        image_index, sizes, state: As there.
         first_row: The slab's first row.
         attended: To be filled.
     """
+    sizes, state, image_index = call
     dtype = state.value.dtype
     tile = tile_of("values", dtype)
     rows = exponentials.shape[1]
@@ -88,7 +82,7 @@ def values_forward(
         exponentials, tile_max, state.word_factor, state.ratio, state.row_max, state.value, softmax,
         state.word_value, state.offset, image_index, attended,
         sizes.places, sizes.value_width, first_row, rows, sizes.padded_places, sizes.value_channels,
-        GROUPED=image_index is not None, WORDS=sizes.padded_words, BLOCK=column_block(state.value),
+        **call.constants, BLOCK=column_block(state.value),
         ROWS=tile.rows, KEYS=tile.keys, CHANNELS=channels, STAGES=tile.stages,
         PRECISION=precision(dtype), ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
     )  # fmt: skip

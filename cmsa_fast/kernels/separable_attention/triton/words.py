@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...triton.launch import launch, options
 from ...triton.primitives import image_of, load_padded, load_tile, padded_products, store_padded
-from ..state import Sizes, State
+from ..state import Call
 from .tile_sizes import tile_of
 
 
@@ -163,8 +163,9 @@ def _words_backward_kernel(
     store_padded(grad_place_logits + at, of_places, row, number, WORDS, PRECISION)
 
 
-def words_forward(image_index: Tensor | None, sizes: Sizes, state: State) -> Tensor:
+def words_forward(call: Call) -> Tensor:
     """Fill word_factor, place_logits and word_logits of the state; returns V, [B, P, N], padded."""
+    sizes, state, image_index = call
     dtype = state.query.dtype
     batch, rows, words = sizes.batch, sizes.padded_places, sizes.padded_words
     tile = tile_of("words", dtype)
@@ -172,9 +173,7 @@ def words_forward(image_index: Tensor | None, sizes: Sizes, state: State) -> Ten
     logits = state.weight.new_empty(batch, words, rows)
     tile_max = state.weight.new_empty(batch, tiles, words)
     softmax = state.query.new_empty(batch, rows, words)
-    constants = {
-        "GROUPED": image_index is not None, "WORDS": words, "CHUNK": tile.channels, **options(tile, dtype)
-    }  # fmt: skip
+    constants = call.constants | {"CHUNK": tile.channels} | options(tile, dtype)
     launch(
         _word_logits_kernel,
         (tiles + 1, batch),
@@ -194,19 +193,18 @@ def words_forward(image_index: Tensor | None, sizes: Sizes, state: State) -> Ten
     return softmax
 
 
-def words_backward(
-    grad: Tensor, attended: Tensor, sizes: Sizes, state: State
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def words_backward(call: Call, grad: Tensor, attended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     Args:
+        call: Of forward.
         grad: [B, P, e], of the result, padded.
         attended: [B, places, e], forward's result.
-        sizes, state: Forward's.
 
     Returns:
         delta [B, P], V [B, P, N], and the gradients of the places' logits over words [B, P, N] and of the
         words' logits over words in parts [parts, B, N, N].
     """
+    sizes, state, _ = call
     dtype = grad.dtype
     batch, rows, words = sizes.batch, sizes.padded_places, sizes.padded_words
     tile = tile_of("words", dtype)
