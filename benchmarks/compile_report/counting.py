@@ -1,9 +1,12 @@
 """Counts the work of every Triton launch of a call, by running its kernels in Triton's interpreter.
 
-The interpreter executes each program with the tiles of an architecture, so what is counted is what a GPU would
-execute, loops and branches on data included. Run as a command (`TRITON_INTERPRET=1 python -m
-benchmarks.compile_report.counting CASE`), it prints the counts as JSON, because the interpreter has to be chosen
-before the kernels are imported.
+With the tiles of an architecture the interpreter executes what a GPU would execute. To be fast it executes the
+first and the last program along each axis of a grid, where the first stands for all but the last, and takes no
+products and rounds nothing: a product is 1, and so is a bfloat16 number. No loop depends on that, and no token
+takes the direct form.
+
+`python -m benchmarks.compile_report.counting CASE` with TRITON_INTERPRET=1 prints the counts as JSON: the
+interpreter has to be chosen before the kernels are imported.
 """
 
 import contextlib
@@ -63,74 +66,117 @@ def _count_here(case: Case, size: Size) -> dict[str, list[Work]]:
     from cmsa_fast.kernels.triton import launch
 
     calls: dict[str, list[Work]] = {}
-    counts: dict[str, Counter[str]] = {}
-    current = [Counter[str]()]
-    execute = interpreter.GridExecutor.__call__
-
-    def start(executor: Any, *arguments: Any, **options: Any) -> None:
-        current[0] = counts.setdefault(kernel_name(executor, options), Counter())
-        execute(executor, *arguments, **options)
-
+    counter = _Counter()
     triton.runtime.driver.set_active(Driver(case.architecture))
-    # Not the interpreter's own tiles and paddings, which are small.
     with (
-        mock.patch.object(state, "_INTERPRETED", state._PLACES),
+        # Not the interpreter's own tiles and paddings, which are small.
         mock.patch.object(launch, "interpreted", return_value=False),
-        mock.patch.object(interpreter.GridExecutor, "__call__", start),
-        _hooks(interpreter, current),
+        mock.patch.object(state, "_INTERPRETED", state._PLACES),
+        # Flags that no program wrote are not set.
+        mock.patch.object(Tensor, "new_empty", Tensor.new_zeros),
+        _hooks(interpreter, counter),
     ):
         for call in run(case, size, _random):
-            calls[call] = [Work(kernel, **count) for kernel, count in counts.items()]
-            counts.clear()
+            calls[call] = [Work(kernel, **count) for kernel, count in counter.counts.items()]
+            counter.counts = {}
     return calls
 
 
+class _Counter:
+    """Counts by kernel.
+
+    Attributes:
+        counts: Name of a kernel -> field of Work -> its sum.
+        kernel, grid: Of the launch that runs.
+        weight: The number of programs that the running one stands for.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Counter[str]] = {}
+        self.kernel = ""
+        self.grid: tuple[int, ...] = ()
+        self.weight = 0
+
+    def add(self, field: str, number: int) -> None:
+        self.counts.setdefault(self.kernel, Counter())[field] += number * self.weight
+
+    def start(self, position: tuple[int, ...]) -> tuple[int, ...]:
+        """Where in the grid the program at 0 or 1 along each axis is."""
+        axes = list(zip(position, self.grid, strict=True))
+        self.weight = math.prod(1 if index else max(1, size - 1) for index, size in axes)
+        return tuple(index * (size - 1) for index, size in axes)
+
+
 @contextlib.contextmanager
-def _hooks(interpreter: Any, current: list[Counter[str]]) -> Iterator[None]:
-    """Make the interpreter's operations add to the counter in `current`."""
-    builder = interpreter.InterpreterBuilder
+def _hooks(interpreter: Any, counter: _Counter) -> Iterator[None]:
+    """Make the interpreter count, and run a sample of programs."""
+    from triton import language as tl
+
+    def call(executor: Any, *arguments: Any, **options: Any) -> None:
+        counter.kernel = kernel_name(executor, options)
+        counter.grid = (*executor.grid, 1, 1)[:3]
+        executor.grid = tuple(min(2, size) for size in counter.grid)
+        call_original(executor, *arguments, **options)
+
+    def set_grid_dim(self: Any, *_: int) -> None:
+        originals["set_grid_dim"](self, *counter.grid)
+
+    def set_grid_idx(self: Any, *position: int) -> None:
+        originals["set_grid_idx"](self, *counter.start(position))
 
     def bytes_of(pointers: Any, mask: Any) -> int:
         return int(np.count_nonzero(mask.data)) * pointers.get_element_ty().primitive_bitwidth // 8
 
     def dot(self: Any, left: Any, right: Any, total: Any, *options: Any) -> Any:
-        current[0]["flop"] += 2 * math.prod(left.data.shape) * right.data.shape[-1]
-        # The interpreter would multiply the bit patterns of bfloat16.
-        return originals["create_dot"](self, _float32(self, left), _float32(self, right), total, *options)
+        counter.add("flop", 2 * math.prod(left.data.shape) * right.data.shape[-1])
+        return interpreter.TensorHandle(total.data + total.data.dtype.type(1), total.dtype.scalar)
+
+    def cast(self: Any, source: Any, target: Any) -> Any:
+        if tl.bfloat16 not in (source.dtype.scalar, target.scalar):
+            return originals["cast_impl"](self, source, target)
+        one = 0x3F80 if target.scalar == tl.bfloat16 else 1
+        return interpreter.TensorHandle(
+            np.full(source.data.shape, one, interpreter._get_np_dtype(target)), target.scalar
+        )
 
     def load(self: Any, pointers: Any, mask: Any, *options: Any) -> Any:
-        current[0]["loaded"] += bytes_of(pointers, mask)
+        counter.add("loaded", bytes_of(pointers, mask))
         return originals["create_masked_load"](self, pointers, mask, *options)
 
     def store(self: Any, pointers: Any, value: Any, mask: Any, *options: Any) -> Any:
-        current[0]["stored"] += bytes_of(pointers, mask)
+        counter.add("stored", bytes_of(pointers, mask))
         return originals["create_masked_store"](self, pointers, value, mask, *options)
 
     def operation(name: str) -> Any:
         def counted(self: Any, first: Any, *others: Any) -> Any:
             if first.data.dtype == np.float32:
-                current[0]["operations"] += first.data.size
+                counter.add("operations", first.data.size)
             return originals[name](self, first, *others)
 
         return counted
 
     def unary(self: Any, argument: Any, function: Any) -> Any:
-        current[0]["exponentials"] += argument.data.size if function in (np.exp, np.exp2) else 0
+        counter.add("exponentials", argument.data.size if function in (np.exp, np.exp2) else 0)
         return originals["unary_op"](self, argument, function)
 
-    hooks = {"create_dot": dot, "create_masked_load": load, "create_masked_store": store, "unary_op": unary}
-    hooks |= {name: operation(name) for name in ("binary_op", "ternary_op")}
+    builder = interpreter.InterpreterBuilder
+    hooks = {
+        "set_grid_dim": set_grid_dim,
+        "set_grid_idx": set_grid_idx,
+        "create_dot": dot,
+        "cast_impl": cast,
+        "create_masked_load": load,
+        "create_masked_store": store,
+        "unary_op": unary,
+        **{name: operation(name) for name in ("binary_op", "ternary_op")},
+    }
     originals = {name: getattr(builder, name) for name in hooks}
+    call_original = interpreter.GridExecutor.__call__
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(interpreter.GridExecutor, "__call__", call))
         for name, hook in hooks.items():
             stack.enter_context(mock.patch.object(builder, name, hook))
         yield
-
-
-def _float32(builder: Any, tensor: Any) -> Any:
-    from triton import language as tl
-
-    return builder.cast_impl(tensor, tl.float32) if tensor.dtype.scalar == tl.bfloat16 else tensor
 
 
 def _random(dtype: torch.dtype, *shape: int) -> Tensor:

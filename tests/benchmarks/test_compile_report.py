@@ -247,14 +247,14 @@ from benchmarks.compile_report import __main__, table
 table.SPILL_LIMIT = -1
 __main__.main()
 """
-    case = ("--family", "level_tail", "--architecture", "89", "--arithmetic", "bfloat16", "--width", "64")
+    case = ("--family", "level_tail", "--architecture", "89", "--arithmetic", "bfloat16", "--variant", "plain")
     done = run("-c", code, *case, "--only", "kernels", "--processes", "0", "--json", str(path))
     assert done.returncode == 1, done.stderr
     assert "EXCEEDS A LIMIT" in done.stdout
     environment, rows, calls = table.read(path)
     assert (environment, {case_of(row) for row in rows}) == (
         table.environment(),
-        {Case("level_tail", 89, "bfloat16", 64)},
+        {Case("level_tail", 89, "bfloat16", 512)},
     )
     assert calls == []
 

@@ -8,7 +8,6 @@ computed again in backward. No kernel uses atomics, and the host reads no result
 
 import functools
 
-import torch
 from torch import Tensor
 
 from ..state import Sizes, State, new_exponentials, read_in_place
@@ -71,7 +70,7 @@ def backward(
     grad_query = grad.new_empty(sizes.images, sizes.places, sizes.width)
     grad_key = summed.new_empty(sizes.images, sizes.places, sizes.width)
     grad_value = summed.new_empty(sizes.images, sizes.places, sizes.value_width)
-    word_logits = []
+    word_logits: Tensor | None = None
     for first_row, rows in slabs:
         exponentials, tile_max = _exponentials(sizes, state, rows)
         if len(slabs) > 1:
@@ -80,7 +79,10 @@ def backward(
             grad, delta, exponentials, tile_max, image_index, sizes, state, first_row
         )
         direct_backward(grad, weights, grad_logits, sums, image_index, sizes, state, first_row)
-        word_logits.append(sums.flatten(0, 1))
+        sums = sums.flatten(0, 1)
+        if len(slabs) > 1:
+            sums = sums.sum(0, keepdim=True)
+        word_logits = sums if word_logits is None else word_logits.add_(sums)
         product = functools.partial(
             places_backward, image_index=image_index, sizes=sizes, first_row=first_row, added=first_row > 0
         )
@@ -91,8 +93,7 @@ def backward(
         of_words: tuple[Tensor, Tensor] | None = None
         if first_row + rows == sizes.padded_places:
             # The gradient of C is complete.
-            parts = word_logits[0] if len(slabs) == 1 else torch.cat(word_logits)
-            gradient = word_logits_backward(parts, sizes, state)
+            gradient = word_logits_backward(word_logits, sizes, state)
             of_words = (gradient, centred.word_query)
         product(grad_logits, centred.query, of_words, grad_key, transposed=True)
     word_grads = words_products(

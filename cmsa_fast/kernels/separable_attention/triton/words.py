@@ -150,9 +150,10 @@ def _words_backward_kernel(
         of_word = tl.zeros([WORDS], ACCUMULATOR)
         if share > 0:
             word_part = tl.load(word_logits + (expression * WORDS + word) * WORDS + number)
-            part = share * _softmax(place_part + word_part[None, :])
-            softmax += part
-            of_logits = part * (of_weights - tl.sum(part * of_weights, axis=1)[:, None] / share)
+            part = _softmax(place_part + word_part[None, :])
+            softmax += share * part
+            # Exactly zero where a single word has all the weight.
+            of_logits = share * part * (of_weights - tl.sum(part * of_weights, axis=1)[:, None])
             of_places += of_logits
             of_word = tl.sum(of_logits, axis=0)
         tl.store(own + word * WORDS + number, of_word)
