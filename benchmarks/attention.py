@@ -1,9 +1,10 @@
-"""Time and memory of the attention on the CPU, compared with other forms and with square matrix products.
+"""Time, page faults and memory of the attention on the CPU, compared with other forms and with matrix products.
 
     python -m benchmarks.attention --json benchmarks/results/attention-cpu.json
 
-All cases run interleaved in one process in float32, and medians are reported. Peak memory is measured in a new
-process for each case.
+All cases run in float32 and in interleaved rounds, each in its own new process. Rates and ratios are those of the
+lower quartiles of the times, on which other work of the machine has little influence. Page faults are the mean of
+all calls but the first; peak memory is what the first call adds.
 """
 
 import statistics
@@ -25,6 +26,7 @@ from . import measuring
 PLACES, WORDS, WIDTH = 1600, 20, 512
 SMALL_PLACES, SMALL_WORDS = 400, 10
 MATMUL_SIZES = (1024, 1600, 2048)
+ROUNDS = 31
 NAMES = (
     *(f"matmul {size}" for size in MATMUL_SIZES),
     "separable forward",
@@ -45,7 +47,7 @@ class Case:
     Attributes:
         run: Runs the case once.
         flops: Floating-point operations counted as its work; None if no rate is reported.
-        rounds: Number of timed runs.
+        rounds: The most timed runs.
     """
 
     run: Callable[[], object]
@@ -81,14 +83,14 @@ def build(name: str) -> Case:
     kind, _, rest = name.partition(" ")
     if kind == "matmul":
         size = int(rest)
-        left, right = torch.randn(size, size), torch.randn(size, size)
-        return Case(lambda: left @ right, 2.0 * size**3, 15)
+        left, right, out = (torch.randn(size, size) for _ in range(3))
+        return Case(lambda: torch.mm(left, right, out=out), 2.0 * size**3, ROUNDS)
     small = "400" in rest
     parts = features(*(SMALL_PLACES, SMALL_WORDS) if small else (PLACES, WORDS))
     if kind == "sdpa":
-        return Case(lambda: sdpa(parts), None, 2)
+        return Case(lambda: sdpa(parts), None, 3)
     backend = "reference" if kind == "literal" else "torch"
-    rounds = 3 if kind == "literal" else 15
+    rounds = 5 if kind == "literal" else ROUNDS
     if rest.startswith("forward + backward"):
         flops = None if small else 7 * 2.0 * PLACES**2 * WIDTH
         leaves = [part.clone().requires_grad_() for part in parts]
@@ -109,29 +111,30 @@ def run_seconds(statement: str) -> float:
     return float(done.stdout)
 
 
-def collect() -> dict[str, Any]:
-    """Measure times, rates, shares of the matrix-product rate, ratios, memory and import times."""
+def collect(rounds: int = ROUNDS) -> dict[str, Any]:
+    """Measure times, rates, shares of the matrix-product rate, ratios, page faults, memory and import times."""
     cases = {name: build(name) for name in NAMES}
-    seconds = measuring.time_interleaved(
-        {name: case.run for name, case in cases.items()},
-        {name: case.rounds for name, case in cases.items()},
-    )
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    rates = {name: case.flops / median[name] / 1e9 for name, case in cases.items() if case.flops is not None}
+    runs = measuring.run_in_processes(build_run, {name: min(rounds, case.rounds) for name, case in cases.items()})
+    seconds = {name: [run.seconds for run in later] for name, (_, *later) in runs.items()}
+    quartile = {name: lower_quartile(times) for name, times in seconds.items()}
+    rates = {name: case.flops / quartile[name] / 1e9 for name, case in cases.items() if case.flops is not None}
     matmul = max(rates[f"matmul {size}"] for size in MATMUL_SIZES)
     rows = {
         name: {
-            "rounds": len(times),
-            **measuring.summarize(times),
+            "rounds": len(later),
+            "lower_quartile_s": quartile[name],
+            **measuring.summarize(seconds[name]),
             "gflop_per_s": rates.get(name),
             "share_of_matmul": rates[name] / matmul if name in rates else None,
-            "peak_mib": measuring.added_peak_mib(build_run, name),
+            "page_faults": statistics.mean(run.page_faults for run in later),
+            "first_page_faults": first.page_faults,
+            "peak_mib": first.added_mib,
         }
-        for name, times in seconds.items()
+        for name, (first, *later) in runs.items()
     }
-    ratios = {"sdpa / separable, forward": median["sdpa forward"] / median["separable forward"]}
+    ratios = {"sdpa / separable, forward": quartile["sdpa forward"] / quartile["separable forward"]}
     for passes in ("forward", "forward + backward"):
-        literal, separable = (median[f"{form} {passes} 400 x 10"] for form in ("literal", "separable"))
+        literal, separable = (quartile[f"{form} {passes} 400 x 10"] for form in ("literal", "separable"))
         ratios[f"literal / separable, {passes}, 400 x 10"] = literal / separable
     return {
         "machine": measuring.machine(),
@@ -144,16 +147,21 @@ def collect() -> dict[str, Any]:
     }
 
 
+def lower_quartile(times: list[float]) -> float:
+    return sorted(times)[len(times) // 4]
+
+
 def format_table(figures: dict[str, Any]) -> str:
-    lines = [f"{'':38}{'median':>11}{'GFLOP/s':>10}{'of matmul':>11}{'peak':>11}"]
+    lines = [f"{'':38}{'quartile':>11}{'GFLOP/s':>10}{'of matmul':>11}{'faults':>8}{'peak':>11}"]
     for name, row in figures["cases"].items():
         rate = "" if row["gflop_per_s"] is None else f"{row['gflop_per_s']:.1f}"
         share = "" if row["share_of_matmul"] is None else f"{row['share_of_matmul']:.0%}"
-        lines.append(f"{name:38}{row['median_s'] * 1e3:>8.1f} ms{rate:>10}{share:>11}{row['peak_mib']:>7.0f} MiB")
+        time = f"{row['lower_quartile_s'] * 1e3:>8.1f} ms"
+        lines.append(f"{name:38}{time}{rate:>10}{share:>11}{row['page_faults']:>8.0f}{row['peak_mib']:>7.0f} MiB")
     lines += [f"{name}: {ratio:.1f}" for name, ratio in figures["ratios"].items()]
     lines += [f"{name}: {seconds:.3f} s" for name, seconds in figures["import_s"].items()]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    measuring.run_command(__doc__, collect, format_table)
+    measuring.run_command(__doc__, collect, format_table, ROUNDS)

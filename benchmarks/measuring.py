@@ -1,14 +1,16 @@
-"""Shared parts of the CPU benchmarks: interleaved timing, peak memory, the machine's description, the command."""
+"""Shared parts of the CPU benchmarks: interleaved timing, page faults, peak memory, the machine, the command."""
 
 import argparse
 import multiprocessing
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -51,6 +53,59 @@ def summarize(times: Sequence[float]) -> dict[str, float]:
     return {"median_s": statistics.median(times), "min_s": min(times), "max_s": max(times)}
 
 
+class Run(NamedTuple):
+    """What one run took: the time, page faults without disk access, and growth of the process's peak memory."""
+
+    seconds: float
+    page_faults: int
+    added_mib: float
+
+
+_prepared: Callable[[], object]
+
+
+def run_in_processes(
+    build: Callable[[str], Callable[[], object]], rounds: Mapping[str, int]
+) -> dict[str, list[Run]]:
+    """Run functions in turn, round by round, each in its own new process.
+
+    What one function leaves behind, such as the memory that malloc has kept, therefore helps no other.
+
+    Args:
+        build: A module-level function that returns the function of a name.
+        rounds: Number of runs after the first, by name.
+
+    Returns:
+        The runs by name. The first of each is the first run in its process.
+    """
+    context = multiprocessing.get_context("spawn")
+    runs: dict[str, list[Run]] = {name: [] for name in rounds}
+    with ExitStack() as stack:
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for name in rounds}
+        for name, pool in pools.items():
+            pool.submit(_prepare, build, name).result()
+        for index in range(1 + max(rounds.values())):
+            for name, pool in pools.items():
+                if index <= rounds[name]:
+                    runs[name].append(pool.submit(_run_once).result())
+    return runs
+
+
+def _prepare(build: Callable[[str], Callable[[], object]], name: str) -> None:
+    global _prepared
+    _prepared = build(name)
+    torch.randn(64, 64) @ torch.randn(64, 64)  # lets the libraries allocate their own buffers
+
+
+def _run_once() -> Run:
+    peak, faults = peak_mib(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    start = time.perf_counter()
+    _prepared()
+    seconds = time.perf_counter() - start
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    return Run(seconds, faults, peak_mib() - peak)
+
+
 def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call a module-level function in a new process."""
     context = multiprocessing.get_context("spawn")
@@ -75,11 +130,8 @@ def added_peak_mib(build: Callable[[str], Callable[[], object]], name: str) -> f
 
 
 def _added_peak_mib(build: Callable[[str], Callable[[], object]], name: str) -> float:
-    run = build(name)
-    torch.randn(64, 64) @ torch.randn(64, 64)  # lets the libraries allocate their own buffers
-    before = peak_mib()
-    run()
-    return peak_mib() - before
+    _prepare(build, name)
+    return _run_once().added_mib
 
 
 def machine() -> dict[str, Any]:

@@ -52,8 +52,7 @@ def test_metrics_equal_those_of_pixels_counted_pair_by_pair() -> None:
 def test_attention_speed(name: str, benchmark: Any) -> None:
     case = attention.build(name)
     benchmark.extra_info["flops"] = case.flops
-    warm_up = int(case.rounds > 3)
-    benchmark.pedantic(case.run, rounds=min(case.rounds, 5), warmup_rounds=warm_up)
+    benchmark.pedantic(case.run, rounds=min(case.rounds, 5), warmup_rounds=int(case.flops is not None))
 
 
 @pytest.mark.parametrize("name", metrics.NAMES)
@@ -64,15 +63,15 @@ def test_metrics_speed(name: str, benchmark: Any) -> None:
 @pytest.mark.parametrize(
     ("module", "rounds", "names"),
     [
-        (attention, None, attention.NAMES),
+        (attention, 2, attention.NAMES),
         (level, 2, level.NAMES),
         (metrics, 2, metrics.NAMES),
         (evaluation, 1, evaluation.FORMS),
     ],
     ids=["attention", "level", "metrics", "evaluation"],
 )
-def test_interleaved_summary(module: ModuleType, rounds: int | None, names: tuple[str, ...], capsys: Any) -> None:
-    figures = module.collect() if rounds is None else module.collect(rounds)
+def test_interleaved_summary(module: ModuleType, rounds: int, names: tuple[str, ...], capsys: Any) -> None:
+    figures = module.collect(rounds)
     with capsys.disabled():
         print("\n" + module.format_table(figures))
     assert set(figures["cases"]) == set(names)

@@ -29,30 +29,9 @@ from torch import Tensor
 
 from ..library import EVERY_DEVICE, SEPARABLE_INPUTS, register, register_gradient
 from .mean_softmax import Gradients, MeanSoftmax, exp_logits
-from .numerics import common_offset, split_offset, word_weights
+from .numerics import common_offset, split_offset
 
 _BLOCK = 2**20
-
-
-def separable_attention(
-    place_query: Tensor,
-    place_key: Tensor,
-    place_value: Tensor,
-    word_query: Tensor,
-    word_key: Tensor,
-    word_value: Tensor,
-    word_mask: Tensor | None = None,
-    *,
-    image_index: Tensor | None = None,
-) -> Tensor:
-    """`cmsa_fast.kernels.cross_modal_attention` by the factorisation; arguments are not checked.
-
-    Raises:
-        RuntimeError: The gradient is differentiated again.
-    """
-    weight = word_weights(word_mask, word_query)
-    inputs = (place_query, place_key, place_value, word_query, word_key, word_value)
-    return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
 
 
 def _groups(count: int, image_index: Tensor | None) -> Iterable[tuple[int, list[int]]]:
@@ -111,11 +90,18 @@ class _Workspace:
         return _Rows(*rows), offsets[0], offsets[2]
 
 
-def _words(features: tuple[Tensor, ...], real: Tensor, query_offset: Tensor) -> tuple[_Rows, Tensor]:
-    """Real words with the offset of the places' queries, less those of keys and values, and the last."""
-    query, key, value = (part[real].to(query_offset.dtype) for part in features)
-    value, value_offset = split_offset(value)
-    return _Rows(query + query_offset, split_offset(key)[0], value), value_offset
+class _Words:
+    """The real words of all expressions, keys and values less their offsets."""
+
+    def __init__(self, features: tuple[Tensor, ...], weight: Tensor) -> None:
+        self.real = weight > 0
+        query, key, value = (part.to(weight.dtype).masked_fill(~self.real[..., None], 0) for part in features)
+        value, self.value_offset = split_offset(value, weight)
+        self._features = query, split_offset(key, weight)[0], value
+
+    def select(self, expression: int, query_offset: Tensor) -> _Rows:
+        query, key, value = (part[expression, self.real[expression]] for part in self._features)
+        return _Rows(query + query_offset, key, value)
 
 
 def _forward(
@@ -129,19 +115,18 @@ def _forward(
     image_index: Tensor | None,
 ) -> Tensor:
     place_features = (place_query, place_key, place_value)
+    all_words = _Words((word_query, word_key, word_value), weight)
     attended = weight.new_zeros(len(word_query), *place_value.shape[1:])
     workspace = _Workspace(2, place_features, word_query.shape[1], weight)
     for image, group in _groups(len(word_query), image_index):
-        place, query_offset, place_offset = workspace.prepare(place_features, image)
-        results, words, offsets = [attended[expression] for expression in group], [], []
-        for expression, result in zip(group, results, strict=True):
-            features = word_query[expression], word_key[expression], word_value[expression]
-            word, word_offset = _words(features, weight[expression] > 0, query_offset)
+        place, query_offset, value_offset = workspace.prepare(place_features, image)
+        words = [all_words.select(expression, query_offset) for expression in group]
+        results = [attended[expression] for expression in group]
+        for word, result in zip(words, results, strict=True):
             _attend(place.query, word, [word], [result], workspace)
-            words.append(word)
-            offsets.append(place_offset + word_offset)
         _attend(place.query, place, words, results, workspace)
-        for result, offset in zip(results, offsets, strict=True):
+        for expression, result in zip(group, results, strict=True):
+            offset = value_offset + all_words.value_offset[expression]
             if offset.any():
                 result += offset
     return attended.to(place_query.dtype)
@@ -169,26 +154,25 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """The six gradients."""
     place_features = (place_query, place_key, place_value)
+    word_features = (word_query, word_key, word_value)
+    all_words = _Words(word_features, weight)
     place_grads, word_grads = (
-        [weight.new_zeros(part.shape) for part in features]
-        for features in (place_features, (word_query, word_key, word_value))
+        [weight.new_zeros(part.shape) for part in features] for features in (place_features, word_features)
     )
     workspace = _Workspace(4 if image_index is None else 5, place_features, word_query.shape[1], weight)
     for image, group in _groups(len(word_query), image_index):
         place, query_offset, _ = workspace.prepare(place_features, image)
         grad_place = _Rows(*(part[image] for part in place_grads))
-        words, grad_words, upstream = [], [], [grad[expression].to(weight.dtype) for expression in group]
-        for expression, outer in zip(group, upstream, strict=True):
-            features = word_query[expression], word_key[expression], word_value[expression]
-            words.append(_words(features, weight[expression] > 0, query_offset)[0])
-            grad_words.append(_Rows(*(torch.zeros_like(part) for part in words[-1])))
-            keys = words[-1], grad_words[-1]
-            _add_gradients(place.query, *keys, [keys], [outer], grad_place.query, workspace)
+        upstream = [grad[expression].to(weight.dtype) for expression in group]
+        words = [all_words.select(expression, query_offset) for expression in group]
+        grad_words = [_Rows(*(torch.zeros_like(part) for part in word)) for word in words]
         attending = list(zip(words, grad_words, strict=True))
+        for keys, outer in zip(attending, upstream, strict=True):
+            _add_gradients(place.query, *keys, [keys], [outer], grad_place.query, workspace)
         _add_gradients(place.query, place, grad_place, attending, upstream, grad_place.query, workspace)
         for expression, parts in zip(group, grad_words, strict=True):
             for total, part in zip(word_grads, parts, strict=True):
-                total[expression, weight[expression] > 0] = part
+                total[expression, all_words.real[expression]] = part
     return tuple(part.to(grad.dtype) for part in (*place_grads, *word_grads))
 
 

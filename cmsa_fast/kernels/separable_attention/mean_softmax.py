@@ -40,8 +40,8 @@ class MeanSoftmax:
         self.words = words
         self.exp_word = exp_logits(words, key)
 
-    def forward(self, query: Tensor, exp_place: Tensor, out: Tensor | None = None) -> Tensor:
-        """[r, K]."""
+    def forward(self, query: Tensor, exp_place: Tensor, out: Tensor) -> Tensor:
+        """The mean softmax, written to `out` [r, K]."""
         _, ratio, direct = self._weigh(exp_place)
         return self._add_direct(torch.mm(ratio, self.exp_word, out=out).mul_(exp_place), query, direct)
 
@@ -73,8 +73,8 @@ class MeanSoftmax:
 class Gradients(MeanSoftmax):
     """The gradients of mean_softmax @ value, value [K, e], summed over blocks of places.
 
-    The gradients of key, value and words are added to the tensors given; those of key and words through the
-    logits A and C are missing until `finish`, respectively until the caller adds them.
+    They are added to the tensors given: by `backward`, but for those through the logits A, which the caller adds,
+    and C, which `finish` adds.
     """
 
     def __init__(
