@@ -16,29 +16,18 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from . import table
-from .cases import ARCHITECTURES, ARITHMETICS, FAMILIES, VARIANTS, WIDTHS, Case, launches, shipped
-
-# One compilation: the rows of a case, or of a call.
-Task = tuple[str, Any]
+from .cases import ARCHITECTURES, ARITHMETICS, FAMILIES, VARIANTS, WIDTHS, Case, shipped
 
 
-def _compile(task: Task) -> list[table.Row]:
-    kind, what = task
-    if kind == "case":
-        return table.kernel_rows(what, launches(what))
-    return table.call_rows(*what)
-
-
-def _results(tasks: Sequence[Task], processes: int) -> Iterator[list[table.Row]]:
+def _results(tasks: Sequence[table.Task], processes: int) -> Iterator[list[table.Row]]:
     """The rows of each task, in order; with 0 processes they are made in this one."""
     if not processes:
-        yield from map(_compile, tasks)
+        yield from map(table.rows_of, tasks)
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(_compile, tasks)
+        yield from pool.imap(table.rows_of, tasks)
 
 
 def _print(text: Callable[[table.Row], str], results: Iterable[list[table.Row]]) -> list[table.Row]:
@@ -73,7 +62,7 @@ def main() -> None:
         call for call in table.shipped_calls() if call[0] in options.family and call[1] in options.architecture
     ]
     parts: dict[str, list[table.Row]] = {"kernels": [], "calls": []}
-    work: dict[str, tuple[Callable[[table.Row], str], list[Task]]] = {
+    work: dict[str, tuple[Callable[[table.Row], str], list[table.Task]]] = {
         "kernels": (table.format_kernel, [("case", case) for case in cases]),
         "calls": (table.format_call, [("call", call) for call in calls]),
     }

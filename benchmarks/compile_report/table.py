@@ -22,6 +22,13 @@ _CALL = ("bfloat16", 512)  # arithmetic and width
 _SIZES = ("OWN", "OTHER", "ROWS", "KEYS", "CHUNK", "CHANNELS", "VALUES", "SLICE", "num_warps", "num_stages")
 
 Row = dict[str, Any]
+# "case" and a Case, or "call" and its family, architecture and size.
+Task = tuple[str, Any]
+
+
+def rows_of(task: Task) -> list[Row]:
+    kind, what = task
+    return kernel_rows(what, launches(what)) if kind == "case" else call_rows(*what)
 
 
 def kernel_rows(case: Case, calls: dict[str, list[Launch]]) -> list[Row]:

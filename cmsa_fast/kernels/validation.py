@@ -142,7 +142,7 @@ def check_range(name: str, index: Tensor, count: int) -> None:
     """Check that values are in 0..count - 1."""
     rule = f"{name} must lie in 0..{count - 1}"
     if not _values_can_be_read(index):
-        torch._assert_async(((index >= 0) & (index < count)).all(), f"{rule}.")
+        torch._assert_async((index.clamp(0, count - 1) == index).all(), f"{rule}.")
     elif len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
         raise ValueError(f"{rule}; got values from {int(index.min())} to {int(index.max())}.")
 

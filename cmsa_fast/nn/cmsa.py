@@ -10,6 +10,7 @@ from ..kernels.separable_attention.api import (
     unchecked_cross_modal_attention,
     unchecked_received_word_attention,
 )
+from ..kernels.separable_attention.numerics import word_weights
 from ..kernels.separable_attention.projection import unchecked_level_tail
 from .level import Level
 from .tokens import (
@@ -38,6 +39,7 @@ class _Tokens(NamedTuple):
     visual: Tensor  # [B_images, P, Cv], of length 1
     words: Tensor  # [B, N, Cl], of length 1; zero on padding
     spatial: Tensor  # [P, 8]
+    weight: Tensor  # [B, N], 1 / (number of real words) on real words, 0 on padding
 
 
 class CMSA(Level):
@@ -126,13 +128,13 @@ class CMSA(Level):
         tokens = _tokens(visual, words, word_mask)
         places, expression = self._project(tokens)
         attended = unchecked_cross_modal_attention(
-            *places, *expression, word_mask, image_index=image_index, backend=self.backend
+            *places, *expression, tokens.weight, image_index=image_index, backend=self.backend
         )
         fused = unchecked_level_tail(
             attended,
             self.output.weight,
             tokens.visual,
-            mean_word(tokens.words, word_mask),
+            mean_word(tokens.words, tokens.weight),
             tokens.spatial.T,
             image_index=image_index,
             backend=self.backend,
@@ -140,7 +142,7 @@ class CMSA(Level):
         if not return_word_attention:
             return fused
         received = unchecked_received_word_attention(
-            places.query, expression.query, expression.key, word_mask, image_index=image_index
+            places.query, expression.query, expression.key, tokens.weight, image_index
         )
         return fused, received
 
@@ -195,19 +197,19 @@ class CMSA(Level):
             visual_part.expand(images, -1, -1),
             tokens.visual.mT,
         )  # [B_images, E, P]
-        mean_part = F.linear(mean_word(tokens.words, word_mask), word_part, bias)
+        mean_part = F.linear(mean_word(tokens.words, tokens.weight), word_part, bias)
         residual = gather_images(residual, image_index) + mean_part[..., None]
 
         places, expression = self._project(tokens)
         attended = unchecked_cross_modal_attention(
-            *places, *expression, word_mask, image_index=image_index, backend=self.backend
+            *places, *expression, tokens.weight, image_index=image_index, backend=self.backend
         )
         output = (weight @ self.output.weight).expand(len(words), -1, -1)  # [B, E, d]
         projected = torch.baddbmm(residual, output, attended.mT).unflatten(2, visual.shape[2:])
         if not return_word_attention:
             return projected, None
         return projected, unchecked_received_word_attention(
-            places.query, expression.query, expression.key, word_mask, image_index=image_index
+            places.query, expression.query, expression.key, tokens.weight, image_index
         )
 
     def _project(self, tokens: _Tokens) -> tuple[_Projections, _Projections]:
@@ -229,4 +231,5 @@ class CMSA(Level):
 
 
 def _tokens(visual: Tensor, words: Tensor, word_mask: Tensor | None) -> _Tokens:
-    return _Tokens(unit_places(visual), unit_words(words, word_mask), coordinate_rows(visual))
+    weight = word_weights(word_mask, words)
+    return _Tokens(unit_places(visual), unit_words(words, word_mask), coordinate_rows(visual), weight)

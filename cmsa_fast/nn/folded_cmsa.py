@@ -11,6 +11,7 @@ from ..kernels.separable_attention.api import (
     unchecked_cross_modal_attention,
     unchecked_received_word_attention,
 )
+from ..kernels.separable_attention.numerics import word_weights
 from ..kernels.validation import check_images
 from .cmsa import CMSA
 from .tokens import (
@@ -164,6 +165,7 @@ class FoldedLevel:
     ) -> tuple[Tensor, Tensor | None]:
         """`project` without argument checks and `check_use`, and the word attention of `CMSA.forward` or None."""
         unit = unit_words(words, word_mask)
+        weight = word_weights(word_mask, words)
         query, key, value = F.linear(unit, self._word_part).to(places.query.dtype).split(self._parts, dim=2)
         attended = unchecked_cross_modal_attention(
             places.query,
@@ -172,19 +174,17 @@ class FoldedLevel:
             query,
             key,
             value,
-            word_mask,
+            weight,
             image_index=image_index,
             backend=self._attention.backend,
         )[..., : self._channels]
-        mean_part = F.linear(mean_word(unit, word_mask), self._mean_part, self._bias)
+        mean_part = F.linear(mean_word(unit, weight), self._mean_part, self._bias)
         projected = attended + gather_images(places.residual, image_index)
         projected += mean_part[:, None]
         projected = projected.mT.unflatten(2, places.size)
         if not return_word_attention:
             return projected, None
-        return projected, unchecked_received_word_attention(
-            places.query, query, key, word_mask, image_index=image_index
-        )
+        return projected, unchecked_received_word_attention(places.query, query, key, weight, image_index)
 
     def check_use(self) -> None:
         """Raise a RuntimeError if gradients are recorded or the weights have changed."""

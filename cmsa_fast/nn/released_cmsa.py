@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.joint_attention.api import unchecked_joint_attention, unchecked_joint_attention_tail
+from ..kernels.separable_attention.numerics import word_weights
 from .level import Level
 from .tokens import (
     COORDINATE_CHANNELS,
@@ -59,8 +60,7 @@ class _Tokens(NamedTuple):
         """[B, ..., N, C] -> [B, ..., C], the mean over real words; features must be finite on padding."""
         if self.word_mask is None:
             return features.mean(-2)
-        weight = self.word_mask.to(features.dtype)
-        weight = weight / weight.sum(1, keepdim=True)
+        weight = word_weights(self.word_mask, features).to(features.dtype)
         return torch.einsum("b...nc,bn->b...c", features, weight)
 
 

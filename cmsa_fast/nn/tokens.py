@@ -1,7 +1,12 @@
 """Parts of CMSA's tokens f_pn (Eq. 1): unit vectors, coordinates and packed words."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 COORDINATE_CHANNELS = 8
@@ -47,9 +52,7 @@ def spatial_coordinates(
 
 def coordinate_rows(visual: Tensor) -> Tensor:
     """[P, 8], the coordinates of the places of [B, Cv, H, W], in its dtype and on its device."""
-    height, width = visual.shape[2:]
-    spatial = spatial_coordinates(height, width, dtype=visual.dtype, device=visual.device)
-    return spatial.flatten(1).T
+    return _constant(spatial_coordinates, visual, *visual.shape[2:]).flatten(1).T
 
 
 def unit_places(visual: Tensor) -> Tensor:
@@ -60,15 +63,14 @@ def unit_places(visual: Tensor) -> Tensor:
 def unit_words(words: Tensor, word_mask: Tensor | None = None) -> Tensor:
     """[B, N, Cl], each word divided by its length; zero on padding, whatever its values are."""
     if word_mask is not None:
-        words = words.masked_fill(~word_mask[..., None], 0)
+        # One kernel; masked_fill takes three, and a number in place of the tensor would be copied from the host.
+        words = torch.where(word_mask[..., None], words, _constant(torch.zeros, words, ()))
     return F.normalize(words, dim=2, eps=_LENGTH_FLOOR)
 
 
-def mean_word(unit_words: Tensor, word_mask: Tensor | None) -> Tensor:
-    """[B, N, Cl] -> [B, Cl], the mean over real words; padded words must be zero."""
-    if word_mask is None:
-        return unit_words.mean(1)
-    return unit_words.sum(1) / word_mask.sum(1, keepdim=True)
+def mean_word(unit_words: Tensor, weight: Tensor) -> Tensor:
+    """[B, N, Cl] -> [B, Cl], the mean over real words with `word_weights`; padded words must be finite."""
+    return torch.bmm(weight[:, None].to(unit_words.dtype), unit_words)[:, 0]
 
 
 def pack_words(words: Tensor, word_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -87,3 +89,27 @@ def gather_images(features: Tensor, image_index: Tensor | None) -> Tensor:
         return features
     # Which of the two has a gradient without atomics depends on the device.
     return features[image_index] if features.is_cuda else features.index_select(0, image_index)
+
+
+def _constant(make: Callable[..., Tensor], like: Tensor, *arguments: Any) -> Tensor:
+    """make(*arguments, dtype, device), kept for later calls, which must not write to it.
+
+    Kept tensors are made anew while a graph is traced or captured, which would outlive them, and belong to one
+    stream, which orders their writing before every reading.
+    """
+    dtype, device, stream = like.dtype, like.device, 0
+    if torch.compiler.is_compiling() or isinstance(like, FakeTensor):
+        return make(*arguments, dtype=dtype, device=device)
+    if like.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            return make(*arguments, dtype=dtype, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    return _kept(make, arguments, dtype, device, stream)
+
+
+@functools.lru_cache(maxsize=32)
+def _kept(
+    make: Callable[..., Tensor], arguments: Any, dtype: torch.dtype, device: torch.device, stream: int
+) -> Tensor:
+    with torch.inference_mode(False):  # autograd does not save inference tensors
+        return make(*arguments, dtype=dtype, device=device)

@@ -240,23 +240,31 @@ def test_every_kernel_compiles_as_in_the_table(family: str, architecture: int) -
         assert sorted(rows, key=lambda row: row["kernel"]) == order
 
 
-def test_command_updates_the_file_and_ends_with_status_1_beyond_a_limit(tmp_path: Path) -> None:
+ONE_CASE = (
+    *("--family", "level_tail", "--architecture", "89", "--arithmetic", "bfloat16", "--variant", "plain"),
+    *("--only", "kernels"),
+)
+
+
+def test_command_writes_the_rows_of_its_processes(tmp_path: Path) -> None:
     path = tmp_path / "compile.json"
+    done = run("-m", "benchmarks.compile_report", *ONE_CASE, "--processes", "1", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    environment, rows, calls = table.read(path)
+    assert environment == table.environment()
+    assert {case_of(row) for row in rows} == {Case("level_tail", 89, "bfloat16", 512)}
+    assert calls == []
+
+
+def test_command_ends_with_status_1_beyond_a_limit() -> None:
     code = """
 from benchmarks.compile_report import __main__, table
 table.SPILL_LIMIT = -1
 __main__.main()
 """
-    case = ("--family", "level_tail", "--architecture", "89", "--arithmetic", "bfloat16", "--variant", "plain")
-    done = run("-c", code, *case, "--only", "kernels", "--processes", "0", "--json", str(path))
+    done = run("-c", code, *ONE_CASE, "--processes", "0")
     assert done.returncode == 1, done.stderr
     assert "EXCEEDS A LIMIT" in done.stdout
-    environment, rows, calls = table.read(path)
-    assert (environment, {case_of(row) for row in rows}) == (
-        table.environment(),
-        {Case("level_tail", 89, "bfloat16", 512)},
-    )
-    assert calls == []
 
 
 def test_rows_of_other_cases_stay_in_the_file(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Public functions of the separable attention: documentation, argument checks and choice of backend.
 
 `unchecked_cross_modal_attention` and `unchecked_received_word_attention` are the same functions without the
-checks, for callers that have checked what the arguments are computed from (`cmsa_fast.nn`).
+checks, for callers that have checked what the arguments are computed from (`cmsa_fast.nn`). They take
+`numerics.word_weights` in place of a mask.
 """
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from .. import reference
@@ -18,7 +20,8 @@ from ..validation import (
     check_size,
     check_word_mask,
 )
-from . import eager, received
+from . import eager, received  # noqa: F401  eager defines an operator
+from .numerics import word_weights
 
 # The Triton kernels are compiled and tested for up to this many words.
 MAX_TRITON_WORDS = 64
@@ -81,7 +84,7 @@ def cross_modal_attention(
         word_query,
         word_key,
         word_value,
-        word_mask,
+        word_weights(word_mask, word_query),
         image_index=image_index,
         backend=backend,
     )
@@ -94,12 +97,12 @@ def unchecked_cross_modal_attention(
     word_query: Tensor,
     word_key: Tensor,
     word_value: Tensor,
-    word_mask: Tensor | None = None,
+    weight: Tensor,
     *,
     image_index: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """`cross_modal_attention` without argument checks."""
+    """`cross_modal_attention` of `word_weights`, without argument checks."""
     features = autocast(place_query, place_key, place_value, word_query, word_key, word_value)
     if word_query.shape[1] > MAX_TRITON_WORDS:
         if backend == "triton":
@@ -108,8 +111,15 @@ def unchecked_cross_modal_attention(
                 'Use backend="torch" instead.'
             )
         backend = "torch" if backend == "auto" else backend
-    attention = _implementation(choose_backend(backend, features[0]))
-    return attention(*features, word_mask, image_index=image_index)
+    backend = choose_backend(backend, features[0])
+    if backend == "reference":
+        literal: Callable[..., Tensor] = reference.cross_modal_attention
+        return literal(*features, weight > 0, image_index=image_index)
+    if backend == "triton":
+        from . import ops  # noqa: F401  defines the operator
+
+        return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
+    return torch.ops.cmsa_fast.factored_forward(*features, weight, image_index)
 
 
 def received_word_attention(
@@ -141,30 +151,16 @@ def received_word_attention(
     """
     _check_tensors({"place_query": place_query}, {"word_query": word_query, "word_key": word_key})
     _check_expressions(place_query, word_query, word_mask, image_index)
-    return unchecked_received_word_attention(place_query, word_query, word_key, word_mask, image_index=image_index)
+    weight = word_weights(word_mask, word_query)
+    return unchecked_received_word_attention(place_query, word_query, word_key, weight, image_index)
 
 
 def unchecked_received_word_attention(
-    place_query: Tensor,
-    word_query: Tensor,
-    word_key: Tensor,
-    word_mask: Tensor | None = None,
-    *,
-    image_index: Tensor | None = None,
+    place_query: Tensor, word_query: Tensor, word_key: Tensor, weight: Tensor, image_index: Tensor | None
 ) -> Tensor:
-    """`received_word_attention` without argument checks."""
+    """`received_word_attention` of `word_weights`, without argument checks."""
     place_query, word_query, word_key = autocast(place_query, word_query, word_key)
-    return received.received_word_attention(place_query, word_query, word_key, word_mask, image_index=image_index)
-
-
-def _implementation(backend: str) -> Callable[..., Tensor]:
-    if backend == "reference":
-        return reference.cross_modal_attention
-    if backend == "triton":
-        from . import ops
-
-        return ops.separable_attention
-    return eager.separable_attention
+    return received.received_word_attention(place_query, word_query, word_key, weight, image_index)
 
 
 def _check_tensors(places: dict[str, Tensor], words: dict[str, Tensor]) -> None:

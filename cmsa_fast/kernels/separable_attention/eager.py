@@ -29,30 +29,9 @@ from torch import Tensor
 
 from ..library import EVERY_DEVICE, SEPARABLE_INPUTS, register, register_gradient
 from .mean_softmax import Gradients, MeanSoftmax, exp_logits
-from .numerics import common_offset, split_offset, word_weights
+from .numerics import common_offset, split_offset
 
 _BLOCK = 2**20
-
-
-def separable_attention(
-    place_query: Tensor,
-    place_key: Tensor,
-    place_value: Tensor,
-    word_query: Tensor,
-    word_key: Tensor,
-    word_value: Tensor,
-    word_mask: Tensor | None = None,
-    *,
-    image_index: Tensor | None = None,
-) -> Tensor:
-    """`cmsa_fast.kernels.cross_modal_attention` by the factorisation; arguments are not checked.
-
-    Raises:
-        RuntimeError: The gradient is differentiated again.
-    """
-    weight = word_weights(word_mask, word_query)
-    inputs = (place_query, place_key, place_value, word_query, word_key, word_value)
-    return torch.ops.cmsa_fast.factored_forward(*inputs, weight, image_index)
 
 
 def _groups(count: int, image_index: Tensor | None) -> Iterable[tuple[int, list[int]]]:

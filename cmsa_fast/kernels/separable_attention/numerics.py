@@ -14,7 +14,7 @@ def word_weights(word_mask: Tensor | None, words: Tensor) -> Tensor:
     dtype = compute_dtype(words.dtype)
     if word_mask is None:
         return words.new_full(words.shape[:2], 1 / words.shape[1], dtype=dtype)
-    return word_mask.to(dtype) / word_mask.sum(1, keepdim=True)
+    return word_mask.log().softmax(1, dtype=dtype)  # of 0 and -inf, in two kernels
 
 
 def common_offset(features: Tensor, weight: Tensor | None = None) -> Tensor:

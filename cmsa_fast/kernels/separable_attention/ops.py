@@ -14,30 +14,8 @@ from torch.utils.flop_counter import register_flop_formula
 from ..backends import check_triton
 from ..library import SEPARABLE_INPUTS, register, register_gradient
 from . import eager  # noqa: F401  defines operators that have a formula below
-from .numerics import word_weights
 from .projection_eager import attended_gradient, image_gradient, weight_gradient
 from .state import Sizes, State, read_in_place
-
-
-def separable_attention(
-    place_query: Tensor,
-    place_key: Tensor,
-    place_value: Tensor,
-    word_query: Tensor,
-    word_key: Tensor,
-    word_value: Tensor,
-    word_mask: Tensor | None = None,
-    *,
-    image_index: Tensor | None = None,
-) -> Tensor:
-    """`cmsa_fast.kernels.cross_modal_attention` by the Triton kernels; arguments are not checked.
-
-    Raises:
-        RuntimeError: The gradient is differentiated again.
-    """
-    weight = word_weights(word_mask, word_query)
-    features = (place_query, place_key, place_value, word_query, word_key, word_value)
-    return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
 
 
 def level_tail(*arguments: Any) -> Tensor:

@@ -4,22 +4,20 @@ import torch
 from torch import Tensor
 
 from ..backends import without_autocast
-from .numerics import split_offset, word_weights
+from .numerics import split_offset
 
 
 def received_word_attention(
     place_query: Tensor,
     word_query: Tensor,
     word_key: Tensor,
-    word_mask: Tensor | None = None,
-    *,
-    image_index: Tensor | None = None,
+    weight: Tensor,
+    image_index: Tensor | None,
 ) -> Tensor:
-    """`cmsa_fast.kernels.received_word_attention`; arguments are not checked.
+    """`cmsa_fast.kernels.received_word_attention` with `word_weights`; arguments are not checked.
 
     The place keys have no influence, because the softmax over places sums to one.
     """
-    weight = word_weights(word_mask, word_query)
     padding = weight[..., None] == 0
     with without_autocast(place_query.device):
         # Attention is invariant to both offsets; only rounding improves.
