@@ -29,19 +29,23 @@ def _gradients_kernel(
     tile_number, tiles = tl.program_id(0), tl.num_programs(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tile_number * KEYS + tl.arange(0, KEYS)
+    # The last tile may be wider than the padding.
+    inside = (column < padded_places)[None, :]
+    stored = tl.minimum(column, padded_places - 1)
     number = tl.arange(0, WORDS)
     at = expression * padded_places + first_row
     of_weights = padded_products(
-        grad + at * value_channels, row, value + image * padded_places * value_channels, column,
+        grad + at * value_channels, row, value + image * padded_places * value_channels, stored,
         value_channels, CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     largest = tl.load(tile_max + (image * (padded_places // BLOCK) + tile_number * (KEYS // BLOCK)) * rows + row)
     scale = tl.exp(largest - tl.load(row_max + at + row))
-    tile = load_padded(exponentials + image * rows * padded_places, row, column, padded_places).to(ACCUMULATOR)
+    own = row[:, None] * padded_places + column[None, :]
+    tile = tl.load(exponentials + image * rows * padded_places + own, mask=inside, other=0.0).to(ACCUMULATOR)
     product = tile * (scale[:, None] * (of_weights - tl.load(delta + at + row)[:, None]))
     product = rounded(product.to(scaled.dtype.element_ty), PRECISION)
-    store_padded(scaled + expression * rows * padded_places, product, row, column, padded_places, "ieee")
-    factor = load_padded(word_factor + expression * WORDS * padded_places, number, column, padded_places)
+    tl.store(scaled + expression * rows * padded_places + own, product, mask=inside)
+    factor = load_padded(word_factor + expression * WORDS * padded_places, number, stored, padded_places)
     partial = tl.dot(product, tl.trans(factor), input_precision=PRECISION, out_dtype=ACCUMULATOR)
     store_padded(sums + (expression * tiles + tile_number) * rows * WORDS, partial, row, number, WORDS, "ieee")
 
@@ -154,7 +158,7 @@ def gradients_backward(
     # An image's gradient is summed over its expressions.
     grad_logits = torch.empty_like(exponentials) if image_index is None else torch.zeros_like(exponentials)
     tile = tile_of("gradients", dtype)
-    tiles = keys // tile.keys
+    tiles = triton.cdiv(keys, tile.keys)
     sums = state.weight.new_empty(batch, tiles, rows, words)
     correction = state.weight.new_empty(batch, rows, words)
     constants = call.constants | {"BLOCK": column_block(grad)}

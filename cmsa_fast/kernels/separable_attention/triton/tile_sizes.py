@@ -10,7 +10,7 @@ FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 # Architectures whose programs have less than 227 KiB of shared memory.
 _SMALL = (80, 86, 89, 120)
 
-# kernel -> arithmetic -> tile.
+# kernel -> arithmetic -> tile. The factors of float16 are float32, so some of its tiles are smaller.
 _TILES = {
     "prepare": dict.fromkeys(("half", "tf32", "ieee"), Tile(128, 64, 64, 8, 1)),
     "ratio": dict.fromkeys(("half", "tf32", "ieee"), Tile(16, 16, 16, 4, 1)),
@@ -21,6 +21,7 @@ _TILES = {
     },
     "logits": {
         "half": Tile(128, 256, 64, 8, 3),
+        "float16": Tile(128, 128, 64, 8, 3),
         "tf32": Tile(128, 128, 32, 8, 3),
         "ieee": Tile(64, 64, 32, 8, 2),
     },
@@ -30,12 +31,14 @@ _TILES = {
         "ieee": Tile(64, 32, 64, 8, 2),
     },
     "gradients": {
-        "half": Tile(128, 128, 64, 8, 4),
+        "half": Tile(128, 256, 64, 8, 3),
+        "float16": Tile(128, 128, 64, 8, 3),
         "tf32": Tile(128, 128, 32, 8, 3),
         "ieee": Tile(64, 64, 32, 8, 2),
     },
     "weights": {
         "half": Tile(64, 64, 16, 4, 3),
+        "float16": Tile(32, 64, 16, 4, 2),
         "tf32": Tile(32, 64, 16, 4, 2),
         "ieee": Tile(16, 64, 16, 4, 2),
     },
@@ -78,6 +81,8 @@ def tile_of(kernel: str, dtype: torch.dtype) -> Tile:
     kind = arithmetic(dtype)
     if on in _SMALL and kind in _SMALL_TILES.get(kernel, {}):
         return _SMALL_TILES[kernel][kind]
+    if dtype == torch.float16:
+        return _TILES[kernel].get("float16", _TILES[kernel][kind])
     return _TILES[kernel][kind]
 
 
