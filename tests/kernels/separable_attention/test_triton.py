@@ -75,7 +75,7 @@ def test_wide_features(width: int) -> None:
 def test_steep_logits_take_the_direct_form(scale: float, dtype: torch.dtype) -> None:
     cases = [
         draw(18, 3, 17, 9, 1, scale=scale, grad_scale=grad_scale, dtype=dtype, seed=seed)
-        for seed, grad_scale in enumerate((1.0, 1e-7, 1.0, 1e-7, 1.0))
+        for seed, grad_scale in enumerate((1.0, 1e-7, 1.0) * 3)
     ]
     assert_within_budget(attention, cases)
 

@@ -178,13 +178,13 @@ def _launch(of: str, operands: Operands, state: tuple[Tensor, ...], scale: float
     tile = tile_sizes.tile(of, own.dtype, max(width, value_width))
     value_channels = slice_width if of == "value" else tile_sizes.padded(value_width)
     whole = max(tile_sizes.padded(width), value_channels) <= tile.channels
-    blocks, slices = batch * triton.cdiv(own_count, tile.own), triton.cdiv(out_width, slice_width)
-    parts, steps = tile_sizes.split(blocks * slices, triton.cdiv(other.shape[1], tile.other))
+    blocks, slices = batch * triton.cdiv(own_count, tile.rows), triton.cdiv(out_width, slice_width)
+    parts, steps = tile_sizes.split(blocks * slices, triton.cdiv(other.shape[1], tile.keys))
     result = own.new_empty(parts, *own.shape, dtype=own.dtype if parts == 1 else compute_dtype(own.dtype))
     launch.launch(
         _joint_backward, (blocks, slices, parts), *operands, *state, result, query.shape[1], key.shape[1], steps,
         width, value_width, SCALE=scale, OF=of, CHANNELS=tile_sizes.step(tile, width, whole),
         VALUE_CHANNELS=tile_sizes.step(tile, value_width, whole), SLICE=slice_width, WHOLE=whole,
-        **tile.constants(own.dtype),
+        **tile_sizes.constants(tile, own.dtype),
     )  # fmt: skip
     return result[0] if parts == 1 else result.sum(0).to(own.dtype)

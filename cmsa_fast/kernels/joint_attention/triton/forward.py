@@ -139,7 +139,7 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) 
     tile = tile_sizes.tile("keys", key.dtype)
     launch.launch(
         _centre_keys, (batch, triton.cdiv(width, tile.channels)), key, key_mask, result, key_count, width,
-        KEYS=tile.own, CHANNELS=tile.channels, ACCUMULATOR=launch.accumulator(key.dtype),
+        KEYS=tile.rows, CHANNELS=tile.channels, ACCUMULATOR=launch.accumulator(key.dtype),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return query.contiguous(), result, value.contiguous(), key_mask
@@ -172,9 +172,9 @@ def launch_joint_forward(
     attended = query.new_empty(batch, query_count, value_width)
     logsumexp = query.new_empty(batch, query_count, 2, dtype=compute_dtype(query.dtype))
     launch.launch(
-        _joint_forward, (batch * triton.cdiv(query_count, tile.own), triton.cdiv(value_width, values)),
+        _joint_forward, (batch * triton.cdiv(query_count, tile.rows), triton.cdiv(value_width, values)),
         *operands, attended, logsumexp, query_count, key_count, width, value_width,
         SCALE=scale, CHANNELS=tile_sizes.step(tile, width, whole), SLICE=values, WHOLE=whole,
-        **tile.constants(query.dtype),
+        **tile_sizes.constants(tile, query.dtype),
     )  # fmt: skip
     return attended, logsumexp

@@ -167,10 +167,10 @@ def launch_tail_forward(attended: Tensor, weight: Tensor, bias: Tensor | None, w
     tile = tile_sizes.tile("tail", attended.dtype)
     result = attended.new_empty(batch, places, channels)
     launch.launch(
-        _tail_forward, (batch * triton.cdiv(places, tile.own), triton.cdiv(channels, tile.other)),
+        _tail_forward, (batch * triton.cdiv(places, tile.rows), triton.cdiv(channels, tile.keys)),
         *_operands(attended, weight, bias, word_mask), result, places, words, width, channels,
         WORDS=triton.next_power_of_2(words), CHANNELS=tile_sizes.step(tile, width),
-        **tile.constants(attended.dtype),
+        **tile_sizes.constants(tile, attended.dtype),
     )  # fmt: skip
     return result
 
@@ -194,22 +194,22 @@ def launch_tail_backward(
     slices = triton.cdiv(width, slice_width)
     wide = compute_dtype(weight.dtype)
 
-    def run(of: str, blocks: int, parts: int, tile: tile_sizes.Tile, *results: Tensor) -> None:
+    def run(of: str, blocks: int, parts: int, tile: launch.Tile, *results: Tensor) -> None:
         launch.launch(
             _tail_backward, (blocks, slices, batch * parts if of == "weight" else 1),
             *operands, *results, places, words, parts, width, channels,
             OF=of, WORDS=triton.next_power_of_2(words), CHANNELS=tile_sizes.step(tile, width), SLICE=slice_width,
-            **tile.constants(weight.dtype),
+            **tile_sizes.constants(tile, weight.dtype),
         )  # fmt: skip
 
     grad_attended = attended.new_empty(attended.shape)
     tile = tile_sizes.tile("attended", attended.dtype)
-    run("attended", batch * words * triton.cdiv(places, tile.own), 1, tile, grad_attended, grad_attended)
+    run("attended", batch * words * triton.cdiv(places, tile.rows), 1, tile, grad_attended, grad_attended)
 
     # One part for each expression and split, because expressions have different numbers of words.
     tile = tile_sizes.tile("weight", attended.dtype)
-    blocks = triton.cdiv(channels, tile.own)
-    parts, _ = tile_sizes.split(batch * blocks * slices, words * triton.cdiv(places, tile.other))
+    blocks = triton.cdiv(channels, tile.rows)
+    parts, _ = tile_sizes.split(batch * blocks * slices, words * triton.cdiv(places, tile.keys))
     grad_weight = weight.new_empty(batch * parts, channels, width, dtype=wide)
     grad_bias = weight.new_empty(batch * parts, channels, dtype=wide)
     run("weight", blocks, parts, tile, grad_weight, grad_bias)

@@ -1,19 +1,20 @@
 """Tiles of the kernels of the joint attention and of its tail, by kernel, shared memory, dtype and width.
 
-A program works on blocks of its own side and of the other side. Its own side are the queries in the attention's
-forward pass and the gradient of query, the keys in the gradients of key and value, the places in the tail's
-forward pass and the gradient of attended, and the output channels in the gradient of weight.
+A program works on blocks of its own side (rows of a tile) and of the other side (keys). Its own side are the queries
+in the attention's forward pass and the gradient of query, the keys in the gradients of key and value, the places in
+the tail's forward pass and the gradient of attended, and the output channels in the gradient of weight.
 
 Every tile was compiled for its architectures: it fits their shared memory, and at widths that are multiples of 16
 no thread spills more than 256 bytes of registers.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 
 from ...triton import launch
+from ...triton.launch import INTERPRETED, Tile
 
 # The most channels that one program accumulates; wider results are split over the grid.
 WIDEST_SLICE = 512
@@ -29,25 +30,9 @@ _PROGRAMS = {launch.INTERPRETER: 6, 80: 108, 86: 84, 89: 128, 90: 132, 100: 148,
 _COLUMN = {90: 0, 100: 0, 80: 1, 86: 2, 89: 2, 120: 2}
 
 
-class Tile(NamedTuple):
-    """Sizes of one program's work; powers of two, at least 16."""
-
-    own: int
-    other: int
-    channels: int  # of a contraction over the width, at a time
-    warps: int
-    stages: int  # loads in flight
-
-    def constants(self, dtype: torch.dtype) -> dict[str, Any]:
-        """The compile-time constants of a launch that do not depend on widths."""
-        return {
-            "OWN": self.own,
-            "OTHER": self.other,
-            "ACCUMULATOR": launch.accumulator(dtype),
-            "PRECISION": launch.precision(dtype),
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-        }
+def constants(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
+    """The compile-time constants of a launch that do not depend on widths."""
+    return {"OWN": tile.rows, "OTHER": tile.keys, **launch.options(tile, dtype)}
 
 
 _Tiles = tuple[Tile, ...]  # for widths up to 64, 128, 256 and 512, or one for all
@@ -91,15 +76,12 @@ _FLOAT16 = (
 _FLOAT32 = _tiles((32, 32, 64, 4, 2), (32, 32, 64, 8, 2), (32, 32, 64, 8, 2), (32, 32, 64, 8, 2))
 _FLOAT32_TAIL_GRADIENT = _tiles((16, 16, 64, 8, 2))
 
-# The interpreter runs any size; with small tiles, small inputs span several.
-_INTERPRETED = Tile(16, 16, 16, 1, 1)
-
 
 def tile(kernel: str, dtype: torch.dtype, width: int = 512) -> Tile:
     """The tile of a kernel (a key of the table, the gradients by what they differentiate) at a width."""
     architecture = launch.architecture()
     if architecture == launch.INTERPRETER:
-        return _INTERPRETED
+        return INTERPRETED
     column = _COLUMN[architecture]
     tiles = _TILES[kernel][column]
     if dtype == torch.float32:

@@ -4,6 +4,8 @@ Parts that cancel are added before the product. The kernels are always launched;
 return at once, and a flagged row costs its own work only. All flagged words of a row are computed together.
 """
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -47,13 +49,19 @@ def _grad_weights(grad, value, column, value_channels, CHUNK: tl.constexpr, ACCU
     return total
 
 
-@triton.jit(do_not_specialize=["places", "stored_places"])
-def _direct_forward_kernel(
-    query, key, value, word_query, weight, direct, image_index, attended,
-    places, value_width, stored_places, padded_places, channels, value_channels,
-    GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
-    CHANNELS: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
+@triton.jit(do_not_specialize=["places", "stored_places", "first_row", "rows"])
+def _direct_rows_kernel(
+    query, key, value, word_query, direct, weight, image_index,
+    attended,  # [B, places, value_width], to be added to in forward
+    grad,  # [B, P, e]; it and the next three in backward
+    maximum,  # [B, rows, N], of the token's logits, as the next two
+    ratio,  # weight / sum of the exponentials
+    mean,  # of grad value^T under the token's softmax
+    places, value_width, first_row, rows, stored_places, padded_places, channels, value_channels,
+    BACKWARD: tl.constexpr, GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    CHUNK: tl.constexpr, CHANNELS: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
+    """The softmax of each flagged token, by rows: its values in forward, its statistics in backward."""
     expression = tl.program_id(2).to(tl.int64)
     image = image_of(image_index, expression, GROUPED)
     number = tl.arange(0, WORDS)
@@ -62,15 +70,16 @@ def _direct_forward_kernel(
     key += image * stored_places * channels
     value += image * padded_places * value_channels
     word_query += expression * WORDS * channels
-    direct += expression * padded_places + first
-    if _any_flag(direct, ROWS):
+    at = expression * padded_places + first_row + first
+    if _any_flag(direct + at, ROWS):
         weights = tl.load(weight + expression * WORDS + number)
         for row in range(0, ROWS):
-            flags = tl.load(direct + row)
+            flags = tl.load(direct + at + row)
             if flags != 0:
-                own = query + (image * stored_places + first + row) * channels
+                own = query + (image * stored_places + first_row + first + row) * channels
                 largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
                 total = tl.zeros([WORDS], ACCUMULATOR)
+                of_weights = tl.zeros([WORDS], ACCUMULATOR)
                 result = tl.zeros([WORDS, CHANNELS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
@@ -82,65 +91,28 @@ def _direct_forward_kernel(
                     scale = tl.exp(largest - larger)
                     exponentials = tl.exp(logits - larger[:, None])
                     total = total * scale + tl.sum(exponentials, axis=1)
-                    tile = load_padded(value, column, channel, value_channels)
-                    result = dot(exponentials.to(tile.dtype), tile, result * scale[:, None], PRECISION)
+                    if BACKWARD:
+                        gradient = _grad_weights(
+                            grad + (at + row) * value_channels, value, column, value_channels, CHUNK, ACCUMULATOR
+                        )
+                        of_weights = of_weights * scale + tl.sum(exponentials * gradient[None, :], axis=1)
+                    else:
+                        tile = load_padded(value, column, channel, value_channels)
+                        result = dot(exponentials.to(tile.dtype), tile, result * scale[:, None], PRECISION)
                     largest = larger
                 chosen = ((flags >> number.to(tl.int64)) & 1) != 0
-                result *= tl.where(chosen, weights / total, 0.0)[:, None]
-                out = attended + (expression * places + first + row) * value_width + channel
-                inside = channel < value_width
-                old = tl.load(out, mask=inside, other=0.0).to(ACCUMULATOR)
-                tl.store(out, (old + tl.sum(result, axis=0)).to(attended.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["places", "stored_places", "first_row", "rows"])
-def _direct_rows_kernel(
-    query, key, grad, value, word_query, direct, weight, image_index,
-    maximum,  # [B, rows, N], of the token's logits, as the next two
-    ratio,  # weight / sum of the exponentials
-    mean,  # of grad value^T under the token's softmax
-    places, first_row, rows, stored_places, padded_places, channels, value_channels,
-    GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
-):  # fmt: skip
-    expression = tl.program_id(1).to(tl.int64)
-    image = image_of(image_index, expression, GROUPED)
-    number = tl.arange(0, WORDS)
-    key += image * stored_places * channels
-    value += image * padded_places * value_channels
-    word_query += expression * WORDS * channels
-    first = tl.program_id(0) * ROWS
-    at = expression * padded_places + first_row + first
-    if _any_flag(direct + at, ROWS):
-        weights = tl.load(weight + expression * WORDS + number)
-        for row in range(0, ROWS):
-            flags = tl.load(direct + at + row)
-            if flags != 0:
-                own = query + (image * stored_places + first_row + first + row) * channels
-                largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
-                total = tl.zeros([WORDS], ACCUMULATOR)
-                of_weights = tl.zeros([WORDS], ACCUMULATOR)
-                for start in range(0, places, KEYS):
-                    column = start + tl.arange(0, KEYS)
-                    logits = _token_logits(
-                        own, word_query, number, key, column, places, stored_places, channels,
-                        CHUNK, PRECISION, ACCUMULATOR,
-                    )  # fmt: skip
-                    larger = tl.maximum(largest, tl.max(logits, axis=1))
-                    scale = tl.exp(largest - larger)
-                    exponentials = tl.exp(logits - larger[:, None])
-                    gradient = _grad_weights(
-                        grad + (at + row) * value_channels, value, column, value_channels, CHUNK, ACCUMULATOR
-                    )
-                    total = total * scale + tl.sum(exponentials, axis=1)
-                    of_weights = of_weights * scale + tl.sum(exponentials * gradient[None, :], axis=1)
-                    largest = larger
-                chosen = ((flags >> number.to(tl.int64)) & 1) != 0
-                # Maximum and sum are kept apart: with large logits a single log-sum-exp would lose the sum.
-                out = (expression * rows + first + row) * WORDS + number
-                tl.store(maximum + out, largest)
-                tl.store(ratio + out, tl.where(chosen, weights / total, 0.0))
-                tl.store(mean + out, of_weights / total)
+                shares = tl.where(chosen, weights / total, 0.0)
+                if BACKWARD:
+                    # Maximum and sum are kept apart: with large logits a single log-sum-exp would lose the sum.
+                    out = (expression * rows + first + row) * WORDS + number
+                    tl.store(maximum + out, largest)
+                    tl.store(ratio + out, shares)
+                    tl.store(mean + out, of_weights / total)
+                else:
+                    out = attended + (expression * places + first + row) * value_width + channel
+                    old = tl.load(out, mask=channel < value_width, other=0.0).to(ACCUMULATOR)
+                    total_row = old + tl.sum(shares[:, None] * result, axis=0)
+                    tl.store(out, total_row.to(attended.dtype.element_ty), mask=channel < value_width)
 
 
 @triton.jit
@@ -207,19 +179,31 @@ def _direct_backward_kernel(
 
 def direct_forward(call: Call, attended: Tensor) -> None:
     """Add the flagged tokens' part to attended [B, places, e]."""
+    _launch_rows(call, attended, None, [None] * 3, 0, call.sizes.padded_places)
+
+
+def _launch_rows(
+    call: Call,
+    attended: Tensor | None,
+    grad: Tensor | None,
+    statistics: Sequence[Tensor | None],
+    first_row: int,
+    rows: int,
+) -> None:
     sizes, state, image_index = call
-    dtype = attended.dtype
+    dtype = state.value.dtype
     tile = tile_of("direct", dtype)
+    backward = grad is not None
     channels = channel_block(sizes.value_channels, 128)
     launch(
-        _direct_forward_kernel,
-        (sizes.value_channels // channels, sizes.padded_places // tile.rows, sizes.batch),
-        state.query, state.key, state.value, state.word_query, state.weight, state.direct, image_index,
-        attended,
-        sizes.places, sizes.value_width, state.key.shape[1], sizes.padded_places,
+        _direct_rows_kernel,
+        (1 if backward else sizes.value_channels // channels, rows // tile.rows, sizes.batch),
+        state.query, state.key, state.value, state.word_query, state.direct, state.weight, image_index,
+        attended, grad, *statistics,
+        sizes.places, sizes.value_width, first_row, rows, state.key.shape[1], sizes.padded_places,
         sizes.channels, sizes.value_channels,
-        **call.constants, ROWS=tile.rows, KEYS=tile.keys,
-        CHUNK=tile.channels, CHANNELS=channels, **options(tile, dtype),
+        BACKWARD=backward, **call.constants, ROWS=tile.rows, KEYS=tile.keys, CHUNK=tile.channels,
+        CHANNELS=channels, **options(tile, dtype),
     )  # fmt: skip
 
 
@@ -234,27 +218,18 @@ def direct_backward(
         word_logits: Its second half is to be filled.
     """
     sizes, state, image_index = call
-    dtype = grad.dtype
     rows, keys = weights.shape[1:]
-    tile = tile_of("direct", dtype)
+    tile = tile_of("direct", grad.dtype)
+    statistics = [state.weight.new_empty(sizes.batch, rows, sizes.padded_words) for _ in range(3)]
+    _launch_rows(call, None, grad, statistics, first_row, rows)
     splits = word_logits.shape[1]
     rows_per_split = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
-    tokens = [state.weight.new_empty(sizes.batch, rows, sizes.padded_words) for _ in range(3)]
-    inputs = (state.query, state.key, grad, state.value, state.word_query, state.direct)
-    constants = call.constants | options(tile, dtype)
-    constants |= {"ROWS": tile.rows, "KEYS": tile.keys, "CHUNK": tile.channels}
-    launch(
-        _direct_rows_kernel,
-        (rows // tile.rows, sizes.batch),
-        *inputs, state.weight, image_index, *tokens,
-        sizes.places, first_row, rows, state.key.shape[1], keys, sizes.channels, sizes.value_channels,
-        **constants,
-    )  # fmt: skip
     launch(
         _direct_backward_kernel,
         (keys // tile.keys, splits, sizes.images),
-        *inputs, *tokens, image_index, weights, grad_logits, word_logits[1],
+        state.query, state.key, grad, state.value, state.word_query, state.direct, *statistics, image_index,
+        weights, grad_logits, word_logits[1],
         sizes.batch, sizes.places, first_row, rows, rows_per_split, state.key.shape[1], keys,
         sizes.channels, sizes.value_channels,
-        **constants,
+        **call.constants, ROWS=tile.rows, KEYS=tile.keys, CHUNK=tile.channels, **options(tile, grad.dtype),
     )  # fmt: skip
