@@ -9,11 +9,7 @@ from torch import Tensor
 
 
 def token_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None = None,
-    scale: float = 1.0,
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None, scale: float = 1.0
 ) -> Tensor:
     """Softmax attention over tokens, by default without the 1/sqrt(d) scale (Eq. 3 has none).
 
@@ -155,10 +151,7 @@ def cmsa(
     )  # [B, P, N, C], Eq. 1
     tokens = feature.flatten(1, 2)
     attended = token_attention(
-        tokens @ query_weight.T,
-        tokens @ key_weight.T,
-        tokens @ value_weight.T,
-        _token_mask(word_mask, places),
+        tokens @ query_weight.T, tokens @ key_weight.T, tokens @ value_weight.T, _token_mask(word_mask, places)
     )
     updated = attended @ output_weight.T + tokens
     fused = _mean_over_real_words(updated.unflatten(1, (places, expression_length)), word_mask)

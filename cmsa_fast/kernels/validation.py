@@ -65,12 +65,7 @@ def check_leading_shape(name: str, part: Tensor, first_name: str, first: Tensor)
 
 
 def check_mask(
-    name: str,
-    mask: Tensor,
-    axes: str,
-    shape: Sequence[int],
-    like_name: str,
-    device: torch.device,
+    name: str, mask: Tensor, axes: str, shape: Sequence[int], like_name: str, device: torch.device
 ) -> None:
     """Check a bool tensor of `shape` on the device of argument `like_name`; `axes` lists its axes' names."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

@@ -45,13 +45,7 @@ class _Entry:
     """
 
     def __init__(
-        self,
-        number: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_mask: Tensor | None,
-        scale: float,
+        self, number: int, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float
     ) -> None:
         self.dtype = compute_dtype(query.dtype)
         self.query = query[number]  # [Tq, d]
@@ -90,12 +84,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, 
 
 
 def backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    scale: float,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of query, key and value."""
     grads = tuple(part.new_zeros(part.shape) for part in (query, key, value))

@@ -183,11 +183,4 @@ def _check_expressions(
 ) -> None:
     if word_mask is not None:
         check_word_mask(word_mask, word_query.shape[:2], "word_query", word_query.device)
-    check_images(
-        "place_query",
-        len(place_query),
-        "word_query",
-        len(word_query),
-        image_index,
-        word_query.device,
-    )
+    check_images("place_query", len(place_query), "word_query", len(word_query), image_index, word_query.device)

@@ -131,14 +131,7 @@ def _differentiate_tail(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_visual, grad_word, grad_coordinates = grad.split(ctx.sizes, dim=1)
     if image_index is not None:
         grad_visual = grad_images
-    return (
-        grad_attended,
-        grad_weight,
-        grad_visual.mT,
-        grad_word.sum(2),
-        grad_coordinates.sum(0),
-        None,
-    )
+    return (grad_attended, grad_weight, grad_visual.mT, grad_word.sum(2), grad_coordinates.sum(0), None)
 
 
 register(

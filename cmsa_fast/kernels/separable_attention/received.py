@@ -8,11 +8,7 @@ from .numerics import split_offset
 
 
 def received_word_attention(
-    place_query: Tensor,
-    word_query: Tensor,
-    word_key: Tensor,
-    weight: Tensor,
-    image_index: Tensor | None,
+    place_query: Tensor, word_query: Tensor, word_key: Tensor, weight: Tensor, image_index: Tensor | None
 ) -> Tensor:
     """`cmsa_fast.kernels.received_word_attention` with `word_weights`; arguments are not checked.
 

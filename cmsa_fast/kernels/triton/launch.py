@@ -1,12 +1,10 @@
 """What all launchers share: tile sizes, the architecture, dtypes and precisions, and the launch itself."""
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..backends import uses_tf32
 
@@ -66,7 +64,7 @@ def architecture() -> int:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Run kernel[grid](*arguments, **constants) on the device of the first tensor, unless the grid is empty."""
+    """Run kernel[grid](*arguments, **constants) on the current GPU, unless the grid is empty."""
     if 0 in grid:
         return
     if max(grid[1:], default=0) > _MOST_PROGRAMS:
@@ -74,10 +72,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
             f"the Triton kernels take at most {_MOST_PROGRAMS} images or expressions at once; "
             f"got {max(grid[1:])}. Work on them in parts."
         )
-    tensor = next(part for part in arguments if isinstance(part, Tensor))
-    on_device = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-    with on_device:
-        kernel[grid](*arguments, **constants)
+    kernel[grid](*arguments, **constants)
 
 
 def accumulator(dtype: torch.dtype) -> Any:
@@ -85,25 +80,16 @@ def accumulator(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def precision(dtype: torch.dtype) -> str:
-    """`input_precision` of products of float32 numbers: PyTorch's own setting for float32 input.
-
-    For 16-bit input such products have float32 intermediates, for which TF32's 10 bits are enough.
-    """
-    if dtype == torch.float64:
-        return "ieee"
-    if dtype == torch.float32:
-        return "tf32" if uses_tf32() else "ieee"
-    return "tf32"
-
-
 def arithmetic(dtype: torch.dtype) -> str:
     """How products are computed: "half" for 16-bit input, "tf32" or "ieee" for float32 as PyTorch is set."""
     if dtype.itemsize == 2:
         return "half"
-    if dtype == torch.float32 and uses_tf32():
-        return "tf32"
-    return "ieee"
+    return "tf32" if dtype == torch.float32 and uses_tf32() else "ieee"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """`input_precision` of products of float32 numbers; for the intermediates of 16-bit input TF32 is enough."""
+    return "ieee" if arithmetic(dtype) == "ieee" else "tf32"
 
 
 def options(tile: Tile, dtype: torch.dtype) -> dict[str, Any]:

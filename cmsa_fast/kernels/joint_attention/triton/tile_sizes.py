@@ -1,8 +1,8 @@
 """Tiles of the kernels of the joint attention and of its tail, by kernel, shared memory, dtype and width.
 
-A program works on blocks of its own side (rows of a tile) and of the other side (keys). Its own side are the queries
-in the attention's forward pass and the gradient of query, the keys in the gradients of key and value, the places in
-the tail's forward pass and the gradient of attended, and the output channels in the gradient of weight.
+A program works on blocks of its own side (rows of a tile) and of the other side (keys). Its own side are the
+queries in the attention's forward pass and the gradient of query, the keys in the gradients of key and value, the
+places in the tail's forward pass and the gradient of attended, and the output channels in the gradient of weight.
 
 Every tile was compiled for its architectures: it fits their shared memory, and at widths that are multiples of 16
 no thread spills more than 256 bytes of registers.

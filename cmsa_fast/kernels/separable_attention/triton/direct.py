@@ -212,10 +212,7 @@ def direct_backward(
 ) -> None:
     """Add the flagged tokens' part to what `gradients_backward` returned for a slab.
 
-    Args:
-        call, grad, first_row: As there.
-        weights, grad_logits: To be added to.
-        word_logits: Its second half is to be filled.
+    It is added to weights and grad_logits in place, and fills the second half of word_logits.
     """
     sizes, state, image_index = call
     rows, keys = weights.shape[1:]

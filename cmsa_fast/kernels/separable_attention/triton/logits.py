@@ -9,14 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...triton.launch import accumulator, launch, options
-from ...triton.primitives import (
-    expressions_of,
-    image_of,
-    load_padded,
-    padded_products,
-    rounded,
-    store_padded,
-)
+from ...triton.primitives import expressions_of, image_of, load_padded, padded_products, rounded, store_padded
 from ..state import Call, column_block
 from .tile_sizes import FLOOR, tile_of
 

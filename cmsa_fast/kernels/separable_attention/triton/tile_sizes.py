@@ -10,67 +10,30 @@ FLOOR = {torch.float32: 2.0**-60, torch.float64: 2.0**-500}
 # Architectures whose programs have less than 227 KiB of shared memory.
 _SMALL = (80, 86, 89, 120)
 
-# kernel -> arithmetic -> tile. The factors of float16 are float32, so some of its tiles are smaller.
+# For each kernel the tiles of "half", "tf32" and "ieee" arithmetic.
 _TILES = {
-    "prepare": dict.fromkeys(("half", "tf32", "ieee"), Tile(128, 64, 64, 8, 1)),
-    "ratio": dict.fromkeys(("half", "tf32", "ieee"), Tile(16, 16, 16, 4, 1)),
-    "words": {
-        "half": Tile(64, 64, 64, 4, 3),
-        "tf32": Tile(64, 64, 32, 4, 3),
-        "ieee": Tile(32, 64, 32, 4, 2),
-    },
-    "logits": {
-        "half": Tile(128, 256, 64, 8, 3),
-        "float16": Tile(128, 128, 64, 8, 3),
-        "tf32": Tile(128, 128, 32, 8, 3),
-        "ieee": Tile(64, 64, 32, 8, 2),
-    },
-    "values": {
-        "half": Tile(128, 32, 256, 8, 3),
-        "tf32": Tile(64, 64, 128, 8, 2),
-        "ieee": Tile(64, 32, 64, 8, 2),
-    },
-    "gradients": {
-        "half": Tile(128, 256, 64, 8, 3),
-        "float16": Tile(128, 128, 64, 8, 3),
-        "tf32": Tile(128, 128, 32, 8, 3),
-        "ieee": Tile(64, 64, 32, 8, 2),
-    },
-    "weights": {
-        "half": Tile(64, 64, 16, 4, 3),
-        "float16": Tile(32, 64, 16, 4, 2),
-        "tf32": Tile(32, 64, 16, 4, 2),
-        "ieee": Tile(16, 64, 16, 4, 2),
-    },
-    "products": {
-        "half": Tile(128, 64, 256, 8, 3),
-        "tf32": Tile(128, 32, 128, 8, 3),
-        "ieee": Tile(64, 32, 64, 8, 2),
-    },
-    "word_products": {
-        "half": Tile(16, 64, 64, 4, 3),
-        "tf32": Tile(16, 32, 64, 4, 3),
-        "ieee": Tile(16, 32, 64, 4, 2),
-    },
-    # Rows are output channels and keys places. It fits the smallest architecture.
-    "level_tail": {
-        "half": Tile(128, 128, 64, 8, 3),
-        "tf32": Tile(64, 128, 32, 8, 3),
-        "ieee": Tile(64, 64, 32, 4, 2),
-    },
-    "direct": {
-        "half": Tile(16, 32, 64, 4, 2),
-        "tf32": Tile(16, 32, 32, 4, 2),
-        "ieee": Tile(16, 32, 32, 4, 2),
-    },
+    "prepare": ((128, 64, 64, 8, 1),) * 3,
+    "ratio": ((16, 16, 16, 4, 1),) * 3,
+    "words": ((64, 64, 64, 4, 3), (64, 64, 32, 4, 3), (32, 64, 32, 4, 2)),
+    "logits": ((128, 256, 64, 8, 3), (128, 128, 32, 8, 3), (64, 64, 32, 8, 2)),
+    "values": ((128, 32, 256, 8, 3), (64, 64, 128, 8, 2), (64, 32, 64, 8, 2)),
+    "gradients": ((128, 256, 64, 8, 3), (128, 128, 32, 8, 3), (64, 64, 32, 8, 2)),
+    "weights": ((64, 64, 16, 4, 3), (32, 64, 16, 4, 2), (16, 64, 16, 4, 2)),
+    "products": ((128, 64, 256, 8, 3), (128, 32, 128, 8, 3), (64, 32, 64, 8, 2)),
+    "word_products": ((16, 64, 64, 4, 3), (16, 32, 64, 4, 3), (16, 32, 64, 4, 2)),
+    "direct": ((16, 32, 64, 4, 2), (16, 32, 32, 4, 2), (16, 32, 32, 4, 2)),
+    # Rows are output channels and keys places.
+    "level_tail": ((128, 128, 64, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 4, 2)),
 }
-# What a kernel takes where shared memory is small.
+# Where shared memory is small.
 _SMALL_TILES = {
-    "logits": {"half": Tile(128, 128, 64, 8, 2), "tf32": Tile(128, 64, 32, 8, 2)},
-    "values": {"half": Tile(64, 64, 128, 8, 2)},
-    "gradients": {"half": Tile(128, 64, 64, 8, 2), "tf32": Tile(64, 64, 32, 8, 2)},
-    "products": {"half": Tile(128, 64, 128, 8, 2), "tf32": Tile(64, 32, 128, 8, 2)},
+    "logits": ((128, 128, 64, 8, 2), (128, 64, 32, 8, 2)),
+    "values": ((64, 64, 128, 8, 2),),
+    "gradients": ((128, 64, 64, 8, 2), (64, 64, 32, 8, 2)),
+    "products": ((128, 64, 128, 8, 2), (64, 32, 128, 8, 2)),
 }
+# The factors of float16 are float32 and take more registers.
+_FLOAT16_TILES = {"logits": (128, 128, 64, 8, 3), "gradients": (128, 128, 64, 8, 3), "weights": (32, 64, 16, 4, 2)}
 
 
 def tile_of(kernel: str, dtype: torch.dtype) -> Tile:
@@ -78,12 +41,13 @@ def tile_of(kernel: str, dtype: torch.dtype) -> Tile:
     on = architecture()
     if not on:
         return INTERPRETED
-    kind = arithmetic(dtype)
-    if on in _SMALL and kind in _SMALL_TILES.get(kernel, {}):
-        return _SMALL_TILES[kernel][kind]
-    if dtype == torch.float16:
-        return _TILES[kernel].get("float16", _TILES[kernel][kind])
-    return _TILES[kernel][kind]
+    column = ("half", "tf32", "ieee").index(arithmetic(dtype))
+    small = _SMALL_TILES.get(kernel, ()) if on in _SMALL else ()
+    if column < len(small):
+        return Tile(*small[column])
+    if dtype == torch.float16 and kernel in _FLOAT16_TILES:
+        return Tile(*_FLOAT16_TILES[kernel])
+    return Tile(*_TILES[kernel][column])
 
 
 def channel_block(channels: int, most: int) -> int:

@@ -62,14 +62,9 @@ def _values_kernel(
 def values_forward(
     call: Call, exponentials: Tensor, tile_max: Tensor, softmax: Tensor, first_row: int, attended: Tensor
 ) -> None:
-    """Fill a slab of rows of attended, [B, places, e].
+    """Fill a slab of rows, from first_row, of attended [B, places, e].
 
-    Args:
-        call: Of forward.
-        exponentials, tile_max: Of the slab, see `logits.exponentials_of`.
-        softmax: V, of `words_forward`.
-        first_row: The slab's first row.
-        attended: To be filled.
+    The exponentials and the maxima of their tiles are the slab's, see `logits.exponentials_of`; softmax is V.
     """
     sizes, state, image_index = call
     dtype = state.value.dtype

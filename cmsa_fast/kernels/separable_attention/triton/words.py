@@ -194,15 +194,9 @@ def words_forward(call: Call) -> Tensor:
 
 
 def words_backward(call: Call, grad: Tensor, attended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """
-    Args:
-        call: Of forward.
-        grad: [B, P, e], of the result, padded.
-        attended: [B, places, e], forward's result.
+    """From the padded gradient of forward's result: delta [B, P], V [B, P, N], and gradients of logits over words.
 
-    Returns:
-        delta [B, P], V [B, P, N], and the gradients of the places' logits over words [B, P, N] and of the
-        words' logits over words in parts [parts, B, N, N].
+    They are those of places [B, P, N], and of words in parts [parts, B, N, N].
     """
     sizes, state, _ = call
     dtype = grad.dtype
