@@ -18,8 +18,7 @@ from .tokens import (
     coordinate_rows,
     gather_images,
     mean_word,
-    unit_places,
-    unit_words,
+    unit_vectors,
 )
 from .validation import check_convolution
 
@@ -232,4 +231,5 @@ class CMSA(Level):
 
 def _tokens(visual: Tensor, words: Tensor, word_mask: Tensor | None) -> _Tokens:
     weight = word_weights(word_mask, words)
-    return _Tokens(unit_places(visual), unit_words(words, word_mask), coordinate_rows(visual), weight)
+    unit_visual, unit_words = unit_vectors(visual, words, word_mask)
+    return _Tokens(unit_visual, unit_words, coordinate_rows(visual), weight)
