@@ -18,10 +18,9 @@ from .tokens import (
     coordinate_rows,
     gather_images,
     mean_word,
-    unit_places,
-    unit_words,
+    unit_vectors,
 )
-from .validation import check_convolution, check_inputs
+from .validation import check_convolution
 
 # Squared length of a token: unit visual and word vectors, and six coordinates with a mean square of 1/3.
 _TOKEN_SQUARE = 4.0
@@ -124,7 +123,7 @@ class CMSA(Level):
             TypeError, ValueError: Shapes, dtypes or devices do not fit, an expression has no real word, or query,
                 key, value or output is not a plain nn.Linear: its weight is read without a call.
         """
-        check_inputs(self, visual, words, word_mask, image_index)
+        self.check_inputs(visual, words, word_mask, image_index)
         tokens = _tokens(visual, words, word_mask)
         places, expression = self._project(tokens)
         attended = unchecked_cross_modal_attention(
@@ -173,7 +172,7 @@ class CMSA(Level):
         Raises:
             TypeError, ValueError: As in `forward`; or weight or bias does not fit.
         """
-        check_inputs(self, visual, words, word_mask, image_index)
+        self.check_inputs(visual, words, word_mask, image_index)
         check_convolution(weight, bias, self.out_channels, "output.weight", self.output.weight)
         return self.unchecked_project(visual, words, word_mask, weight, bias, image_index, False)[0]
 
@@ -232,4 +231,5 @@ class CMSA(Level):
 
 def _tokens(visual: Tensor, words: Tensor, word_mask: Tensor | None) -> _Tokens:
     weight = word_weights(word_mask, words)
-    return _Tokens(unit_places(visual), unit_words(words, word_mask), coordinate_rows(visual), weight)
+    unit_visual, unit_words = unit_vectors(visual, words, word_mask)
+    return _Tokens(unit_visual, unit_words, coordinate_rows(visual), weight)

@@ -1,9 +1,10 @@
 """Base class of the modules that fuse an expression into visual features."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..kernels import BACKENDS
-from .validation import check_unmodified
+from ..kernels.validation import check_images
+from .validation import check_dtype_and_device, check_unmodified, check_visual, check_words
 
 
 class Level(nn.Module):
@@ -44,6 +45,16 @@ class Level(nn.Module):
         self.key = nn.Linear(token_channels, attention_channels, bias=bias)
         self.value = nn.Linear(token_channels, attention_channels, bias=bias)
         self.output = nn.Linear(attention_channels, token_channels, bias=bias)
+
+    def check_inputs(
+        self, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
+    ) -> None:
+        """Check the arguments of `CMSA.forward` and the linear maps; raises as it does."""
+        self.check_linear_maps()
+        check_visual(visual, self.visual_channels)
+        check_dtype_and_device("visual", visual, "output.weight", self.output.weight)
+        check_words(words, word_mask, self.word_channels, "visual", visual)
+        check_images("visual", len(visual), "words", len(words), image_index, words.device)
 
     def check_linear_maps(self) -> None:
         """Check that the linear maps compute no more than their weights and biases, which are used without a call.

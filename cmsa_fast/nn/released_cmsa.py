@@ -30,7 +30,6 @@ from .tokens import (
     unit_places,
     unit_words,
 )
-from .validation import check_inputs
 
 
 class _Tokens(NamedTuple):
@@ -89,7 +88,7 @@ class ReleasedLevel(Level):
         Returns:
             [B, out_channels, H, W].
         """
-        check_inputs(self, visual, words, word_mask, image_index)
+        self.check_inputs(visual, words, word_mask, image_index)
         return self.unchecked_forward(visual, words, word_mask, image_index)
 
     def unchecked_forward(

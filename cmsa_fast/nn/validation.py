@@ -1,27 +1,9 @@
 """Checks of the arguments of cross-modal modules: visual features, words, masks and image indices."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from ..kernels.backends import autocast
-from ..kernels.validation import check_alike, check_floating, check_images, check_word_mask
-
-if TYPE_CHECKING:
-    from .level import Level
-
-
-def check_inputs(
-    level: Level, visual: Tensor, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
-) -> None:
-    """Check the arguments of `CMSA.forward` and its linear maps; raises as it does."""
-    level.check_linear_maps()
-    check_visual(visual, level.visual_channels)
-    check_dtype_and_device("visual", visual, "output.weight", level.output.weight)
-    check_words(words, word_mask, level.word_channels, "visual", visual)
-    check_images("visual", len(visual), "words", len(words), image_index, words.device)
+from ..kernels.validation import check_alike, check_floating, check_word_mask
 
 
 def check_visual(visual: Tensor, visual_channels: int) -> None:

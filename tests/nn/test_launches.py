@@ -73,7 +73,7 @@ def test_a_level_takes_few_launches(
     for name in ("prepare", "words", "logits", "values", "direct", "projection"):
         monkeypatch.setattr(kernels(name), "launch", counted.launch)
     of_checks = Counter[str]()
-    check_inputs = cmsa.check_inputs
+    check_inputs = CMSA.check_inputs
 
     def check(*arguments: Any) -> None:
         check_inputs(*arguments)
@@ -90,7 +90,7 @@ def test_a_level_takes_few_launches(
         with counted.paused():  # kept since the first call, see `test_constants_are_made_once`
             return make(*arguments, dtype=like.dtype, device=like.device)
 
-    monkeypatch.setattr(cmsa, "check_inputs", check)
+    monkeypatch.setattr(CMSA, "check_inputs", check)
     monkeypatch.setattr(cmsa, "unchecked_cross_modal_attention", attention)
     monkeypatch.setattr(cmsa, "unchecked_level_tail", tail)
     monkeypatch.setattr(tokens, "_constant", constant)
