@@ -64,7 +64,7 @@ def _index(new: New, variant: str, batch: int) -> Tensor | None:
 
 
 def _separable(new: New, size: Size, width: int, dtype: torch.dtype, variant: str) -> Calls:
-    from cmsa_fast.kernels.separable_attention.state import Sizes, read_in_place
+    from cmsa_fast.kernels.separable_attention.state import Sizes
     from cmsa_fast.kernels.separable_attention.triton import schedule
 
     words = _WORD_LIMIT if variant == "64 words" else size.words
@@ -73,7 +73,7 @@ def _separable(new: New, size: Size, width: int, dtype: torch.dtype, variant: st
     grad = new(dtype, size.batch, size.places, width)
     attended, state = schedule.forward(features, weight, index)
     yield "forward"
-    if read_in_place(features):
+    if Sizes.of(features).in_place:
         state = state._replace(query=features[0], key=features[1])
     schedule.backward(grad, attended, index, Sizes.of(features), state)
     yield "backward"

@@ -20,7 +20,6 @@ from ..validation import (
     check_size,
     check_word_mask,
 )
-from . import ops
 
 
 def joint_attention(
@@ -168,10 +167,14 @@ def unchecked_joint_attention_tail(
 def _attention(backend: str) -> Callable[..., Tensor]:
     if backend == "reference":
         return reference.token_attention
+    from . import ops
+
     return ops.joint_attention if backend == "triton" else ops.eager_joint_attention
 
 
 def _tail(backend: str) -> Callable[..., Tensor]:
     if backend == "reference":
         return reference.joint_attention_tail
+    from . import ops
+
     return ops.joint_attention_tail if backend == "triton" else ops.eager_joint_attention_tail

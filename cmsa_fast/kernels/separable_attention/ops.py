@@ -15,7 +15,7 @@ from ..backends import check_triton
 from ..library import SEPARABLE_INPUTS, register, register_gradient
 from . import eager  # noqa: F401  defines operators that have a formula below
 from .projection_eager import attended_gradient, image_gradient, weight_gradient
-from .state import Sizes, State, read_in_place
+from .state import Sizes, State
 
 
 def level_tail(*arguments: Any) -> Tensor:
@@ -44,7 +44,7 @@ def _fake_separable_forward(*arguments: Any) -> tuple[Tensor, ...]:
     features = arguments[:6]
     sizes = Sizes.of(features)
     attended = features[0].new_empty(sizes.batch, sizes.places, sizes.value_width)
-    return attended, *State.empty(sizes, features)
+    return attended, *State.empty(sizes, features[0])
 
 
 def _fake_separable_backward(
@@ -60,10 +60,10 @@ def _fake_separable_backward(
 
 def _save_separable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     attended, *state = output
-    if read_in_place(inputs):
+    ctx.sizes = Sizes.of(inputs[:6])
+    if ctx.sizes.in_place:
         state[:2] = inputs[:2]
     ctx.save_for_backward(inputs[7], attended, *state)
-    ctx.sizes = Sizes.of(inputs[:6])
     ctx.set_materialize_grads(False)
 
 
@@ -179,7 +179,7 @@ def _separable_flop(sizes: Sizes) -> tuple[int, int]:
 @register_flop_formula([torch.ops.cmsa_fast.separable_forward, torch.ops.cmsa_fast.factored_forward])
 def _separable_forward_flop(*shapes: Any, **_: Any) -> int:
     (images, places, width), (batch, words, value_width) = shapes[0], shapes[5]
-    return _separable_flop(Sizes(images, batch, places, words, width, value_width, *[0] * 4))[0]
+    return _separable_flop(Sizes(images, batch, places, words, width, value_width, *[0] * 5))[0]
 
 
 @register_flop_formula(torch.ops.cmsa_fast.separable_backward)
@@ -190,7 +190,7 @@ def _separable_backward_flop(grad: Any, attended: Any, state: Any, image_index: 
 @register_flop_formula(torch.ops.cmsa_fast.factored_backward)
 def _factored_backward_flop(grad: Any, *shapes: Any, **_: Any) -> int:
     (images, places, width), (batch, words, value_width) = shapes[0], shapes[5]
-    return _separable_flop(Sizes(images, batch, places, words, width, value_width, *[0] * 4))[1]
+    return _separable_flop(Sizes(images, batch, places, words, width, value_width, *[0] * 5))[1]
 
 
 @register_flop_formula(torch.ops.cmsa_fast.level_tail_forward)

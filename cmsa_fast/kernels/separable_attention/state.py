@@ -47,13 +47,18 @@ class Sizes(NamedTuple):
     padded_words: int
     channels: int  # width, padded
     value_channels: int
+    in_place: int  # 1 if the kernels read place query and key as they are in forward, else 0
 
     @classmethod
     def of(cls, features: Sequence[Tensor]) -> "Sizes":
         """Sizes of place query, key, value and word query, key, value."""
         images, places, width = features[0].shape
         batch, words, value_width = features[5].shape
-        interpreted = features[0].device.type == "cpu"
+        query, key = features[:2]
+        # Products of 16-bit queries and keys are exact in float32, so forward needs no centred copies.
+        as_they_are = query.dtype.itemsize == 2 and width % column_block(query) == 0
+        as_they_are = as_they_are and query.is_contiguous() and key.is_contiguous()
+        interpreted = query.device.type == "cpu"
         blocks = (_INTERPRETED,) * 2 if interpreted else (_PLACES, _CHANNELS)
         return cls(
             images,
@@ -66,6 +71,7 @@ class Sizes(NamedTuple):
             16 if words <= 16 else 32 if words <= 32 else 64,
             _round_up(width, blocks[1]),
             _round_up(value_width, blocks[1]),
+            1 if as_they_are else 0,
         )
 
     def fit_one_slab(self) -> bool:
@@ -84,7 +90,7 @@ class State(NamedTuple):
     """What forward keeps for backward: its inputs as the kernels read them, and statistics of the softmaxes.
 
     All are contiguous and padded with zeros; see `prepare` for the first eight, `words` for the next three,
-    `logits` for the others. Query and key are empty if the kernels read the inputs themselves (`read_in_place`),
+    `logits` for the others. Query and key are empty if the kernels read the inputs themselves (`Sizes.in_place`),
     and the exponentials if they take several slabs.
     """
 
@@ -106,12 +112,11 @@ class State(NamedTuple):
     tile_max: Tensor  # [B_images, P / block, P], those maxima, for each block of columns
 
     @classmethod
-    def empty(cls, sizes: Sizes, features: Sequence[Tensor]) -> "State":
-        like = features[0]
+    def empty(cls, sizes: Sizes, like: Tensor) -> "State":
         dtypes = Dtypes.of(like.dtype)
         batch, rows, words = sizes.batch, sizes.padded_places, sizes.padded_words
         kept = rows if sizes.fit_one_slab() else 0
-        copied = 0 if read_in_place(features) else rows
+        copied = 0 if sizes.in_place else rows
 
         def new(dtype: torch.dtype, *shape: Any) -> Tensor:
             return like.new_empty(shape, dtype=dtype)
@@ -146,16 +151,6 @@ class Call(NamedTuple):
     def constants(self) -> dict[str, Any]:
         """Constants of the kernels: whether expressions share images, and the number of words, padded."""
         return {"GROUPED": self.image_index is not None, "WORDS": self.sizes.padded_words}
-
-
-def read_in_place(features: Sequence[Tensor]) -> bool:
-    """Whether the kernels read place query and key as they are: 16-bit, contiguous and of a whole number of tiles.
-
-    16-bit queries and keys need no centring in forward, because their products are exact in float32.
-    """
-    query, key = features[:2]
-    whole = query.shape[2] % column_block(query) == 0
-    return query.dtype.itemsize == 2 and whole and query.is_contiguous() and key.is_contiguous()
 
 
 def new_exponentials(sizes: Sizes, like: Tensor, rows: int) -> tuple[Tensor, Tensor]:

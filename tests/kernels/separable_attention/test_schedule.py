@@ -70,7 +70,7 @@ def record(
         stack.enter_context(recorder)
         attended, kept = schedule.forward(features, weight, index)
         found.append((recorder.launches, recorder.peak))
-        if state.read_in_place(features):
+        if state.Sizes.of(features).in_place:
             kept = kept._replace(query=features[0], key=features[1])
         recorder.launches = recorder.peak = 0
         schedule.backward(torch.empty_like(attended), attended, index, state.Sizes.of(features), kept)

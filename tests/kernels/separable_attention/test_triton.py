@@ -87,6 +87,15 @@ def test_common_offsets(dtype: torch.dtype) -> None:
     assert_within_budget(attention, cases)
 
 
+@pytest.mark.parametrize("places", [16, 17])
+def test_inputs_read_in_place_are_centred_in_backward(places: int) -> None:
+    """Contiguous 16-bit queries and keys of whole tiles, with offsets that cancel between places and words."""
+    offsets = {"place_key": 30.0, "word_key": -30.0, "place_query": 30.0, "word_query": -30.0}
+    drawn = [draw(places, 3, 16, 16, 1, dtype=torch.float16, seed=seed) for seed in range(3)]
+    assert state.Sizes.of(drawn[0].inputs).in_place
+    assert_within_budget(attention, [shifted(case, **offsets) for case in drawn])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(

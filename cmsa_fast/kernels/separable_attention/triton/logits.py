@@ -57,7 +57,7 @@ def _logits_kernel(
             store_padded(sums + at, partial, row, number, WORDS, "ieee")
 
 
-@triton.jit(do_not_specialize=["places", "first_row", "rows", "tiles"])
+@triton.jit(do_not_specialize=["places", "first_row", "rows", "tiles", "blocks"])
 def _ratio_kernel(
     tile_max, sums, weight, image_index, row_max, ratio, direct,
     places, first_row, rows, padded_places, tiles, blocks,
@@ -123,6 +123,7 @@ def ratios_of(call: Call, sums: Tensor, tile_max: Tensor, first_row: int) -> Non
         (rows // tile.rows, sizes.batch),
         tile_max, sums, state.weight, image_index, state.row_max, state.ratio, state.direct,
         sizes.places, first_row, rows, sizes.padded_places, tiles, blocks,
-        **call.constants, ROWS=tile.rows, BLOCKS=triton.cdiv(blocks, tiles), FLOOR=FLOOR[state.weight.dtype],
+        **call.constants, ROWS=tile.rows, BLOCKS=tile_of("logits", dtype).keys // column_block(state.query),
+        FLOOR=FLOOR[state.weight.dtype],
         ACCUMULATOR=accumulator(dtype), num_warps=tile.warps,
     )  # fmt: skip

@@ -122,7 +122,7 @@ def prepare(call: Call, features: list[Tensor], weight: Tensor) -> None:
     """
     sizes, state, _ = call
     query_offset = None
-    if state.query.shape[1]:
+    if not sizes.in_place:
         query_offset = _copy_places(features[0], state.query, sizes)
         _copy_places(features[1], state.key, sizes)
     value_offset = _copy_places(features[2], state.value, sizes)
@@ -135,7 +135,7 @@ def prepare_products(call: Call) -> Call:
     Products with rounded gradients of the logits would amplify an offset.
     """
     sizes, state, _ = call
-    if state.query.shape[1] == sizes.padded_places:
+    if not sizes.in_place:
         return call
     query, key = (state.value.new_empty(sizes.images, sizes.padded_places, sizes.channels) for _ in range(2))
     own = state._replace(query=query, key=key, word_query=torch.empty_like(state.word_query))

@@ -10,7 +10,7 @@ import functools
 
 from torch import Tensor
 
-from ..state import Call, Sizes, State, new_exponentials, read_in_place
+from ..state import Call, Sizes, State, new_exponentials
 from .direct import direct_backward, direct_forward
 from .gradients import gradients_backward
 from .logits import exponentials_of, ratios_of
@@ -32,10 +32,10 @@ def forward(features: list[Tensor], weight: Tensor, image_index: Tensor | None) 
     """
     sizes = Sizes.of(features)
     image_index = None if image_index is None else image_index.contiguous()
-    kept = State.empty(sizes, features)
+    kept = State.empty(sizes, features[0])
     attended = features[0].new_empty(sizes.batch, sizes.places, sizes.value_width)
     prepare(Call(sizes, kept, image_index), features, weight.contiguous())
-    state = kept._replace(query=features[0], key=features[1]) if read_in_place(features) else kept
+    state = kept._replace(query=features[0], key=features[1]) if sizes.in_place else kept
     call = Call(sizes, state, image_index)
     softmax = words_forward(call)
     for first_row, rows in sizes.slabs():
