@@ -30,6 +30,7 @@ _SMALL_TILES = {
     "logits": ((128, 128, 64, 8, 2), (128, 64, 32, 8, 2)),
     "values": ((64, 64, 128, 8, 2),),
     "gradients": ((128, 64, 64, 8, 2), (64, 64, 32, 8, 2)),
+    "weights": ((32, 64, 16, 4, 2), (32, 32, 16, 4, 2)),
     "products": ((128, 64, 128, 8, 2), (64, 32, 128, 8, 2)),
 }
 # The factors of float16 are float32 and take more registers.
