@@ -56,26 +56,6 @@ def register_gradient(
     torch.library.register_autograd(f"cmsa_fast::{backward}", _refuse_second_derivative, lib=_library)
 
 
-def without_derivative(function: Callable[..., Any], *inputs: Any) -> Any:
-    """function(*inputs), whose results raise when they are differentiated.
-
-    `torch.autograd.function.once_differentiable` is no replacement: where the incoming gradient needs none itself,
-    it returns results that are constants, and a loss with a term that differentiates them again would silently
-    lose that term.
-    """
-    return _WithoutDerivative.apply(function, *inputs)
-
-
-class _WithoutDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Any], *inputs: Any) -> Any:
-        return function(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> None:
-        _refuse_second_derivative(ctx, *grads)
-
-
 def _refuse_second_derivative(ctx: Any, *_: Any) -> None:
     raise RuntimeError(
         "this backend of the attention has no second derivative: its gradient cannot be "
