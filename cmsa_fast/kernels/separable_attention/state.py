@@ -164,7 +164,7 @@ def new_exponentials(sizes: Sizes, like: Tensor, rows: int) -> tuple[Tensor, Ten
 
 
 def column_block(like: Tensor) -> int:
-    """The columns that one of the maxima is stored for; divides the width of every tile."""
+    """The columns that one of the maxima is stored for; a tile of the logits holds whole blocks of them."""
     return _INTERPRETED if like.device.type == "cpu" else _CHANNELS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,8 @@ pytest.importorskip("triton", reason="the kernels need Triton, which is not inst
 
 from cmsa_fast.kernels.separable_attention import state  # noqa: E402
 from cmsa_fast.kernels.separable_attention.triton import schedule, tile_sizes  # noqa: E402
+from cmsa_fast.kernels.triton import launch  # noqa: E402
+from cmsa_fast.kernels.triton.launch import ARCHITECTURES  # noqa: E402
 
 MODULES = ("prepare", "words", "logits", "values", "gradients", "direct", "products")
 
@@ -107,3 +110,19 @@ def test_exponentials_are_kept_only_within_a_slab(recorder: Recorder) -> None:
         with recorder:
             kept_state = schedule.forward(features, torch.empty(batch, 20), None)[1]
         assert (kept_state.exponentials.numel() > 0) == kept
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_tile_reads_the_maxima_of_two_tiles_of_logits(
+    architecture: int, tf32: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tile_sizes, "architecture", lambda: architecture)
+    monkeypatch.setattr(launch, "uses_tf32", lambda: tf32)
+    columns = tile_sizes.tile_of("logits", dtype).keys
+    assert columns % 64 == 0
+    for kernel in ("values", "gradients", "weights"):
+        assert columns % tile_sizes.tile_of(kernel, dtype).keys == 0
+    for kernel, side in itertools.product(("words", "ratio", "direct", "prepare"), ("rows", "keys")):
+        assert 128 % getattr(tile_sizes.tile_of(kernel, dtype), side) == 0
