@@ -93,8 +93,8 @@ def _joint(new: New, size: Size, width: int, dtype: torch.dtype, variant: str) -
     yield "backward"
 
     words = new(torch.bool, size.batch, size.words)
-    tokens_of_words = attended.unflatten(1, (size.places, size.words))
-    projected = (tokens_of_words, new(dtype, _RELEASED_CHANNELS, width), new(dtype, _RELEASED_CHANNELS))
+    attended_tokens = attended.unflatten(1, (size.places, size.words))
+    projected = (attended_tokens, new(dtype, _RELEASED_CHANNELS, width), new(dtype, _RELEASED_CHANNELS))
     result = launch_tail_forward(*projected, words)
     yield "tail forward"
     launch_tail_backward(result, *projected, words)

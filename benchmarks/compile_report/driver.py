@@ -88,7 +88,7 @@ class _Operators(TorchDispatchMode):
         super().__init__()
         self.launches = launches
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         from torch.utils.flop_counter import flop_registry  # imports Triton, with or without the interpreter
 
         kwargs = kwargs or {}

@@ -127,7 +127,7 @@ def _goal(
 ) -> dict[str, Any]:
     met = None
     if value is not None:
-        met = value >= at_least if at_least is not None else value <= at_most  # type: ignore[operator]
+        met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
     return {"goal": name, "at_least": at_least, "at_most": at_most, "measured": value, "met": met}
 
 

@@ -1,5 +1,6 @@
 """Backbones with three levels at one eighth of the resolution: Res3, Res4 and Res5."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -72,7 +73,7 @@ def build_backbone(
     return backbone.freeze() if frozen else backbone
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Base class: normalises images. Subclasses set `channels` and implement `levels`.
 
     Attributes:
@@ -119,9 +120,9 @@ class Backbone(nn.Module):
             raise ValueError(f"images must have shape [batch, 3, height, width]; got {list(images.shape)}.")
         return self.levels((images - self.mean) / self.std)
 
+    @abstractmethod
     def levels(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three levels of normalised images."""
-        raise NotImplementedError
 
 
 class DilatedResNet(Backbone):

@@ -13,6 +13,7 @@ Pooling follows "same" of TensorFlow: the last window of an odd length holds one
 padded words are removed first, so windows pair the real words in order; `pack_words` moves them to the front.
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ class _Tokens(NamedTuple):
         return torch.einsum("b...nc,bn->b...c", features, weight)
 
 
-class ReleasedLevel(Level):
+class ReleasedLevel(Level, ABC):
     """Base class of `PooledCMSA` and `SqueezedCMSA`: initial weights, arguments and the attention."""
 
     def reset_parameters(self) -> None:
@@ -108,9 +109,9 @@ class ReleasedLevel(Level):
         )
         return self._fuse(tokens).mT.unflatten(2, (height, width))
 
+    @abstractmethod
     def _fuse(self, tokens: _Tokens) -> Tensor:
         """[B, P, out_channels]."""
-        raise NotImplementedError
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """Weights and biases of query, key and value, concatenated for a single product."""

@@ -79,7 +79,7 @@ def _direct_rows_kernel(
                 own = query + (image * stored_places + first_row + first + row) * channels
                 largest = tl.full([WORDS], -3.0e38, ACCUMULATOR)
                 total = tl.zeros([WORDS], ACCUMULATOR)
-                of_weights = tl.zeros([WORDS], ACCUMULATOR)
+                weighted = tl.zeros([WORDS], ACCUMULATOR)
                 result = tl.zeros([WORDS, CHANNELS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
@@ -95,7 +95,7 @@ def _direct_rows_kernel(
                         gradient = _grad_weights(
                             grad + (at + row) * value_channels, value, column, value_channels, CHUNK, ACCUMULATOR
                         )
-                        of_weights = of_weights * scale + tl.sum(exponentials * gradient[None, :], axis=1)
+                        weighted = weighted * scale + tl.sum(exponentials * gradient[None, :], axis=1)
                     else:
                         tile = load_padded(value, column, channel, value_channels)
                         result = dot(exponentials.to(tile.dtype), tile, result * scale[:, None], PRECISION)
@@ -107,7 +107,7 @@ def _direct_rows_kernel(
                     out = (expression * rows + first + row) * WORDS + number
                     tl.store(maximum + out, largest)
                     tl.store(ratio + out, shares)
-                    tl.store(mean + out, of_weights / total)
+                    tl.store(mean + out, weighted / total)
                 else:
                     out = attended + (expression * places + first + row) * value_width + channel
                     old = tl.load(out, mask=channel < value_width, other=0.0).to(ACCUMULATOR)
@@ -143,7 +143,7 @@ def _direct_backward_kernel(
         if image_of(image_index, expression, GROUPED) == image:
             at = expression * padded_places + first_row
             own_words = word_query + expression * WORDS * channels
-            of_words = tl.zeros([WORDS, KEYS], ACCUMULATOR)
+            grad_words = tl.zeros([WORDS, KEYS], ACCUMULATOR)
             shares = tl.zeros([WORDS, KEYS], ACCUMULATOR)
             for start in range(split * rows_per_split, last_row, ROWS):
                 if _any_flag(direct + at + start, ROWS):
@@ -164,16 +164,16 @@ def _direct_backward_kernel(
                                 CHUNK,
                                 ACCUMULATOR,
                             )
-                            of_logits = softmax * (gradient[None, :] - tl.load(mean + token)[:, None])
-                            of_words += of_logits
+                            grad_tile = softmax * (gradient[None, :] - tl.load(mean + token)[:, None])
+                            grad_words += grad_tile
                             shares += softmax
                             own = attention + (expression * rows + row) * padded_places + column
                             _add(own, tl.sum(softmax, axis=0), PRECISION)
                             own = grad_logits + (image * rows + row) * padded_places + column
-                            _add(own, tl.sum(of_logits, axis=0), PRECISION)
+                            _add(own, tl.sum(grad_tile, axis=0), PRECISION)
             out = word_logits + (split * 2 * batch + expression) * WORDS * padded_places
             out += number[:, None] * padded_places + column[None, :]
-            tl.store(out, of_words)
+            tl.store(out, grad_words)
             tl.store(out + batch * WORDS * padded_places, shares)
 
 

@@ -34,7 +34,7 @@ def _gradients_kernel(
     stored = tl.minimum(column, padded_places - 1)
     number = tl.arange(0, WORDS)
     at = expression * padded_places + first_row
-    of_weights = padded_products(
+    grad_weights = padded_products(
         grad + at * value_channels, row, value + image * padded_places * value_channels, stored,
         value_channels, CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
@@ -42,7 +42,7 @@ def _gradients_kernel(
     scale = tl.exp(largest - tl.load(row_max + at + row))
     own = row[:, None] * padded_places + column[None, :]
     tile = tl.load(exponentials + image * rows * padded_places + own, mask=inside, other=0.0).to(ACCUMULATOR)
-    product = tile * (scale[:, None] * (of_weights - tl.load(delta + at + row)[:, None]))
+    product = tile * (scale[:, None] * (grad_weights - tl.load(delta + at + row)[:, None]))
     product = rounded(product.to(scaled.dtype.element_ty), PRECISION)
     tl.store(scaled + expression * rows * padded_places + own, product, mask=inside)
     factor = load_padded(word_factor + expression * WORDS * padded_places, number, stored, padded_places)
@@ -95,7 +95,7 @@ def _weights_kernel(
             ratios = ratio + (expression * padded_places + first_row) * WORDS
             corrections = correction + expression * rows * WORDS
             factor = load_padded(word_factor + expression * WORDS * padded_places, number, column, padded_places)
-            of_words = tl.zeros([KEYS, WORDS], ACCUMULATOR)
+            grad_words = tl.zeros([KEYS, WORDS], ACCUMULATOR)
             shares = tl.zeros([KEYS, WORDS], ACCUMULATOR)
             last_row = tl.minimum(rows, (split + 1) * rows_per_split)
             for start in tl.range(split * rows_per_split, last_row, ROWS, num_stages=STAGES):
@@ -111,26 +111,26 @@ def _weights_kernel(
                 corrected = rounded(corrected.to(factor.dtype), PRECISION)
                 weights = rounded(weights.to(factor.dtype), PRECISION)
                 mixed = tl.dot(weights, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-                of_sums = tl.dot(corrected, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-                of_words = tl.dot(
-                    tl.trans(product), weights, of_words, input_precision=PRECISION, out_dtype=ACCUMULATOR
+                subtracted = tl.dot(corrected, factor, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+                grad_words = tl.dot(
+                    tl.trans(product), weights, grad_words, input_precision=PRECISION, out_dtype=ACCUMULATOR
                 )
-                of_words = tl.dot(
-                    tl.trans(tile), -corrected, of_words, input_precision=PRECISION, out_dtype=ACCUMULATOR
+                grad_words = tl.dot(
+                    tl.trans(tile), -corrected, grad_words, input_precision=PRECISION, out_dtype=ACCUMULATOR
                 )
                 shares = tl.dot(
                     tl.trans(tile), own_weights, shares, input_precision=PRECISION, out_dtype=ACCUMULATOR
                 )
                 wide = tile.to(ACCUMULATOR)
-                of_logits = product.to(ACCUMULATOR) * mixed - wide * of_sums
+                grad_tile = product.to(ACCUMULATOR) * mixed - wide * subtracted
                 if GROUPED:
-                    of_logits += load_padded(grad_logits, row, column, padded_places).to(ACCUMULATOR)
+                    grad_tile += load_padded(grad_logits, row, column, padded_places).to(ACCUMULATOR)
                 store_padded(own, wide * scale * mixed, row, column, padded_places, PRECISION)
-                store_padded(grad_logits, of_logits, row, column, padded_places, PRECISION)
+                store_padded(grad_logits, grad_tile, row, column, padded_places, PRECISION)
             at = (split * 2 * batch + expression) * WORDS * padded_places
             factor = tl.trans(factor.to(ACCUMULATOR))
             out = column[:, None] + number[None, :] * padded_places
-            tl.store(word_logits + at + out, of_words * factor)
+            tl.store(word_logits + at + out, grad_words * factor)
             tl.store(word_logits + at + batch * WORDS * padded_places + out, shares * factor)
 
 

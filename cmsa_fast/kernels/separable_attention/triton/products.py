@@ -154,11 +154,11 @@ def _word_products_kernel(
                 is_word, channel < value_width,
             )  # fmt: skip
     elif tl.program_id(0) * CHANNELS < channels:
-        of_words = tl.zeros([WORDS, WORDS], ACCUMULATOR)
+        grad_words = tl.zeros([WORDS, WORDS], ACCUMULATOR)
         for block in range(0, parts):
             block_sum = grad_word_logits + (block * batch + expression) * WORDS * WORDS
-            of_words += load_padded(block_sum, number, number, WORDS)
-        of_logits = of_words.to(gradient.dtype.element_ty)
+            grad_words += load_padded(block_sum, number, number, WORDS)
+        grad_operand = grad_words.to(gradient.dtype.element_ty)
         own = image * padded_places * channels
         if part == 0:
             total = _product(
@@ -166,7 +166,7 @@ def _word_products_kernel(
                 KEYS, PRECISION,
             )  # fmt: skip
             words_tile = load_padded(word_key + expression * WORDS * channels, number, channel, channels)
-            total = dot(of_logits, words_tile.to(of_logits.dtype), total, PRECISION)
+            total = dot(grad_operand, words_tile.to(grad_operand.dtype), total, PRECISION)
             out = grad_query + expression * words * width
         else:
             total = _product(
@@ -174,7 +174,7 @@ def _word_products_kernel(
                 KEYS, PRECISION,
             )  # fmt: skip
             words_tile = load_padded(word_query + expression * WORDS * channels, number, channel, channels)
-            total = dot(tl.trans(of_logits), words_tile.to(of_logits.dtype), total, PRECISION)
+            total = dot(tl.trans(grad_operand), words_tile.to(grad_operand.dtype), total, PRECISION)
             out = grad_key + expression * words * width
         store_tile(out, total, number, channel, width, 1, is_word, channel < width)
 

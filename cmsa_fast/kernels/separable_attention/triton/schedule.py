@@ -64,7 +64,7 @@ def backward(
     call = Call(sizes, state, None if image_index is None else image_index.contiguous())
     grad = pad(grad, sizes)
     centred = prepare_products(call)
-    delta, softmax, of_place_logits, of_word_logits = words_backward(call, grad, attended)
+    delta, softmax, grad_place_logits, grad_word_logits = words_backward(call, grad, attended)
     slabs = sizes.slabs()
     # Sums over several slabs are kept in the accumulators' dtype.
     summed = grad if len(slabs) == 1 else state.weight
@@ -86,19 +86,19 @@ def backward(
         product(
             grad_logits,
             centred.state.key,
-            (of_place_logits, state.word_key),
+            (grad_place_logits, state.word_key),
             grad_query,
             transposed=False,
             added=False,
         )
         product(weights, grad, None, grad_value, transposed=True, per_expression=True)
-        of_words: tuple[Tensor, Tensor] | None = None
+        word_product: tuple[Tensor, Tensor] | None = None
         if first_row + rows == sizes.padded_places:
             # The gradient of C is complete.
             gradient = word_logits_backward(call, word_logits)
-            of_words = (gradient, centred.state.word_query)
-        product(grad_logits, centred.state.query, of_words, grad_key, transposed=True)
-    word_grads = words_products(centred, grad, gradient, softmax, of_place_logits, of_word_logits)
+            word_product = (gradient, centred.state.word_query)
+        product(grad_logits, centred.state.query, word_product, grad_key, transposed=True)
+    word_grads = words_products(centred, grad, gradient, softmax, grad_place_logits, grad_word_logits)
     return [grad_query, grad_key.to(grad.dtype), grad_value.to(grad.dtype), *word_grads]
 
 

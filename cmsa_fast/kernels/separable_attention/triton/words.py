@@ -128,14 +128,14 @@ def _words_backward_kernel(
     at = expression * padded_places * WORDS
     place_part = load_padded(place_logits + at, row, number, WORDS)
 
-    of_weights = tl.zeros([ROWS, WORDS], ACCUMULATOR)
+    grad_weights = tl.zeros([ROWS, WORDS], ACCUMULATOR)
     mean = tl.zeros([ROWS], ACCUMULATOR)
     for start in range(0, value_channels, CHUNK):
         column = start + tl.arange(0, CHUNK)
         grad_tile = load_padded(grad, row, column, value_channels)
         value_tile = load_padded(word_value, number, column, value_channels)
-        of_weights = tl.dot(
-            grad_tile, tl.trans(value_tile), of_weights, input_precision=PRECISION, out_dtype=ACCUMULATOR
+        grad_weights = tl.dot(
+            grad_tile, tl.trans(value_tile), grad_weights, input_precision=PRECISION, out_dtype=ACCUMULATOR
         )
         result = load_tile(attended, row, column, value_width, 1, row < places, column < value_width)
         added = tl.load(offset + expression * value_channels + column)
@@ -143,24 +143,24 @@ def _words_backward_kernel(
         mean += tl.sum(grad_tile.to(ACCUMULATOR) * centred, axis=1)
 
     softmax = tl.zeros([ROWS, WORDS], ACCUMULATOR)
-    of_places = tl.zeros([ROWS, WORDS], ACCUMULATOR)
+    grad_places = tl.zeros([ROWS, WORDS], ACCUMULATOR)
     own = grad_word_logits + (tl.program_id(0) * batch + expression) * WORDS * WORDS
     for word in range(0, WORDS):
         share = tl.load(weight + expression * WORDS + word)
-        of_word = tl.zeros([WORDS], ACCUMULATOR)
+        grad_word = tl.zeros([WORDS], ACCUMULATOR)
         if share > 0:
             word_part = tl.load(word_logits + (expression * WORDS + word) * WORDS + number)
             part = _softmax(place_part + word_part[None, :])
             softmax += share * part
             # Exactly zero where a single word has all the weight.
-            of_logits = share * part * (of_weights - tl.sum(part * of_weights, axis=1)[:, None])
-            of_places += of_logits
-            of_word = tl.sum(of_logits, axis=0)
-        tl.store(own + word * WORDS + number, of_word)
-    mean -= tl.sum(softmax * of_weights, axis=1)
+            grad_token_logits = share * part * (grad_weights - tl.sum(part * grad_weights, axis=1)[:, None])
+            grad_places += grad_token_logits
+            grad_word = tl.sum(grad_token_logits, axis=0)
+        tl.store(own + word * WORDS + number, grad_word)
+    mean -= tl.sum(softmax * grad_weights, axis=1)
     tl.store(delta + expression * padded_places + row, mean)
     store_padded(softmax_out + at, softmax, row, number, WORDS, PRECISION)
-    store_padded(grad_place_logits + at, of_places, row, number, WORDS, PRECISION)
+    store_padded(grad_place_logits + at, grad_places, row, number, WORDS, PRECISION)
 
 
 def words_forward(call: Call) -> Tensor:
@@ -204,14 +204,14 @@ def words_backward(call: Call, grad: Tensor, attended: Tensor) -> tuple[Tensor, 
     tile = tile_of("words", dtype)
     delta = state.weight.new_empty(batch, rows)
     # A float16 gradient of the logits would underflow.
-    softmax, of_places = (state.word_factor.new_empty(batch, rows, words) for _ in range(2))
-    of_words = state.weight.new_empty(rows // tile.rows, batch, words, words)
+    softmax, grad_places = (state.word_factor.new_empty(batch, rows, words) for _ in range(2))
+    grad_words = state.weight.new_empty(rows // tile.rows, batch, words, words)
     launch(
         _words_backward_kernel,
         (rows // tile.rows, batch),
         grad, attended, state.offset, state.word_value, state.weight, state.place_logits, state.word_logits,
-        delta, softmax, of_places, of_words,
+        delta, softmax, grad_places, grad_words,
         batch, sizes.places, sizes.value_width, rows, sizes.value_channels, sizes.words,
         WORDS=words, ROWS=tile.rows, CHUNK=tile.channels, **options(tile, dtype),
     )  # fmt: skip
-    return delta, softmax, of_places, of_words
+    return delta, softmax, grad_places, grad_words
