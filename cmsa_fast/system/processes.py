@@ -148,6 +148,10 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
         yield ALONE
         return
     import torch
+
+    # First: it keeps the group as a default argument. Imported later (by torch.compile, for example), it would
+    # keep the group's threads beyond destroy_process_group, and one of them can abort the exiting interpreter.
+    import torch.distributed.nn
     from torch import distributed
 
     local = int(os.environ.get("LOCAL_RANK", "0"))

@@ -234,7 +234,7 @@ def test_bitwise_identical_for_any_batch_size(images_per_batch: int, num_workers
 # For processes that do not know where pytest finds the package and the tests.
 PATHS = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
 PROGRAM = """
-import json, sys
+import json, os, sys
 from support.small_evaluation import COLLATE, damaged, varied_model
 from support.small_training import images
 from cmsa_fast.evaluation.evaluate import evaluate
@@ -250,6 +250,9 @@ with joined_processes() as processes:
         assert all(part == parts[0] for part in parts)
         rows = [[r.index, r.intersection, r.predicted, r.true] for r in result.results]
         print(json.dumps([result.overall, rows]))
+threads = [open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task")]
+# A thread of the process group that outlives it can abort the interpreter when it exits.
+assert not any("gloo" in name for name in threads), threads
 """
 
 
