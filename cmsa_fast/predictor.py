@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from os import PathLike
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -24,7 +25,7 @@ from .evaluation.inference import EXPRESSIONS_AT_ONCE, NATIVE, Output, segment_e
 from .evaluation.visualization import overlay
 from .models import for_inference
 from .models.base import ReferringModel
-from .models.checkpoint import ModelConfig, load_model
+from .models.checkpoint import ModelConfig, load_pretrained
 
 _logger = logging.getLogger(__name__)
 
@@ -130,20 +131,17 @@ class Predictor:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | PathLike[str], device: torch.device | str = "cpu", *, revision: str | None = None
+        cls, source: str | Path, device: torch.device | str = "cpu", *, revision: str | None = None
     ) -> Predictor:
-        """Load a trained model.
+        """Load a trained model as `cmsa_fast.models.checkpoint.load_pretrained` does, with its errors.
 
         Args:
-            source: A run folder, a folder or model.safetensors that this library wrote.
+            source: A run folder, a model folder or a .safetensors file; otherwise "demo", the model that is part
+                of the package; otherwise "owner/name", a repository of the hub.
             device: Where to compute.
-            revision: Of a model on the hub.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The file was not written by this library.
+            revision: Branch, tag or commit of the repository.
         """
-        model, config = load_model(source)
+        model, config = load_pretrained(source, revision)
         return cls(model, config, device)
 
     @torch.no_grad()
@@ -197,9 +195,9 @@ class Predictor:
         self._encoded = self.encode(image)
 
     @overload
-    def predict(self, expression: str) -> Prediction: ...
+    def predict(self, expression: str) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def predict(self, expression: Sequence[str]) -> list[Prediction]: ...  # type: ignore[overload-overlap]
+    def predict(self, expression: Sequence[str]) -> list[Prediction]: ...
     def predict(self, expression: str | Sequence[str]) -> Prediction | list[Prediction]:
         """Segment what one or several expressions refer to in the image of `set_image`.
 
