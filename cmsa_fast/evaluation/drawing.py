@@ -27,21 +27,10 @@ PALETTE: tuple[Color, ...] = (
     (130, 90, 50),
     (90, 90, 90),
 )
-ROW = 26  # height of a row of words
 
 _ATTENTION: Color = (255, 176, 0)
-# Google's "turbo" (Mikhailov, 2019) at equal steps from 0 to 1.
-_HEAT = (
-    (48, 18, 59),
-    (70, 107, 227),
-    (40, 188, 235),
-    (50, 242, 152),
-    (164, 252, 60),
-    (237, 208, 58),
-    (251, 128, 34),
-    (210, 49, 5),
-    (122, 4, 3),
-)
+# Colours of heat from 0 to 1, at equal steps, without the darkest of the "turbo" map (Mikhailov, 2019).
+_HEAT = ((65, 80, 200), (40, 188, 235), (50, 242, 152), (164, 252, 60), (237, 208, 58), (251, 128, 34), (210, 40, 5))
 
 
 def overlay(image: Tensor, marks: Sequence[tuple[Tensor, Color]]) -> Tensor:
@@ -77,7 +66,7 @@ def overlay(image: Tensor, marks: Sequence[tuple[Tensor, Color]]) -> Tensor:
 
 
 def draw_heat_map(image: Tensor, heat: Tensor) -> Tensor:
-    """Lay a heat map over an image in shades of grey: blue is 0, red is 1.
+    """Lay a heat map over an image in shades of grey, the less transparent the hotter: blue is 0, red is 1.
 
     Args:
         image: uint8 `[3, H, W]`, RGB.
@@ -92,53 +81,94 @@ def draw_heat_map(image: Tensor, heat: Tensor) -> Tensor:
     if image.shape[1:] != heat.shape:
         raise ValueError(f"heat must have the image's size {list(image.shape[1:])}; got {list(heat.shape)}.")
     grey = (image.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+    # Dark and pale images are stretched, so that they stay visible below the colours.
+    darkest, brightest = grey.aminmax()
+    grey = 40 + (grey - darkest) * 215 / (brightest - darkest).clamp_min(64)
     colors = torch.tensor(_HEAT, dtype=torch.float32).T  # [3, steps]
-    place = heat.float().clamp(0, 1) * (colors.shape[1] - 1)
+    heat = heat.float().clamp(0, 1)
+    place = heat * (colors.shape[1] - 1)
     below = place.long().clamp_max(colors.shape[1] - 2)
     shade = torch.lerp(colors[:, below], colors[:, below + 1], place - below)
-    return (0.35 * grey + 0.65 * shade).round().to(torch.uint8)
+    return torch.lerp(grey.expand(3, -1, -1), shade, 0.4 + 0.4 * heat).round().to(torch.uint8)
 
 
-def panel(pixels: Tensor, side: int) -> Image.Image:
-    """An image, uint8 `[3, H, W]`, resized so that its longer side is `side` pixels."""
-    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+def resized(pixels: Tensor, side: int) -> Tensor:
+    """An image, uint8 `[3, H, W]`, whose longer side is `side` pixels; the other side has at least one."""
+    image = as_pillow(pixels)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Nearest pixels when enlarging, so that a small scene shows what the model saw.
-    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    return image.resize(size, method)
+    # Nearest pixels when enlarging much, so that a small scene shows what the model saw.
+    method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    return torch.from_numpy(np.array(image.resize(size, method))).permute(2, 0, 1)
 
 
-def lay_out_words(tokens: Sequence[str], width: int) -> WordRows:
-    """Rows of words, wrapped at `width` pixels."""
+def as_pillow(pixels: Tensor) -> Image.Image:
+    """uint8 `[3, H, W]` as an image of Pillow."""
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def row_height(size: int) -> int:
+    """Height of a row of words in a font size, with the space below it."""
+    return round(size * 26 / 15)
+
+
+def lay_out_words(tokens: Sequence[str], width: int, size: int = 15) -> WordRows:
+    """Rows of words in a font size, wrapped at `width` pixels."""
     rows: WordRows = [[]]
     left = 0
     for index, token in enumerate(tokens):
-        size = int(font(15).getlength(token)) + 10
-        if left and left + size > width:
+        room = int(font(size).getlength(token)) + 10
+        if left and left + room > width:
             rows.append([])
             left = 0
-        rows[-1].append((index, left, size))
-        left += size + 3
+        rows[-1].append((index, left, room))
+        left += room + 3
     return rows
 
 
 def draw_words(
-    draw: ImageDraw.ImageDraw, rows: WordRows, tokens: Sequence[str], weights: list[float], x: int, y: int
+    draw: ImageDraw.ImageDraw,
+    rows: WordRows,
+    tokens: Sequence[str],
+    weights: list[float],
+    x: int,
+    y: int,
+    size: int = 15,
 ) -> int:
     """Draw rows of words from (x, y), darker the larger their weight is; returns the y below them.
 
     The shade is relative to the largest weight (the paper's Fig. 4).
     """
     most = max(weights) or 1.0
+    height = row_height(size)
     for row in rows:
         for index, left, width in row:
             share = weights[index] / most
             background = tuple(round(255 + share * (channel - 255)) for channel in _ATTENTION)
-            draw.rectangle((x + left, y, x + left + width, y + ROW - 4), fill=background)
-            draw.text((x + left + 5, y + 2), tokens[index], TEXT, font(15))
-        y += ROW
+            draw.rectangle((x + left, y, x + left + width, y + height - 4), fill=background)
+            draw.text((x + left + 5, y + 2), tokens[index], TEXT, font(size))
+        y += height
     return y + 4
+
+
+def level_names(count: int) -> list[str]:
+    """The names of a model's levels: those of ResNet's stages if there are three."""
+    return ["Res3", "Res4", "Res5"] if count == 3 else [f"level {number}" for number in range(1, count + 1)]
+
+
+def wrap(text: str, width: int, size: int, most: int) -> list[str]:
+    """A text in up to `most` lines of at most `width` pixels in a font size; a longer one ends in an ellipsis."""
+    words, lines = text.split(), [""]
+    while words and len(lines) < most:
+        longer = f"{lines[-1]} {words[0]}".strip()
+        if font(size).getlength(longer) <= width:
+            lines[-1] = longer
+        elif lines[-1]:
+            lines.append(words[0])
+        else:
+            lines[-1] = fit(words[0], width, size)
+        words = words[1:]
+    return [*lines[:-1], fit(" ".join([lines[-1], *words]), width, size)]
 
 
 def fit(text: str, width: int, size: int) -> str:
