@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,9 +30,19 @@ PALETTE: tuple[Color, ...] = (
     (90, 90, 90),
 )
 
+_SIDES = 640, 1600  # smallest and largest longer side of `draw_masks`
+_LEGEND = 18  # font size
 _ATTENTION: Color = (255, 176, 0)
 # Colours of heat from 0 to 1, at equal steps, without the darkest of the "turbo" map (Mikhailov, 2019).
-_HEAT = ((65, 80, 200), (40, 188, 235), (50, 242, 152), (164, 252, 60), (237, 208, 58), (251, 128, 34), (210, 40, 5))
+_HEAT = (
+    (65, 80, 200),
+    (40, 188, 235),
+    (50, 242, 152),
+    (164, 252, 60),
+    (237, 208, 58),
+    (251, 128, 34),
+    (210, 40, 5),
+)
 
 
 def overlay(image: Tensor, marks: Sequence[tuple[Tensor, Color]]) -> Tensor:
@@ -51,8 +63,7 @@ def overlay(image: Tensor, marks: Sequence[tuple[Tensor, Color]]) -> Tensor:
     tinted = torch.zeros(image.shape[1:], dtype=torch.bool)
     outlines = []
     for mask, color in marks:
-        if image.shape[1:] != mask.shape:
-            raise ValueError(f"mask must have the image's size {list(image.shape[1:])}; got {list(mask.shape)}.")
+        _check_size("mask", mask, image)
         paint = torch.tensor(color, dtype=torch.float32)[:, None, None]
         below = torch.where(tinted, marked, pixels)
         marked = torch.where(mask, 0.55 * below + 0.45 * paint, marked)
@@ -63,6 +74,39 @@ def overlay(image: Tensor, marks: Sequence[tuple[Tensor, Color]]) -> Tensor:
     for outline, paint in outlines:
         marked = torch.where(outline, paint, marked)
     return marked.round().to(torch.uint8)
+
+
+def draw_masks(image: Tensor, masks: Sequence[tuple[Tensor, str]]) -> Image.Image:
+    """An image with masks in the colours of `PALETTE`, and a legend below it.
+
+    The longer side is enlarged to 640 pixels or reduced to 1600.
+
+    Args:
+        image: uint8 `[3, H, W]`, RGB.
+        masks: Masks, bool `[H, W]`, each with its text in the legend, at most as many as there are colours.
+
+    Raises:
+        ValueError: A mask has another size than the image, or there are too many masks.
+    """
+    if len(masks) > len(PALETTE):
+        raise ValueError(f"masks must be at most {len(PALETTE)}, one for each colour; got {len(masks)}.")
+    side = min(max(*image.shape[1:], _SIDES[0]), _SIDES[1])
+    shown = resized(image, side)
+    marks = []
+    for (mask, _), color in zip(masks, PALETTE, strict=False):
+        _check_size("mask", mask, image)
+        small = F.interpolate(mask[None, None].float(), size=shown.shape[1:], mode="nearest")
+        marks.append((small[0, 0] > 0, color))
+    height, width = shown.shape[1:]
+    row = row_height(_LEGEND)
+    sheet = Image.new("RGB", (max(width, _SIDES[0]), height + 8 + row * len(masks)), "white")
+    sheet.paste(as_pillow(overlay(shown, marks)), ((sheet.width - width) // 2, 0))
+    draw = ImageDraw.Draw(sheet)
+    for number, ((_, text), (_, color)) in enumerate(zip(masks, marks, strict=True)):
+        y = height + 8 + number * row
+        draw.rectangle((8, y, 8 + _LEGEND, y + _LEGEND), fill=color)
+        draw.text((18 + _LEGEND, y - 2), fit(text, sheet.width - 26 - _LEGEND, _LEGEND), TEXT, font(_LEGEND))
+    return sheet
 
 
 def draw_heat_map(image: Tensor, heat: Tensor) -> Tensor:
@@ -78,8 +122,7 @@ def draw_heat_map(image: Tensor, heat: Tensor) -> Tensor:
     Raises:
         ValueError: `heat` has another size than the image.
     """
-    if image.shape[1:] != heat.shape:
-        raise ValueError(f"heat must have the image's size {list(image.shape[1:])}; got {list(heat.shape)}.")
+    _check_size("heat", heat, image)
     grey = (image.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
     # Dark and pale images are stretched, so that they stay visible below the colours.
     darkest, brightest = grey.aminmax()
@@ -177,15 +220,20 @@ def fit(text: str, width: int, size: int) -> str:
     face = font(size)
     if len(text) <= width and face.getlength(text) <= width:
         return text
-    text = text[:width]  # no letter is narrower than a pixel
-    while text and face.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    # No letter is narrower than a pixel.
+    kept = bisect.bisect_left(range(width), True, key=lambda end: face.getlength(f"{text[:end]}…") > width)
+    return text[: max(0, kept - 1)] + "…"
 
 
+@functools.lru_cache(maxsize=16)
 def font(size: int) -> ImageFont.FreeTypeFont:
     """The font of all figures."""
     face = ImageFont.load_default(size)
     if not isinstance(face, ImageFont.FreeTypeFont):
         raise RuntimeError("Pillow was built without FreeType, which drawing words needs.")
     return face
+
+
+def _check_size(name: str, map_: Tensor, image: Tensor) -> None:
+    if image.shape[1:] != map_.shape:
+        raise ValueError(f"{name} must have the image's size {list(image.shape[1:])}; got {list(map_.shape)}.")
