@@ -24,7 +24,7 @@ def test_predictions_are_those_of_the_model() -> None:
         ids = torch.tensor([predictor.vocabulary.encode(expression, CONFIG.max_words)])
         with torch.no_grad():
             features = model.encode_image(letterbox.image(image())[None])
-            logits, received = model.explain(features, model.encode_text(ids))
+            logits, received, _ = model.explain(features, model.encode_text(ids))
         expected = letterbox.restore(logits.sigmoid())[0, 0]
         torch.testing.assert_close(prediction.probability, expected, rtol=0, atol=1e-5)
         assert torch.equal(prediction.mask, prediction.probability > 0.5)

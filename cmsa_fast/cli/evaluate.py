@@ -132,7 +132,7 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 num_workers=options.num_workers,
                 errors=errors,
                 processes=processes,
-                keep=done.append,
+                keep=lambda result, predicted: done.append(result),
             )
         except BaseException:
             write_partial_results(folder, done, len(dataset), processes)

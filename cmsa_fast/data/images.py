@@ -50,11 +50,18 @@ def read_image(source: str | os.PathLike[str] | IO[bytes], *, apply_orientation:
             (floating point, 32-bit integers), or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _as_file(source) as (file, name), _opened(file, name) as image:
-        image.load()
-        kind = image.format
-        upright = ImageOps.exif_transpose(image) if apply_orientation else image
-        pixels = _rgb8(upright, kind, name)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
+        return _decode(image, name, apply_orientation)
+
+
+def convert_image(image: Image.Image) -> Tensor:
+    """Converts an image of Pillow as `read_image` does, upright, with its errors.
+
+    Of an animation the current frame is converted. The image is not changed.
+    """
+    name = getattr(image, "filename", "") or "the given image"
+    with _errors_of_pillow(name):
+        _refuse_bomb(image.size, name)
+        return _decode(image, name, apply_orientation=True)
 
 
 def read_image_size(
@@ -92,10 +99,15 @@ def _as_file(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[IO[by
 @contextmanager
 def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
     """Opens an image without decoding it; errors from damaged files become ValueError."""
+    with _errors_of_pillow(name), Image.open(file, formats=_FORMATS) as image:
+        _refuse_bomb(image.size, name)
+        yield image
+
+
+@contextmanager
+def _errors_of_pillow(name: str) -> Iterator[None]:
     try:
-        with Image.open(file, formats=_FORMATS) as image:
-            _refuse_bomb(image.size, name)
-            yield image
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} is refused as an image: {error}") from error
     except _RefusedImage as error:
@@ -122,6 +134,14 @@ def _refuse_bomb(size: tuple[int, int], name: str) -> None:
             f"{name} is refused as an image: its {size[0]} x {size[1]} pixels are more than the "
             f"{limit} that PIL.Image.MAX_IMAGE_PIXELS allows"
         )
+
+
+def _decode(image: Image.Image, name: str, apply_orientation: bool) -> Tensor:
+    image.load()
+    kind = image.format
+    upright = ImageOps.exif_transpose(image) if apply_orientation else image
+    pixels = _rgb8(upright, kind, name)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 
 def _rgb8(image: Image.Image, kind: str | None, name: str) -> NDArray[np.uint8]:

@@ -68,6 +68,7 @@ class Record:
         ref_id: Number of the reference in the data set.
         split: Name of the split in the files.
         where: File and record that hold the objects, for messages.
+        ignored: Regions that no metric counts; empty if every pixel counts.
     """
 
     image: ImageSource
@@ -78,6 +79,7 @@ class Record:
     ref_id: int
     split: str
     where: str
+    ignored: tuple[ObjectMask, ...] = ()
 
     @property
     def names_nothing(self) -> bool:
@@ -92,7 +94,7 @@ class Record:
     @property
     def mask_size(self) -> tuple[int, int] | None:
         """Height and width that the masks require of the image, None if unknown."""
-        sizes = (one.size for one in self.objects if one.size is not None)
+        sizes = (one.size for one in (*self.objects, *self.ignored) if one.size is not None)
         return next(sizes, self.size)
 
     def mask(self, height: int, width: int) -> Tensor:
@@ -100,8 +102,15 @@ class Record:
 
         ValueError, which names file and record, if a mask does not fit the image.
         """
+        return self._union(self.objects, height, width)
+
+    def ignore(self, height: int, width: int) -> Tensor | None:
+        """Decodes the union of the ignored regions as `mask` does; None if every pixel counts."""
+        return self._union(self.ignored, height, width) if self.ignored else None
+
+    def _union(self, parts: Sequence[ObjectMask], height: int, width: int) -> Tensor:
         union = torch.zeros(height, width, dtype=torch.bool)
-        for one in self.objects:
+        for one in parts:
             try:
                 union |= one.decode(height, width)
             except ValueError as error:
@@ -169,6 +178,7 @@ class Sample:
             "ordinal"), else empty.
         names_nothing: Whether the expression refers to nothing in the image. A mask may also be empty
             because all parts of the object are degenerate.
+        ignore: bool `[H, W]`, True where no metric counts the pixel; None if every pixel counts.
     """
 
     image: Tensor
@@ -179,6 +189,7 @@ class Sample:
     sent_id: int
     kind: str = ""
     names_nothing: bool = False
+    ignore: Tensor | None = None
 
 
 class ReferringDataset(Protocol):

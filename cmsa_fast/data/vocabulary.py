@@ -186,6 +186,10 @@ class Vocabulary:
             if token not in self._ids:
                 message = "The word %r is not in the word list; it is replaced by <unk>."
                 self._warn_once(message, token)
+        return self.ids(tokens)
+
+    def ids(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of words as `tokenize` returns them; `UNKNOWN_ID` of those that are not in the list."""
         return [self._ids.get(token, self.UNKNOWN_ID) for token in tokens]
 
     def _warn_once(self, message: str, *arguments: object) -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ..kernels.backends import without_autocast
 from ..kernels.separable_attention.api import (
     unchecked_cross_modal_attention,
+    unchecked_received_place_attention,
     unchecked_received_word_attention,
 )
 from ..kernels.separable_attention.numerics import word_weights
@@ -185,6 +186,16 @@ class FoldedLevel:
         if not return_word_attention:
             return projected, None
         return projected, unchecked_received_word_attention(places.query, query, key, weight, image_index)
+
+    def unchecked_place_attention(
+        self, places: FoldedPlaces, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
+    ) -> Tensor:
+        """`CMSA.place_attention` of encoded images, without argument checks and `check_use`."""
+        weight = word_weights(word_mask, words)
+        query = F.linear(unit_words(words, word_mask), self._word_part[: self._width]).to(places.query.dtype)
+        return unchecked_received_place_attention(places.query, places.key, query, weight, image_index).unflatten(
+            1, places.size
+        )
 
     def check_use(self) -> None:
         """Raise a RuntimeError if gradients are recorded or the weights have changed."""

@@ -253,14 +253,14 @@ def test_results_of_a_stopped_evaluation_are_kept(
 ) -> None:
     import cmsa_fast.evaluation.evaluate as evaluation
 
-    measured = evaluation._result
+    measured = evaluation.measure
 
     def stopped(index: int, *arguments: object) -> object:
         if index == 3:
             raise KeyboardInterrupt
         return measured(index, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(evaluation, "_result", stopped)
+    monkeypatch.setattr(evaluation, "measure", stopped)
     assert evaluate_run(run, "--split=train", "--images-per-batch=1") == 130
     folder = run / "evaluation-refer-train-native"
     # The expressions of an image are consecutive: the first image has 0, 1, 3 and 4.

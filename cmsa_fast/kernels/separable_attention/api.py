@@ -1,8 +1,8 @@
 """Public functions of the separable attention: documentation, argument checks and choice of backend.
 
-`unchecked_cross_modal_attention` and `unchecked_received_word_attention` are the same functions without the
-checks, for callers that have checked what the arguments are computed from (`cmsa_fast.nn`). They take
-`numerics.word_weights` in place of a mask.
+Functions whose names begin with `unchecked` are the same functions without the checks, for callers that have
+checked what the arguments are computed from (`cmsa_fast.nn`). They take `numerics.word_weights` in place of a
+mask.
 """
 
 from collections.abc import Callable
@@ -161,6 +161,46 @@ def unchecked_received_word_attention(
     """`received_word_attention` of `word_weights`, without argument checks."""
     place_query, word_query, word_key = autocast(place_query, word_query, word_key)
     return received.received_word_attention(place_query, word_query, word_key, weight, image_index)
+
+
+def received_place_attention(
+    place_query: Tensor,
+    place_key: Tensor,
+    word_query: Tensor,
+    word_mask: Tensor | None = None,
+    *,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """The attention that each place receives from all tokens of its image.
+
+    This is the softmax of Eq. 3 at (p', n'), summed over n' and averaged over places p and real words n. Word keys
+    have no influence, because the softmax over words sums to one.
+
+    Args:
+        place_query: [B, P, d], or [B_images, P, d] with image_index.
+        place_key: [B, P, d], or [B_images, P, d] with image_index.
+        word_query: [B, N, d].
+        word_mask: bool [B, N], True where a word is real. None: All are real.
+        image_index: int64 [B], the image of each expression.
+
+    Returns:
+        [B, P], summing to 1, without a gradient.
+
+    Raises:
+        TypeError, ValueError: As `cross_modal_attention`.
+    """
+    _check_tensors({"place_query": place_query, "place_key": place_key}, {"word_query": word_query})
+    _check_expressions(place_query, word_query, word_mask, image_index)
+    weight = word_weights(word_mask, word_query)
+    return unchecked_received_place_attention(place_query, place_key, word_query, weight, image_index)
+
+
+def unchecked_received_place_attention(
+    place_query: Tensor, place_key: Tensor, word_query: Tensor, weight: Tensor, image_index: Tensor | None
+) -> Tensor:
+    """`received_place_attention` of `word_weights`, without argument checks."""
+    place_query, place_key, word_query = autocast(place_query, place_key, word_query)
+    return received.received_place_attention(place_query, place_key, word_query, weight, image_index)
 
 
 def _check_tensors(places: dict[str, Tensor], words: dict[str, Tensor]) -> None:
