@@ -20,7 +20,7 @@ _INTRODUCTION = """# Commands
 `python -m cmsa_fast` is `cmsa-fast`.
 """
 # Wide enough that an option and its description are on one line.
-_COLUMNS = "5000"
+_COLUMNS = 5000
 _BORDER = "│╭╮╰╯─ "
 
 
@@ -62,21 +62,26 @@ def all_commands(prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         yield from all_commands((*prefix, name))
 
 
-def read_help(command: tuple[str, ...]) -> CommandHelp:
-    """Run a command with --help and parse what it prints.
-
-    Raises:
-        ValueError: The text does not have the expected form.
-    """
-    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # tyro draws boxes for an output in UTF-8
-    with patch.dict(os.environ, COLUMNS=_COLUMNS), redirect_stdout(shown):
+def help_text(command: tuple[str, ...], columns: int) -> str:
+    """What a command prints with --help on a terminal of that width."""
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # tyro draws boxes if the output is in UTF-8
+    with patch.dict(os.environ, COLUMNS=str(columns)), redirect_stdout(shown):
         try:
             main([*command, "--help"])
         except SystemExit as stop:
             if stop.code:
                 raise
     shown.seek(0)
-    usage, *lines = shown.read().splitlines()
+    return shown.read()
+
+
+def read_help(command: tuple[str, ...]) -> CommandHelp:
+    """Parse what a command prints with --help.
+
+    Raises:
+        ValueError: The text does not have the expected form.
+    """
+    usage, *lines = help_text(command, _COLUMNS).splitlines()
     frame = [number for number, line in enumerate(lines) if line.startswith(("╭", "╰"))]
     if not usage.startswith("usage: ") or not frame:
         raise ValueError(f"cmsa-fast {' '.join(command)} --help is not as expected: {usage!r}")
@@ -125,12 +130,13 @@ def _row(typed: str, text: str) -> str:
     if not body:
         body, note = text, ""
     default = note.removesuffix(")").removeprefix("default: ")
+    typed = re.sub(r",(?=[a-z])", ", ", typed)  # where a line may break
     return f"| `{typed}` | {_text(body)} | {_text(default)} |"
 
 
 def _text(text: str) -> str:
-    """Text of the terminal as Markdown: no character of it is markup, except pairs of backticks."""
-    pieces = re.split(r"(`[^`]*`)", text)
-    for number in range(0, len(pieces), 2):
-        pieces[number] = re.sub(r"([*_<>\[\]|#~^$\\])", r"\\\1", pieces[number])
-    return "".join(pieces).replace("`|", "`\\|")
+    """Text of the terminal as Markdown: options and what is in backticks as code, nothing else as markup."""
+    pieces = re.split(r"(`[^`]*`|--[a-z][a-z-]+)", text)
+    pieces[0::2] = [re.sub(r"([*_<>\[\]|#~^$\\])", r"\\\1", piece) for piece in pieces[0::2]]
+    pieces[1::2] = [f"`{piece.strip('`')}`".replace("|", "\\|") for piece in pieces[1::2]]
+    return "".join(pieces)

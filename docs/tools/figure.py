@@ -126,9 +126,7 @@ def _cell(x: float, y: float, value: float, low: float, high: float, signed: boo
     ]
 
 
-def _text(
-    x: float, y: float, text: str, *, bold: bool = False, small: bool = False, turned: bool = False
-) -> str:
+def _text(x: float, y: float, text: str, *, bold: bool = False, small: bool = False, turned: bool = False) -> str:
     kind = ' class="bold"' if bold else ' class="small"' if small else ""
     turn = f' transform="rotate(-90 {x:g} {y:g})"' if turned else ""
     return f'<text x="{x:g}" y="{y:g}"{kind}{turn}>{text}</text>'

@@ -19,7 +19,8 @@ from matplotlib.textpath import TextPath
 
 matplotlib.rcParams["mathtext.fontset"] = "cm"
 
-_SIZE = 100  # font size of the drawing; sizes on the page are in em
+_SIZE = 100  # font size of the drawing
+_EM = 91  # what 1 em of the page is in the drawing: the letters are a little smaller than those of sans-serif text
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[]\s*(?P<latex>.*?)\s*\\[)\]]</(?P=tag)>', re.DOTALL
 )
@@ -58,7 +59,7 @@ def draw(latex: str) -> str:
     top = height - depth
     return (
         f'<svg role="img" aria-label="{html.escape(latex)}" viewBox="0 {-top:g} {width:g} {height:g}" '
-        f'style="width:{width / _SIZE:.2f}em;height:{height / _SIZE:.2f}em;vertical-align:{-depth / _SIZE:.2f}em">'
+        f'style="width:{width / _EM:.2f}em;height:{height / _EM:.2f}em;vertical-align:{-depth / _EM:.2f}em">'
         f'<path d="{"".join(parts)}" fill="currentColor"/></svg>'
     )
 
