@@ -5,12 +5,15 @@ python docs/tools/notebook.py
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import nbformat
 from mkdocs.structure.files import File, Files
+from PIL import Image
 
 from cmsa_fast.system.processes import configure_openmp
 
@@ -58,12 +61,22 @@ def execute(notebook: Any) -> None:
 
 
 def _tidy(notebook: Any) -> None:
-    """Drop progress bars and what differs between machines."""
+    """Drop progress bars and what differs between machines, and shrink the images."""
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    output.data["image/png"] = _shrink(output.data["image/png"])
+
+
+def _shrink(image: str) -> str:
+    """A PNG in base64 with a palette of 64 colours."""
+    small = BytesIO()
+    Image.open(BytesIO(b64decode(image))).convert("RGB").quantize(64).save(small, "PNG", optimize=True)
+    return b64encode(small.getvalue()).decode()
 
 
 if __name__ == "__main__":
