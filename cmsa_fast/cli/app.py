@@ -13,6 +13,7 @@ from .data_check import DataCheckOptions
 from .data_convert import ConvertOptions
 from .data_download import DownloadOptions
 from .evaluate import EvaluateOptions
+from .score import ScoreOptions
 from .train_options import TrainOptions
 
 _UNNAMED = tyro.conf.arg(name="")
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 success, 1 failure, 3 an evaluation left expressions of the split out (in `train`, or in
-        `evaluate --allow-missing`), 130 interrupted by Ctrl-C. A usage error exits with 2.
+        `evaluate` and `score --allow-missing`), 130 interrupted by Ctrl-C. A usage error exits with 2.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     configure_openmp()
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(_DATA_COMMANDS, given[1:], "cmsa-fast data", _data.__doc__ or "")
         return _run(_COMMANDS, given, "cmsa-fast", "Referring image segmentation with CMSA.")
     except SystemExit as stop:
-        if stop.code in (None, 0) and given[:1] == ["evaluate"]:
+        if stop.code in (None, 0) and given[:1] in (["evaluate"], ["score"]):
             from ..evaluation.conventions import conventions_table
 
             print("\nconventions\n\n" + conventions_table())
@@ -109,6 +110,26 @@ def _evaluate(options: Annotated[EvaluateOptions, _UNNAMED]) -> int:
     return exit_status(result.evaluation)
 
 
+def _score(options: Annotated[ScoreOptions, _UNNAMED]) -> int:
+    """Score predicted masks of any model: PNG files, or COCO run lengths as JSON or JSON Lines.
+
+    Prints a table with every convention; writes evaluation.json and sentences.csv, which compare reads. Missing,
+    surplus, repeated and wrongly sized predictions are an error that names the first of them.
+
+    The exit status is 3 if expressions of the split were left out (--allow-missing).
+
+    cmsa-fast score masks.jsonl --data refer --root DATA --split testA
+
+    cmsa-fast score PNG_FOLDER --data grefcoco --root DATA --split testA --convention lavt --min-pixels 50
+    """
+    from .report import exit_status
+    from .score import format_score, run_score
+
+    result = run_score(options)
+    print(format_score(result))
+    return max(map(exit_status, result.scores.evaluations.values()))
+
+
 def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
     """Compare two evaluations of the same expressions: which expressions differ, and is the change significant?
 
@@ -166,6 +187,7 @@ def _data_convert(options: Annotated[ConvertOptions, _UNNAMED]) -> int:
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "score": _score,
     "compare": _compare,
     "data": _data,
 }

@@ -173,6 +173,11 @@ class RecordDataset:
         ids: list[int] = self._image_ids.tolist()
         return ids
 
+    def ids(self) -> list[tuple[int, int, int]]:
+        """`image_id`, `ref_id` and `sent_id` of every item in order, without loading an image."""
+        numbers = [(record.image_id, record.ref_id) for record in self.records]
+        return [(*numbers[row], sent_id) for row, sent_id in zip(self._rows, self._sent_ids.tolist(), strict=True)]
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.title}): {len(self)} expressions"
 

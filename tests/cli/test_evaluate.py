@@ -237,15 +237,17 @@ def test_help_has_the_table_of_conventions(capsys: Capture) -> None:
 @pytest.mark.slow
 def test_results_under_torchrun_are_identical(run: Path, tmp_path: Path) -> None:
     environment = dict(os.environ, OMP_NUM_THREADS="1")
-    common = ["-m", "cmsa_fast", "evaluate", str(run), "--split", "train", "--num-workers", "0"]
+    common = ["-m", "cmsa_fast", "evaluate", str(run), "--split", "train", "--num-workers", "0", "--save-masks"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for name, start in (("one", []), ("two", torchrun)):
         command = [sys.executable, *start, *common, "--out", str(tmp_path / name)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("all expressions") == 1
-    one, two = ((tmp_path / name / "sentences.csv").read_text() for name in ("one", "two"))
-    assert one == two
+    for file in ("sentences.csv", "masks.jsonl"):
+        one, two = ((tmp_path / name / file).read_text() for name in ("one", "two"))
+        assert len(one.splitlines()) >= 5
+        assert one == two
 
 
 def test_results_of_a_stopped_evaluation_are_kept(
