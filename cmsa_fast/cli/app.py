@@ -173,9 +173,11 @@ def _data_download(options: Annotated[DownloadOptions, _UNNAMED]) -> int:
 
 
 def _data_convert(options: Annotated[ConvertOptions, _UNNAMED]) -> int:
-    """Convert a data set to a Parquet table, which loads fast and needs no pickle.
+    """Convert a data set to a Parquet table, which loads fast and needs no pickle, or to a manifest.
 
-    cmsa-fast data convert --data refer --root DATA --to CONVERTED
+    cmsa-fast data convert --data refer --root DATA --to refcoco.parquet
+
+    cmsa-fast data convert --data refer --root DATA --to refcoco.jsonl
     """
     from .data_convert import format_convert, run_convert
 
