@@ -78,6 +78,7 @@ def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
     The exit status is 3 if the evaluation left out expressions that cannot be used; --strict makes them an error.
 
     The full-size model on RefCOCO:
+
     python train.py --preset paper --data refer --root DATA --evaluate-split val
     """
     from .report import exit_status, format_result
@@ -186,9 +187,11 @@ def _data_download(options: Annotated[DownloadOptions, _UNNAMED]) -> int:
 
 
 def _data_convert(options: Annotated[ConvertOptions, _UNNAMED]) -> int:
-    """Convert a data set to a Parquet table, which loads fast and needs no pickle.
+    """Convert a data set to a Parquet table, which loads fast and needs no pickle, or to a manifest.
 
-    cmsa-fast data convert --data refer --root DATA --to CONVERTED
+    cmsa-fast data convert --data refer --root DATA --to refcoco.parquet
+
+    cmsa-fast data convert --data refer --root DATA --to refcoco.jsonl
     """
     from .data_convert import format_convert, run_convert
 
