@@ -21,8 +21,8 @@ from .data.batch import pad_words
 from .data.images import convert_image, read_image
 from .data.transforms import Letterbox
 from .data.vocabulary import Vocabulary, tokenize
+from .evaluation.drawing import MARK, overlay
 from .evaluation.inference import EXPRESSIONS_AT_ONCE, NATIVE, Output, segment_expressions
-from .evaluation.visualization import overlay
 from .models import for_inference
 from .models.base import ReferringModel
 from .models.checkpoint import ModelConfig, load_pretrained
@@ -220,7 +220,7 @@ class Predictor:
 
     def draw(self, prediction: Prediction) -> Tensor:
         """The image of a prediction with the object marked: uint8 `[3, H, W]`."""
-        return overlay(prediction.image, prediction.mask)
+        return overlay(prediction.image, [(prediction.mask, MARK)])
 
     def _words(self, expression: str) -> list[str]:
         words = tokenize(expression)
