@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"evaluation"},
     "predictor": {"models", "data", "evaluation", "system"},
     "hub": {"models", "training", "evaluation", "system", "__init__"},
-    "cli": {"hub", "nn", "models", "data", "training", "evaluation", "predictor", "system"},
+    "page": {"data", "evaluation", "predictor"},
+    "cli": {"hub", "nn", "models", "data", "training", "evaluation", "predictor", "page", "system"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -15,6 +15,7 @@ from .data_download import DownloadOptions
 from .evaluate import EvaluateOptions
 from .push import PushOptions
 from .score import ScoreOptions
+from .serve import ServeOptions
 from .train_options import TrainOptions
 
 _UNNAMED = tyro.conf.arg(name="")
@@ -80,6 +81,7 @@ def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
     The exit status is 3 if the evaluation left out expressions that cannot be used; --strict makes them an error.
 
     The full-size model on RefCOCO:
+
     python train.py --preset paper --data refer --root DATA --evaluate-split val
     """
     from .report import exit_status, format_result
@@ -158,6 +160,19 @@ def _push(options: Annotated[PushOptions, _UNNAMED]) -> int:
     return 0
 
 
+def _serve(options: Annotated[ServeOptions, _UNNAMED]) -> int:
+    """Serve a web page on which the model can be tried: drop an image, type expressions, see their masks.
+
+    Needs the extra "page": pip install 'cmsa_fast[page]'. Ctrl-C ends it.
+
+    cmsa-fast serve demo
+    """
+    from .serve import run_serve
+
+    run_serve(options)
+    return 0
+
+
 def _data(arguments: tyro.conf.Positional[tuple[str, ...]]) -> int:
     """Check, download or convert data sets; `cmsa-fast data --help` lists the commands."""
     raise ValueError("data must be followed by a command; `cmsa-fast data --help` lists them.")
@@ -189,9 +204,11 @@ def _data_download(options: Annotated[DownloadOptions, _UNNAMED]) -> int:
 
 
 def _data_convert(options: Annotated[ConvertOptions, _UNNAMED]) -> int:
-    """Convert a data set to a Parquet table, which loads fast and needs no pickle.
+    """Convert a data set to a Parquet table, which loads fast and needs no pickle, or to a manifest.
 
-    cmsa-fast data convert --data refer --root DATA --to CONVERTED
+    cmsa-fast data convert --data refer --root DATA --to refcoco.parquet
+
+    cmsa-fast data convert --data refer --root DATA --to refcoco.jsonl
     """
     from .data_convert import format_convert, run_convert
 
@@ -205,6 +222,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "score": _score,
     "compare": _compare,
     "push": _push,
+    "serve": _serve,
     "data": _data,
 }
 _DATA_COMMANDS: dict[str, Callable[..., Any]] = {
