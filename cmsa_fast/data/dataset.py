@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ErrorCollector
+from .errors import ErrorCollector, located
 from .exclusions import excluded_images
 from .images import ImageCache, image_size
 from .source import Form, Source, read_records
@@ -146,7 +146,8 @@ class RecordDataset:
         if neither record nor mask states its size.
         """
         record = self.records[int(self._rows[index])]
-        size = record.mask_size or image_size(record.image, apply_orientation=False)
+        with located(record.where):
+            size = record.mask_size or image_size(record.image, apply_orientation=False)
         return self._sample(index, record, torch.empty(3, *size, dtype=torch.uint8, device="meta"))
 
     def _sample(self, index: int, record: Record, image: Tensor) -> Sample:
@@ -158,6 +159,7 @@ class RecordDataset:
             record.image_id,
             record.ref_id,
             int(self._sent_ids[index]),
+            kind=record.kind,
             names_nothing=record.names_nothing,
             ignore=record.ignore(height, width),
         )
@@ -215,10 +217,11 @@ class RecordDataset:
 
     def _read_image(self, record: Record) -> Tensor:
         size = record.mask_size
-        stored = self._images.read(record.image, apply_orientation=False)
-        if size is None or stored.shape[1:] == size:
-            return stored
-        upright = self._images.read(record.image, apply_orientation=True)
+        with located(record.where):
+            stored = self._images.read(record.image, apply_orientation=False)
+            if size is None or stored.shape[1:] == size:
+                return stored
+            upright = self._images.read(record.image, apply_orientation=True)
         name = record.image.name
         if upright.shape[1:] == size:
             if name not in self._turned:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 _logger = logging.getLogger(__name__)
@@ -63,6 +64,17 @@ class ErrorCollector:
             return False
         self.add(error)
         return True
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts the place of a record before the message of a ValueError or FileNotFoundError about it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def one_line(error: Exception) -> str:
