@@ -14,6 +14,7 @@ from .data_convert import ConvertOptions
 from .data_download import DownloadOptions
 from .evaluate import EvaluateOptions
 from .score import ScoreOptions
+from .serve import ServeOptions
 from .train_options import TrainOptions
 
 _UNNAMED = tyro.conf.arg(name="")
@@ -142,6 +143,19 @@ def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
     return 0
 
 
+def _serve(options: Annotated[ServeOptions, _UNNAMED]) -> int:
+    """Serve a web page on which the model can be tried: drop an image, type expressions, see their masks.
+
+    Needs the extra "page": pip install 'cmsa_fast[page]'. Ctrl-C ends it.
+
+    cmsa-fast serve demo
+    """
+    from .serve import run_serve
+
+    run_serve(options)
+    return 0
+
+
 def _data(arguments: tyro.conf.Positional[tuple[str, ...]]) -> int:
     """Check, download or convert data sets; `cmsa-fast data --help` lists the commands."""
     raise ValueError("data must be followed by a command; `cmsa-fast data --help` lists them.")
@@ -190,6 +204,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": _evaluate,
     "score": _score,
     "compare": _compare,
+    "serve": _serve,
     "data": _data,
 }
 _DATA_COMMANDS: dict[str, Callable[..., Any]] = {
