@@ -192,8 +192,8 @@ def _refuse_negative(record: Any, where: Where) -> None:
     negative = [one for one in sentences if isinstance(one, dict)] if isinstance(sentences, list) else []
     if record.get("source") == "zero" or any(one.get("exist", True) in (False, 0) for one in negative):
         raise ValueError(
-            f"{place(where)} has expressions that name nothing, as R-RefCOCO and Ref-ZOM mark them; REFER has none, "
-            "so write a manifest, as docs/data.md shows"
+            f"{place(where)} has expressions that name nothing, as R-RefCOCO and Ref-ZOM mark them; REFER has "
+            "none, so write a manifest, as docs/data.md shows"
         )
 
 
