@@ -77,6 +77,7 @@ def _train(options: Annotated[TrainOptions, _UNNAMED]) -> int:
     The exit status is 3 if the evaluation left out expressions that cannot be used; --strict makes them an error.
 
     The full-size model on RefCOCO:
+
     python train.py --preset paper --data refer --root DATA --evaluate-split val
     """
     from .report import exit_status, format_result
