@@ -17,7 +17,7 @@ from cmsa_fast.models.checkpoint import save_pretrained
 
 # A block that cannot run here has the comment `<!-- not run: reason -->` above it.
 BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>.+) -->\n+)?```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n+)?```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
 )
 
 
