@@ -72,10 +72,14 @@ class PredictedMask:
         return height, width
 
     def decode(self) -> Tensor:
-        """The mask, bool `[H, W]`; ValueError or OSError if a PNG file is damaged or is not a mask."""
+        """The mask, bool `[H, W]`; ValueError or OSError if a PNG file is damaged or no mask, or too large."""
         if isinstance(self.content, Path):
             return _read_png(self.content)
-        return self.content.decode(*self.size())
+        height, width = self.size()
+        limit = Image.MAX_IMAGE_PIXELS  # of PNG files, too
+        if limit is not None and height * width > limit:
+            raise ValueError(f"{self.where} ({self.name}) has {height} x {width} pixels, more than {limit}")
+        return self.content.decode(height, width)
 
 
 def read_predictions(path: Path) -> list[PredictedMask]:
