@@ -107,8 +107,9 @@ def score_predictions(
         _first(damaged, "predictions are not readable masks"),
         _first(
             wrong_sizes,
-            "predictions have another size (height x width) than their image; resize=True (--resize) resizes them"
-            + "".join(f", {name} (--convention {name}) alone takes them" for name in sorted(takers)),
+            "predictions have another size (height x width) than their image (--resize resizes them"
+            + "".join(f", --convention {name} takes them as they are" for name in sorted(takers))
+            + ")",
         ),
     )
     if not all(results.values()):
@@ -176,8 +177,7 @@ def _assign(
         _first([] if incomplete else surplus, "predictions are for no expression of the data set"),
         _first(
             [] if missing == "empty" else without,
-            f"of {len(ids)} expressions have no prediction; missing='empty' (--missing empty) counts them as "
-            "empty masks",
+            f"of {len(ids)} expressions have no prediction (--missing empty counts them as empty masks)",
         ),
     )
     return assigned, len(surplus)

@@ -79,7 +79,7 @@ def test_masks_at_the_size_of_a_convention(data: RecordDataset) -> None:
     assert first.predicted == int(stretched(sample).sum())
     assert first.intersection == int((stretched(sample) & CONVENTIONS["lavt"].truth(sample.mask)).sum())
     with pytest.raises(
-        ValueError, match="^5 predictions .*, lavt .* takes them: line 0 is 480 x 480 and its image"
+        ValueError, match="^5 predictions .*, --convention lavt takes .*: line 0 is 480 x 480 and its image"
     ):
         score_predictions(predictions, data, ALL)
     scores = score_predictions(predictions, data, ALL, resize=True)
