@@ -115,10 +115,10 @@ class Predictor:
         config: Its vocabulary and input size.
         device: Where to compute.
 
-    Example:
-        predictor = Predictor.from_pretrained("runs/mine")
-        predictor.set_image("street.jpg")
-        mask = predictor.predict("man in the red coat").mask
+    Examples:
+        >>> predictor = Predictor.from_pretrained("runs/mine")
+        >>> predictor.set_image("street.jpg")
+        >>> mask = predictor.predict("man in the red coat").mask
     """
 
     def __init__(self, model: ReferringModel, config: ModelConfig, device: torch.device | str = "cpu") -> None:

@@ -13,6 +13,7 @@ from .data_check import DataCheckOptions
 from .data_convert import ConvertOptions
 from .data_download import DownloadOptions
 from .evaluate import EvaluateOptions
+from .push import PushOptions
 from .score import ScoreOptions
 from .serve import ServeOptions
 from .train_options import TrainOptions
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     configure_openmp()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for client in ("httpx", "httpx2"):  # those of huggingface_hub log every request
+        logging.getLogger(client).setLevel(logging.WARNING)
     try:
         if given[:1] == ["data"]:
             return _run(_DATA_COMMANDS, given[1:], "cmsa-fast data", _data.__doc__ or "")
@@ -143,6 +146,20 @@ def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
     return 0
 
 
+def _push(options: Annotated[PushOptions, _UNNAMED]) -> int:
+    """Upload a trained model with a model card to the Hugging Face Hub.
+
+    It needs an account: `hf auth login`, or a token in HF_TOKEN. The card is made from options.json and
+    evaluation.json of the run; a README.md that is in the folder already is uploaded as it is.
+
+    cmsa-fast push RUN OWNER/NAME --license mit --dry-run
+    """
+    from .push import run_push
+
+    print(run_push(options))
+    return 0
+
+
 def _serve(options: Annotated[ServeOptions, _UNNAMED]) -> int:
     """Serve a web page on which the model can be tried: drop an image, type expressions, see their masks.
 
@@ -204,6 +221,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": _evaluate,
     "score": _score,
     "compare": _compare,
+    "push": _push,
     "serve": _serve,
     "data": _data,
 }
