@@ -23,8 +23,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"nn", "models", "data", "system"},
     "metrics": {"evaluation"},
     "predictor": {"models", "data", "evaluation", "system"},
+    "hub": {"models", "training", "evaluation", "system", "__init__"},
     "page": {"data", "evaluation", "predictor"},
-    "cli": {"nn", "models", "data", "training", "evaluation", "predictor", "page", "system"},
+    "cli": {"hub", "nn", "models", "data", "training", "evaluation", "predictor", "page", "system"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -63,8 +63,7 @@ def build_page(answers: Answers, examples: Sequence[tuple[Path, str]] = ()) -> g
     ) as page:
         gr.Markdown(
             "# Referring image segmentation\n"
-            "Drop an image, type what it shows, and see it marked. The image is encoded once; every further "
-            "expression takes a fraction of the time."
+            "Drop an image, type what it shows, and see it marked. The image is encoded once, for all expressions."
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
