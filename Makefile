@@ -31,7 +31,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 docs: $(READY)  ## build the documentation in build/site; it needs no network
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 notebook: $(READY)  ## run docs/notebook.ipynb and keep its outputs
 	$(BIN)/python docs/tools/notebook.py

@@ -13,6 +13,8 @@ from .data_check import DataCheckOptions
 from .data_convert import ConvertOptions
 from .data_download import DownloadOptions
 from .evaluate import EvaluateOptions
+from .explain import ExplainOptions
+from .predict import PredictOptions
 from .push import PushOptions
 from .score import ScoreOptions
 from .serve import ServeOptions
@@ -29,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 success, 1 failure, 3 an evaluation left expressions of the split out (in `train`, or in
-        `evaluate` and `score --allow-missing`), 130 interrupted by Ctrl-C. A usage error exits with 2.
+        `evaluate` and `score --allow-missing`) or `predict` could not read some images, 130 interrupted by Ctrl-C.
+        A usage error exits with 2.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     configure_openmp()
@@ -135,6 +138,40 @@ def _score(options: Annotated[ScoreOptions, _UNNAMED]) -> int:
     return max(map(exit_status, result.scores.evaluations.values()))
 
 
+def _predict(options: Annotated[PredictOptions, _UNNAMED]) -> int:
+    """Segment what expressions refer to in images of your own.
+
+    Writes for each image an overlay with all masks in colours and one PNG mask for each expression (255 is the
+    object), and predictions.json with COCO run lengths, the words that the model saw and did not know, the share
+    of the image and the seconds.
+
+    The exit status is 3 if some images could not be read and the others were done, 1 if none could.
+
+    cmsa-fast predict RUN street.jpg "the man in the yellow shirt" "left cup" --out DIR
+
+    cmsa-fast predict RUN "photos/**/*.jpg" "the dog"
+    """
+    from .predict import format_predict, run_predict
+
+    result = run_predict(options)
+    print(format_predict(result))
+    return result.exit_status
+
+
+def _explain(options: Annotated[ExplainOptions, _UNNAMED]) -> int:
+    """Draw how a model comes to a mask: one figure for an image and an expression.
+
+    It shows the mask, the attention that words and places received at each level, and the strongest channel of the
+    last feature map.
+
+    cmsa-fast explain RUN street.jpg "the man in the yellow shirt"
+    """
+    from .explain import run_explain
+
+    print(f"Look at {run_explain(options)}")
+    return 0
+
+
 def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
     """Compare two evaluations of the same expressions: which expressions differ, and is the change significant?
 
@@ -220,6 +257,8 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "train": _train,
     "evaluate": _evaluate,
     "score": _score,
+    "predict": _predict,
+    "explain": _explain,
     "compare": _compare,
     "push": _push,
     "serve": _serve,

@@ -73,9 +73,9 @@ def _tidy(notebook: Any) -> None:
 
 
 def _shrink(image: str) -> str:
-    """A PNG in base64 with a palette of 64 colours."""
+    """A PNG in base64 with a palette of 128 colours."""
     small = BytesIO()
-    Image.open(BytesIO(b64decode(image))).convert("RGB").quantize(64).save(small, "PNG", optimize=True)
+    Image.open(BytesIO(b64decode(image))).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
     return b64encode(small.getvalue()).decode()
 
 

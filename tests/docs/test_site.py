@@ -77,7 +77,7 @@ def test_every_page_is_in_the_navigation() -> None:
 @pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_other_servers(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
         cwd=REPOSITORY,
         check=True,
         timeout=300,
