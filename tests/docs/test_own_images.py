@@ -47,7 +47,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 
 
 @pytest.mark.parametrize("tiny", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tiny", "as printed"])
-def test_train_on_your_own_images(commands: list[list[str]], tiny: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_on_your_own_images(
+    commands: list[list[str]], tiny: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in commands:
         added = [f"--{name}={value}" for name, value in TINY.items()] if tiny and command[0] == "train" else []
         capsys.readouterr()
