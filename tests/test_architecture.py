@@ -23,7 +23,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"nn", "models", "data", "system"},
     "metrics": {"evaluation"},
     "predictor": {"models", "data", "evaluation", "system"},
-    "cli": {"nn", "models", "data", "training", "evaluation", "predictor", "system"},
+    "export": {"kernels", "nn", "models", "data"},
+    "cli": {"nn", "models", "data", "training", "evaluation", "predictor", "export", "system"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -13,6 +13,7 @@ from .data_check import DataCheckOptions
 from .data_convert import ConvertOptions
 from .data_download import DownloadOptions
 from .evaluate import EvaluateOptions
+from .export import ExportOptions
 from .score import ScoreOptions
 from .train_options import TrainOptions
 
@@ -141,6 +142,21 @@ def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
     return 0
 
 
+def _export(options: Annotated[ExportOptions, _UNNAMED]) -> int:
+    """Export a trained model as one file that runs without this library, by torch.export or in ONNX.
+
+    The program takes any number of images, expressions and words at once. Before it is kept, it is compared with
+    the model, an ONNX file in onnxruntime. A JSON file beside it says how to prepare images and expressions, and
+    how to restore masks.
+
+    cmsa-fast export RUN --format onnx
+    """
+    from .export import format_export, run_export
+
+    print(format_export(run_export(options)))
+    return 0
+
+
 def _data(arguments: tyro.conf.Positional[tuple[str, ...]]) -> int:
     """Check, download or convert data sets; `cmsa-fast data --help` lists the commands."""
     raise ValueError("data must be followed by a command; `cmsa-fast data --help` lists them.")
@@ -189,6 +205,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": _evaluate,
     "score": _score,
     "compare": _compare,
+    "export": _export,
     "data": _data,
 }
 _DATA_COMMANDS: dict[str, Callable[..., Any]] = {
