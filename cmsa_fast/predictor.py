@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data.batch import pad_words
+from .data.errors import shorten
 from .data.images import convert_image, read_image
 from .data.transforms import Letterbox
 from .data.vocabulary import Vocabulary, tokenize
@@ -30,7 +31,6 @@ from .models.checkpoint import ModelConfig, load_pretrained
 _logger = logging.getLogger(__name__)
 
 ImageInput = str | PathLike[str] | Tensor | Image.Image | NDArray[np.uint8]
-_SHOWN = 60  # characters of an expression in a warning
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +115,10 @@ class Predictor:
         config: Its vocabulary and input size.
         device: Where to compute.
 
-    Example:
-        predictor = Predictor.from_pretrained("runs/mine")
-        predictor.set_image("street.jpg")
-        mask = predictor.predict("man in the red coat").mask
+    Examples:
+        >>> predictor = Predictor.from_pretrained("runs/mine")
+        >>> predictor.set_image("street.jpg")
+        >>> mask = predictor.predict("man in the red coat").mask
     """
 
     def __init__(self, model: ReferringModel, config: ModelConfig, device: torch.device | str = "cpu") -> None:
@@ -224,24 +224,25 @@ class Predictor:
 
     def _words(self, expression: str) -> list[str]:
         words = tokenize(expression)
-        shown = expression if len(expression) <= _SHOWN else expression[:_SHOWN] + "..."
         most = self.config.max_words
         if len(words) > most:
+            shown = shorten(expression)
             _logger.warning("The model reads the first %d of %d words of %r.", most, len(words), shown)
         return words[:most]
 
     def _predict(self, encoded: EncodedImage, expression: str, words: list[str], output: Output) -> Prediction:
         ids = self.vocabulary.ids(words)
-        unknown = tuple(word for word, id_ in zip(words, ids, strict=True) if id_ == Vocabulary.UNKNOWN_ID)
+        unknown = [word for word, id_ in zip(words, ids, strict=True) if id_ == Vocabulary.UNKNOWN_ID]
+        unknown = list(dict.fromkeys(unknown))
         if unknown:
-            _logger.warning("The vocabulary has no %s.", ", ".join(map(repr, unknown)))
+            _logger.warning("The vocabulary has no %s; the model reads <unk>.", ", ".join(map(repr, unknown)))
         probability = encoded.letterbox.restore(output.probability).clamp(0, 1)
         return Prediction(
             NATIVE.prediction_at_own_size(probability),
             probability,
             expression,
             tuple(self.vocabulary.tokens[id_] for id_ in ids),
-            unknown,
+            tuple(unknown),
             output.word_attention,
             encoded.pixels,
             encoded.letterbox,

@@ -24,7 +24,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"evaluation"},
     "predictor": {"models", "data", "evaluation", "system"},
     "export": {"kernels", "nn", "models", "data"},
-    "cli": {"nn", "models", "data", "training", "evaluation", "predictor", "export", "system"},
+    "hub": {"models", "training", "evaluation", "system", "__init__"},
+    "page": {"data", "evaluation", "predictor"},
+    "cli": {"hub", "nn", "models", "data", "training", "evaluation", "predictor", "page", "export", "system"},
     "__main__": {"cli"},
     "__init__": set(),
 }

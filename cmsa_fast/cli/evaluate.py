@@ -237,9 +237,8 @@ def _refiner(options: EvaluateOptions, stack: ExitStack, processes: Processes) -
 
 def _write(options: EvaluateOptions, result: EvaluateResult, **machine: object) -> None:
     """Write sentences.csv and evaluation.json."""
-    from ..evaluation.results import EXPRESSIONS, write_results
+    from ..evaluation.results import EVALUATION, EXPRESSIONS, write_results
     from ..system.files import write_json
-    from .run_folder import EVALUATION
 
     evaluation = result.evaluation
     write_results(result.folder / EXPRESSIONS, evaluation.results)

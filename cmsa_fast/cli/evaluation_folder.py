@@ -1,4 +1,4 @@
-"""The output folder of an evaluation, and the results of one that was stopped."""
+"""The output folder of a command, and the results of one that was stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def evaluation_folder(out: Path | None, parent: Path, stem: str, processes: Proc
         raise NotADirectoryError(f"--out must be a folder; {out} is a file.")
     if out is not None and out.is_dir() and any(out.iterdir()):
         raise FileExistsError(
-            f"--out {out} is not empty, and an evaluation never overwrites another; choose a new folder."
+            f"--out {out} is not empty, and a command never overwrites results; choose a new folder."
         )
     created = None
     if processes.is_first:

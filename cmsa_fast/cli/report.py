@@ -96,7 +96,7 @@ def convention_tables(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 
 def evaluation_notes(evaluation: Evaluation) -> list[str]:
-    """What the table does not show: gRefCOCO's metrics, the effect of word order, what was not evaluated."""
+    """What the table does not show: expressions that name nothing, word order, and what was not evaluated."""
     lines = []
     if (generalized := evaluation.generalized) is not None:
         numbers = ", ".join(
@@ -105,6 +105,11 @@ def evaluation_notes(evaluation: Evaluation) -> list[str]:
             if (value := generalized[name]) is not None
         )
         lines.append(f"Some expressions name nothing in their image. As for gRefCOCO: {numbers}.")
+    if (robust := evaluation.robust) is not None:
+        numbers = ", ".join(f"{name} {percent(robust[name])}" for name in ("mRR", "rIoU", "mIoU", "oIoU"))
+        lines.append(
+            f"As for R-RefCOCO, over {robust['references']} objects with negative expressions: {numbers}."
+        )
     if WORD_ORDER in evaluation.by_kind and NO_WORD_ORDER in evaluation.by_kind:
         order, free = (percent(evaluation.by_kind[kind]["overall_iou"]) for kind in (WORD_ORDER, NO_WORD_ORDER))
         lines += [

@@ -131,9 +131,8 @@ def _changes(scores: Scores) -> list[str]:
 
 def _write(options: ScoreOptions, result: ScoreResult) -> None:
     """Write evaluation.json, sentences.csv of the first convention, and sentences-NAME.csv of the others."""
-    from ..evaluation.results import EXPRESSIONS, write_results
+    from ..evaluation.results import EVALUATION, EXPRESSIONS, write_results
     from ..system.files import write_json
-    from .run_folder import EVALUATION
 
     scores = result.scores
     for place, (name, evaluation) in enumerate(scores.evaluations.items()):

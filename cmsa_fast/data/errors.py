@@ -10,6 +10,7 @@ from types import TracebackType
 _logger = logging.getLogger(__name__)
 
 _SHOWN = 20
+_LONGEST = 80  # characters of a text that `shorten` keeps
 
 
 class RepeatedReferenceError(ValueError):
@@ -80,6 +81,12 @@ def one_line(error: Exception) -> str:
     """The message of an error with its notes, on one line."""
     parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
     return " ".join(" ".join(parts).split())
+
+
+def shorten(text: str) -> str:
+    """A text on one line of at most 80 characters; a longer one ends in an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
 
 
 def readable_size(size: int | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,20 +29,19 @@ PALETTE: tuple[Color, ...] = (
     (130, 90, 50),
     (90, 90, 90),
 )
-ROW = 26  # height of a row of words
 
+_SIDES = 640, 1600  # smallest and largest longer side of `draw_masks`
+_LEGEND = 18  # font size
 _ATTENTION: Color = (255, 176, 0)
-# Google's "turbo" (Mikhailov, 2019) at equal steps from 0 to 1.
+# Colours of heat from 0 to 1, at equal steps, without the darkest of the "turbo" map (Mikhailov, 2019).
 _HEAT = (
-    (48, 18, 59),
-    (70, 107, 227),
+    (65, 80, 200),
     (40, 188, 235),
     (50, 242, 152),
     (164, 252, 60),
     (237, 208, 58),
     (251, 128, 34),
-    (210, 49, 5),
-    (122, 4, 3),
+    (210, 40, 5),
 )
 
 
@@ -62,8 +63,7 @@ def overlay(image: Tensor, marks: Sequence[tuple[Tensor, Color]]) -> Tensor:
     tinted = torch.zeros(image.shape[1:], dtype=torch.bool)
     outlines = []
     for mask, color in marks:
-        if image.shape[1:] != mask.shape:
-            raise ValueError(f"mask must have the image's size {list(image.shape[1:])}; got {list(mask.shape)}.")
+        _check_size("mask", mask, image)
         paint = torch.tensor(color, dtype=torch.float32)[:, None, None]
         below = torch.where(tinted, marked, pixels)
         marked = torch.where(mask, 0.55 * below + 0.45 * paint, marked)
@@ -76,8 +76,41 @@ def overlay(image: Tensor, marks: Sequence[tuple[Tensor, Color]]) -> Tensor:
     return marked.round().to(torch.uint8)
 
 
+def draw_masks(image: Tensor, masks: Sequence[tuple[Tensor, str]]) -> Image.Image:
+    """An image with masks in the colours of `PALETTE`, and a legend below it.
+
+    The longer side is enlarged to 640 pixels or reduced to 1600.
+
+    Args:
+        image: uint8 `[3, H, W]`, RGB.
+        masks: Masks, bool `[H, W]`, each with its text in the legend, at most as many as there are colours.
+
+    Raises:
+        ValueError: A mask has another size than the image, or there are too many masks.
+    """
+    if len(masks) > len(PALETTE):
+        raise ValueError(f"masks must be at most {len(PALETTE)}, one for each colour; got {len(masks)}.")
+    side = min(max(*image.shape[1:], _SIDES[0]), _SIDES[1])
+    shown = resized(image, side)
+    marks = []
+    for (mask, _), color in zip(masks, PALETTE, strict=False):
+        _check_size("mask", mask, image)
+        small = F.interpolate(mask[None, None].float(), size=shown.shape[1:], mode="nearest")
+        marks.append((small[0, 0] > 0, color))
+    height, width = shown.shape[1:]
+    row = row_height(_LEGEND)
+    sheet = Image.new("RGB", (max(width, _SIDES[0]), height + 8 + row * len(masks)), "white")
+    sheet.paste(as_pillow(overlay(shown, marks)), ((sheet.width - width) // 2, 0))
+    draw = ImageDraw.Draw(sheet)
+    for number, ((_, text), (_, color)) in enumerate(zip(masks, marks, strict=True)):
+        y = height + 8 + number * row
+        draw.rectangle((8, y, 8 + _LEGEND, y + _LEGEND), fill=color)
+        draw.text((18 + _LEGEND, y - 2), fit(text, sheet.width - 26 - _LEGEND, _LEGEND), TEXT, font(_LEGEND))
+    return sheet
+
+
 def draw_heat_map(image: Tensor, heat: Tensor) -> Tensor:
-    """Lay a heat map over an image in shades of grey: blue is 0, red is 1.
+    """Lay a heat map over an image in shades of grey, the less transparent the hotter: blue is 0, red is 1.
 
     Args:
         image: uint8 `[3, H, W]`, RGB.
@@ -89,56 +122,96 @@ def draw_heat_map(image: Tensor, heat: Tensor) -> Tensor:
     Raises:
         ValueError: `heat` has another size than the image.
     """
-    if image.shape[1:] != heat.shape:
-        raise ValueError(f"heat must have the image's size {list(image.shape[1:])}; got {list(heat.shape)}.")
+    _check_size("heat", heat, image)
     grey = (image.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+    # Dark and pale images are stretched, so that they stay visible below the colours.
+    darkest, brightest = grey.aminmax()
+    grey = 40 + (grey - darkest) * 215 / (brightest - darkest).clamp_min(64)
     colors = torch.tensor(_HEAT, dtype=torch.float32).T  # [3, steps]
-    place = heat.float().clamp(0, 1) * (colors.shape[1] - 1)
+    heat = heat.float().clamp(0, 1)
+    place = heat * (colors.shape[1] - 1)
     below = place.long().clamp_max(colors.shape[1] - 2)
     shade = torch.lerp(colors[:, below], colors[:, below + 1], place - below)
-    return (0.35 * grey + 0.65 * shade).round().to(torch.uint8)
+    return torch.lerp(grey.expand(3, -1, -1), shade, 0.4 + 0.4 * heat).round().to(torch.uint8)
 
 
-def panel(pixels: Tensor, side: int) -> Image.Image:
-    """An image, uint8 `[3, H, W]`, resized so that its longer side is `side` pixels."""
-    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+def resized(pixels: Tensor, side: int) -> Tensor:
+    """An image, uint8 `[3, H, W]`, whose longer side is `side` pixels; the other side has at least one."""
+    image = as_pillow(pixels)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Nearest pixels when enlarging, so that a small scene shows what the model saw.
-    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    return image.resize(size, method)
+    # Nearest pixels when enlarging much, so that a small scene shows what the model saw.
+    method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    return torch.from_numpy(np.array(image.resize(size, method))).permute(2, 0, 1)
 
 
-def lay_out_words(tokens: Sequence[str], width: int) -> WordRows:
-    """Rows of words, wrapped at `width` pixels."""
+def as_pillow(pixels: Tensor) -> Image.Image:
+    """uint8 `[3, H, W]` as an image of Pillow."""
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def row_height(size: int) -> int:
+    """Height of a row of words in a font size, with the space below it."""
+    return round(size * 26 / 15)
+
+
+def lay_out_words(tokens: Sequence[str], width: int, size: int = 15) -> WordRows:
+    """Rows of words in a font size, wrapped at `width` pixels."""
     rows: WordRows = [[]]
     left = 0
     for index, token in enumerate(tokens):
-        size = int(font(15).getlength(token)) + 10
-        if left and left + size > width:
+        room = int(font(size).getlength(token)) + 10
+        if left and left + room > width:
             rows.append([])
             left = 0
-        rows[-1].append((index, left, size))
-        left += size + 3
+        rows[-1].append((index, left, room))
+        left += room + 3
     return rows
 
 
 def draw_words(
-    draw: ImageDraw.ImageDraw, rows: WordRows, tokens: Sequence[str], weights: list[float], x: int, y: int
+    draw: ImageDraw.ImageDraw,
+    rows: WordRows,
+    tokens: Sequence[str],
+    weights: list[float],
+    x: int,
+    y: int,
+    size: int = 15,
 ) -> int:
     """Draw rows of words from (x, y), darker the larger their weight is; returns the y below them.
 
     The shade is relative to the largest weight (the paper's Fig. 4).
     """
     most = max(weights) or 1.0
+    height = row_height(size)
     for row in rows:
         for index, left, width in row:
             share = weights[index] / most
             background = tuple(round(255 + share * (channel - 255)) for channel in _ATTENTION)
-            draw.rectangle((x + left, y, x + left + width, y + ROW - 4), fill=background)
-            draw.text((x + left + 5, y + 2), tokens[index], TEXT, font(15))
-        y += ROW
+            draw.rectangle((x + left, y, x + left + width, y + height - 4), fill=background)
+            draw.text((x + left + 5, y + 2), tokens[index], TEXT, font(size))
+        y += height
     return y + 4
+
+
+def level_names(count: int) -> list[str]:
+    """The names of a model's levels: those of ResNet's stages if there are three."""
+    return ["Res3", "Res4", "Res5"] if count == 3 else [f"level {number}" for number in range(1, count + 1)]
+
+
+def wrap(text: str, width: int, size: int, most: int) -> list[str]:
+    """A text in up to `most` lines of at most `width` pixels in a font size; a longer one ends in an ellipsis."""
+    words, lines = text.split(), [""]
+    while words and len(lines) < most:
+        longer = f"{lines[-1]} {words[0]}".strip()
+        if font(size).getlength(longer) <= width:
+            lines[-1] = longer
+        elif lines[-1]:
+            lines.append(words[0])
+        else:
+            lines[-1] = fit(words[0], width, size)
+        words = words[1:]
+    return [*lines[:-1], fit(" ".join([lines[-1], *words]), width, size)]
 
 
 def fit(text: str, width: int, size: int) -> str:
@@ -147,15 +220,20 @@ def fit(text: str, width: int, size: int) -> str:
     face = font(size)
     if len(text) <= width and face.getlength(text) <= width:
         return text
-    text = text[:width]  # no letter is narrower than a pixel
-    while text and face.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    # No letter is narrower than a pixel.
+    kept = bisect.bisect_left(range(width), True, key=lambda end: face.getlength(f"{text[:end]}…") > width)
+    return text[: max(0, kept - 1)] + "…"
 
 
+@functools.lru_cache(maxsize=16)
 def font(size: int) -> ImageFont.FreeTypeFont:
     """The font of all figures."""
     face = ImageFont.load_default(size)
     if not isinstance(face, ImageFont.FreeTypeFont):
         raise RuntimeError("Pillow was built without FreeType, which drawing words needs.")
     return face
+
+
+def _check_size(name: str, map_: Tensor, image: Tensor) -> None:
+    if image.shape[1:] != map_.shape:
+        raise ValueError(f"{name} must have the image's size {list(image.shape[1:])}; got {list(map_.shape)}.")

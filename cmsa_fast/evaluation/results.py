@@ -16,6 +16,7 @@ from ..system.files import write_atomically
 from .conventions import CONVENTIONS, Convention
 
 EXPRESSIONS = "sentences.csv"
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,19 @@ from ..data.types import ReferringDataset, Sample
 from ..models import for_inference
 from ..models.base import ReferringModel
 from .conventions import Convention
-from .drawing import MARK, ROW, TEXT, draw_words, fit, font, lay_out_words, overlay, panel
+from .drawing import (
+    MARK,
+    TEXT,
+    as_pillow,
+    draw_words,
+    fit,
+    font,
+    lay_out_words,
+    level_names,
+    overlay,
+    resized,
+    row_height,
+)
 from .inference import NATIVE, Refiner, predicted_mask, segment_batch
 from .metrics import SegmentationMetrics
 from .results import ExpressionResult
@@ -29,6 +41,7 @@ _logger = logging.getLogger(__name__)
 _PANEL = 256
 _GAP = 8
 _LABEL = 48
+_ROW = row_height(15)
 _OVERVIEW = 40
 
 
@@ -143,8 +156,7 @@ def draw_example(example: Example) -> Image.Image:
     if attention is None:
         labels, attention = ["words"], torch.zeros(1, words)
     else:
-        labels = [f"level {number}" for number in range(1, len(attention) + 1)]
-        labels = ["Res3", "Res4", "Res5"] if len(labels) == 3 else labels
+        labels = level_names(len(attention))
     if words == 0 or attention.shape[1:] != (words,):
         raise ValueError(
             f"attention must be [levels, {words}], for at least one token; got {list(attention.shape)}."
@@ -155,18 +167,18 @@ def draw_example(example: Example) -> Image.Image:
         (f"prediction, IoU {percent(example.iou)} %", overlay(example.image, [(example.prediction, MARK)])),
     ]
     width = 3 * _PANEL + 4 * _GAP
-    top = 2 * ROW
+    top = 2 * _ROW
     room = width - _LABEL - 2 * _GAP
     tokens = [fit(token, room - 10, 15) for token in example.tokens]
     rows = lay_out_words(tokens, room)
-    below = len(labels) * (len(rows) * ROW + 4)
+    below = len(labels) * (len(rows) * _ROW + 4)
     sheet = Image.new("RGB", (width, top + _PANEL + _GAP + below + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((_GAP, 5), fit(example.expression, width - 2 * _GAP, 17), TEXT, font(17))
     for index, (title, pixels) in enumerate(panels):
         left = _GAP + index * (_PANEL + _GAP)
-        draw.text((left, ROW + 6), title, TEXT, font(13))
-        shown = panel(pixels, _PANEL)
+        draw.text((left, _ROW + 6), title, TEXT, font(13))
+        shown = as_pillow(resized(pixels, _PANEL))
         offset = ((_PANEL - shown.width) // 2, (_PANEL - shown.height) // 2)
         sheet.paste(shown, (left + offset[0], top + offset[1]))
     y = top + _PANEL + _GAP
@@ -198,7 +210,7 @@ def save_examples(examples: Sequence[Example], folder: Path, sections: Sequence[
     titled = zip(sections or [""] * len(sheets), sheets, strict=False)
     for title, group in itertools.groupby(titled, key=lambda pair: pair[0]):
         if title:
-            heading = Image.new("RGB", (width, ROW + _GAP), "white")
+            heading = Image.new("RGB", (width, _ROW + _GAP), "white")
             ImageDraw.Draw(heading).text((_GAP, _GAP), title, MARK, font(20))
             rows.append([heading])
         section = [sheet for _, sheet in group]

@@ -28,6 +28,7 @@ from .registry import build_model
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 VOCABULARY = "vocabulary.txt"
+CARD = "README.md"
 DEMO = "demo"
 _SHIPPED = Path(__file__).parent / "pretrained"
 _FORMAT = "cmsa_fast/1"
@@ -73,12 +74,17 @@ def load_pretrained(source: str | Path, revision: str | None = None) -> tuple[Re
         ValueError: The files are damaged, contradict each other or were not written by this library; or `revision`
             is given for a model that is not on the hub.
     """
+    return load_model(locate(source, revision))
+
+
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """The folder or file that `load_pretrained` loads, with the same errors; a model of the hub is downloaded."""
     name, path = str(source), Path(source)
     if not path.exists() and is_repository(name):
-        return load_model(download(name, revision, (WEIGHTS, CONFIG, VOCABULARY)))
+        return download(name, revision, (WEIGHTS, CONFIG, VOCABULARY, CARD))
     if revision is not None:
         raise ValueError(f"revision is only for a repository of the hub, owner/name; got {revision!r} for {name}.")
-    return load_model(_SHIPPED / DEMO if name == DEMO and not path.exists() else path)
+    return _SHIPPED / DEMO if name == DEMO and not path.exists() else path
 
 
 def save_pretrained(

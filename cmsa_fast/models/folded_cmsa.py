@@ -34,9 +34,9 @@ class FoldedCMSAModel(ReferringModel):
     change. Calls raise a RuntimeError while gradients are recorded, when the model is in training mode (its batch
     normalisation would follow the images), and when folded weights have changed.
 
-    Example:
-        with torch.no_grad():
-            logits = FoldedCMSAModel(model.eval())(images, words)
+    Examples:
+        >>> with torch.no_grad():
+        ...     logits = FoldedCMSAModel(model.eval())(images, words)
     """
 
     def __init__(self, model: CMSAModel) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cmsa_fast.evaluation.drawing import MARK, PALETTE, draw_heat_map, overlay
+from cmsa_fast.evaluation.drawing import MARK, PALETTE, draw_heat_map, draw_masks, font, overlay, wrap
 
 
 def color(pixels: Tensor, y: int, x: int) -> tuple[int, ...]:
@@ -74,9 +75,63 @@ def test_overlay_needs_masks_of_the_image_size() -> None:
 
 
 def test_heat_map_goes_from_blue_to_red() -> None:
-    image = torch.full((3, 1, 5), 100, dtype=torch.uint8)
-    drawn = draw_heat_map(image, torch.tensor([[0.0, 0.125, 0.5, 0.75, 1.0]]))
-    for x, shade in ((0, (48, 18, 59)), (1, (70, 107, 227)), (2, (164, 252, 60)), (4, (122, 4, 3))):
-        assert color(drawn, 0, x) == tuple(round(0.35 * 100 + 0.65 * channel) for channel in shade)
-    with pytest.raises(ValueError, match=r"heat must have the image's size \[1, 5\]; got \[5, 1\]"):
-        draw_heat_map(image, torch.zeros(5, 1))
+    image = torch.full((3, 1, 4), 100, dtype=torch.uint8)
+    drawn = draw_heat_map(image, torch.tensor([[0.0, 1 / 12, 0.5, 1.0]]))
+    shades = ((65, 80, 200), (52.5, 134, 217.5), (164, 252, 60), (210, 40, 5))
+    for x, (heat, shade) in enumerate(zip((0, 1 / 12, 0.5, 1), shades, strict=True)):
+        share = 0.4 + 0.4 * heat  # over an image of one colour, which is drawn as 40
+        expected = tuple(40 + share * (channel - 40) for channel in shade)
+        assert color(drawn, 0, x) == pytest.approx(expected, abs=0.51)
+    with pytest.raises(ValueError, match=r"heat must have the image's size \[1, 4\]; got \[4, 1\]"):
+        draw_heat_map(image, torch.zeros(4, 1))
+
+
+@pytest.mark.parametrize(("darkest", "brightest"), [(0, 40), (200, 255), (0, 255)])
+def test_image_below_a_heat_map_is_visible(darkest: int, brightest: int) -> None:
+    image = torch.full((3, 2, 2), darkest, dtype=torch.uint8)
+    image[:, 0] = brightest
+    drawn = draw_heat_map(image, torch.zeros(2, 2)).int()
+    assert int((drawn[:, 0] - drawn[:, 1]).min()) >= 75
+
+
+def test_legend_names_every_mask_in_its_color() -> None:
+    image = torch.full((3, 300, 800), 100, dtype=torch.uint8)
+    mask = torch.zeros(300, 800, dtype=torch.bool)
+    masks = [(mask | (torch.arange(800) // 100 == place), f"text {place} " * 200) for place in range(8)]
+    sheet = draw_masks(image, masks)
+    assert sheet.width == 800
+    assert torch.equal(
+        torch.from_numpy(np.array(sheet.crop((0, 0, 800, 300)))).permute(2, 0, 1),
+        overlay(image, [(part, paint) for (part, _), paint in zip(masks, PALETTE, strict=True)]),
+    )
+    colors = [sheet.getpixel((12, y)) for y in range(300, sheet.height)]
+    assert list(dict.fromkeys(one for one in colors if one != (255,) * 3)) == list(PALETTE)
+    assert (np.asarray(sheet)[300:, -8:] == 255).all()
+    with pytest.raises(ValueError, match="masks must be at most 8, one for each colour; got 9"):
+        draw_masks(image, [*masks, masks[0]])
+    with pytest.raises(ValueError, match="mask must have the image's size"):
+        draw_masks(image, [(mask.T, "")])
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((1, 1), (640, 640)), ((1, 5000), (1600, 1)), ((5000, 1), (640, 1600)), ((600, 700), (700, 600))],
+)
+def test_masks_of_images_of_any_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    sheet = draw_masks(image, [(torch.ones(size, dtype=torch.bool), "все größer 犬 🐕 שלום")])
+    assert (sheet.width, sheet.height - 8 - 31) == expected
+
+
+def test_wrapped_text_fits_its_lines() -> None:
+    assert wrap("a short text", 500, 20, 3) == ["a short text"]
+    lines = wrap("some words " * 50, 300, 20, 3)
+    assert len(lines) == 3
+    assert all(font(20).getlength(line) <= 300 for line in lines)
+    assert lines[2].endswith("…")
+    assert not lines[1].endswith("…")
+    (line,) = wrap("x" * 5000, 300, 20, 3)
+    assert line.endswith("…")
+    assert font(20).getlength(line) <= 300
+    assert wrap("two\nlines", 500, 20, 3) == ["two lines"]
+    assert wrap("", 500, 20, 3) == [""]

@@ -19,7 +19,12 @@ FOLDER = Path(checkpoint.__file__).parent / "pretrained" / DEMO
 
 
 def test_the_demo_is_complete_and_small() -> None:
-    assert sorted(path.name for path in FOLDER.iterdir()) == ["config.json", WEIGHTS, "vocabulary.txt"]
+    assert sorted(path.name for path in FOLDER.iterdir()) == [
+        "README.md",
+        "config.json",
+        WEIGHTS,
+        "vocabulary.txt",
+    ]
     assert (FOLDER / WEIGHTS).stat().st_size < 3_000_000
     model, config = load_pretrained(DEMO)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
