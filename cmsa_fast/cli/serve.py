@@ -62,33 +62,37 @@ def run_serve(options: ServeOptions) -> None:
     check_least(options, port=0, max_megabytes=1, max_megapixels=1)
     if options.port > _LAST_PORT:
         raise ValueError(f"--port must be at most {_LAST_PORT}; got {options.port}.")
-    port = _free_port(options.host, options.port)
+    host = options.host.strip("[]")
+    port = _free_port(host, options.port)
     with TemporaryDirectory(prefix="cmsa-fast-serve-") as folder:
-        _configure_gradio(options.host, folder)
+        _configure_gradio(host, folder)
         try:
             import gradio  # noqa: F401
         except ImportError as error:
             raise ImportError(
                 f"`cmsa-fast serve` needs Gradio: pip install 'cmsa_fast[page]' ({error})."
             ) from error
+        import torch
+
         from ..page.answers import Answers
         from ..page.layout import CSS, THEME, build_page
         from ..predictor import Predictor
         from ..system.processes import select_device
 
         predictor = Predictor.from_pretrained(options.run, select_device(options.device))
+        predictor.encode(torch.zeros(3, 1, 1, dtype=torch.uint8))  # the first call prepares the libraries
         answers = Answers(predictor, options.max_megapixels * 10**6)
         page = build_page(answers, _examples(predictor, Path(folder)))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _, address, _ = page.launch(
-                server_name=options.host,
+                server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
                 share=False,
                 max_file_size=options.max_megabytes * 10**6,
                 ssr_mode=False,
                 run_history=False,
-                footer_links=["settings"],
+                footer_links=[],
                 theme=THEME,
                 css=CSS,
                 quiet=True,
