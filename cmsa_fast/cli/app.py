@@ -14,6 +14,7 @@ from .data_convert import ConvertOptions
 from .data_download import DownloadOptions
 from .evaluate import EvaluateOptions
 from .explain import ExplainOptions
+from .export import ExportOptions
 from .predict import PredictOptions
 from .push import PushOptions
 from .score import ScoreOptions
@@ -183,6 +184,21 @@ def _compare(options: Annotated[CompareOptions, _UNNAMED]) -> int:
     return 0
 
 
+def _export(options: Annotated[ExportOptions, _UNNAMED]) -> int:
+    """Export a trained model as one file that runs without this library, by torch.export or in ONNX.
+
+    The program takes any number of images, expressions and words at once. Before it is kept, it is compared with
+    the model, an ONNX file in onnxruntime. A JSON file beside it says how to prepare images and expressions, and
+    how to restore masks.
+
+    cmsa-fast export RUN --format onnx
+    """
+    from .export import format_export, run_export
+
+    print(format_export(run_export(options)))
+    return 0
+
+
 def _push(options: Annotated[PushOptions, _UNNAMED]) -> int:
     """Upload a trained model with a model card to the Hugging Face Hub.
 
@@ -260,6 +276,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "predict": _predict,
     "explain": _explain,
     "compare": _compare,
+    "export": _export,
     "push": _push,
     "serve": _serve,
     "data": _data,

@@ -30,7 +30,7 @@ class EvaluateOptions(SplitOptions):
     """What to evaluate, on which data, and by which rules."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a training run, or a model.safetensors."""
+    """Folder of a training run, a model.safetensors, "demo", or OWNER/NAME on the Hugging Face Hub."""
 
     convention: ConventionName = "native"
     """Rules for comparing masks and counting hits; the table below explains them."""
@@ -83,24 +83,25 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     from ..evaluation.evaluate import evaluate
     from ..evaluation.mask_files import MASKS, encode_mask, write_predictions
     from ..evaluation.visualization import draw_or_warn, save_extremes
-    from ..models.checkpoint import load_model
+    from ..models.checkpoint import load_model, locate
     from ..system.processes import joined_processes, select_device
     from .evaluation_folder import evaluation_folder, write_partial_results
     from .run_folder import EXAMPLES
     from .scenes import scene_labels
 
-    _check_run(options.run)
+    path = locate(options.run)
+    _check_run(path)
     options = _with_run_data(options)
     _check(options)
     convention = CONVENTIONS[options.convention]
     with ExitStack() as stack:
         processes = stack.enter_context(joined_processes(options.device))
-        model, config = load_model(options.run)
+        model, config = load_model(path)
         crf = "-crf" if options.crf else ""
         folder = stack.enter_context(
             evaluation_folder(
                 options.out,
-                options.run if options.run.is_dir() else options.run.parent,
+                _run_folder(options.run),
                 f"evaluation-{options.data}-{options.split}-{options.convention}{crf}",
                 processes,
             )
@@ -202,15 +203,24 @@ def _check_run(run: Path) -> None:
         raise FileNotFoundError(f"There is no run {run}: {weights} does not exist.")
 
 
+def _run_folder(run: Path) -> Path:
+    """The folder of a run, where its evaluations go; the current one for "demo" and models of the hub."""
+    if run.is_dir():
+        return run
+    return run.parent if run.is_file() else Path()
+
+
 def _with_run_data(options: EvaluateOptions) -> EvaluateOptions:
     """The options with the run's own data if none were given."""
     from .run_folder import OPTIONS, read_options
 
     if options.data is not None:
         return options if options.split else replace(options, split="val")
-    folder = options.run if options.run.is_dir() else options.run.parent
+    folder = _run_folder(options.run)
     if not (folder / OPTIONS).is_file():
-        raise ValueError(f"{folder} has no {OPTIONS} with the data of the run; name them by --data and --root.")
+        raise ValueError(
+            f"{options.run} has no {OPTIONS} with the data of the run; name them by --data and --root."
+        )
     started = read_options(folder)
     names = ("root", "name", "split_by", "text", "image_dir")
     given = {name: getattr(options, name) or getattr(started, name) for name in names}

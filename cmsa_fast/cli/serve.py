@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -32,8 +32,9 @@ _EXAMPLE_SIZE = 384
 class ServeOptions:
     """Which model to serve, where, and the limits of uploads."""
 
-    run: tyro.conf.Positional[str]
-    """A run folder, a model.safetensors, or "demo", the model that is installed with the package."""
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Folder of a training run, model folder or .safetensors file; demo: the model that is part of the package;
+    OWNER/NAME: a model on the Hugging Face Hub."""
 
     host: str = _LOOPBACK
     """Address to listen on. The default is reachable from this machine only; 0.0.0.0 from every machine of the
@@ -43,7 +44,7 @@ class ServeOptions:
     """Port to listen on; 0: any free one."""
 
     max_megabytes: int = 20
-    """Largest file that can be uploaded."""
+    """Largest file that can be uploaded, in MiB."""
 
     max_megapixels: int = 25
     """Largest image, in millions of pixels."""
@@ -62,33 +63,37 @@ def run_serve(options: ServeOptions) -> None:
     check_least(options, port=0, max_megabytes=1, max_megapixels=1)
     if options.port > _LAST_PORT:
         raise ValueError(f"--port must be at most {_LAST_PORT}; got {options.port}.")
-    port = _free_port(options.host, options.port)
+    host = options.host.strip("[]")
+    port = _free_port(host, options.port)
     with TemporaryDirectory(prefix="cmsa-fast-serve-") as folder:
-        _configure_gradio(options.host, folder)
+        _configure_gradio(host, folder)
         try:
             import gradio  # noqa: F401
         except ImportError as error:
             raise ImportError(
                 f"`cmsa-fast serve` needs Gradio: pip install 'cmsa_fast[page]' ({error})."
             ) from error
+        import torch
+
         from ..page.answers import Answers
         from ..page.layout import CSS, THEME, build_page
         from ..predictor import Predictor
         from ..system.processes import select_device
 
         predictor = Predictor.from_pretrained(options.run, select_device(options.device))
+        predictor.encode(torch.zeros(3, 1, 1, dtype=torch.uint8))  # the first call prepares the libraries
         answers = Answers(predictor, options.max_megapixels * 10**6)
         page = build_page(answers, _examples(predictor, Path(folder)))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             _, address, _ = page.launch(
-                server_name=options.host,
+                server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
                 share=False,
-                max_file_size=options.max_megabytes * 10**6,
+                max_file_size=options.max_megabytes * 2**20,
                 ssr_mode=False,
                 run_history=False,
-                footer_links=["settings"],
+                footer_links=[],
                 theme=THEME,
                 css=CSS,
                 quiet=True,

@@ -135,7 +135,7 @@ class Vocabulary:
         if not path.is_file():
             raise FileNotFoundError(f"path must be a word list, but there is no file {path}.")
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = path.read_text(encoding="utf-8-sig", errors="surrogatepass")
         except UnicodeDecodeError as error:
             raise ValueError(f"The word list {path} must be UTF-8 text: {error}.") from error
         # str.splitlines would also split at characters that tokens may contain.
@@ -148,15 +148,10 @@ class Vocabulary:
     def save(self, path: str | Path) -> None:
         """Writes the list for `from_file`, one token per line; an existing file is replaced.
 
-        Raises:
-            ValueError: A token cannot be encoded as UTF-8; the file is not changed.
+        Unpaired surrogates, which JSON and pickles can hold but UTF-8 cannot, are encoded like other characters.
         """
         text = "".join(f"{token}\n" for token in self.tokens)
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"The word list cannot be written to {path}: {error}.") from error
-        Path(path).write_bytes(data)
+        Path(path).write_bytes(text.encode("utf-8", "surrogatepass"))
 
     def __len__(self) -> int:
         """Number of entries including the special ones: the size of the embedding table."""

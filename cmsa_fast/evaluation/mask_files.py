@@ -11,6 +11,7 @@ PNG files are named `SENT_ID.png`, `REF_ID_SENT_ID.png` or `REF_ID_EXPRESSION.pn
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -72,13 +73,17 @@ class PredictedMask:
         return height, width
 
     def decode(self) -> Tensor:
-        """The mask, bool `[H, W]`; ValueError or OSError if a PNG file is damaged or is not a mask."""
+        """The mask, bool `[H, W]`; ValueError or OSError if a PNG file is damaged or no mask, or too large."""
         if isinstance(self.content, Path):
             return _read_png(self.content)
-        return self.content.decode(*self.size())
+        height, width = self.size()
+        limit = Image.MAX_IMAGE_PIXELS  # of PNG files, too
+        if limit is not None and height * width > limit:
+            raise ValueError(f"{self.where} ({self.name}) has {height} x {width} pixels, more than {limit}")
+        return self.content.decode(height, width)
 
 
-def read_predictions(path: Path) -> list[PredictedMask]:
+def read_predictions(path: str | os.PathLike[str]) -> list[PredictedMask]:
     """Reads the predictions of a JSON or JSON Lines file, or lists those of a folder of PNG files.
 
     Args:
@@ -92,6 +97,7 @@ def read_predictions(path: Path) -> list[PredictedMask]:
         ValueError: An entry is damaged or holds no run lengths, a PNG file has another name, or there is no
             prediction; the message names the line or file.
     """
+    path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There are no predictions at {path}.")
     with paused_collection():

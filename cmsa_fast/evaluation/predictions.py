@@ -76,6 +76,7 @@ def score_predictions(
     assigned, surplus = _assign(predictions, dataset, missing)
     results: dict[str, list[ExpressionResult]] = {convention.name: [] for convention in conventions}
     wrong_sizes: list[str] = []
+    takers: set[str] = set()  # conventions that compare masks of such a size
     damaged: list[str] = []
     resized = emptied = 0
     for index in tqdm(range(len(dataset)), desc="score", unit="expression", dynamic_ncols=True):
@@ -89,6 +90,7 @@ def score_predictions(
             fits = all(size in ((height, width), (one.side, one.side)) for one in conventions)
             if prediction and not fits and not resize:
                 wrong_sizes.append(f"{prediction.where} is {by(size)} and its image {by((height, width))}")
+                takers |= {one.name for one in conventions if size == (one.side, one.side)}
                 continue
             mask = prediction.decode() if prediction else torch.zeros(size, dtype=torch.bool)
         except (ValueError, OSError) as error:
@@ -105,8 +107,9 @@ def score_predictions(
         _first(damaged, "predictions are not readable masks"),
         _first(
             wrong_sizes,
-            "predictions have another size (height x width) than their image; resize=True (--resize) resizes "
-            "them, and lavt (--convention lavt) alone compares masks of 480 x 480",
+            "predictions have another size (height x width) than their image (--resize resizes them"
+            + "".join(f", --convention {name} takes them as they are" for name in sorted(takers))
+            + ")",
         ),
     )
     if not all(results.values()):
@@ -174,8 +177,7 @@ def _assign(
         _first([] if incomplete else surplus, "predictions are for no expression of the data set"),
         _first(
             [] if missing == "empty" else without,
-            f"of {len(ids)} expressions have no prediction; missing='empty' (--missing empty) counts them as "
-            "empty masks",
+            f"of {len(ids)} expressions have no prediction (--missing empty counts them as empty masks)",
         ),
     )
     return assigned, len(surplus)

@@ -99,7 +99,7 @@ def save_pretrained(
         dtype: Type in which the weights are stored; a loaded model has float32 parameters.
 
     Raises:
-        ValueError: A weight is not finite in `dtype`, or the vocabulary cannot be written as text.
+        ValueError: A weight is not finite in `dtype`.
     """
     folder = Path(folder)
     if dtype != torch.float32:
@@ -159,7 +159,7 @@ def load_model(path: str | Path) -> tuple[ReferringModel, ModelConfig]:
         # The message of torch lists every tensor of another model.
         reason = textwrap.shorten(str(error), 400, placeholder=" ...")
         raise ValueError(f"{file} does not hold a complete cmsa_fast model: {reason}") from error
-    return model.float().eval(), config
+    return model.eval(), config
 
 
 def _stored_config(file: Path) -> ModelConfig:

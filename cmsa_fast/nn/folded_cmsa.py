@@ -213,6 +213,8 @@ class FoldedLevel:
                 "A folded level has no gradient for its weights: call it under torch.no_grad() or "
                 "torch.inference_mode(), or call CMSA.project."
             )
+        if torch.compiler.is_exporting():
+            return  # the program has its own copy of the folded weights
         torch._assert_async(
             _are_unchanged(self._find_weights(), self._versions),
             "The weights of CMSA or of the convolution have changed since they were folded: fold them again.",

@@ -121,13 +121,13 @@ class Answers:
         share = prediction.mask.float().mean().item()
         facts = [f"{100 * share:.1f} % of the image" if share else "nothing marked", _seconds(seconds)]
         parts = [f"<p>{' · '.join(facts)}</p>"]
-        words = len(tokenize(expression))
-        if words > len(prediction.tokens):
-            parts.append(_note(f"Only the first {len(prediction.tokens)} of {words} words were read."))
+        words, read = tokenize(expression), len(prediction.tokens)
+        if len(words) > read:
+            parts.append(_note(f"Only the first {read} of {len(words)} words were read."))
         if prediction.unknown_words:
             names = ", ".join(f"“{word}”" for word in dict.fromkeys(prediction.unknown_words))
             parts.append(_note(f"Unknown to the model: {names}."))
-        return "".join(parts) + _words(prediction)
+        return "".join(parts) + _attended(words[:read], prediction)
 
     def _encode_once(self, path: Path) -> _Encoded:
         with self._lock:  # a second request for the same image waits for the first
@@ -165,7 +165,7 @@ def _entry(number: int, expression: str, below: str) -> str:
     )
 
 
-def _words(prediction: Prediction) -> str:
+def _attended(words: Sequence[str], prediction: Prediction) -> str:
     """The words, one row for each level, with a background as strong as their attention (Fig. 4 of the paper)."""
     attention = prediction.word_attention
     if attention is None:
@@ -175,9 +175,9 @@ def _words(prediction: Prediction) -> str:
     for label, weights in zip(labels, attention.tolist(), strict=True):
         most = max(weights) or 1.0
         chips = "".join(
-            f'<span class="word" dir="auto" title="{100 * weight:.0f} %" style="--share: {weight / most:.3f}">'
-            f"{escape(token)}</span>"
-            for token, weight in zip(prediction.tokens, weights, strict=True)
+            f'<span class="word{" unknown" if word in prediction.unknown_words else ""}" dir="auto" '
+            f'title="{100 * weight:.0f} %" style="--share: {weight / most:.3f}">{escape(word)}</span>'
+            for word, weight in zip(words, weights, strict=True)
         )
         rows.append(f'<div class="words"><span class="level">{label}</span>{chips}</div>')
     return "".join(rows)

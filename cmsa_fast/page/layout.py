@@ -16,14 +16,20 @@ _AT_ONCE = 2  # requests in the model at a time; further ones wait in the queue
 _WAITING = 64
 _UPLOADS_KEPT = 600, 3600  # looked for every 600 s, removed after an hour
 _WORDS_LISTED = 100
+_HOW_TO_READ = """
+Every expression has a colour. **Res3**, **Res4** and **Res5** are the levels of the network: the stronger the
+background of a word, the more attention it received there (Fig. 4 of the paper); the tooltip is its share. A word
+in *italics* is not in the model's vocabulary.
+
+A **heat map** is the strongest channel of the last feature map (Fig. 5 of the paper), from blue to red.
+"""
 # Fonts of the system: nothing is loaded from another host.
 THEME = gr.themes.Soft(
     primary_hue="rose", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
 CSS = """
-.gradio-container { max-width: 1200px !important; margin: auto; }
+.gradio-container { max-width: 1200px !important; margin: auto !important; }
 #message p { margin: 0; padding: 0.4rem 0.8rem; border-radius: 0.5rem; min-height: 1.5rem; }
-#message .right { color: var(--body-text-color-subdued); }
 .wrong { background: #b3261e; color: white; padding: 0.2rem 0.6rem; border-radius: 0.4rem; }
 #legend section { display: flex; gap: 0.7rem; margin-bottom: 1rem; }
 #legend section > div { min-width: 0; flex: 1; }
@@ -36,6 +42,9 @@ CSS = """
 #legend .word { padding: 0 0.4rem; border-radius: 0.3rem; color: #1a1a1a; overflow-wrap: anywhere;
   background: color-mix(in srgb, rgb(255 176 0) calc(100% * var(--share)), white);
   border: 1px solid #e3dccb; }
+#legend .unknown { font-style: italic; border: 1px dashed #6b6558; }
+#heat-maps .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important;
+  overflow: visible; }
 """
 
 
@@ -47,12 +56,14 @@ def build_page(answers: Answers, examples: Sequence[tuple[Path, str]] = ()) -> g
         examples: Image files with expressions, one a line, to choose from.
     """
     with gr.Blocks(
-        title="CMSA: referring image segmentation", analytics_enabled=False, delete_cache=_UPLOADS_KEPT
+        title="CMSA: referring image segmentation",
+        analytics_enabled=False,
+        delete_cache=_UPLOADS_KEPT,
+        fill_width=True,
     ) as page:
         gr.Markdown(
             "# Referring image segmentation\n"
-            "Drop an image, type what it shows, and see it marked. The image is encoded once; every further "
-            "expression takes a fraction of the time."
+            "Drop an image, type what it shows, and see it marked. The image is encoded once, for all expressions."
         )
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -66,25 +77,29 @@ def build_page(answers: Answers, examples: Sequence[tuple[Path, str]] = ()) -> g
                 _refuse_addresses(image)
                 text = gr.Textbox(
                     label="Expressions",
-                    info=f"One a line, at most {MOST_EXPRESSIONS}.",
+                    info=f"One a line, at most {MOST_EXPRESSIONS}. Shift+Enter segments.",
                     placeholder="the man in the yellow shirt\nleft cup",
                     lines=3,
                     max_lines=8,
                     elem_id="expressions",
                 )
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
+                message = gr.HTML(elem_id="message")
                 if examples:
                     gr.Examples(
                         [[str(path), lines] for path, lines in examples],
                         [image, text],
-                        label="Examples, with expressions",
+                        label="Examples: this model knows drawn scenes only",
                         visible_columns=[0],
                     )
-                _about(answers)
+                with gr.Accordion("How to read the results", open=False):
+                    gr.Markdown(_HOW_TO_READ)
+                with gr.Accordion("The model", open=False):
+                    gr.HTML(_about(answers))
             with gr.Column(scale=3, min_width=320):
-                message = gr.HTML(elem_id="message")
                 marked = gr.Image(
                     label="Masks",
+                    alt_text="The image with the mask of each expression in its colour",
                     format="png",
                     buttons=["download", "fullscreen"],
                     height=480,
@@ -97,7 +112,7 @@ def build_page(answers: Answers, examples: Sequence[tuple[Path, str]] = ()) -> g
                     format="png",
                     buttons=["download", "fullscreen"],
                     columns=2,
-                    height="auto",
+                    object_fit="contain",
                     elem_id="heat-maps",
                     interactive=False,
                 )
@@ -111,9 +126,15 @@ def build_page(answers: Answers, examples: Sequence[tuple[Path, str]] = ()) -> g
             return answer.message, answer.marked, answer.legend, list(answer.heat_maps)
 
         # Gradio's preprocessing would decode images of any size. That a file was uploaded is checked without it.
-        shared: dict[str, Any] = {"preprocess": False, "concurrency_id": "model", "concurrency_limit": _AT_ONCE}
-        image.change(receive, image, results, api_name="receive", **shared)
-        gr.on([button.click, text.submit], segment, [image, text], results, api_name="segment", **shared)
+        shared: dict[str, Any] = {
+            "preprocess": False,
+            "concurrency_id": "model",
+            "concurrency_limit": _AT_ONCE,
+            "show_progress_on": marked,
+        }
+        asked = gr.on([button.click, text.submit], segment, [image, text], results, api_name="segment", **shared)
+        # Cancelled, so that masks of the previous image do not arrive beside the new one.
+        image.change(receive, image, results, api_name="receive", cancels=asked, **shared)
     page.queue(max_size=_WAITING)
     return page
 
@@ -134,11 +155,9 @@ def _refuse_addresses(image: gr.Image) -> None:
     image.async_move_resource_to_block_cache = keep_upload  # type: ignore[assignment, method-assign]
 
 
-def _about(answers: Answers) -> None:
+def _about(answers: Answers) -> str:
     config = answers.predictor.config
     words = [token for token in config.tokens if token not in Vocabulary.SPECIAL]
-    facts = f"Model `{config.name}`, input {config.size} × {config.size} pixels, {len(words)} words."
-    with gr.Accordion("The model", open=False):
-        gr.Markdown(facts)
-        if len(words) <= _WORDS_LISTED:
-            gr.HTML(f"<p>It knows these words: {escape(', '.join(sorted(words)))}.</p>")
+    facts = f"Model {config.name}, input {config.size} × {config.size} pixels, {len(words)} words"
+    known = f": {', '.join(sorted(words))}" if len(words) <= _WORDS_LISTED else ""
+    return f"<p>{escape(facts + known)}.</p>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -270,3 +271,14 @@ def test_results_of_a_stopped_evaluation_are_kept(
     assert [result.index for result in kept] == [0, 1]
     assert "Stopped after 2 of 5 expressions" in caplog.text
     assert not (folder / "evaluation.json").exists()
+
+
+def test_the_demo_is_evaluated_into_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "demo", "--data=scenes", "--scenes=4", "--examples=0", "--num-workers=0"]) == 0
+    content = json.loads((tmp_path / "evaluation-scenes-val-native" / "evaluation.json").read_text())
+    assert content["overall"]["overall_iou"] > 0.4
+    assert main(["evaluate", "demo"]) == 1
+    assert "demo has no options.json with the data of the run" in capsys.readouterr().err

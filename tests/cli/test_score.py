@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.refer_layout import open_refer, small_refcoco
+from support.refer_layout import open_refer, small_refcoco, square
 from support.small_evaluation import content_of, evaluate_run
 
 from cmsa_fast.cli import main
 from cmsa_fast.cli.scenes import evaluation_scenes
 from cmsa_fast.evaluation.conventions import CONVENTIONS
-from cmsa_fast.evaluation.mask_files import encode_mask
+from cmsa_fast.evaluation.mask_files import encode_mask, read_predictions
 from cmsa_fast.evaluation.results import read_results
 
 Capture = pytest.CaptureFixture[str]
@@ -66,6 +66,8 @@ def test_masks_of_an_evaluation_have_its_figures(
     assert evaluate_run(run, *options, f"--out={evaluated}", "--save-masks") == 0
     assert score(evaluated / "masks.jsonl", data, f"--convention={convention}", f"--out={scored}") == 0
     results = read_results(evaluated / "sentences.csv")
+    written = read_predictions(evaluated / "masks.jsonl")
+    assert [(one.sent_id, one.ref_id) for one in written] == [(one.sent_id, one.ref_id) for one in results]
     assert len({one.predicted for one in results}) > 1
     assert (evaluated / "sentences.csv").read_bytes() == (scored / "sentences.csv").read_bytes()
     content, expected = content_of(scored)["conventions"], content_of(evaluated)
@@ -194,6 +196,37 @@ def test_expressions_that_name_nothing(tmp_path: Path, capsys: Capture) -> None:
         assert [row[0] for row in rows] == list(CONVENTIONS)
         assert {row[1 + header.index("N-acc")] for row in rows} == {accuracy}
         assert {row[1 + header.index("T-acc")] for row in rows} == {"100.00"}
+
+
+def test_manifest_with_ignored_regions(tmp_path: Path, capsys: Capture) -> None:
+    """As ReasonSeg has them; the images are not needed."""
+    lines = [
+        {
+            "image": "a.jpg",
+            "expression": "what can be eaten",
+            "mask": [square(0, 0, 6)],
+            "ignore": [square(4, 0, 4)],
+        },
+        {"image": "a.jpg", "expression": "what flies", "mask": None, "kind": "nothing"},
+    ]
+    manifest = tmp_path / "reason.jsonl"
+    manifest.write_text(
+        "\n".join(json.dumps({"split": "val", "height": 10, "width": 12, **line}) for line in lines)
+    )
+    predicted = torch.zeros(10, 12, dtype=torch.bool)
+    predicted[:6, 2:10] = True
+    runs = encode_mask(predicted)
+    path = tmp_path / "masks.jsonl"
+    named = [{"ref_id": 1, "expression": "What can be eaten"}, {"ref_id": 2, "expression": "what flies"}]
+    path.write_text("\n".join(json.dumps({**name, "segmentation": runs}) for name in named))
+    out = tmp_path / "out"
+    assert main(["score", str(path), "--data=manifest", f"--root={manifest}", "--split=val", f"--out={out}"]) == 0
+    first, second = read_results(out / "sentences.csv")
+    # The object has 6 x 6 pixels, the prediction 8 x 6; both lose columns 4 to 7 of rows 0 to 3.
+    assert (first.true, first.predicted, first.intersection) == (36 - 8, 48 - 16, 2 * 4 + 4 * 2)
+    assert (second.true, second.predicted, second.kind) == (0, 48, "nothing")
+    assert content_of(out)["conventions"]["native"]["generalized"]["N_acc"] == 0
+    assert any(line.startswith("nothing ") for line in capsys.readouterr().out.splitlines())
 
 
 def test_scenes(tmp_path: Path, capsys: Capture) -> None:

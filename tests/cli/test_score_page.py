@@ -67,6 +67,23 @@ def test_lavt(folder: Path) -> None:
     assert overall_iou(folder / "masks.jsonl", data, "lavt") == 1
 
 
+def test_python(folder: Path) -> None:
+    layout = small_refcoco(folder / "ROOT")
+    for reference in layout.references:
+        reference["split"] = "testA"
+    data = load("refer", layout.write(), "testA")
+    with (folder / "masks.jsonl").open("w") as file:
+        for index, (*_, sent_id) in enumerate(data.ids()):
+            run(0)["write_mask"](file, data[index].mask.numpy(), sent_id=sent_id)
+    scores = run(5)["scores"]
+    assert [one.overall["overall_iou"] for one in scores.evaluations.values()] == [
+        1,
+        1,
+        pytest.approx(1, abs=0.05),
+        1,
+    ]
+
+
 def test_lavt_at_the_size_of_the_image() -> None:
     inside = torch.zeros(480, 480)
     inside[120:360, 48:240] = 1

@@ -37,7 +37,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 # Pages whose blocks need stand-ins of their own, and the tests that run them.
-ELSEWHERE = {"score": "cli/test_score_page.py"}
+ELSEWHERE = {"export": "cli/test_export.py", "score": "cli/test_score_page.py"}
 ALL_PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PAGES = [page for page in ALL_PAGES if blocks(page) and page.stem not in ELSEWHERE]
 

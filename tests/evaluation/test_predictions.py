@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,9 @@ def test_masks_at_the_size_of_a_convention(data: RecordDataset) -> None:
     first, sample = evaluation.results[0], data[0]
     assert first.predicted == int(stretched(sample).sum())
     assert first.intersection == int((stretched(sample) & CONVENTIONS["lavt"].truth(sample.mask)).sum())
-    with pytest.raises(ValueError, match="^5 predictions have another size.*lavt.*: line 0 is 480 x 480 and its"):
+    with pytest.raises(
+        ValueError, match="^5 predictions .*, --convention lavt takes .*: line 0 is 480 x 480 and its image"
+    ):
         score_predictions(predictions, data, ALL)
     scores = score_predictions(predictions, data, ALL, resize=True)
     assert scores.resized == 5
@@ -218,12 +220,18 @@ def test_ignored_regions_do_not_count(data: RecordDataset) -> None:
 
 
 def test_damaged_predictions_are_collected(data: RecordDataset, tmp_path: Path) -> None:
-    predictions: Sequence[PredictedMask] = predict(data)
+    predictions = predict(data)
     broken = tmp_path / "1.png"
     broken.write_bytes(b"no image")
-    predictions = [predictions[0], replace(predictions[1], content=broken), *predictions[2:]]
+    predictions[1] = replace(predictions[1], content=broken)
     with pytest.raises(ValueError, match=r"^1 predictions are not readable masks: .*1\.png cannot be read"):
         score_predictions(predictions, data, NATIVE)
+    huge = parse_segmentation({"size": [20_000, 20_000], "counts": [400_000_000]})
+    predictions[1] = replace(predictions[1], content=huge, where="line 1")
+    with pytest.raises(
+        ValueError, match=r"^1 .* not readable masks: line 1 \(sent_id 1\) has 20000 x 20000 pixels"
+    ):
+        score_predictions(predictions, data, NATIVE, resize=True)
 
 
 def test_unusable_records_are_collected(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if name in self.hub.repositories:
                     self._json({"error": "It exists.", "url": f"{self.hub.url}/{name}"}, 409)
                     return
-                self.hub.repositories[name] = Repository(given.get("visibility") == "private")
+                # huggingface_hub 1.0 sends the first, later versions the second.
+                private = given.get("private") or given.get("visibility") == "private"
+                self.hub.repositories[name] = Repository(bool(private))
                 self._json({"url": f"{self.hub.url}/{name}"})
             case ["api", "validate-yaml"]:
                 self._json({"warnings": [], "errors": []})
@@ -122,7 +124,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.repositories[f"{owner}/{name}"].files |= {
                     value["path"]: base64.b64decode(value["content"]) for value in values
                 }
-                self._json({"commitUrl": f"{self.hub.url}/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+                self._json(
+                    {"commitUrl": f"https://huggingface.co/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+                )
+            case _:
+                self._json({"error": "unknown request"}, 404)
 
     def _json(self, content: object, code: int = 200, **headers: str) -> None:
         self._send(code, json.dumps(content).encode(), Content_Type="application/json", **headers)

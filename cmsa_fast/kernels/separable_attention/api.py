@@ -110,13 +110,14 @@ def unchecked_cross_modal_attention(
     to rounding.
     """
     features = autocast(place_query, place_key, place_value, word_query, word_key, word_value)
-    if word_query.shape[1] > MAX_TRITON_WORDS:
+    # In this order, because a graph for backend="torch" may take any number of words.
+    if backend in ("auto", "triton") and word_query.shape[1] > MAX_TRITON_WORDS:
         if backend == "triton":
             raise ValueError(
                 f'backend="triton" takes up to {MAX_TRITON_WORDS} words; got {word_query.shape[1]}. '
                 'Use backend="torch" instead.'
             )
-        backend = "torch" if backend == "auto" else backend
+        backend = "torch"
     backend = choose_backend(backend, features[0])
     if backend == "reference":
         literal: Callable[..., Tensor] = reference.cross_modal_attention
