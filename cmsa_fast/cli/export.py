@@ -111,7 +111,7 @@ def _check_free(*paths: Path) -> None:
 
 @contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk, made before the work so that a folder without access is reported early."""
+    """A temporary folder on the same disk; made before the work, so that missing access is reported early."""
     try:
         folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
