@@ -23,7 +23,7 @@ _TILES = {
     "word_products": ((16, 64, 64, 4, 3), (16, 32, 64, 4, 3), (16, 32, 64, 4, 2)),
     "direct": ((16, 32, 64, 4, 2), (16, 32, 32, 4, 2), (16, 32, 32, 4, 2)),
     # Rows are output channels and keys places.
-    "level_tail": ((128, 128, 64, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 4, 2)),
+    "level_tail": ((256, 128, 64, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 4, 2)),
 }
 # Where shared memory is small.
 _SMALL_TILES = {
@@ -32,6 +32,7 @@ _SMALL_TILES = {
     "gradients": ((128, 64, 64, 8, 2), (64, 64, 32, 8, 2)),
     "weights": ((32, 32, 16, 4, 2), (32, 32, 16, 4, 2)),
     "products": ((128, 64, 128, 8, 2), (64, 32, 128, 8, 2)),
+    "level_tail": ((128, 128, 64, 8, 3),),
 }
 # The factors of float16 are float32 and take more registers.
 _FLOAT16_TILES = {"logits": (128, 128, 64, 8, 3), "gradients": (128, 128, 64, 8, 3), "weights": (32, 64, 16, 4, 2)}
