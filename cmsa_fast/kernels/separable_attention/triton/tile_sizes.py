@@ -22,11 +22,11 @@ _TILES = {
     "products": ((128, 64, 256, 8, 3), (128, 32, 128, 8, 3), (64, 32, 64, 8, 2)),
     "word_products": ((16, 64, 64, 4, 3), (16, 32, 64, 4, 3), (16, 32, 64, 4, 2)),
     "direct": ((16, 32, 64, 4, 2), (16, 32, 32, 4, 2), (16, 32, 32, 4, 2)),
-    # Rows are output channels and keys places.
     "level_tail": ((256, 128, 64, 8, 3), (64, 128, 32, 8, 3), (64, 64, 32, 4, 2)),
 }
-# Where shared memory is small.
+# Where shared memory is small. Rows of "level_tail" are output channels, keys are places.
 _SMALL_TILES = {
+    "words": ((64, 64, 64, 8, 3),),
     "logits": ((128, 128, 64, 8, 2), (128, 64, 32, 8, 2)),
     "values": ((64, 64, 128, 8, 2),),
     "gradients": ((128, 64, 64, 8, 2), (64, 64, 32, 8, 2)),
