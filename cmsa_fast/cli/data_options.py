@@ -55,8 +55,7 @@ class DataOptions:
     ] = None
 
     root: Annotated[Path | None, without_default("PATH", "required unless --data scenes")] = None
-    """Folder of the data; for --data refer with refcoco/refs(unc).p, refcoco/instances.json and images/. Of --data
-    manifest and converted it is the file."""
+    """Folder or file of the data; --data refer: with refcoco/refs(unc).p, refcoco/instances.json and images/."""
 
     name: Annotated[str, without_default("NAME", "default: depends on the format; refcoco for refer")] = ""
     """Name of the data set under --root: refcoco, refcoco+, refcocog, refclef, ..."""
