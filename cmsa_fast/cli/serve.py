@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -32,8 +32,9 @@ _EXAMPLE_SIZE = 384
 class ServeOptions:
     """Which model to serve, where, and the limits of uploads."""
 
-    run: tyro.conf.Positional[str]
-    """A run folder, a model.safetensors, or "demo", the model that is installed with the package."""
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Folder of a training run, model folder or .safetensors file; demo: the model that is part of the package;
+    OWNER/NAME: a model on the Hugging Face Hub."""
 
     host: str = _LOOPBACK
     """Address to listen on. The default is reachable from this machine only; 0.0.0.0 from every machine of the
@@ -43,7 +44,7 @@ class ServeOptions:
     """Port to listen on; 0: any free one."""
 
     max_megabytes: int = 20
-    """Largest file that can be uploaded."""
+    """Largest file that can be uploaded, in MiB."""
 
     max_megapixels: int = 25
     """Largest image, in millions of pixels."""
@@ -89,7 +90,7 @@ def run_serve(options: ServeOptions) -> None:
                 server_name=f"[{host}]" if ":" in host else host,
                 server_port=port,
                 share=False,
-                max_file_size=options.max_megabytes * 10**6,
+                max_file_size=options.max_megabytes * 2**20,
                 ssr_mode=False,
                 run_history=False,
                 footer_links=[],

@@ -84,6 +84,7 @@ def build_page(answers: Answers, examples: Sequence[tuple[Path, str]] = ()) -> g
                     elem_id="expressions",
                 )
                 button = gr.Button("Segment", variant="primary", elem_id="segment")
+                message = gr.HTML(elem_id="message")
                 if examples:
                     gr.Examples(
                         [[str(path), lines] for path, lines in examples],
@@ -96,9 +97,9 @@ def build_page(answers: Answers, examples: Sequence[tuple[Path, str]] = ()) -> g
                 with gr.Accordion("The model", open=False):
                     gr.HTML(_about(answers))
             with gr.Column(scale=3, min_width=320):
-                message = gr.HTML(elem_id="message")
                 marked = gr.Image(
                     label="Masks",
+                    alt_text="The image with the mask of each expression in its colour",
                     format="png",
                     buttons=["download", "fullscreen"],
                     height=480,
@@ -125,7 +126,12 @@ def build_page(answers: Answers, examples: Sequence[tuple[Path, str]] = ()) -> g
             return answer.message, answer.marked, answer.legend, list(answer.heat_maps)
 
         # Gradio's preprocessing would decode images of any size. That a file was uploaded is checked without it.
-        shared: dict[str, Any] = {"preprocess": False, "concurrency_id": "model", "concurrency_limit": _AT_ONCE}
+        shared: dict[str, Any] = {
+            "preprocess": False,
+            "concurrency_id": "model",
+            "concurrency_limit": _AT_ONCE,
+            "show_progress_on": marked,
+        }
         asked = gr.on([button.click, text.submit], segment, [image, text], results, api_name="segment", **shared)
         # Cancelled, so that masks of the previous image do not arrive beside the new one.
         image.change(receive, image, results, api_name="receive", cancels=asked, **shared)

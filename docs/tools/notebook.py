@@ -73,9 +73,10 @@ def _tidy(notebook: Any) -> None:
 
 
 def _shrink(image: str) -> str:
-    """A PNG in base64 with a palette of 128 colours."""
+    """A PNG in base64 with a palette of 256 colours."""
+    pixels = Image.open(BytesIO(b64decode(image))).convert("RGB")
     small = BytesIO()
-    Image.open(BytesIO(b64decode(image))).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+    pixels.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(small, "PNG", optimize=True)
     return b64encode(small.getvalue()).decode()
 
 

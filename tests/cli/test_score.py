@@ -18,7 +18,7 @@ from support.small_evaluation import content_of, evaluate_run
 from cmsa_fast.cli import main
 from cmsa_fast.cli.scenes import evaluation_scenes
 from cmsa_fast.evaluation.conventions import CONVENTIONS
-from cmsa_fast.evaluation.mask_files import encode_mask
+from cmsa_fast.evaluation.mask_files import encode_mask, read_predictions
 from cmsa_fast.evaluation.results import read_results
 
 Capture = pytest.CaptureFixture[str]
@@ -66,6 +66,8 @@ def test_masks_of_an_evaluation_have_its_figures(
     assert evaluate_run(run, *options, f"--out={evaluated}", "--save-masks") == 0
     assert score(evaluated / "masks.jsonl", data, f"--convention={convention}", f"--out={scored}") == 0
     results = read_results(evaluated / "sentences.csv")
+    written = read_predictions(evaluated / "masks.jsonl")
+    assert [(one.sent_id, one.ref_id) for one in written] == [(one.sent_id, one.ref_id) for one in results]
     assert len({one.predicted for one in results}) > 1
     assert (evaluated / "sentences.csv").read_bytes() == (scored / "sentences.csv").read_bytes()
     content, expected = content_of(scored)["conventions"], content_of(evaluated)

@@ -43,7 +43,8 @@ def test_json_forms(tmp_path: Path, lines: bool) -> None:
         {"sent_id": "17", "ref_id": 9, "image_id": 2, "expression": "other", "score": 0.5, "segmentation": RUNS},
     ]
     path = tmp_path / "masks.txt"  # the content decides
-    path.write_text("\n\n".join(map(json.dumps, entries)) if lines else json.dumps(entries, indent=1))
+    text = "\n\n".join(map(json.dumps, entries)) if lines else json.dumps(entries, indent=1)
+    path.write_text(text, encoding="utf-8-sig")  # with a byte order mark
     first, second, third = read_predictions(path)
     assert (first.sent_id, first.ref_id, first.name) == (4, None, "sent_id 4")
     assert (second.sent_id, second.ref_id, second.expression) == (None, 3, "left cup")
@@ -134,13 +135,20 @@ def test_truncated_files_are_errors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "pixels",
-    [MASK, MASK.numpy() * 1, MASK.numpy() * 255, np.stack([MASK.numpy() * 255] * 3, 2)],
-    ids=["1 bit", "0 and 1", "0 and 255", "RGB"],
+    [
+        MASK,
+        MASK.numpy() * 1,
+        MASK.numpy() * 255,
+        np.stack([MASK.numpy() * 255] * 3, 2),
+        np.stack([MASK.numpy() * 255] * 3 + [np.full((5, 7), 255)], 2),
+    ],
+    ids=["1 bit", "0 and 1", "0 and 255", "RGB", "RGBA"],
 )
 def test_png_forms(tmp_path: Path, pixels: Any) -> None:
     pixels = np.asarray(pixels)
     folder = save(tmp_path / "masks/12.png", pixels if pixels.dtype == bool else pixels.astype(np.uint8))
     (folder / "notes.txt").write_text("not read")
+    (folder / "._12.png").write_text("of another system")
     (one,) = read_predictions(folder)
     assert one.sent_id == 12
     assert one.size() == (5, 7)

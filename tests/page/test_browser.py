@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -166,7 +167,7 @@ def test_an_image_and_expressions_become_masks_on_the_screen(browser: Any, serve
 def test_a_broken_file_gets_a_sentence_and_the_page_lives_on(browser: Any, server: Server, tmp_path: Path) -> None:
     broken, large, good = (tmp_path / f"{name}.png" for name in ("broken", "large", "good"))
     broken.write_text("no image")
-    large.write_bytes(bytes(1_000_001))
+    large.write_bytes(bytes(2**20 + 1))
     Image.new("RGB", (60, 40), "red").save(good)
     browser.get(server.address)
     choose(browser, broken)
@@ -194,3 +195,18 @@ def test_an_example_is_chosen_with_its_expressions(browser: Any, server: Server)
     assert len(typed.get_property("value").splitlines()) == 3
     find(browser, "#segment")[0].click()
     wait(browser, lambda: len(find(browser, "#legend section")) == 3)
+
+
+def test_masks_of_a_previous_image_do_not_arrive_beside_a_new_one(
+    browser: Any, server: Server, tmp_path: Path
+) -> None:
+    Image.new("RGB", (5000, 4000), "white").save(tmp_path / "slow.png")
+    browser.get(server.address)
+    choose(browser, tmp_path / "slow.png")
+    wait(browser, lambda: "5000 × 4000 pixels" in text(browser, "#message"))
+    segment(browser, "\n".join(["red circle"] * 8))
+    find(browser, ".gallery-item")[0].click()
+    wait(browser, lambda: "384 × 384 pixels" in text(browser, "#message"))
+    for _ in range(30):
+        time.sleep(0.5)
+        assert find(browser, "#legend section") == []

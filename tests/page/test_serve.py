@@ -122,7 +122,7 @@ def test_unusual_expressions_are_answered(text: str, server: Server) -> None:
 
 def test_a_large_file_is_refused(server: Server) -> None:
     with pytest.raises(HTTPError) as refused:
-        server.upload("large.png", bytes(1_000_001))
+        server.upload("large.png", bytes(2**20 + 1))
     assert refused.value.code == 413
     refused.value.close()
     still_answers(server)
