@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test test-all benchmark compile-report lint
+.PHONY: train test test-all benchmark compile-report lint docs notebook
 
 train: $(READY)  ## train the demo preset on synthetic scenes, evaluate it, draw predicted masks
 	$(BIN)/python train.py $(ARGS)
@@ -29,6 +29,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)  ## build the documentation in build/site; it needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+notebook: $(READY)  ## run docs/notebook.ipynb and keep its outputs
+	$(BIN)/python docs/tools/notebook.py
 
 # Built without isolation, with a current Cython: the pinned one stops at Python 3.12, and pip applies no
 # constraints to isolated builds.

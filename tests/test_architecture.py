@@ -23,7 +23,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"nn", "models", "data", "system"},
     "metrics": {"evaluation"},
     "predictor": {"models", "data", "evaluation", "system"},
-    "cli": {"nn", "models", "data", "training", "evaluation", "predictor", "system"},
+    "export": {"kernels", "nn", "models", "data"},
+    "hub": {"models", "training", "evaluation", "system", "__init__"},
+    "page": {"data", "evaluation", "predictor"},
+    "cli": {"hub", "nn", "models", "data", "training", "evaluation", "predictor", "page", "export", "system"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -1,39 +1,46 @@
-"""`cmsa-fast data convert`: writes a data set of any form as one Parquet file that opens quickly."""
+"""`cmsa-fast data convert`: writes a data set of any form as one Parquet file or as a manifest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from .data_options import FOLDERS_HELP, DataOptions, FolderForm, without_default
+from .data_options import FORMS_HELP, DataForm, DataOptions, check_least, without_default
 
 if TYPE_CHECKING:
-    from ..data.formats.convert import Conversion
+    from ..data.formats.conversion import Conversion
 
 _SHOWN = 5
+_SUFFIXES = {"parquet": ".parquet", "manifest": ".jsonl"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions(DataOptions):
     """Options of `cmsa-fast data convert`."""
 
-    data: Annotated[FolderForm, tyro.conf.arg(metavar="FORM", help=FOLDERS_HELP)] = "refer"
-
-    root: Path = field()  # DataOptions has a default
-    """Folder of the data; of --data refer it holds refcoco/refs(unc).p, refcoco/instances.json and images/."""
+    data: Annotated[DataForm, tyro.conf.arg(metavar="FORM", help=FORMS_HELP)] = "refer"
 
     splits: Annotated[tuple[str, ...], without_default("SPLIT ...", "default: all")] = ()
     """Splits to convert, by their names in this form."""
 
     to: Path
-    """File to write, such as refcoco.parquet; must not exist."""
+    """File to write; must not exist. NAME.parquet is a Parquet file for --data converted, which opens quickly;
+    NAME.jsonl a manifest for --data manifest, which other programs can read and write. The words parquet and
+    manifest stand for such a file in the current folder, named after the data set."""
 
     copy_images: bool = False
-    """Embed the image files in the file; otherwise images are read from where they are now. Images inside
-    Parquet files are always embedded."""
+    """Embed the image files in the Parquet file, or copy them into the folder NAME-images beside the manifest;
+    otherwise images are read from where they are now. Images without a file of their own are always copied."""
+
+    scenes: int = 500
+    """Number of scenes in each split of --data scenes (train, val, test), two expressions each. Those of val are
+    the scenes that `evaluate --data scenes` evaluates on."""
+
+    size: int = 128
+    """Side of the images of --data scenes, in pixels."""
 
     strict: bool = False
     """Stop at the first record that cannot be used; otherwise it is left out and reported."""
@@ -42,15 +49,21 @@ class ConvertOptions(DataOptions):
 def run_convert(options: ConvertOptions) -> Conversion:
     """Converts a data set, with the errors of `cmsa_fast.data.formats.convert.convert`."""
     from ..data.errors import ErrorCollector
-    from ..data.formats.convert import convert
+    from ..data.formats.convert import convert, convert_records
 
-    return convert(
-        options.source(),
-        options.to,
-        splits=options.splits,
-        copy_images=options.copy_images,
-        errors=ErrorCollector(strict=options.strict),
-    )
+    options.check_data()
+    check_least(options, scenes=1)
+    to = options.to.expanduser()
+    if (suffix := _SUFFIXES.get(str(to))) is not None:
+        default = "refcoco" if options.data == "refer" else str(options.data)
+        to = Path(f"{options.name or default}{suffix}")
+    errors = ErrorCollector(strict=options.strict)
+    if options.data == "scenes":
+        from ..data.scenes.records import scene_records
+
+        reading = scene_records(options.scenes, options.size, options.splits)
+        return convert_records(reading, to, origin={"form": "scenes"}, errors=errors)
+    return convert(options.source(), to, splits=options.splits, copy_images=options.copy_images, errors=errors)
 
 
 def format_convert(conversion: Conversion) -> str:
@@ -65,7 +78,8 @@ def format_convert(conversion: Conversion) -> str:
             f"  {split:{width}}  {counts.expressions:>7} expressions in {counts.references} records, "
             f"{counts.masks} masks, {len(counts.images)} images"
         )
-    embedded = f" with {conversion.embedded} images" if conversion.embedded else ""
+    where = "in a folder beside it" if conversion.path.suffix == _SUFFIXES["manifest"] else "in it"
+    embedded = f"; {conversion.embedded} images are {where}" if conversion.embedded else ""
     lines.append(f"File: {readable_size(conversion.size)}{embedded}.")
     referenced = [path for folders in description.image_folders for path in folders.absolute]
     if referenced:

@@ -11,14 +11,14 @@ import tyro
 if TYPE_CHECKING:
     from ..data.source import Source
 
-FolderForm = Literal["refer", "grefcoco", "anns-masks", "parquet", "referit", "converted"]
+FolderForm = Literal["refer", "grefcoco", "anns-masks", "parquet", "referit", "manifest", "converted"]
 DataForm = Literal["scenes", FolderForm]
 
 FOLDERS_HELP = (
     "refer: the layout of REFER (RefCOCO, RefCOCO+, RefCOCOg, RefCLEF). grefcoco: gRefCOCO, whose expressions "
     "name any number of objects. anns-masks: the anns/ and masks/ folders of CRIS and VLT. parquet: local copies "
-    "of jxu124/refcoco and related data sets. referit: ReferIt in the Berkeley layout. converted: written by "
-    "`cmsa-fast data convert`."
+    "of jxu124/refcoco and related data sets. referit: ReferIt in the Berkeley layout. manifest: your own images, "
+    "one JSON object a line in the file --root. converted: a Parquet file by `cmsa-fast data convert`."
 )
 FORMS_HELP = (
     "scenes: synthetic scenes, which need no download. All other formats are read from the folder --root. "
@@ -55,7 +55,7 @@ class DataOptions:
     ] = None
 
     root: Annotated[Path | None, without_default("PATH", "required unless --data scenes")] = None
-    """Folder of the data; for --data refer with refcoco/refs(unc).p, refcoco/instances.json and images/."""
+    """Folder or file of the data; --data refer: with refcoco/refs(unc).p, refcoco/instances.json and images/."""
 
     name: Annotated[str, without_default("NAME", "default: depends on the format; refcoco for refer")] = ""
     """Name of the data set under --root: refcoco, refcoco+, refcocog, refclef, ..."""
@@ -78,7 +78,7 @@ class DataOptions:
         if self.data is None or self.data == "scenes":
             raise ValueError("--data must be a format that is read from a folder; got scenes.")
         if self.root is None:
-            raise ValueError(f"--data {self.data} needs --root, the folder of the data set and its images.")
+            raise ValueError(f"--data {self.data} needs --root, the folder or the file of the data set.")
         return Source(
             form=self.data,
             root=self.root,

@@ -6,41 +6,31 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from .data_options import DataOptions, check_least, without_default
+from .data_options import check_least, without_default
+from .split_options import SplitOptions
 
 if TYPE_CHECKING:
-    from ..data.errors import ErrorCollector
-    from ..data.types import ReferringDataset
+    from torch import Tensor
+
     from ..evaluation.inference import Refiner
+    from ..evaluation.mask_files import RunLengths
     from ..evaluation.results import ExpressionResult
     from ..evaluation.score import Evaluation
     from ..system.processes import Processes
 
 ConventionName = Literal["native", "cmsa", "lavt", "cris"]
 
-_ADVICE = "--allow-missing leaves out what cannot be used, and reports it."
-
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(DataOptions):
+class EvaluateOptions(SplitOptions):
     """What to evaluate, on which data, and by which rules."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a training run, or a model.safetensors."""
-
-    split: Annotated[str, without_default("SPLIT", "default: the run's, else val")] = ""
-    """Split to evaluate on, such as val, testA, testB or test."""
-
-    allow_missing: bool = False
-    """Leave out records, images and masks that cannot be used, and expressions without a word; their number is in
-    the report and in evaluation.json, and the exit status is 3. Without this option they are an error."""
-
-    scenes: int = 500
-    """Number of unseen scenes of --data scenes to evaluate on, two expressions each."""
+    """Folder of a training run, a model.safetensors, "demo", or OWNER/NAME on the Hugging Face Hub."""
 
     convention: ConventionName = "native"
     """Rules for comparing masks and counting hits; the table below explains them."""
@@ -52,7 +42,10 @@ class EvaluateOptions(DataOptions):
     """Processes of --crf, for each process of torchrun."""
 
     out: Annotated[Path | None, without_default("PATH", "default: a new folder in the run's")] = None
-    """Folder for evaluation.json, sentences.csv and examples/; must be empty or not exist."""
+    """Folder for evaluation.json, sentences.csv, masks.jsonl and examples/; must be empty or not exist."""
+
+    save_masks: bool = False
+    """Write the predicted masks to masks.jsonl as COCO run lengths, which `cmsa-fast score` reads."""
 
     examples: int = 6
     """How many of the best and of the worst expressions to draw."""
@@ -88,37 +81,46 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
     from ..data.vocabulary import Vocabulary
     from ..evaluation.conventions import CONVENTIONS
     from ..evaluation.evaluate import evaluate
+    from ..evaluation.mask_files import MASKS, encode_mask, write_predictions
     from ..evaluation.visualization import draw_or_warn, save_extremes
-    from ..models.checkpoint import load_model
+    from ..models.checkpoint import load_model, locate
     from ..system.processes import joined_processes, select_device
     from .evaluation_folder import evaluation_folder, write_partial_results
     from .run_folder import EXAMPLES
     from .scenes import scene_labels
 
-    _check_run(options.run)
+    path = locate(options.run)
+    _check_run(path)
     options = _with_run_data(options)
     _check(options)
     convention = CONVENTIONS[options.convention]
     with ExitStack() as stack:
         processes = stack.enter_context(joined_processes(options.device))
-        model, config = load_model(options.run)
+        model, config = load_model(path)
         crf = "-crf" if options.crf else ""
         folder = stack.enter_context(
             evaluation_folder(
                 options.out,
-                options.run if options.run.is_dir() else options.run.parent,
+                _run_folder(options.run),
                 f"evaluation-{options.data}-{options.split}-{options.convention}{crf}",
                 processes,
             )
         )
         where = select_device(options.device)
         model.to(where)
-        errors = _collector(options)
-        dataset, title = _dataset(options, config.size, errors)
+        errors = options.collector()
+        dataset, title = options.open(config.size, errors)
         collate = Collate(Vocabulary(config.tokens), config.size, config.max_words)
         refiner = _refiner(options, stack, processes)
         started = time.perf_counter()
         done: list[ExpressionResult] = []
+        masks: dict[int, RunLengths] = {}
+
+        def keep(result: ExpressionResult, predicted: Tensor) -> None:
+            done.append(result)
+            if options.save_masks:
+                masks[result.index] = encode_mask(predicted)
+
         try:
             evaluation = evaluate(
                 model,
@@ -132,19 +134,22 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
                 num_workers=options.num_workers,
                 errors=errors,
                 processes=processes,
-                keep=done.append,
+                keep=keep,
             )
         except BaseException:
-            write_partial_results(folder, done, len(dataset), processes)
+            write_partial_results(folder, done, masks, len(dataset), processes)
             raise
         seconds = time.perf_counter() - started
         messages = sorted({line for part in processes.gather(errors.messages) for line in part})
+        masks = {index: one for part in processes.gather(masks) for index, one in part.items()}
         result = EvaluateResult(evaluation, title, folder, None, seconds, messages, processes.is_first)
         if processes.is_first:
             try:
                 _write(
                     options, result, processes=processes.count, threads=torch.get_num_threads(), device=str(where)
                 )
+                if options.save_masks:
+                    write_predictions(folder / MASKS, evaluation.results, masks)
             except OSError as error:
                 overall = ", ".join(f"{name} {v:.4f}" for name, v in evaluation.overall.items())
                 error.add_note(f"Not all could be written to {folder}. All expressions: {overall}.")
@@ -169,17 +174,14 @@ def run_evaluate(options: EvaluateOptions) -> EvaluateResult:
 
 def format_evaluation(result: EvaluateResult) -> str:
     """The report: all expressions, each kind, expressions by length and objects by size."""
-    from .report import error_lines, evaluation_notes, kind_rows, metric_table
+    from .report import error_lines, evaluation_notes, group_rows, metric_table
 
     evaluation = result.evaluation
-    rows = [("all expressions", evaluation.expressions, evaluation.overall), *kind_rows(evaluation)]
-    for groups in (evaluation.by_length, evaluation.by_size):
-        rows += [(name, int(group["expressions"]), group) for name, group in groups.items()]
     rate = evaluation.expressions / result.seconds
     lines = [
         f"{result.title}, convention {evaluation.convention}",
         "",
-        *metric_table(rows),
+        *metric_table(group_rows(evaluation)),
         "",
         "Percent. overall IoU: sum of intersections / sum of unions; mean IoU: mean over expressions; prec@X:",
         "share of expressions that reach X. Sizes are shares of the image that the object covers.",
@@ -201,15 +203,24 @@ def _check_run(run: Path) -> None:
         raise FileNotFoundError(f"There is no run {run}: {weights} does not exist.")
 
 
+def _run_folder(run: Path) -> Path:
+    """The folder of a run, where its evaluations go; the current one for "demo" and models of the hub."""
+    if run.is_dir():
+        return run
+    return run.parent if run.is_file() else Path()
+
+
 def _with_run_data(options: EvaluateOptions) -> EvaluateOptions:
     """The options with the run's own data if none were given."""
     from .run_folder import OPTIONS, read_options
 
     if options.data is not None:
         return options if options.split else replace(options, split="val")
-    folder = options.run if options.run.is_dir() else options.run.parent
+    folder = _run_folder(options.run)
     if not (folder / OPTIONS).is_file():
-        raise ValueError(f"{folder} has no {OPTIONS} with the data of the run; name them by --data and --root.")
+        raise ValueError(
+            f"{options.run} has no {OPTIONS} with the data of the run; name them by --data and --root."
+        )
     started = read_options(folder)
     names = ("root", "name", "split_by", "text", "image_dir")
     given = {name: getattr(options, name) or getattr(started, name) for name in names}
@@ -221,33 +232,6 @@ def _check(options: EvaluateOptions) -> None:
     check_least(options, num_workers=0, examples=0, images_per_batch=1, scenes=2)
     if options.crf_processes is not None and not options.crf:
         raise ValueError("--crf-processes needs --crf.")
-
-
-def _collector(options: EvaluateOptions) -> ErrorCollector:
-    from ..data.errors import ErrorCollector
-
-    class Strict(ErrorCollector):
-        """Raises the first error, with advice."""
-
-        def add(self, error: Exception) -> NoReturn:
-            error.add_note(_ADVICE)
-            raise error
-
-    return ErrorCollector(strict=False) if options.allow_missing else Strict(strict=False)
-
-
-def _dataset(options: EvaluateOptions, size: int, errors: ErrorCollector) -> tuple[ReferringDataset, str]:
-    if options.data == "scenes":
-        from .scenes import evaluation_scenes
-
-        return evaluation_scenes(options.scenes, size), f"{options.scenes} unseen scenes"
-    from ..data.dataset import open_split
-
-    dataset = open_split(options.source(), options.split, errors=errors)
-    empty = dataset.report.empty_expressions
-    if empty and not options.allow_missing:
-        raise ValueError(f"{dataset.title} has {empty} expressions without a word. {_ADVICE}")
-    return dataset, dataset.title
 
 
 def _refiner(options: EvaluateOptions, stack: ExitStack, processes: Processes) -> Refiner | None:
@@ -263,9 +247,8 @@ def _refiner(options: EvaluateOptions, stack: ExitStack, processes: Processes) -
 
 def _write(options: EvaluateOptions, result: EvaluateResult, **machine: object) -> None:
     """Write sentences.csv and evaluation.json."""
-    from ..evaluation.results import EXPRESSIONS, write_results
+    from ..evaluation.results import EVALUATION, EXPRESSIONS, write_results
     from ..system.files import write_json
-    from .run_folder import EVALUATION
 
     evaluation = result.evaluation
     write_results(result.folder / EXPRESSIONS, evaluation.results)

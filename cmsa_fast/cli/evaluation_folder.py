@@ -1,15 +1,16 @@
-"""The output folder of an evaluation, and the results of one that was stopped."""
+"""The output folder of a command, and the results of one that was stopped."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..evaluation.mask_files import RunLengths
     from ..evaluation.results import ExpressionResult
     from ..system.processes import Processes
 
@@ -28,7 +29,7 @@ def evaluation_folder(out: Path | None, parent: Path, stem: str, processes: Proc
         raise NotADirectoryError(f"--out must be a folder; {out} is a file.")
     if out is not None and out.is_dir() and any(out.iterdir()):
         raise FileExistsError(
-            f"--out {out} is not empty, and an evaluation never overwrites another; choose a new folder."
+            f"--out {out} is not empty, and a command never overwrites results; choose a new folder."
         )
     created = None
     if processes.is_first:
@@ -46,9 +47,14 @@ def evaluation_folder(out: Path | None, parent: Path, stem: str, processes: Proc
 
 
 def write_partial_results(
-    folder: Path, done: list[ExpressionResult], expressions: int, processes: Processes
+    folder: Path,
+    done: list[ExpressionResult],
+    masks: Mapping[int, RunLengths],
+    expressions: int,
+    processes: Processes,
 ) -> None:
-    """Write the results of an evaluation that was stopped, without metrics."""
+    """Write the results of an evaluation that was stopped, and the masks if there are any, without metrics."""
+    from ..evaluation.mask_files import write_predictions
     from ..evaluation.results import write_results
 
     if not done:
@@ -57,6 +63,8 @@ def write_partial_results(
     path = folder / f"sentences-so-far{process}.csv"
     try:
         write_results(path, done)
+        if masks:
+            write_predictions(folder / f"masks-so-far{process}.jsonl", done, masks)
     except OSError as error:
         _logger.warning("The results so far could not be written: %s", error)
     else:

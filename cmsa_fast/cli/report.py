@@ -1,4 +1,4 @@
-"""Tables and lines that the reports of `train`, `evaluate` and `compare` share."""
+"""Tables and lines that the reports of `train`, `evaluate`, `score` and `compare` share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GENERALIZED = {
 METRIC_TITLES = _GENERALIZED | _NAMES
 _SHOWN_ERRORS = 10
 
-Row = tuple[str, int, Mapping[str, float]]
+Row = tuple[str, int, Mapping[str, float] | Mapping[str, float | None]]
 
 
 def format_result(result: Result) -> str:
@@ -59,24 +59,44 @@ def kind_rows(evaluation: Evaluation) -> list[Row]:
     return [(kind, evaluation.counts[kind], metrics) for kind, metrics in evaluation.by_kind.items()]
 
 
+def group_rows(evaluation: Evaluation) -> list[Row]:
+    """One row for all expressions, and for each kind, group of lengths and group of sizes."""
+    rows: list[Row] = [("all expressions", evaluation.expressions, evaluation.overall), *kind_rows(evaluation)]
+    for groups in (evaluation.by_length, evaluation.by_size):
+        rows += [(name, int(group["expressions"]), group) for name, group in groups.items()]
+    return rows
+
+
 def exit_status(evaluation: Evaluation) -> int:
-    """Exit status of `train` and `evaluate`: 0, or 3 if expressions of the split are in no metric."""
+    """Exit status of `train`, `evaluate` and `score`: 0, or 3 if expressions of the split are in no metric."""
     return 3 if evaluation.coverage.missing else 0
 
 
-def metric_table(rows: Sequence[Row]) -> list[str]:
-    """The lines of a table: name, number of expressions, and metrics in percent."""
+def metric_table(rows: Sequence[Row], titles: Mapping[str, str] = _NAMES) -> list[str]:
+    """The lines of a table: name, number of expressions, and the metrics of `titles` in percent."""
     width = max(len(name) for name, _, _ in rows)
-    header = " " * width + f"  {'count':>6}" + "".join(f"  {name:>11}" for name in _NAMES.values())
+    header = " " * width + f"  {'count':>6}" + "".join(f"  {title:>11}" for title in titles.values())
     lines = [header]
     for name, count, metrics in rows:
-        numbers = "".join(f"  {percent(metrics[key]):>11}" for key in _NAMES)
+        values = [metrics[key] for key in titles]
+        numbers = "".join(f"  {'-' if value is None else percent(value):>11}" for value in values)
         lines.append(f"{name:<{width}}  {count:>6}{numbers}")
     return lines
 
 
+def convention_tables(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """The lines of a table with a row for each convention, and of one with gRefCOCO's metrics if there are any."""
+    lines = metric_table([(name, one.expressions, one.overall) for name, one in evaluations.items()])
+    generalized = [
+        (name, one.expressions, one.generalized)
+        for name, one in evaluations.items()
+        if one.generalized is not None
+    ]
+    return [*lines, "", *metric_table(generalized, _GENERALIZED)] if generalized else lines
+
+
 def evaluation_notes(evaluation: Evaluation) -> list[str]:
-    """What the table does not show: gRefCOCO's metrics, the effect of word order, what was not evaluated."""
+    """What the table does not show: expressions that name nothing, word order, and what was not evaluated."""
     lines = []
     if (generalized := evaluation.generalized) is not None:
         numbers = ", ".join(
@@ -85,6 +105,11 @@ def evaluation_notes(evaluation: Evaluation) -> list[str]:
             if (value := generalized[name]) is not None
         )
         lines.append(f"Some expressions name nothing in their image. As for gRefCOCO: {numbers}.")
+    if (robust := evaluation.robust) is not None:
+        numbers = ", ".join(f"{name} {percent(robust[name])}" for name in ("mRR", "rIoU", "mIoU", "oIoU"))
+        lines.append(
+            f"As for R-RefCOCO, over {robust['references']} objects with negative expressions: {numbers}."
+        )
     if WORD_ORDER in evaluation.by_kind and NO_WORD_ORDER in evaluation.by_kind:
         order, free = (percent(evaluation.by_kind[kind]["overall_iou"]) for kind in (WORD_ORDER, NO_WORD_ORDER))
         lines += [

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..system.files import write_json
-from ..training.recipe import Recipe
+from ..training.recipe import OPTIONS, Recipe
 from .data_options import option
 from .train_options import TrainOptions
 
-OPTIONS = "options.json"
-EVALUATION = "evaluation.json"
 EXAMPLES = "examples"
 
 # Options that may differ when a run is resumed: they do not affect the weights.

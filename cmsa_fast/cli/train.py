@@ -17,6 +17,7 @@ from ..data.scenes.dataset import MOST_EXPRESSIONS, WORDS, ScenesDataset
 from ..data.types import ReferringDataset, Sample
 from ..data.vocabulary import Vocabulary, tokenize
 from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.results import EVALUATION
 from ..evaluation.visualization import draw_or_warn, predict_examples, save_examples
 from ..models import build_model
 from ..models.base import ReferringModel
@@ -28,7 +29,7 @@ from ..system.processes import select_device
 from ..training.loop import Progress, Validate, train
 from ..training.recipe import Recipe
 from .data_options import check_least, option
-from .run_folder import EVALUATION, EXAMPLES, choose_folder, resumed_options, write_options
+from .run_folder import EXAMPLES, choose_folder, resumed_options, write_options
 from .scenes import evaluation_scenes, scene_labels, validation_scenes
 from .train_options import TrainOptions
 

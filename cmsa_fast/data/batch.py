@@ -108,7 +108,7 @@ class Collate:
                 )
                 raise
         image_index = [places[sample.image_id] for sample in samples]
-        words, word_mask = _pad(encoded)
+        words, word_mask = pad_words(encoded)
         return Batch(
             images=torch.stack(images),
             words=words,
@@ -133,7 +133,8 @@ class Collate:
         return mask
 
 
-def _pad(encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
+def pad_words(encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Word ids of some expressions as int64 and mask as bool, `[B, N]`; padding comes first."""
     longest = max(len(ids) for ids in encoded)
     words = torch.full((len(encoded), longest), Vocabulary.PAD_ID)
     word_mask = torch.zeros(len(encoded), longest, dtype=torch.bool)

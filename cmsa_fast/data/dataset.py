@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from .errors import ErrorCollector
+from .errors import ErrorCollector, located
 from .exclusions import excluded_images
-from .images import ImageCache
+from .images import ImageCache, image_size
 from .source import Form, Source, read_records
 from .types import ColumnarRecords, Record, RecordColumns, ReferringDataset, Sample
 from .vocabulary import tokenize
@@ -136,15 +137,31 @@ class RecordDataset:
             ValueError: The image is damaged, or the mask does not fit it.
         """
         record = self.records[int(self._rows[index])]
-        image = self._read_image(record)
+        return self._sample(index, record, self._read_image(record))
+
+    def without_pixels(self, index: int) -> Sample:
+        """Reads one expression as `dataset[index]` does, except for the pixels of the image.
+
+        The image of the sample has a shape and no pixels (it is on PyTorch's meta device). Its file is opened only
+        if neither record nor mask states its size.
+        """
+        record = self.records[int(self._rows[index])]
+        with located(record.where):
+            size = record.mask_size or image_size(record.image, apply_orientation=False)
+        return self._sample(index, record, torch.empty(3, *size, dtype=torch.uint8, device="meta"))
+
+    def _sample(self, index: int, record: Record, image: Tensor) -> Sample:
+        height, width = image.shape[1:]
         return Sample(
             image,
-            record.mask(image.shape[1], image.shape[2]),
+            record.mask(height, width),
             self._expressions[index],
             record.image_id,
             record.ref_id,
             int(self._sent_ids[index]),
+            kind=record.kind,
             names_nothing=record.names_nothing,
+            ignore=record.ignore(height, width),
         )
 
     def expressions(self) -> list[str]:
@@ -155,6 +172,11 @@ class RecordDataset:
         """The image number of every item in order, without loading an image."""
         ids: list[int] = self._image_ids.tolist()
         return ids
+
+    def ids(self) -> list[tuple[int, int, int]]:
+        """`image_id`, `ref_id` and `sent_id` of every item in order, without loading an image."""
+        numbers = [(record.image_id, record.ref_id) for record in self.records]
+        return [(*numbers[row], sent_id) for row, sent_id in zip(self._rows, self._sent_ids.tolist(), strict=True)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.title}): {len(self)} expressions"
@@ -195,10 +217,11 @@ class RecordDataset:
 
     def _read_image(self, record: Record) -> Tensor:
         size = record.mask_size
-        stored = self._images.read(record.image, apply_orientation=False)
-        if size is None or stored.shape[1:] == size:
-            return stored
-        upright = self._images.read(record.image, apply_orientation=True)
+        with located(record.where):
+            stored = self._images.read(record.image, apply_orientation=False)
+            if size is None or stored.shape[1:] == size:
+                return stored
+            upright = self._images.read(record.image, apply_orientation=True)
         name = record.image.name
         if upright.shape[1:] == size:
             if name not in self._turned:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 _logger = logging.getLogger(__name__)
 
 _SHOWN = 20
+_LONGEST = 80  # characters of a text that `shorten` keeps
 
 
 class RepeatedReferenceError(ValueError):
@@ -64,10 +66,27 @@ class ErrorCollector:
         return True
 
 
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Puts the place of a record before the message of a ValueError or FileNotFoundError about it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 def one_line(error: Exception) -> str:
     """The message of an error with its notes, on one line."""
     parts = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
     return " ".join(" ".join(parts).split())
+
+
+def shorten(text: str) -> str:
+    """A text on one line of at most 80 characters; a longer one ends in an ellipsis."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
 
 
 def readable_size(size: int | None) -> str:

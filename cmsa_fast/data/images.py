@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .types import EmbeddedImage, ImageSource
@@ -27,7 +27,9 @@ _SHOWN_FOLDERS = 3
 _ON_SIDE = (5, 6, 7, 8)  # the EXIF orientations that swap height and width
 
 
-def read_image(source: str | os.PathLike[str] | IO[bytes], *, apply_orientation: bool = True) -> Tensor:
+def read_image(
+    source: str | os.PathLike[str] | IO[bytes], *, apply_orientation: bool = True, max_pixels: int | None = None
+) -> Tensor:
     """Reads an image of any mode as 8-bit RGB.
 
     Grey and palette images get three channels; 16-bit grey is divided by 257 and rounded, so that 65535
@@ -39,6 +41,7 @@ def read_image(source: str | os.PathLike[str] | IO[bytes], *, apply_orientation:
             JPEG 2000.
         apply_orientation: Turn the image upright as its EXIF orientation states. COCO's polygons and most
             masks refer to the pixels as stored and need False. (Pillow always turns TIFF files upright.)
+        max_pixels: The largest number of pixels to decode. None: `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Returns:
         uint8 `[3, H, W]`, RGB, contiguous.
@@ -47,14 +50,21 @@ def read_image(source: str | os.PathLike[str] | IO[bytes], *, apply_orientation:
         TypeError: `source` is neither a path nor a file of bytes.
         FileNotFoundError: There is no such file.
         ValueError: The file is no image of a known format, is truncated, has pixels of undefined range
-            (floating point, 32-bit integers), or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+            (floating point, 32-bit integers), or has more pixels than allowed.
     """
-    with _as_file(source) as (file, name), _opened(file, name) as image:
-        image.load()
-        kind = image.format
-        upright = ImageOps.exif_transpose(image) if apply_orientation else image
-        pixels = _rgb8(upright, kind, name)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
+    with _as_file(source) as (file, name), _opened(file, name, max_pixels) as image:
+        return _decode(image, name, apply_orientation)
+
+
+def convert_image(image: Image.Image) -> Tensor:
+    """Converts an image of Pillow as `read_image` does, upright, with its errors.
+
+    Of an animation the current frame is converted. The image is not changed.
+    """
+    name = getattr(image, "filename", "") or "the given image"
+    with _errors_of_pillow(name):
+        _refuse_bomb(image.size, name)
+        return _decode(image, name, apply_orientation=True)
 
 
 def read_image_size(
@@ -90,12 +100,17 @@ def _as_file(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[tuple[IO[by
 
 
 @contextmanager
-def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
+def _opened(file: IO[bytes], name: str, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """Opens an image without decoding it; errors from damaged files become ValueError."""
+    with _errors_of_pillow(name), Image.open(file, formats=_FORMATS) as image:
+        _refuse_bomb(image.size, name, max_pixels)
+        yield image
+
+
+@contextmanager
+def _errors_of_pillow(name: str) -> Iterator[None]:
     try:
-        with Image.open(file, formats=_FORMATS) as image:
-            _refuse_bomb(image.size, name)
-            yield image
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name} is refused as an image: {error}") from error
     except _RefusedImage as error:
@@ -103,10 +118,12 @@ def _opened(file: IO[bytes], name: str) -> Iterator[Image.Image]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # an error of the disk; EINVAL is a damaged offset inside the image
-        # Pillow's decoders raise many kinds of exception for damaged files.
+        # Pillow's decoders raise many kinds of exception for damaged files. About an unknown format its message
+        # names only the Python object that it read.
+        detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise ValueError(
             f"{name} cannot be read as an image: it is truncated, damaged, or none of "
-            f"{', '.join(_FORMATS)} ({error})"
+            f"{', '.join(_FORMATS)}{detail}"
         ) from error
 
 
@@ -114,14 +131,22 @@ class _RefusedImage(Exception):
     """The file is intact, but its pixels are not supported."""
 
 
-def _refuse_bomb(size: tuple[int, int], name: str) -> None:
+def _refuse_bomb(size: tuple[int, int], name: str, max_pixels: int | None = None) -> None:
     # Pillow only warns up to twice its limit.
-    limit = Image.MAX_IMAGE_PIXELS
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
     if limit is not None and size[0] * size[1] > limit:
+        by = "that PIL.Image.MAX_IMAGE_PIXELS allows" if max_pixels is None else "that are allowed"
         raise _RefusedImage(
-            f"{name} is refused as an image: its {size[0]} x {size[1]} pixels are more than the "
-            f"{limit} that PIL.Image.MAX_IMAGE_PIXELS allows"
+            f"{name} is refused as an image: its {size[0]} x {size[1]} pixels are more than the {limit} {by}"
         )
+
+
+def _decode(image: Image.Image, name: str, apply_orientation: bool) -> Tensor:
+    image.load()
+    kind = image.format
+    upright = ImageOps.exif_transpose(image) if apply_orientation else image
+    pixels = _rgb8(upright, kind, name)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [3, H, W]
 
 
 def _rgb8(image: Image.Image, kind: str | None, name: str) -> NDArray[np.uint8]:

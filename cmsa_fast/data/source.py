@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from .errors import ErrorCollector
 from .types import Record
 
-Form = Literal["refer", "grefcoco", "anns-masks", "parquet", "referit", "converted"]
+Form = Literal["refer", "grefcoco", "anns-masks", "parquet", "referit", "manifest", "converted"]
 Text = Literal["sent", "raw"]
 
 # The reader of each form: module of cmsa_fast.data.formats, function.
@@ -21,6 +21,7 @@ _READERS: Mapping[Form, tuple[str, str]] = {
     "anns-masks": ("cris", "read_anns_masks"),
     "parquet": ("parquet.reader", "read_parquet"),
     "referit": ("referit", "read_referit"),
+    "manifest": ("manifest", "read_manifest"),
     "converted": ("converted", "read_converted"),
 }
 

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .errors import located
+
 
 class ImageSource(Protocol):
     """Where the pixels of an image come from; hashable, comparable and picklable."""
@@ -68,6 +70,8 @@ class Record:
         ref_id: Number of the reference in the data set.
         split: Name of the split in the files.
         where: File and record that hold the objects, for messages.
+        ignored: Regions that no metric counts; empty if every pixel counts.
+        kind: Kind of the expressions, under which metrics are also reported; empty if they have none.
     """
 
     image: ImageSource
@@ -78,6 +82,8 @@ class Record:
     ref_id: int
     split: str
     where: str
+    ignored: tuple[ObjectMask, ...] = ()
+    kind: str = ""
 
     @property
     def names_nothing(self) -> bool:
@@ -92,20 +98,25 @@ class Record:
     @property
     def mask_size(self) -> tuple[int, int] | None:
         """Height and width that the masks require of the image, None if unknown."""
-        sizes = (one.size for one in self.objects if one.size is not None)
+        sizes = (one.size for one in (*self.objects, *self.ignored) if one.size is not None)
         return next(sizes, self.size)
 
     def mask(self, height: int, width: int) -> Tensor:
         """Decodes the union of the objects, bool `[height, width]`.
 
-        ValueError, which names file and record, if a mask does not fit the image.
+        ValueError, which names file and record, if a mask does not fit the image, likewise FileNotFoundError.
         """
+        return self._union(self.objects, height, width)
+
+    def ignore(self, height: int, width: int) -> Tensor | None:
+        """Decodes the union of the ignored regions as `mask` does; None if every pixel counts."""
+        return self._union(self.ignored, height, width) if self.ignored else None
+
+    def _union(self, parts: Sequence[ObjectMask], height: int, width: int) -> Tensor:
         union = torch.zeros(height, width, dtype=torch.bool)
-        for one in self.objects:
-            try:
+        for one in parts:
+            with located(self.where):
                 union |= one.decode(height, width)
-            except ValueError as error:
-                raise ValueError(f"{self.where}: {error}") from error
         return union
 
 
@@ -165,10 +176,10 @@ class Sample:
         image_id: Number of the image in the data set.
         ref_id: Number of the reference in the data set.
         sent_id: Number of the expression in the data set.
-        kind: Kind of expression if the data set states it ("attribute", "place", "relation",
-            "ordinal"), else empty.
+        kind: Kind of expression if the data set states it (such as "attribute" or "place"), else empty.
         names_nothing: Whether the expression refers to nothing in the image. A mask may also be empty
             because all parts of the object are degenerate.
+        ignore: bool `[H, W]`, True where no metric counts the pixel; None if every pixel counts.
     """
 
     image: Tensor
@@ -179,6 +190,7 @@ class Sample:
     sent_id: int
     kind: str = ""
     names_nothing: bool = False
+    ignore: Tensor | None = None
 
 
 class ReferringDataset(Protocol):

@@ -135,7 +135,7 @@ class Vocabulary:
         if not path.is_file():
             raise FileNotFoundError(f"path must be a word list, but there is no file {path}.")
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = path.read_text(encoding="utf-8-sig", errors="surrogatepass")
         except UnicodeDecodeError as error:
             raise ValueError(f"The word list {path} must be UTF-8 text: {error}.") from error
         # str.splitlines would also split at characters that tokens may contain.
@@ -148,15 +148,10 @@ class Vocabulary:
     def save(self, path: str | Path) -> None:
         """Writes the list for `from_file`, one token per line; an existing file is replaced.
 
-        Raises:
-            ValueError: A token cannot be encoded as UTF-8; the file is not changed.
+        Unpaired surrogates, which JSON and pickles can hold but UTF-8 cannot, are encoded like other characters.
         """
         text = "".join(f"{token}\n" for token in self.tokens)
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"The word list cannot be written to {path}: {error}.") from error
-        Path(path).write_bytes(data)
+        Path(path).write_bytes(text.encode("utf-8", "surrogatepass"))
 
     def __len__(self) -> int:
         """Number of entries including the special ones: the size of the embedding table."""
@@ -186,6 +181,10 @@ class Vocabulary:
             if token not in self._ids:
                 message = "The word %r is not in the word list; it is replaced by <unk>."
                 self._warn_once(message, token)
+        return self.ids(tokens)
+
+    def ids(self, tokens: Iterable[str]) -> list[int]:
+        """The ids of words as `tokenize` returns them; `UNKNOWN_ID` of those that are not in the list."""
         return [self._ids.get(token, self.UNKNOWN_ID) for token in tokens]
 
     def _warn_once(self, message: str, *arguments: object) -> None:

@@ -39,9 +39,9 @@ class Convention:
     # Where a dense CRF runs: at the image's own size, or over the network's square with its padding.
     refine_at: Literal["image", "square"] = "image"
     headline: Literal["overall_iou", "mean_iou"] = "overall_iou"  # the metric its papers call the IoU
+    side: int | None = None  # masks are compared at side x side, both stretched; None: at the image's own size
     source: str  # the repository with these rules
     _from_square: Callable[[Tensor, Letterbox, Threshold], Tensor] = field(repr=False)
-    _side: int | None = field(default=None, repr=False)
 
     def prediction(self, probability: Tensor, letterbox: Letterbox) -> Tensor:
         """The predicted mask from probabilities over the network's square.
@@ -73,7 +73,7 @@ class Convention:
             TypeError, ValueError: As for `prediction`; any height and width are valid.
         """
         values = _checked(probability, None)
-        return self._above_threshold(values if self._side is None else _stretch(values, self._side))
+        return self._above_threshold(values if self.side is None else _stretch(values, self.side))
 
     def truth(self, mask: Tensor) -> Tensor:
         """The true mask that a prediction is compared with.
@@ -90,10 +90,10 @@ class Convention:
             ValueError: It is not `[H, W]` or has no pixel.
         """
         _check("mask", mask, "bool", isinstance(mask, Tensor) and mask.dtype == torch.bool)
-        if self._side is None:
+        if self.side is None:
             return mask
         image = Image.fromarray(mask.to("cpu", torch.uint8).numpy())
-        stretched = image.resize((self._side, self._side), Image.Resampling.NEAREST)
+        stretched = image.resize((self.side, self.side), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(stretched)).bool().to(mask.device)
 
     def metrics(self) -> SegmentationMetrics:
@@ -208,7 +208,7 @@ CONVENTIONS: dict[str, Convention] = {
             empty_union_iou=0,
             source="yz93/LAVT-RIS",
             _from_square=_lavt,
-            _side=_LAVT_SIDE,
+            side=_LAVT_SIDE,
         ),
         Convention(
             name="cris",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,13 +14,12 @@ from ..data.errors import ErrorCollector
 from ..data.loader import BatchLoader
 from ..data.sampler import ImageBatchSampler
 from ..data.types import ReferringDataset, Sample
-from ..data.vocabulary import tokenize
 from ..models import for_inference
 from ..models.base import ReferringModel
 from ..system.processes import ALONE, Processes
 from .conventions import Convention
 from .inference import EXPRESSIONS_AT_ONCE, NATIVE, Refiner, group_by_image, predicted_mask, segment_batch
-from .results import ExpressionResult
+from .results import ExpressionResult, measure
 from .score import Evaluation, score
 
 _PENDING = 64  # expressions whose images are kept while a refiner works
@@ -41,7 +39,7 @@ def evaluate(
     title: str = "evaluate",
     errors: ErrorCollector | None = None,
     processes: Processes = ALONE,
-    keep: Callable[[ExpressionResult], object] = lambda result: None,
+    keep: Callable[[ExpressionResult, Tensor], object] = lambda result, predicted: None,
 ) -> Evaluation:
     """Evaluate a model on every expression of a data set, each exactly once.
 
@@ -61,7 +59,8 @@ def evaluate(
         title: Title of the progress bar.
         errors: Collects expressions whose image or mask cannot be used. None: the first one is raised.
         processes: The processes that share the work; each returns the whole result.
-        keep: Called with each result of this process as soon as it is computed.
+        keep: Called with each result of this process, and the predicted mask at the convention's size, as soon as
+            they are computed.
 
     Raises:
         ValueError: `labels` does not have one entry for every expression, an item is damaged, or none is
@@ -89,12 +88,14 @@ def evaluate(
         disable=not processes.is_first,
     )
     own: list[ExpressionResult] = []
-    pending: deque[Callable[[], ExpressionResult]] = deque()
+    pending: deque[tuple[int, Sample, Callable[[], Tensor]]] = deque()
 
     def finish(most_pending: int) -> None:
         while len(pending) > most_pending:
-            own.append(pending.popleft()())
-            keep(own[-1])
+            index, sample, mask = pending.popleft()
+            predicted = mask()
+            own.append(measure(index, sample, predicted, convention))
+            keep(own[-1], predicted)
 
     try:
         network = for_inference(model)
@@ -108,7 +109,7 @@ def evaluate(
                 rows = zip(indices, outputs, batch.letterboxes, batch.samples, strict=True)
                 for index, output, letterbox, sample in rows:
                     mask = predicted_mask(output.probability, letterbox, sample, convention, refiner)
-                    pending.append(partial(_result, index, sample, mask, convention))
+                    pending.append((index, sample, mask))
                 finish(_PENDING if refiner else 0)
             finish(0)
     finally:
@@ -118,27 +119,3 @@ def evaluate(
     if not results:
         raise ValueError(f"None of the {len(dataset)} expressions can be evaluated.")
     return score(results, dataset, convention, labels)
-
-
-def _result(index: int, sample: Sample, mask: Callable[[], Tensor], convention: Convention) -> ExpressionResult:
-    metrics = convention.metrics()
-    metrics.update(mask(), convention.truth(sample.mask))
-    height, width = sample.mask.shape
-    return ExpressionResult(
-        index=index,
-        image_id=sample.image_id,
-        ref_id=sample.ref_id,
-        sent_id=sample.sent_id,
-        expression=sample.expression,
-        words=len(tokenize(sample.expression)),
-        kind=sample.kind,
-        names_nothing=sample.names_nothing,
-        height=height,
-        width=width,
-        intersection=metrics.intersections[0],
-        predicted=metrics.predicted[0],
-        true=metrics.true[0],
-        share=int(sample.mask.count_nonzero()) / sample.mask.numel(),
-        iou=metrics.ious[0],
-        convention=convention.name,
-    )

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.batch import Batch
 from ..data.transforms import Letterbox
 from ..data.types import Sample
-from ..models.base import ExplainsWords, ReferringModel
+from ..models.base import Explanation, ReferringModel
 from .conventions import CONVENTIONS, Convention
 
 NATIVE = CONVENTIONS["native"]
@@ -21,16 +21,17 @@ EXPRESSIONS_AT_ONCE = 16  # of one image; not an option, because the last bits o
 
 
 class Output(NamedTuple):
-    """What a model computes for one expression, on the CPU.
+    """What a model computes for one expression. What was not asked for or the model does not provide is None.
 
     Attributes:
-        probability: float32 or float64 `[S, S]` in [0, 1], over the network's square.
-        word_attention: float `[levels, N]`, the attention each of the N words receives; rows sum to 1. None
-            if it was not asked for or the model does not provide it.
+        probability: float32 or float64 `[S, S]` in [0, 1] on the CPU, over the network's square.
+        word_attention: float `[levels, N]` on the CPU, the attention each of the N words receives; rows sum to 1.
+        last_features: float `[C, h, w]` on the model's device, the last feature map.
     """
 
     probability: Tensor
-    word_attention: Tensor | None
+    word_attention: Tensor | None = None
+    last_features: Tensor | None = None
 
 
 class Refiner(Protocol):
@@ -48,21 +49,22 @@ def segment_expressions(
     """Run a model in eval mode on B expressions about one image.
 
     `features` are one image's, from `encode_image`; `words` is int64 and `word_mask` bool, both `[B, N]` on the
-    model's device. With `explain` the outputs have the word attention if the model provides it.
+    model's device. With `explain` the outputs have what else the model provides.
     """
     image_index = torch.zeros(len(words), dtype=torch.int64, device=words.device)
     text = model.encode_text(words, word_mask)
-    attention = None
-    if explain and isinstance(model, ExplainsWords):
-        logits, attention = model.explain(features, text, image_index)
+    if explain:
+        logits, attention, last_features = model.explain(features, text, image_index)
     else:
-        logits = model.decode(features, text, image_index)
+        logits, attention, last_features = Explanation(model.decode(features, text, image_index))
     wide = logits[:, 0].double() if logits.dtype == torch.float64 else logits[:, 0].float()
     probabilities = wide.sigmoid().cpu()
-    if attention is None:
-        return [Output(probability, None) for probability in probabilities]
-    rows = zip(probabilities, attention.cpu(), word_mask.cpu(), strict=True)
-    return [Output(probability, received[:, real]) for probability, received, real in rows]
+    nothing = [None] * len(words)
+    received = nothing
+    if attention is not None:
+        received = [part[:, real] for part, real in zip(attention.cpu(), word_mask.cpu(), strict=True)]
+    last = nothing if last_features is None else last_features
+    return [Output(*parts) for parts in zip(probabilities, received, last, strict=True)]
 
 
 @torch.no_grad()

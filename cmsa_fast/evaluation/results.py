@@ -8,10 +8,15 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ..data.types import Sample
+from ..data.vocabulary import tokenize
 from ..system.files import write_atomically
-from .conventions import CONVENTIONS
+from .conventions import CONVENTIONS, Convention
 
 EXPRESSIONS = "sentences.csv"
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,44 @@ class ExpressionResult:
     def union(self) -> int:
         """Pixels in at least one of the two masks."""
         return self.predicted + self.true - self.intersection
+
+
+def measure(index: int, sample: Sample, predicted: Tensor, convention: Convention) -> ExpressionResult:
+    """The result of one expression.
+
+    Pixels in the sample's ignore mask count neither as predicted nor as true.
+
+    Args:
+        index: Index in the data set.
+        sample: The expression and its true mask.
+        predicted: The predicted mask, bool at the convention's size.
+        convention: How the masks are compared.
+    """
+    true = convention.truth(sample.mask)
+    if sample.ignore is not None:
+        ignored = convention.truth(sample.ignore)
+        predicted, true = predicted.masked_fill(ignored, False), true.masked_fill(ignored, False)
+    metrics = convention.metrics()
+    metrics.update(predicted, true)
+    height, width = sample.mask.shape
+    return ExpressionResult(
+        index=index,
+        image_id=sample.image_id,
+        ref_id=sample.ref_id,
+        sent_id=sample.sent_id,
+        expression=sample.expression,
+        words=len(tokenize(sample.expression)),
+        kind=sample.kind,
+        names_nothing=sample.names_nothing,
+        height=height,
+        width=width,
+        intersection=metrics.intersections[0],
+        predicted=metrics.predicted[0],
+        true=metrics.true[0],
+        share=int(sample.mask.count_nonzero()) / sample.mask.numel(),
+        iou=metrics.ious[0],
+        convention=convention.name,
+    )
 
 
 _COLUMNS = tuple(field.name for field in fields(ExpressionResult))

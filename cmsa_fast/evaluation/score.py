@@ -16,6 +16,7 @@ from ..data.types import ReferringDataset
 from .conventions import Convention
 from .metrics import GeneralizedMetrics, SegmentationMetrics
 from .results import ExpressionResult
+from .robust import robust_metrics
 
 # Upper end and name of each group; for short expressions the groups of the paper's Table 3.
 _LENGTHS: Sequence[tuple[float, str]] = (
@@ -66,6 +67,8 @@ class Evaluation:
     by_size: dict[str, dict[str, float]] = field(default_factory=dict)  # the same for each group of object sizes
     # See `GeneralizedMetrics.compute`; None if every expression names something.
     generalized: dict[str, float | None] | None = None
+    # See `robust_metrics`; None if no object has both expressions that name it and expressions that name nothing.
+    robust: dict[str, float] | None = None
     convention: str = "native"  # name of the convention
     coverage: Coverage = Coverage()  # how much of the split was evaluated
     # The result of every expression, in the data set's order.
@@ -109,6 +112,7 @@ def score(
         by_length=_grouped(results, lambda result: result.words, _LENGTHS, convention),
         by_size=_grouped(results, lambda result: result.share, _SHARES, convention),
         generalized=generalized_metrics(results),
+        robust=robust_metrics(results),
         convention=convention.name,
         coverage=Coverage(
             measured=len(results),

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..data.batch import Collate
 from ..data.errors import one_line
@@ -20,6 +18,19 @@ from ..data.types import ReferringDataset, Sample
 from ..models import for_inference
 from ..models.base import ReferringModel
 from .conventions import Convention
+from .drawing import (
+    MARK,
+    TEXT,
+    as_pillow,
+    draw_words,
+    fit,
+    font,
+    lay_out_words,
+    level_names,
+    overlay,
+    resized,
+    row_height,
+)
 from .inference import NATIVE, Refiner, predicted_mask, segment_batch
 from .metrics import SegmentationMetrics
 from .results import ExpressionResult
@@ -29,14 +40,9 @@ _logger = logging.getLogger(__name__)
 
 _PANEL = 256
 _GAP = 8
-_ROW = 26
 _LABEL = 48
-_TEXT = (20, 20, 20)
-_MARK = (235, 30, 90)
-_ATTENTION = (255, 176, 0)
+_ROW = row_height(15)
 _OVERVIEW = 40
-
-_Rows = list[list[tuple[int, int, int]]]
 
 
 @dataclass(frozen=True)
@@ -136,24 +142,6 @@ def draw_or_warn(draw: Callable[[], Path | None]) -> Path | None:
         return None
 
 
-def overlay(image: Tensor, mask: Tensor) -> Tensor:
-    """Mark a mask, bool `[H, W]`, on an image, uint8 `[3, H, W]`: tinted and outlined, the rest paler.
-
-    Raises:
-        ValueError: `mask` has another size than the image.
-    """
-    if image.shape[1:] != mask.shape:
-        raise ValueError(f"mask must have the image's size {list(image.shape[1:])}; got {list(mask.shape)}.")
-    colour = torch.tensor(_MARK, dtype=torch.float32)[:, None, None]
-    pixels = image.float()
-    pale = 0.55 * pixels + 0.45 * 255
-    marked = torch.where(mask, 0.55 * pixels + 0.45 * colour, pale)
-    width = 1 + min(mask.shape) // 160
-    inner = -F.max_pool2d(-mask[None].float(), 2 * width + 1, stride=1, padding=width)[0]
-    outline = mask & (inner == 0)
-    return torch.where(outline, colour, marked).round().to(torch.uint8)
-
-
 def draw_example(example: Example) -> Image.Image:
     """Image, ground truth and prediction side by side; below them the words with their attention at each level.
 
@@ -168,36 +156,35 @@ def draw_example(example: Example) -> Image.Image:
     if attention is None:
         labels, attention = ["words"], torch.zeros(1, words)
     else:
-        labels = [f"level {number}" for number in range(1, len(attention) + 1)]
-        labels = ["Res3", "Res4", "Res5"] if len(labels) == 3 else labels
+        labels = level_names(len(attention))
     if words == 0 or attention.shape[1:] != (words,):
         raise ValueError(
             f"attention must be [levels, {words}], for at least one token; got {list(attention.shape)}."
         )
     panels = [
         ("image", example.image),
-        ("ground truth", overlay(example.image, example.truth)),
-        (f"prediction, IoU {percent(example.iou)} %", overlay(example.image, example.prediction)),
+        ("ground truth", overlay(example.image, [(example.truth, MARK)])),
+        (f"prediction, IoU {percent(example.iou)} %", overlay(example.image, [(example.prediction, MARK)])),
     ]
     width = 3 * _PANEL + 4 * _GAP
     top = 2 * _ROW
     room = width - _LABEL - 2 * _GAP
-    tokens = [_fit(token, room - 10, _font(15)) for token in example.tokens]
-    rows = _lay_out(tokens, room)
+    tokens = [fit(token, room - 10, 15) for token in example.tokens]
+    rows = lay_out_words(tokens, room)
     below = len(labels) * (len(rows) * _ROW + 4)
     sheet = Image.new("RGB", (width, top + _PANEL + _GAP + below + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 5), _fit(example.expression, width - 2 * _GAP, _font(17)), _TEXT, _font(17))
+    draw.text((_GAP, 5), fit(example.expression, width - 2 * _GAP, 17), TEXT, font(17))
     for index, (title, pixels) in enumerate(panels):
         left = _GAP + index * (_PANEL + _GAP)
-        draw.text((left, _ROW + 6), title, _TEXT, _font(13))
-        panel = _panel(pixels)
-        offset = ((_PANEL - panel.width) // 2, (_PANEL - panel.height) // 2)
-        sheet.paste(panel, (left + offset[0], top + offset[1]))
+        draw.text((left, _ROW + 6), title, TEXT, font(13))
+        shown = as_pillow(resized(pixels, _PANEL))
+        offset = ((_PANEL - shown.width) // 2, (_PANEL - shown.height) // 2)
+        sheet.paste(shown, (left + offset[0], top + offset[1]))
     y = top + _PANEL + _GAP
     for label, weights in zip(labels, attention.tolist(), strict=True):
-        draw.text((_GAP, y + 4), label, _TEXT, _font(13))
-        y = _draw_words(draw, rows, tokens, weights, y)
+        draw.text((_GAP, y + 4), label, TEXT, font(13))
+        y = draw_words(draw, rows, tokens, weights, _GAP + _LABEL, y)
     return sheet
 
 
@@ -224,7 +211,7 @@ def save_examples(examples: Sequence[Example], folder: Path, sections: Sequence[
     for title, group in itertools.groupby(titled, key=lambda pair: pair[0]):
         if title:
             heading = Image.new("RGB", (width, _ROW + _GAP), "white")
-            ImageDraw.Draw(heading).text((_GAP, _GAP), title, _MARK, _font(20))
+            ImageDraw.Draw(heading).text((_GAP, _GAP), title, MARK, font(20))
             rows.append([heading])
         section = [sheet for _, sheet in group]
         rows += [section[start : start + 2] for start in range(0, len(section), 2)]
@@ -236,58 +223,3 @@ def save_examples(examples: Sequence[Example], folder: Path, sections: Sequence[
     path = folder / "overview.png"
     overview.save(path)
     return path
-
-
-def _panel(pixels: Tensor) -> Image.Image:
-    image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
-    scale = _PANEL / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Nearest pixels when enlarging, so that a small scene shows what the model saw.
-    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    return image.resize(size, method)
-
-
-def _lay_out(tokens: Sequence[str], width: int) -> _Rows:
-    """Rows of (index of the token, left, width), in pixels, wrapped at `width`."""
-    rows: _Rows = [[]]
-    left = 0
-    for index, token in enumerate(tokens):
-        size = int(_font(15).getlength(token)) + 10
-        if left and left + size > width:
-            rows.append([])
-            left = 0
-        rows[-1].append((index, left, size))
-        left += size + 3
-    return rows
-
-
-def _draw_words(
-    draw: ImageDraw.ImageDraw, rows: _Rows, tokens: Sequence[str], weights: list[float], y: int
-) -> int:
-    most = max(weights) or 1.0
-    for row in rows:
-        for index, left, width in row:
-            share = weights[index] / most
-            background = tuple(round(255 + share * (channel - 255)) for channel in _ATTENTION)
-            x = _GAP + _LABEL + left
-            draw.rectangle((x, y, x + width, y + _ROW - 4), fill=background)
-            draw.text((x + 5, y + 2), tokens[index], _TEXT, _font(15))
-        y += _ROW
-    return y + 4
-
-
-def _fit(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    text = " ".join(text.split())  # one line
-    if len(text) <= width and font.getlength(text) <= width:
-        return text
-    text = text[:width]  # no letter is narrower than a pixel
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow was built without FreeType, which drawing words needs.")
-    return font

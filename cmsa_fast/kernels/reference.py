@@ -97,13 +97,43 @@ def received_word_attention(
     Returns:
         [B, N], summing to 1 over real words, 0 on padding.
     """
+    weights, word_mask = _all_weights(place_query, place_key, word_query, word_key, word_mask, image_index)
+    return _mean_over_real_words(weights.sum(-2), word_mask).mean(1)
+
+
+def received_place_attention(
+    place_query: Tensor,
+    place_key: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_mask: Tensor | None = None,
+    *,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """The attention each place p' receives: the softmax of Eq. 3 summed over n', averaged over p and real n.
+
+    Returns:
+        [B, P], summing to 1.
+    """
+    weights, word_mask = _all_weights(place_query, place_key, word_query, word_key, word_mask, image_index)
+    return _mean_over_real_words(weights.sum(-1), word_mask).mean(1)
+
+
+def _all_weights(
+    place_query: Tensor,
+    place_key: Tensor,
+    word_query: Tensor,
+    word_key: Tensor,
+    word_mask: Tensor | None,
+    image_index: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The softmax of Eq. 3, [B, P, N, P', N'], and the mask."""
     place_query, place_key = _per_expression(image_index, place_query, place_key)
     word_mask = _mask_or_all(word_mask, word_query)
     places, words = place_query.shape[1], word_query.shape[1]
     logits = _tokens(place_query, word_query, word_mask) @ _tokens(place_key, word_key, word_mask).mT
     logits = logits.masked_fill(~_token_mask(word_mask, places)[:, None, :], -torch.inf)
-    weights = logits.softmax(-1).unflatten(2, (places, words)).sum(2)  # [B, P*N, N]
-    return _mean_over_real_words(weights.unflatten(1, (places, words)), word_mask).mean(1)
+    return logits.softmax(-1).unflatten(2, (places, words)).unflatten(1, (places, words)), word_mask
 
 
 def cmsa(

@@ -135,11 +135,15 @@ def check_image_index(image_index: Tensor, expressions: int, like_name: str, dev
 
 def check_range(name: str, index: Tensor, count: int) -> None:
     """Check that values are in 0..count - 1."""
-    rule = f"{name} must lie in 0..{count - 1}"
     if not _values_can_be_read(index):
-        torch._assert_async((index.clamp(0, count - 1) == index).all(), f"{rule}.")
+        # Without the count, which as a part of a message would be a constant of a traced graph.
+        torch._assert_async(
+            (index.clamp(0, count - 1) == index).all(), f"{name} has a value that is out of range."
+        )
     elif len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
-        raise ValueError(f"{rule}; got values from {int(index.min())} to {int(index.max())}.")
+        raise ValueError(
+            f"{name} must lie in 0..{count - 1}; got values from {int(index.min())} to {int(index.max())}."
+        )
 
 
 def _values_can_be_read(tensor: Tensor) -> bool:

@@ -31,13 +31,29 @@ class TextFeatures(NamedTuple):
     word_mask: Tensor | None
 
 
+class Explanation(NamedTuple):
+    """Logits of B expressions, and what a model shows of their computation at no further cost.
+
+    Attributes:
+        logits: [B, 1, H, W], those of `ReferringModel.decode`.
+        word_attention: [B, levels, N], the attention that each word receives: it sums to 1 over the real words of
+            each level and is 0 on padding. None: the model does not provide it.
+        last_features: [B, C, h, w], the last feature map, from which the logits are computed (the paper's Fig. 5
+            shows its strongest channel). None: the model does not provide it.
+    """
+
+    logits: Tensor
+    word_attention: Tensor | None = None
+    last_features: Tensor | None = None
+
+
 class ReferringModel(nn.Module, ABC):
     """Predicts the mask of the object that an expression refers to.
 
     A model implements `encode_image`, `encode_text` and `decode`. What the first two return is passed to `decode`
     unchanged, so their types are the model's choice. Training calls `forward`; evaluation and prediction encode
-    each image once and call `encode_text` and `decode` for its expressions. `ExplainsWords` is the base class of
-    models that can attribute their prediction to words.
+    each image once and call `encode_text` and `decode` for its expressions. A model that can show how it came to
+    its prediction also overrides `explain` and `place_attention`.
     """
 
     def no_weight_decay(self) -> Collection[str]:
@@ -54,6 +70,17 @@ class ReferringModel(nn.Module, ABC):
         Returns:
             The image features.
         """
+
+    def prepare(self, features: Any) -> Any:
+        """Compute more of what depends on the images alone, at the cost of memory; prediction calls it once.
+
+        Args:
+            features: From `encode_image`.
+
+        Returns:
+            Features with which `decode` takes less time; its results are equal up to rounding.
+        """
+        return features
 
     @abstractmethod
     def encode_text(self, words: Tensor, word_mask: Tensor | None = None) -> Any:
@@ -86,6 +113,21 @@ class ReferringModel(nn.Module, ABC):
             TypeError, ValueError: image_index does not fit the images and expressions.
         """
 
+    def explain(self, features: Any, text: Any, image_index: Tensor | None = None) -> Explanation:
+        """`decode`, with what the model shows of its computation; arguments and errors are those of `decode`."""
+        return Explanation(self.decode(features, text, image_index))
+
+    def place_attention(self, features: Any, text: Any, image_index: Tensor | None = None) -> Tensor | None:
+        """Compute the attention that each place receives, at about half the cost of the attention itself.
+
+        Arguments and errors are those of `decode`.
+
+        Returns:
+            [B, levels, h, w], without a gradient; it sums to 1 over the places of each level. None: the model does
+            not provide it.
+        """
+        return None
+
     def segment(
         self,
         features: Any,
@@ -105,21 +147,3 @@ class ReferringModel(nn.Module, ABC):
     ) -> Tensor:
         """`encode_image`, `encode_text` and `decode`: logits [B, 1, H, W]."""
         return self.segment(self.encode_image(images), words, word_mask, image_index)
-
-
-class ExplainsWords(ReferringModel):
-    """A model that also reports how much attention each word receives."""
-
-    @abstractmethod
-    def explain(self, features: Any, text: Any, image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`decode`, with the attention that each word receives.
-
-        Args:
-            features: From `encode_image`.
-            text: From `encode_text`.
-            image_index: As in `decode`.
-
-        Returns:
-            The logits of `decode`, [B, 1, H, W], and the attention [B, levels, N], which sums to 1 over the real
-            words of each level and is 0 on padding.
-        """

@@ -12,10 +12,10 @@ from ..kernels.validation import check_images, check_word_mask
 from ..nn import CMSA, GatedFusion, WordEmbedding
 from ..nn.backbones import build_backbone
 from ..nn.validation import check_unmodified
-from .base import ExplainsWords, ImageFeatures, TextFeatures
+from .base import Explanation, ImageFeatures, ReferringModel, TextFeatures
 
 
-class CMSAModel(ExplainsWords):
+class CMSAModel(ReferringModel):
     """Eq. 1-6: CMSA fuses the words into Res3, Res4 and Res5, gated fusion combines the three levels.
 
     The defaults are the sizes of the paper. `CMSA` and `GatedFusion` document where the paper contradicts itself
@@ -90,20 +90,39 @@ class CMSAModel(ExplainsWords):
 
     def decode(self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None) -> Tensor:
         levels = self._project(features, text, image_index, return_word_attention=False)
-        return self.read_out([projected for projected, _ in levels], features.size)
+        return self.read_out(levels, features.size).logits
 
     def explain(
         self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `ExplainsWords`. The levels are Res3, Res4 and Res5 (the paper's Fig. 4 shows such attention)."""
+    ) -> Explanation:
+        """See `ReferringModel`. The levels are Res3, Res4 and Res5 (the paper's Fig. 4 shows such attention)."""
         levels = self._project(features, text, image_index, return_word_attention=True)
-        logits = self.read_out([projected for projected, _ in levels], features.size)
-        return logits, torch.stack([cast(Tensor, received) for _, received in levels], dim=1)
+        return self.read_out(levels, features.size)
 
-    def read_out(self, projected: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Fuse the projected levels, [B, fused_channels, H/8, W/8] each, into logits [B, 1, *size]."""
-        logits = F.pixel_shuffle(self.mask(self.fusion.unchecked_fuse(projected)), self.mask_scale)
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    def place_attention(
+        self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
+    ) -> Tensor:
+        words, word_mask = text
+        check_images("features", len(features.levels[0]), "words", len(words), image_index, words.device)
+        received = [
+            cast(CMSA, attention).place_attention(level, words, word_mask, image_index=image_index)
+            for attention, level in zip(self.attention, features.levels, strict=True)
+        ]
+        return torch.stack(received, dim=1)
+
+    def read_out(self, levels: Sequence[tuple[Tensor, Tensor | None]], size: tuple[int, int]) -> Explanation:
+        """Fuse the levels and compute the logits.
+
+        Args:
+            levels: Each projected, [B, fused_channels, H/8, W/8], with its word attention [B, N] or None.
+            size: Height and width of the logits.
+        """
+        projected, received = zip(*levels, strict=True)
+        fused = self.fusion.unchecked_fuse(projected)
+        logits = F.pixel_shuffle(self.mask(fused), self.mask_scale)
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        words = None if received[0] is None else torch.stack(received, dim=1)
+        return Explanation(logits, words, fused)
 
     def _project(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..kernels.validation import check_images
 from ..nn import CMSA, FoldedLevel, FoldedPlaces
 from ..nn.validation import check_unmodified
-from .base import ExplainsWords, TextFeatures
+from .base import Explanation, ReferringModel, TextFeatures
 from .cmsa import CMSAModel
 
 
@@ -24,7 +24,7 @@ class FoldedFeatures(NamedTuple):
     size: tuple[int, int]
 
 
-class FoldedCMSAModel(ExplainsWords):
+class FoldedCMSAModel(ReferringModel):
     """A `CMSAModel` for inference: equal results up to rounding, computed faster.
 
     `encode_image` computes all that depends on the image alone, so that a further expression costs the attention,
@@ -34,9 +34,9 @@ class FoldedCMSAModel(ExplainsWords):
     change. Calls raise a RuntimeError while gradients are recorded, when the model is in training mode (its batch
     normalisation would follow the images), and when folded weights have changed.
 
-    Example:
-        with torch.no_grad():
-            logits = FoldedCMSAModel(model.eval())(images, words)
+    Examples:
+        >>> with torch.no_grad():
+        ...     logits = FoldedCMSAModel(model.eval())(images, words)
     """
 
     def __init__(self, model: CMSAModel) -> None:
@@ -64,20 +64,34 @@ class FoldedCMSAModel(ExplainsWords):
         levels = [level.unchecked_encode(part) for level, part in zip(self._levels, visual, strict=True)]
         return FoldedFeatures(tuple(levels), (images.shape[2], images.shape[3]))
 
+    def prepare(self, features: FoldedFeatures) -> FoldedFeatures:
+        levels = zip(self._levels, features.levels, strict=True)
+        return features._replace(levels=tuple(level.unchecked_prepare(places) for level, places in levels))
+
     def encode_text(self, words: Tensor, word_mask: Tensor | None = None) -> TextFeatures:
         return self.model.encode_text(words, word_mask)
 
     def decode(self, features: FoldedFeatures, text: TextFeatures, image_index: Tensor | None = None) -> Tensor:
         levels = self._project(features, text, image_index, return_word_attention=False)
-        return self.model.read_out([projected for projected, _ in levels], features.size)
+        return self.model.read_out(levels, features.size).logits
 
     def explain(
         self, features: FoldedFeatures, text: TextFeatures, image_index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Explanation:
         """See `CMSAModel.explain`."""
         levels = self._project(features, text, image_index, return_word_attention=True)
-        logits = self.model.read_out([projected for projected, _ in levels], features.size)
-        return logits, torch.stack([cast(Tensor, received) for _, received in levels], dim=1)
+        return self.model.read_out(levels, features.size)
+
+    def place_attention(
+        self, features: FoldedFeatures, text: TextFeatures, image_index: Tensor | None = None
+    ) -> Tensor:
+        self._check_decode(features, text, image_index)
+        words, word_mask = text
+        received = [
+            level.unchecked_place_attention(places, words, word_mask, image_index)
+            for level, places in zip(self._levels, features.levels, strict=True)
+        ]
+        return torch.stack(received, dim=1)
 
     def _project(
         self,
@@ -86,18 +100,21 @@ class FoldedCMSAModel(ExplainsWords):
         image_index: Tensor | None,
         return_word_attention: bool,
     ) -> list[tuple[Tensor, Tensor | None]]:
+        self._check_decode(features, text, image_index)
+        words, word_mask = text
+        return [
+            level.unchecked_project(places, words, word_mask, image_index, return_word_attention)
+            for level, places in zip(self._levels, features.levels, strict=True)
+        ]
+
+    def _check_decode(self, features: object, text: TextFeatures, image_index: Tensor | None) -> None:
         if not isinstance(features, FoldedFeatures):
             raise TypeError(
                 f"features must come from encode_image of the folded model; got {type(features).__name__}."
             )
         self._check_use()
-        words, word_mask = text
-        images = len(features.levels[0].query)
+        images, words = len(features.levels[0].query), text.words
         check_images("features", images, "words", len(words), image_index, words.device)
-        return [
-            level.unchecked_project(places, words, word_mask, image_index, return_word_attention)
-            for level, places in zip(self._levels, features.levels, strict=True)
-        ]
 
     def _check_use(self) -> None:
         self._check_mode()

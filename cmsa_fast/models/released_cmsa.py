@@ -11,7 +11,7 @@ from ..kernels.validation import check_images, check_word_mask
 from ..nn import ChannelGatedFusion, PooledCMSA, SqueezedCMSA, WordEmbedding
 from ..nn.backbones import build_backbone
 from ..nn.released_cmsa import ReleasedLevel
-from .base import ImageFeatures, ReferringModel, TextFeatures
+from .base import Explanation, ImageFeatures, ReferringModel, TextFeatures
 
 
 class ReleasedCMSAModel(ReferringModel):
@@ -28,7 +28,7 @@ class ReleasedCMSAModel(ReferringModel):
     (`align_corners=False`), where TensorFlow 1 moved masks by half a cell (3.5 pixels at a stride of 8) up and to
     the left, which only matters to weights trained that way; the bias of the mask starts at -2 instead of 0.
 
-    The model does not implement `ExplainsWords`: a pooled key stands for two words.
+    `explain` has no word attention, because a pooled key stands for two words.
     """
 
     def __init__(
@@ -121,6 +121,11 @@ class ReleasedCMSAModel(ReferringModel):
         return TextFeatures(vectors, word_mask)
 
     def decode(self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None) -> Tensor:
+        return self.explain(features, text, image_index).logits
+
+    def explain(
+        self, features: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
+    ) -> Explanation:
         words, word_mask = text
         check_images("features", len(features.levels[0]), "words", len(words), image_index, words.device)
         for attention in self.attention:
@@ -129,5 +134,6 @@ class ReleasedCMSAModel(ReferringModel):
             cast(ReleasedLevel, attention).unchecked_forward(level, words, word_mask, image_index)
             for attention, level in zip(self.attention, features.levels, strict=True)
         ]
-        logits = self.mask(self.fusion.unchecked_forward(levels))
-        return F.interpolate(logits, size=features.size, mode="bilinear", align_corners=False)
+        fused = self.fusion.unchecked_forward(levels)
+        logits = F.interpolate(self.mask(fused), size=features.size, mode="bilinear", align_corners=False)
+        return Explanation(logits, last_features=fused)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..kernels.separable_attention.api import (
     unchecked_cross_modal_attention,
+    unchecked_received_place_attention,
     unchecked_received_word_attention,
 )
 from ..kernels.separable_attention.numerics import word_weights
@@ -210,6 +211,28 @@ class CMSA(Level):
         return projected, unchecked_received_word_attention(
             places.query, expression.query, expression.key, tokens.weight, image_index
         )
+
+    def place_attention(
+        self,
+        visual: Tensor,
+        words: Tensor,
+        word_mask: Tensor | None = None,
+        *,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the attention that each place receives, averaged over places and real words.
+
+        Arguments and errors are those of `forward`.
+
+        Returns:
+            [B, H, W], which sums to 1, without a gradient.
+        """
+        self.check_inputs(visual, words, word_mask, image_index)
+        tokens = _tokens(visual, words, word_mask)
+        places, expression = self._project(tokens)
+        return unchecked_received_place_attention(
+            places.query, places.key, expression.query, tokens.weight, image_index
+        ).unflatten(1, visual.shape[2:])
 
     def _project(self, tokens: _Tokens) -> tuple[_Projections, _Projections]:
         """Query, key and value of the places [B', P, d] and of the words [B, N, d]."""

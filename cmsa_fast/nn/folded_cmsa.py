@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from ..kernels.backends import without_autocast
 from ..kernels.separable_attention.api import (
+    place_exponentials,
     unchecked_cross_modal_attention,
+    unchecked_received_place_attention,
     unchecked_received_word_attention,
 )
 from ..kernels.separable_attention.numerics import word_weights
@@ -37,6 +39,7 @@ class FoldedPlaces(NamedTuple):
         value: [B_images, P, E'], already convolved; E' is E, rounded up to a multiple of 16.
         residual: [B_images, P, E], the place part of the tokens, already convolved.
         size: (height, width) of the visual features, P = height * width.
+        exponentials: What `FoldedLevel.unchecked_prepare` adds for further expressions.
     """
 
     query: Tensor
@@ -44,6 +47,7 @@ class FoldedPlaces(NamedTuple):
     value: Tensor
     residual: Tensor
     size: tuple[int, int]
+    exponentials: Tensor | None = None  # [B_images, P, P]
 
 
 class FoldedLevel:
@@ -125,6 +129,10 @@ class FoldedLevel:
         query, key, value, residual = places.split([*self._parts, self._channels], dim=2)
         return FoldedPlaces(query, key, value, residual, (visual.shape[2], visual.shape[3]))
 
+    def unchecked_prepare(self, places: FoldedPlaces) -> FoldedPlaces:
+        """The places with the attention's exponentials, where keeping them makes further expressions cheaper."""
+        return places._replace(exponentials=place_exponentials(places.query, places.key, self._attention.backend))
+
     def project(
         self,
         places: FoldedPlaces,
@@ -177,6 +185,7 @@ class FoldedLevel:
             weight,
             image_index=image_index,
             backend=self._attention.backend,
+            exponentials=places.exponentials,
         )[..., : self._channels]
         mean_part = F.linear(mean_word(unit, weight), self._mean_part, self._bias)
         projected = attended + gather_images(places.residual, image_index)
@@ -186,6 +195,17 @@ class FoldedLevel:
             return projected, None
         return projected, unchecked_received_word_attention(places.query, query, key, weight, image_index)
 
+    def unchecked_place_attention(
+        self, places: FoldedPlaces, words: Tensor, word_mask: Tensor | None, image_index: Tensor | None
+    ) -> Tensor:
+        """`CMSA.place_attention` of encoded images, without argument checks and `check_use`."""
+        weight = word_weights(word_mask, words)
+        query = F.linear(unit_words(words, word_mask), self._word_part[: self._width]).to(places.query.dtype)
+        received = unchecked_received_place_attention(
+            places.query, places.key, query, weight, image_index, places.exponentials
+        )
+        return received.unflatten(1, places.size)
+
     def check_use(self) -> None:
         """Raise a RuntimeError if gradients are recorded or the weights have changed."""
         if torch.is_grad_enabled():
@@ -193,6 +213,8 @@ class FoldedLevel:
                 "A folded level has no gradient for its weights: call it under torch.no_grad() or "
                 "torch.inference_mode(), or call CMSA.project."
             )
+        if torch.compiler.is_exporting():
+            return  # the program has its own copy of the folded weights
         torch._assert_async(
             _are_unchanged(self._find_weights(), self._versions),
             "The weights of CMSA or of the convolution have changed since they were folded: fold them again.",

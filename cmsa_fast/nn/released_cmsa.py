@@ -124,8 +124,7 @@ class ReleasedLevel(Level, ABC):
         key_mask = None
         if tokens.word_mask is not None:
             # A window of packed words has a real one if its first is real.
-            windows = tokens.word_mask[:, ::2]
-            key_mask = windows[:, None].expand(-1, pooled.shape[1], -1).flatten(1)
+            key_mask = tokens.word_mask[:, ::2].repeat(1, pooled.shape[1])
         attended = unchecked_joint_attention(query.flatten(1, 2), key, value, key_mask, backend=self.backend)
         return unchecked_joint_attention_tail(
             attended.unflatten(1, query.shape[1:3]),

@@ -19,7 +19,7 @@ from ..data.loader import BatchLoader
 from ..data.sampler import ImageBatchSampler, StepBatches
 from ..data.types import ReferringDataset
 from ..models.base import ReferringModel
-from ..models.checkpoint import WEIGHTS, ModelConfig, load_model, save_model
+from ..models.checkpoint import WEIGHTS, ModelConfig, load_model, save_model, write_config
 from ..nn import dice_loss, segmentation_loss
 from ..system.files import write_atomically
 from ..system.processes import interrupts_deferred
@@ -99,9 +99,10 @@ def train(
         dataset: The training split.
         collate: Has the vocabulary and input size of the model.
         recipe: Batch, steps, optimiser, schedule and loss.
-        folder: Existing folder for model.safetensors, checkpoint.pt and metrics.jsonl. Each line of metrics is a
-            JSON object: step, loss, iou, learning_rate and seconds, where loss and iou are means since the line
-            before; or step, validation and seconds. With validation, the last weights are in last.safetensors.
+        folder: Existing folder for the model (see `models.checkpoint`), checkpoint.pt and metrics.jsonl. Each line
+            of metrics is a JSON object: step, loss, iou, learning_rate and seconds, where loss and iou are means
+            since the line before; or step, validation and seconds. With validation, the last weights are in
+            last.safetensors.
         seed: Seed of the order of images and the choice of expressions.
         device: Device of the model.
         num_workers: Processes that read or draw images.
@@ -126,6 +127,7 @@ def train(
     if resume:
         state.restore(folder / STATE)
         _truncate_metrics(folder / METRICS, state)
+    write_config(folder, model_config)
 
     def save() -> None:
         state.save(folder / STATE)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+OPTIONS = "options.json"  # in a run folder: the options of the training as given, and the recipe
 PresetName = Literal["demo", "paper"]
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["poly", "cosine"]

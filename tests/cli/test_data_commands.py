@@ -181,9 +181,7 @@ def test_convert_errors_are_one_line_and_leave_nothing(tmp_path: Path, capsys: C
         ["erase"],
         ["check"],
         ["download", "imagenet"],
-        ["convert", "--to", "x"],
         ["convert", "--root", "x"],
-        ["convert", "--root", "x", "--to", "y", "--data", "scenes"],
     ],
 )
 def test_usage_errors_exit_with_2(words: list[str], capsys: Capture) -> None:
@@ -191,6 +189,13 @@ def test_usage_errors_exit_with_2(words: list[str], capsys: Capture) -> None:
         main(["data", *words])
     assert caught.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_convert_needs_a_root_unless_it_draws_scenes(capsys: Capture) -> None:
+    assert "--data refer needs --root" in failed(capsys, "data", "convert", "--to", "x.parquet")
+    command = ("data", "convert", "--to", "x.parquet", "--data", "scenes")
+    assert "--root cannot be used with --data scenes" in failed(capsys, *command, "--root", "x")
+    assert failed(capsys, *command, "--scenes", 0) == "--scenes must be at least 1; got 0."
 
 
 # training on other forms and on damaged data
@@ -241,7 +246,7 @@ def test_training_with_a_missing_image(tmp_path: Path, capsys: Capture, workers:
     assert content["steps"] == 9
     assert len(content["errors"]) == 1
     line = failed(capsys, *training("--strict", run_dir=tmp_path / "strict", **options))
-    assert line.startswith("there is no image COCO_train2014_000000000011.jpg in")
+    assert "instances.json: annotation 1101: there is no image COCO_train2014_000000000011.jpg in" in line
     assert "DataLoader" not in line
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -237,15 +238,17 @@ def test_help_has_the_table_of_conventions(capsys: Capture) -> None:
 @pytest.mark.slow
 def test_results_under_torchrun_are_identical(run: Path, tmp_path: Path) -> None:
     environment = dict(os.environ, OMP_NUM_THREADS="1")
-    common = ["-m", "cmsa_fast", "evaluate", str(run), "--split", "train", "--num-workers", "0"]
+    common = ["-m", "cmsa_fast", "evaluate", str(run), "--split", "train", "--num-workers", "0", "--save-masks"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for name, start in (("one", []), ("two", torchrun)):
         command = [sys.executable, *start, *common, "--out", str(tmp_path / name)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("all expressions") == 1
-    one, two = ((tmp_path / name / "sentences.csv").read_text() for name in ("one", "two"))
-    assert one == two
+    for file in ("sentences.csv", "masks.jsonl"):
+        one, two = ((tmp_path / name / file).read_text() for name in ("one", "two"))
+        assert len(one.splitlines()) >= 5
+        assert one == two
 
 
 def test_results_of_a_stopped_evaluation_are_kept(
@@ -253,14 +256,14 @@ def test_results_of_a_stopped_evaluation_are_kept(
 ) -> None:
     import cmsa_fast.evaluation.evaluate as evaluation
 
-    measured = evaluation._result
+    measured = evaluation.measure
 
     def stopped(index: int, *arguments: object) -> object:
         if index == 3:
             raise KeyboardInterrupt
         return measured(index, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(evaluation, "_result", stopped)
+    monkeypatch.setattr(evaluation, "measure", stopped)
     assert evaluate_run(run, "--split=train", "--images-per-batch=1") == 130
     folder = run / "evaluation-refer-train-native"
     # The expressions of an image are consecutive: the first image has 0, 1, 3 and 4.
@@ -268,3 +271,14 @@ def test_results_of_a_stopped_evaluation_are_kept(
     assert [result.index for result in kept] == [0, 1]
     assert "Stopped after 2 of 5 expressions" in caplog.text
     assert not (folder / "evaluation.json").exists()
+
+
+def test_the_demo_is_evaluated_into_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "demo", "--data=scenes", "--scenes=4", "--examples=0", "--num-workers=0"]) == 0
+    content = json.loads((tmp_path / "evaluation-scenes-val-native" / "evaluation.json").read_text())
+    assert content["overall"]["overall_iou"] > 0.4
+    assert main(["evaluate", "demo"]) == 1
+    assert "demo has no options.json with the data of the run" in capsys.readouterr().err

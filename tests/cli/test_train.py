@@ -34,7 +34,10 @@ from cmsa_fast.training.loop import Progress
 from cmsa_fast.training.state import STATE
 
 QUICK: dict[str, Any] = {"size": 40, "steps": 1, "examples": 0}
-FILES = ["checkpoint.pt", "evaluation.json", "examples", "metrics.jsonl", "model.safetensors", "options.json"]
+FILES = [
+    *("checkpoint.pt", "config.json", "evaluation.json", "examples", "metrics.jsonl", "model.safetensors"),
+    *("options.json", "vocabulary.txt"),
+]
 
 
 def trained(folder: Path, **options: Any) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support.damage import damage
 from support.refer_layout import ReferLayout, open_refer, small_refcoco, square
 from torch.utils.data import DataLoader
 
+from cmsa_fast.data.masks import parse_segmentation
 from cmsa_fast.data.types import Sample
 
 LOGGER = "cmsa_fast.data.dataset"
@@ -212,3 +214,30 @@ def test_workers_read_the_same(tmp_path: Path, start: str) -> None:
         assert sample.expression == here.expression
         assert torch.equal(sample.image, here.image)
         assert torch.equal(sample.mask, here.mask)
+
+
+def test_sample_without_pixels(tmp_path: Path) -> None:
+    layout = small_refcoco(tmp_path)
+    data = open_refer(layout.write())
+    expected = [data[i] for i in range(len(data))]
+    for file in layout.image_folder.iterdir():
+        file.unlink()  # instances.json has the sizes
+    for i, one in enumerate(expected):
+        sample = data.without_pixels(i)
+        assert sample.image.shape == one.image.shape
+        assert sample.image.is_meta
+        assert torch.equal(sample.mask, one.mask)
+        assert (sample.sent_id, sample.ref_id, sample.image_id) == (one.sent_id, one.ref_id, one.image_id)
+        assert sample.expression == one.expression
+
+
+def test_ignored_regions_are_decoded(tmp_path: Path) -> None:
+    data = open_refer(small_refcoco(tmp_path).write())
+    record = data.records[1]
+    assert data[2].ignore is None
+    regions = tuple(parse_segmentation([square(*corner, 3)]) for corner in ((0, 0), (2, 1)))
+    data.records = [data.records[0], replace(record, ignored=regions), *data.records[2:]]
+    for sample in (data[2], data.without_pixels(2)):
+        assert sample.ignore is not None
+        assert sample.ignore.shape == sample.mask.shape
+        assert int(sample.ignore.sum()) == 9 + 9 - 2

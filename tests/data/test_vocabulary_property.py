@@ -46,13 +46,7 @@ def test_a_word_list_comes_back_from_its_file(
     if not usable:
         return
     vocabulary = Vocabulary.from_expressions(usable)
-    file.write_text("before")
-    try:
-        vocabulary.save(file)
-    except ValueError:
-        assert any("\ud800" <= character <= "\udfff" for said in usable for character in said)
-        assert file.read_text() == "before"
-        return
+    vocabulary.save(file)
     again = Vocabulary.from_file(file)
     assert again.tokens == vocabulary.tokens
     for expression in usable:

@@ -72,7 +72,7 @@ def test_word_attention_is_that_of_the_model() -> None:
     model, batch = varied_model(), COLLATE(images(3, 3).samples)
     with torch.no_grad():
         features, text = (model.encode_image(batch.images), model.encode_text(batch.words, batch.word_mask))
-        _, expected = model.explain(features, text, batch.image_index)
+        expected = model.explain(features, text, batch.image_index).word_attention
     for row, output in enumerate(segment_batch(model, batch, "cpu", explain=True)):
         assert output.word_attention is not None
         real = batch.word_mask[row]

@@ -17,7 +17,9 @@ from torch import Tensor
 from cmsa_fast.data import load
 from cmsa_fast.data.transforms import Letterbox
 from cmsa_fast.evaluation.conventions import CONVENTIONS
+from cmsa_fast.evaluation.mask_files import read_predictions
 from cmsa_fast.evaluation.metrics import SegmentationMetrics
+from cmsa_fast.evaluation.predictions import score_predictions
 
 MODELS = ("base", "ours")
 
@@ -60,6 +62,25 @@ def test_pixels_and_native_ious_are_the_published_ones(real: Path, model: str) -
     for tenths in (5, 6, 7, 8, 9):
         passed = sum(value >= tenths / 10 for value in ious)
         assert values[f"precision@0.{tenths}"] == passed / 66
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_scores_of_the_published_masks(real: Path, model: str, tmp_path: Path) -> None:
+    folder = real / "refer" / "predictions"
+    published = {record["sent_id"]: record for record in json.loads((folder / "published_iou.json").read_text())}
+    scored = 0
+    for split in ("train", "val", "testA"):
+        dataset = load("refer", real / "refer", split)
+        (tmp_path / split).mkdir()
+        for *_, sent_id in dataset.ids():
+            (tmp_path / split / f"{sent_id}.png").symlink_to(folder / model / published[sent_id]["mask"])
+        predictions = read_predictions(tmp_path / split)
+        results = score_predictions(predictions, dataset, [CONVENTIONS["native"]]).evaluations["native"].results
+        for one in results:
+            expected = published[one.sent_id][model]
+            assert (one.intersection, one.union, one.iou) == (expected["I"], expected["U"], expected["iou_native"])
+        scored += len(results)
+    assert scored == 66
 
 
 @pytest.mark.parametrize("model", MODELS)

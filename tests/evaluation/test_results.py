@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from support.small_evaluation import random_results
 
-from cmsa_fast.evaluation.results import read_results, write_results
+from cmsa_fast.data.types import Sample
+from cmsa_fast.evaluation.conventions import CONVENTIONS
+from cmsa_fast.evaluation.results import measure, read_results, write_results
 
 # As `cmsa-fast evaluate` wrote it when the column was named "sentence".
 OLD_FILE = """\
@@ -65,3 +68,29 @@ def test_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read_results(path)
     assert str(path) in str(caught.value)
+
+
+def test_ignored_pixels_count_in_neither_mask() -> None:
+    true, predicted, ignore = (torch.zeros(6, 10, dtype=torch.bool) for _ in range(3))
+    true[:, :5] = predicted[:, 3:8] = ignore[:, 4:7] = True
+    sample = Sample(torch.zeros(3, 6, 10, dtype=torch.uint8), true, "the dog", 1, 2, 3)
+    plain = measure(0, sample, predicted, CONVENTIONS["native"])
+    assert (plain.intersection, plain.predicted, plain.true) == (12, 30, 30)
+    result = measure(0, replace(sample, ignore=ignore), predicted, CONVENTIONS["native"])
+    # Columns 4 to 6 are left out: the truth keeps 0 to 3, the prediction 3 and 7.
+    assert (result.intersection, result.predicted, result.true) == (6, 12, 24)
+    assert result.iou == 6 / 30
+    assert result.share == plain.share == 0.5
+    nothing_counts = replace(sample, ignore=torch.ones_like(true))
+    result = measure(0, nothing_counts, predicted, CONVENTIONS["native"])
+    assert (result.union, result.iou) == (0, 1)
+
+
+def test_ignored_pixels_are_stretched_with_the_truth() -> None:
+    lavt = CONVENTIONS["lavt"]
+    true, ignore = torch.zeros(2, 40, 60, dtype=torch.bool)
+    true[8:30, 10:40] = ignore[20:40, :25] = True
+    sample = Sample(torch.zeros(3, 40, 60, dtype=torch.uint8), true, "the dog", 1, 2, 3, ignore=ignore)
+    result = measure(0, sample, torch.ones(480, 480, dtype=torch.bool), lavt)
+    # 12 x 8 pixels of 480 x 480 for each of 40 x 60.
+    assert (result.true, result.predicted) == ((660 - 150) * 96, (2400 - 500) * 96)

@@ -1,4 +1,4 @@
-"""Overlays, example images and overviews, pixel by pixel."""
+"""Example images and overviews, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from support.small_evaluation import random_results
-from torch import Tensor
 
-from cmsa_fast.evaluation.visualization import Example, draw_example, extremes, overlay, save_examples
-
-MARK = (235, 30, 90)
+from cmsa_fast.evaluation.drawing import MARK, overlay
+from cmsa_fast.evaluation.visualization import Example, draw_example, extremes, save_examples
 
 
 def example(height: int = 37, width: int = 53, expression: str = "left dog", words: int = 2) -> Example:
@@ -25,46 +23,6 @@ def example(height: int = 37, width: int = 53, expression: str = "left dog", wor
     prediction = truth.roll(1, 0)
     tokens = [f"word{index}" for index in range(words)]
     return Example(image, truth, prediction, expression, tokens, torch.full((3, words), 1 / words))
-
-
-def colour(pixels: Tensor, y: int, x: int) -> tuple[int, ...]:
-    return tuple(pixels[:, y, x].tolist())
-
-
-def test_overlay_tints_and_outlines_the_object() -> None:
-    image = torch.full((3, 21, 25), 100, dtype=torch.uint8)
-    mask = torch.zeros(21, 25, dtype=torch.bool)
-    mask[5:14, 6:17] = True
-    drawn = overlay(image, mask)
-    assert drawn.dtype == torch.uint8
-    assert colour(drawn, 9, 11) == tuple(round(0.55 * 100 + 0.45 * c) for c in MARK)
-    assert colour(drawn, 0, 0) == (round(0.55 * 100 + 0.45 * 255),) * 3
-    assert colour(drawn, 4, 11) == colour(drawn, 14, 11) == colour(drawn, 0, 0)
-    outline = mask.clone()
-    outline[6:13, 7:16] = False
-    marked = (drawn == torch.tensor(MARK, dtype=torch.uint8)[:, None, None]).all(0)
-    assert torch.equal(marked, outline)
-    assert torch.equal(image, torch.full_like(image, 100))
-
-
-@pytest.mark.parametrize("size", [(1, 40), (33, 1), (2, 3), (7, 401)])
-def test_overlay_of_one_pixel_none_and_all(size: tuple[int, int]) -> None:
-    image = torch.full((3, *size), 40, dtype=torch.uint8)
-    pale = torch.full_like(image, round(0.55 * 40 + 0.45 * 255))
-    assert torch.equal(overlay(image, torch.zeros(size, dtype=torch.bool)), pale)
-    one = torch.zeros(size, dtype=torch.bool)
-    one[-1, -1] = True
-    drawn = overlay(image, one)
-    assert colour(drawn, -1, -1) == MARK
-    assert torch.equal(drawn[:, ~one], pale[:, ~one])
-    # The border of the image is not an outline.
-    full = overlay(image, torch.ones(size, dtype=torch.bool))
-    assert {colour(full, 0, 0), colour(full, -1, -1)} == {tuple(round(0.55 * 40 + 0.45 * c) for c in MARK)}
-
-
-def test_overlay_needs_a_mask_of_the_image_size() -> None:
-    with pytest.raises(ValueError, match=r"mask must have the image's size \[5, 7\]; got \[7, 5\]"):
-        overlay(torch.zeros(3, 5, 7, dtype=torch.uint8), torch.zeros(7, 5, dtype=torch.bool))
 
 
 def test_iou_of_an_example() -> None:
@@ -79,7 +37,8 @@ def test_iou_of_an_example() -> None:
 def test_panels_show_image_truth_and_prediction() -> None:
     one = example(64, 128)
     sheet = np.asarray(draw_example(one))
-    for panel, pixels in enumerate([one.image, overlay(one.image, one.truth), overlay(one.image, one.prediction)]):
+    truth, prediction = (overlay(one.image, [(mask, MARK)]) for mask in (one.truth, one.prediction))
+    for panel, pixels in enumerate([one.image, truth, prediction]):
         top, left = 52 + 64, 8 + panel * 264  # 256 wide and 128 high, centred in a square of 256
         shown = sheet[top : top + 128, left : left + 256]
         expected = pixels.permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)

@@ -16,6 +16,7 @@ from cmsa_fast.kernels import (
     joint_attention,
     joint_attention_tail,
     level_tail,
+    received_place_attention,
     received_word_attention,
 )
 
@@ -28,6 +29,7 @@ def mask(*rows: list[int]) -> Tensor:
 
 
 # Two images of 5 places, expressions of 3 words, width 4, value width 6.
+PLACES = {"place_query": zeros(2, 5, 4), "place_key": zeros(2, 5, 4), "word_query": zeros(2, 3, 4)}
 RECEIVED = {"place_query": zeros(2, 5, 4), "word_query": zeros(2, 3, 4), "word_key": zeros(2, 3, 4)}
 CROSS_MODAL = {
     "place_query": zeros(2, 5, 4),
@@ -174,7 +176,13 @@ LEVEL_TAIL_VALUES: list[Row] = [
     (f"{_BACKENDS} 'numpy'.", {"backend": "numpy"}),
 ]  # fmt: skip
 
+# Of received_place_attention, which has no word keys.
+PLACE_TYPES, PLACE_VALUES = (
+    [(message, changed) for message, changed in rows if "word_key" not in changed]
+    for rows in (TOKEN_TYPES, TOKEN_VALUES)
+)
 TABLES = [
+    (received_place_attention, PLACES, PLACE_TYPES, PLACE_VALUES),
     (received_word_attention, RECEIVED, TOKEN_TYPES, TOKEN_VALUES),
     (cross_modal_attention, CROSS_MODAL, TOKEN_TYPES, TOKEN_VALUES + CROSS_MODAL_VALUES),
     (joint_attention, JOINT, JOINT_TYPES, JOINT_VALUES),
@@ -209,6 +217,7 @@ def test_valid_arguments_pass(backend: str) -> None:
     result = cross_modal_attention(**CROSS_MODAL, word_mask=words, image_index=index, backend=backend)
     assert result.shape == (2, 5, 6)
     assert received_word_attention(**RECEIVED, word_mask=words, image_index=index).shape == (2, 3)
+    assert received_place_attention(**PLACES, word_mask=words, image_index=index).shape == (2, 5)
     attended = joint_attention(**JOINT, key_mask=words, scale=2, backend=backend)
     assert attended.shape == (2, 5, 6)
     for options in ({}, {"bias": None, "word_mask": words, "relu": True}):

@@ -25,7 +25,7 @@ def test_mask_scale_arranges_channels_as_finer_logits() -> None:
     torch.manual_seed(0)
     model = build("cmsa", backbone="compact", mask_scale=2)
     projected = [torch.randn(2, model.mask.in_channels, 3, 4) for _ in range(3)]
-    finer = model.read_out(projected, (6, 8))
+    finer = model.read_out([(part, None) for part in projected], (6, 8)).logits
     channels = model.mask(model.fusion.fuse(projected))
     assert channels.shape == (2, 4, 3, 4)
     for row in range(2):

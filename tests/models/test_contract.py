@@ -13,7 +13,7 @@ import torch
 from support.small_models import INDEX, MASK, WORDS, build, images
 
 from cmsa_fast.models import MODELS, build_model, for_inference
-from cmsa_fast.models.base import ExplainsWords, ReferringModel
+from cmsa_fast.models.base import ReferringModel
 from cmsa_fast.nn import segmentation_loss
 from cmsa_fast.training.recipe import PRESETS
 
@@ -40,14 +40,23 @@ def test_calls_agree(name: str) -> None:
     torch.testing.assert_close(without_padding, logits[:1], rtol=1e-4, atol=1e-5)
     ids_of_padding = torch.where(MASK, WORDS, 8 - WORDS)
     assert torch.equal(model.segment(features, ids_of_padding, MASK, INDEX), logits)
+    prepared = model.prepare(features)
+    torch.testing.assert_close(model.decode(prepared, text, INDEX), logits)
     other_words = model.segment(features, WORDS.flip(1), None, INDEX)
     assert (other_words - logits).abs().max() > 1e-4
-    if isinstance(model, ExplainsWords):
-        explained, received = model.explain(features, text, INDEX)
-        assert torch.equal(explained, logits)
+    explained, received, last_features = model.explain(features, text, INDEX)
+    assert torch.equal(explained, logits)
+    assert last_features.shape == (3, 7, 5, 7)
+    places = model.place_attention(features, text, INDEX)
+    assert (received is None) == (places is None) == (name == "cmsa-released")
+    if received is not None:
         assert received.shape == (3, 3, 3)
         torch.testing.assert_close(received.sum(2), torch.ones(3, 3))
         assert (received.mT[~MASK] == 0).all()
+        assert places.shape == (3, 3, 5, 7)
+        torch.testing.assert_close(places.sum((2, 3)), torch.ones(3, 3))
+        alone = model.place_attention(features, model.encode_text(WORDS[:1, 1:]), INDEX[:1])
+        torch.testing.assert_close(alone, places[:1])
 
 
 @pytest.mark.parametrize("name", [*MODELS, FOLDED])

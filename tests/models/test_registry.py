@@ -83,7 +83,7 @@ def test_a_registered_model_trains_evaluates_and_predicts(
     evaluated = json.loads(written.read_text())
     assert evaluated["overall"]["overall_iou"] == result.evaluation.overall["overall_iou"]
 
-    predictor = Predictor.from_run(folder)
+    predictor = Predictor.from_pretrained(folder)
     image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
     predictor.set_image(image)
     prediction = predictor.predict("red circle")

@@ -12,7 +12,6 @@ from support.small_training import CONFIG, RECIPE, SIZE, images, run
 from torch.nn import functional as F
 
 from cmsa_fast.data.transforms import Letterbox
-from cmsa_fast.models.base import ExplainsWords
 from cmsa_fast.models.released_cmsa import ReleasedCMSAModel
 from cmsa_fast.predictor import Predictor
 
@@ -67,11 +66,6 @@ def test_sizes_are_options() -> None:
         build(NAME, res5_channels=0)
 
 
-def test_pooled_keys_do_not_explain_words() -> None:
-    assert not isinstance(build(NAME), ExplainsWords)
-    assert isinstance(build("cmsa"), ExplainsWords)
-
-
 def test_model_trains_loads_and_predicts(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, name=NAME)
     recipe = dataclasses.replace(RECIPE, steps=40, learning_rate=5e-3)
@@ -81,7 +75,7 @@ def test_model_trains_loads_and_predicts(tmp_path: Path) -> None:
     first, *_, last = [float(line.split('"loss": ')[1].split(",")[0]) for line in lines]
     assert last < 0.8 * first
     sample = images().samples[3]
-    predictor = Predictor.from_run(tmp_path)
+    predictor = Predictor.from_pretrained(tmp_path)
     predictor.set_image(sample.image)
     prediction = predictor.predict("right dog")
     assert prediction.mask.shape == sample.image.shape[1:]

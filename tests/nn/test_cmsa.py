@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from cmsa_fast.kernels import reference
 from cmsa_fast.nn import CMSA
+from cmsa_fast.nn.tokens import coordinate_rows
 
 
 def literal(module: CMSA, visual: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
@@ -62,6 +63,30 @@ def test_word_attention_sums_to_one_over_real_words() -> None:
     assert received.shape == (2, 5)
     torch.testing.assert_close(received.sum(1), torch.ones(2, dtype=torch.float64))
     assert (received[~mask] == 0).all()
+
+
+def test_place_attention_is_that_of_the_printed_equations() -> None:
+    module = build()
+    visual, words, *_ = draw(2, 3, 5, 3, 2)
+    mask = torch.tensor([[True] * 5, [False, True, True, True, False], [True, False, True, False, True]])
+    index = torch.tensor([1, 0, 1])
+    # The attention that place p' receives is what the tokens of p' add to the attended values if their value is 1.
+    gathered = visual[index]
+    feature = torch.cat(
+        [
+            F.normalize(gathered.flatten(2).mT, dim=2)[:, :, None].expand(-1, -1, 5, -1),
+            F.normalize(words, dim=2)[:, None].expand(-1, 6, -1, -1),
+            coordinate_rows(visual)[None, :, None].expand(3, -1, 5, -1),
+        ],
+        dim=3,
+    ).flatten(1, 2)
+    value = torch.eye(6, dtype=torch.float64).repeat_interleave(5, 0).expand(3, -1, -1)
+    real = mask[:, None].expand(-1, 6, -1).flatten(1)
+    weights = reference.token_attention(module.query(feature), module.key(feature), value, real)
+    expected = torch.stack([one[rows].mean(0) for one, rows in zip(weights, real, strict=True)])
+    received = module.place_attention(visual, words, mask, image_index=index)
+    torch.testing.assert_close(received, expected.unflatten(1, (3, 2)), rtol=1e-12, atol=1e-12)
+    assert not received.requires_grad
 
 
 def test_word_attention_is_differentiable() -> None:

@@ -20,6 +20,8 @@ import cmsa_fast.training.loop as training
 from cmsa_fast.data.batch import Collate
 from cmsa_fast.data.errors import ErrorCollector
 from cmsa_fast.data.types import Sample
+from cmsa_fast.models.checkpoint import CONFIG as CONFIG_FILE
+from cmsa_fast.models.checkpoint import VOCABULARY as VOCABULARY_FILE
 from cmsa_fast.models.checkpoint import WEIGHTS, load_model
 from cmsa_fast.training.loop import LAST, METRICS, training_step
 from cmsa_fast.training.state import STATE
@@ -108,7 +110,13 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, collate=Failing(at), checkpoint_every=5)
     assert state_of(tmp_path)["step"] == at
-    assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, METRICS, WEIGHTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        STATE,
+        CONFIG_FILE,
+        METRICS,
+        WEIGHTS,
+        VOCABULARY_FILE,
+    ]
     assert f"Stopped at step {at} of 13; --run-dir {tmp_path} --resume continues." in caplog.text
     _, progress = run(tmp_path, model=new_model(7), resume=True, num_workers=int(at == 9))
     assert progress.step == 13
@@ -193,7 +201,7 @@ def test_unusable_data_end_the_training(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"None of the expressions of {enough} consecutive steps"):
             run(tmp_path / name, errors=ErrorCollector(strict=False), **given)
         assert same(model.state_dict(), new_model().state_dict())
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [METRICS]
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [CONFIG_FILE, METRICS, VOCABULARY_FILE]
 
 
 class Diverging(nn.Module):
@@ -224,7 +232,13 @@ def test_divergence_keeps_the_files(tmp_path: Path, kind: str) -> None:
     assert state["step"] == 6
     assert bool(model.weight.isfinite())
     assert torch.equal(state["model"]["weight"], model.weight)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [STATE, METRICS, WEIGHTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        STATE,
+        CONFIG_FILE,
+        METRICS,
+        WEIGHTS,
+        VOCABULARY_FILE,
+    ]
 
 
 def test_iou_of_a_step() -> None:

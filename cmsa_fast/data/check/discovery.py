@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..formats.converted import is_converted
+from ..formats.manifest import is_manifest
 from ..formats.published import PUBLISHED_EXPRESSIONS
 from ..formats.referit import RECORD_FOLDERS
 from ..source import Form, Source
@@ -19,12 +20,18 @@ _WHOLE_FOLDERS: Mapping[Form, tuple[str, ...]] = {
     "converted": ("dataset.json",),  # of the former format, which its reader explains
     "referit": tuple(f"{folder}/referit_query_*.json" for folder in RECORD_FOLDERS),
     "parquet": ("*.parquet", "data/*.parquet"),
+    "manifest": ("*.jsonl",),
+}
+# Files that are a data set of their own: their form, and how they are recognised.
+_FILES: Mapping[str, tuple[Form, Callable[[Path], bool]]] = {
+    ".parquet": ("converted", is_converted),
+    ".jsonl": ("manifest", is_manifest),
 }
 _EXPECTED = (
     "A root holds refcoco/refs(unc).p and refcoco/instances.json (likewise refcoco+, refcocog, "
     "refclef or any other name), grefcoco/grefs(unc).json, anns/<data set>/<split>.json "
     "with masks/, Parquet files, referit_query_<split>.json, or a file written by "
-    "`cmsa-fast data convert`, and images in images/"
+    "`cmsa-fast data convert`, and images in images/; or manifests (*.jsonl)"
 )
 
 
@@ -37,7 +44,12 @@ class Discovery:
 
 
 def discover(root: Path, *, image_folder: Path | None = None) -> Discovery:
-    """Searches a folder and its subfolders for data sets; opens Parquet files only."""
+    """Searches a folder and its subfolders for data sets; opens Parquet and JSONL files only.
+
+    The root may also be a file that is a data set.
+    """
+    if root.is_file() and _is_data_set(root):
+        return Discovery((Source(form=_FILES[root.suffix][0], root=root, image_folder=image_folder),), ())
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}. {_EXPECTED}.")
     sources: list[Source] = []
@@ -81,16 +93,18 @@ def _whole_folder(folder: Path, claimed: set[Path]) -> Iterator[Source]:
     for form, patterns in _WHOLE_FOLDERS.items():
         files = {file for pattern in patterns for file in folder.glob(pattern)} - claimed
         claimed |= files
-        converted = [file for file in sorted(files) if form == "parquet" and _is_converted(file)]
-        for file in converted:
-            yield Source(form="converted", root=file)
-        if len(files) > len(converted):
+        alone = [file for file in sorted(files) if _is_data_set(file)]
+        for file in alone:
+            yield Source(form=_FILES[file.suffix][0], root=file)
+        if len(files) > len(alone) and form != "manifest":
             yield Source(form=form, root=folder)
 
 
-def _is_converted(file: Path) -> bool:
+def _is_data_set(file: Path) -> bool:
+    if file.suffix not in _FILES:
+        return False
     try:
-        return is_converted(file)
+        return _FILES[file.suffix][1](file)
     except (ValueError, OSError):
         return False  # its reader reports what is wrong with it
 

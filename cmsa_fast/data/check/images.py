@@ -78,10 +78,10 @@ def _check_image(records: list[Record], read: bool, decode: bool) -> Iterator[tu
             if expected not in (None, stored):
                 upright = _size(image, decode, apply_orientation=True)
     except FileNotFoundError as error:
-        yield "image-missing", str(error)
+        yield "image-missing", f"{_about(records[0])}: {error}"
     except (ValueError, OSError) as error:
         stored = upright = None
-        yield "image-unreadable", str(error)
+        yield "image-unreadable", f"{_about(records[0])}: {error}"
     reported_sizes: set[Size] = set()
     checked: set[tuple[int, Size | None]] = set()
     for record in records:
@@ -98,7 +98,7 @@ def _check_image(records: list[Record], read: bool, decode: bool) -> Iterator[tu
                     yield "image-size", message
             if size != upright:
                 continue  # its masks belong to another image
-        for mask in record.objects:
+        for mask in (*record.objects, *record.ignored):
             if (id(mask), size) not in checked:  # references may share an object
                 checked.add((id(mask), size))
                 yield from _mask_findings(mask, record, size, stored is not None)

@@ -1,49 +1,28 @@
-"""Writes a data set of any form as one Parquet table, which `converted` reads."""
+"""Writes a data set of any form as one Parquet table, which `converted` reads, or as a manifest."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from ...system.files import write_atomically
 from ..errors import ErrorCollector
-from ..images import ImageFile, image_size
+from ..images import ImageFile
 from ..source import Reading, Source, read_records
 from ..types import EmbeddedImage, ImageSource, ObjectMask, Record
+from .conversion import Conversion, MaskSizes, SplitCounts, check_free, count_record, run_lengths
+from .convert_manifest import write_manifest
 from .converted import METADATA_KEY, SCHEMA, Description, ImageFolders, TableRecords
+from .manifest import SUFFIX as MANIFEST
 
 _GROUP_ROWS = 16_384
 _GROUP_BYTES = 4 << 20  # of embedded images: a group is read to decode one of them
-
-
-@dataclass
-class SplitCounts:
-    """Numbers of what was written of a split."""
-
-    references: int = 0
-    expressions: int = 0
-    masks: int = 0
-    images: set[ImageSource] = field(default_factory=set)
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What was written."""
-
-    path: Path
-    description: Description
-    splits: Mapping[str, SplitCounts]
-    embedded: int  # number of images in the file
-    size: int  # bytes of the file
 
 
 def convert(
@@ -58,20 +37,20 @@ def convert(
 
     Args:
         source: The data set.
-        to: The file to write, `<name>.parquet`; must not exist.
+        to: The file to write, `<name>.parquet` or `<name>.jsonl` (a manifest); must not exist.
         splits: The splits to convert, by their names in this form. Empty: all.
-        copy_images: Embed the bytes of the image files. Otherwise images are read from where they are
-            now; images that are embedded in other files are always embedded.
+        copy_images: Embed the bytes of the image files, or copy them beside the manifest. Otherwise images are
+            read from where they are now; images that are embedded in other files are always copied.
         errors: Collects the records that cannot be used. None: the first one is raised.
 
     Returns:
         What was written. The file exists as a whole or not at all.
 
     Raises:
-        FileExistsError: `to` exists.
+        FileExistsError: `to` exists, or the folder beside a manifest for images.
         FileNotFoundError, ValueError, ImportError: As `read_records`; two of the splits share records.
     """
-    _check_free(to)
+    check_free(to)
     errors = errors or ErrorCollector(strict=True)
     readings = [read_records(source, split, errors) for split in (splits or (None,))]
     seen: dict[str, str] = {}
@@ -104,10 +83,13 @@ def convert_records(
     """Writes records as a converted data set, with the arguments of `convert`.
 
     Each mask is decoded once, at the size that the record states or else at the image's own, and written
-    as compressed run lengths. The messages of `errors` are written into the metadata.
+    as compressed run lengths. The messages of `errors` are written into the metadata of a Parquet table.
     """
     to = to.resolve()
     errors = errors or ErrorCollector(strict=True)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if to.suffix == MANIFEST:
+        return write_manifest(reading, to, origin=origin, copy_images=copy_images, errors=errors)
     table = _Table(to.parent, copy_images)
 
     def describe() -> Description:
@@ -120,15 +102,15 @@ def convert_records(
             for record in tqdm(reading.records, desc="convert", unit="record", dynamic_ncols=True):
                 with errors:
                     table.add(record)
+                    count_record(table.splits, record)
                 if table.is_full:
                     file.write_table(table.take())
             if not table.splits:
                 raise ValueError(f"{reading.title} has no record that can be converted")
             file.write_table(table.take())
             file.add_key_value_metadata({METADATA_KEY: describe().to_json()})
-        _check_free(to)
+        check_free(to)
 
-    to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(to, write)
     return Conversion(to, describe(), table.splits, len(table.embedded), to.stat().st_size)
 
@@ -143,12 +125,12 @@ class _Table:
         self._folder, self._copy_images = folder, copy_images
         self._rows: list[pa.RecordBatch] = []
         self._written = self._bytes = 0
-        self._sizes: dict[ImageSource, tuple[int, int]] = {}
+        self._mask_sizes = MaskSizes()
         self._counted: dict[tuple[str, int], ObjectMask] = {}  # objects with dropped parts
 
     def add(self, record: Record) -> None:
         """Adds a record as a whole, or raises and adds nothing."""
-        size = self._mask_size(record)
+        size = self._mask_sizes.of(record)
         image, copied = self._image_columns(record.image)
         try:
             row = {
@@ -158,6 +140,8 @@ class _Table:
                 **_size_columns(record.size),
                 "sentences": [{"sent_id": sent_id, "sent": sent} for sent_id, sent in record.expressions],
                 "masks": [self._mask_columns(one, size, record.split) for one in record.objects],
+                "ignored": [self._mask_columns(one, size, record.split) for one in record.ignored],
+                "kind": record.kind,
                 **image,
             }
             batch = pa.RecordBatch.from_pylist([row], SCHEMA)
@@ -168,11 +152,6 @@ class _Table:
         self._bytes += len(image.get("image") or b"")
         self._rows.append(batch)
         self._counted |= {(record.split, id(one)): one for one in record.objects if one.dropped}
-        counts = self.splits.setdefault(record.split, SplitCounts())
-        counts.references += 1
-        counts.expressions += len(record.expressions)
-        counts.masks += len(record.objects)
-        counts.images.add(record.image)
 
     @property
     def is_full(self) -> bool:
@@ -186,24 +165,12 @@ class _Table:
         self._rows, self._bytes = [], 0
         return rows
 
-    def _mask_size(self, record: Record) -> tuple[int, int] | None:
-        """The size at which to decode the masks of a record, None if there is nothing to decode."""
-        if all(one.is_empty for one in record.objects):
-            return None
-        if record.mask_size is not None:
-            return record.mask_size
-        image = record.image
-        if image not in self._sizes:
-            self._sizes[image] = image_size(image, apply_orientation=False)
-        return self._sizes[image]
-
     def _mask_columns(self, one: ObjectMask, size: tuple[int, int] | None, split: str) -> dict[str, Any]:
         # Parts of an object that several records share are counted at its first record.
         dropped = 0 if (split, id(one)) in self._counted else one.dropped
         if one.is_empty or size is None:
             return {"counts": b"", **_size_columns(one.size), "dropped": dropped}
-        pixels: Any = np.asfortranarray(one.decode(*size).numpy().view(np.uint8))
-        return {**coco_mask.encode(pixels), **_size_columns(size), "dropped": dropped}
+        return {**run_lengths(one.decode(*size)), **_size_columns(size), "dropped": dropped}
 
     def _image_columns(self, image: ImageSource) -> tuple[dict[str, Any], object]:
         """The columns of an image, and what its embedded bytes are a copy of."""
@@ -242,10 +209,3 @@ def _origin(source: Source, reading: Reading) -> Mapping[str, str]:
         return reading.records.origin
     fields = {key: getattr(source, key) for key in ("form", "name", "split_by", "text")}
     return {**fields, "root": str(source.root.resolve())}
-
-
-def _check_free(to: Path) -> None:
-    if to.suffix != ".parquet":
-        raise ValueError(f"to must be a file name that ends in .parquet, not {to}")
-    if to.exists():
-        raise FileExistsError(f"to must not exist; {to} exists and is never overwritten")

@@ -30,7 +30,7 @@ from .refer import is_in_split, missing_split
 from .refer_layout import existing_folder
 
 METADATA_KEY = b"cmsa_fast"
-VERSION = 2
+VERSION = 3
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
@@ -53,6 +53,8 @@ SCHEMA = pa.schema(
         pa.field("image_row", pa.int64()),
         _required("sentences", pa.list_(_required("element", _SENTENCE))),
         _required("masks", pa.list_(_required("element", _MASK))),
+        _required("ignored", pa.list_(_required("element", _MASK))),
+        _required("kind", pa.string()),
         pa.field("image", pa.binary()),
     ]
 )
@@ -140,9 +142,9 @@ def read_converted(source: Source, split: str | None, errors: ErrorCollector) ->
     path = _find(source)
     with open_table(path) as file:
         metadata = (file.metadata.metadata or {}).get(METADATA_KEY)
-        if metadata is None or not file.physical_schema.equals(SCHEMA):
+        description = None if metadata is None else Description.from_json(metadata, path)
+        if description is None or not file.physical_schema.equals(SCHEMA):
             raise ValueError(f"{path} is no converted data set: it was not written by `cmsa-fast data convert`")
-        description = Description.from_json(metadata, path)
         table = file.to_table(columns=[name for name in SCHEMA.names if name != "image"])
         starts = np.cumsum([0, *(group.num_rows for group in file.row_groups)])
     for choice in ("text", "split_by"):
@@ -252,12 +254,14 @@ class TableRecords(Sequence[Record]):
             return Record(
                 image=self._image(row),
                 size=_size(row),
-                objects=tuple(StoredMask(one["counts"], _size(one), one["dropped"]) for one in row["masks"]),
+                objects=_masks(row["masks"]),
                 expressions=tuple((one["sent_id"], one["sent"]) for one in row["sentences"]),
                 image_id=row["image_id"],
                 ref_id=row["ref_id"],
                 split=row["split"],
                 where=where,
+                ignored=_masks(row["ignored"]),
+                kind=row["kind"],
             )
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
@@ -270,6 +274,10 @@ class TableRecords(Sequence[Record]):
             raise ValueError(f"its image {name} is neither in a folder nor embedded")
         group = int(np.searchsorted(self._starts, image_row, side="right")) - 1
         return EncodedImage(self._path, group, image_row - int(self._starts[group]), name)
+
+
+def _masks(columns: Sequence[Mapping[str, Any]]) -> tuple[StoredMask, ...]:
+    return tuple(StoredMask(one["counts"], _size(one), one["dropped"]) for one in columns)
 
 
 def _find(source: Source) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ from ..mask_files import PngMask
 from ..source import Reading, Source
 from ..types import Record
 from .parsing import (
+    COCO_NAME,
     RepeatedReferences,
     Where,
+    image_number,
     integer,
     kind,
     load_json,
@@ -30,7 +31,6 @@ from .refer_layout import COCO_FOLDERS, SAIAPR_FOLDERS, check_names, image_folde
 
 # VLT writes `anns` into a folder beside `images`.
 _IMAGE_FOLDERS = (*COCO_FOLDERS, *SAIAPR_FOLDERS, "../images/train2014")
-_COCO_NAME = re.compile(r"COCO_(?:train|val)2014_(\d{12})\.\w+")
 _SAIAPR_NAME = re.compile(r"(\d{1,9})\.\w+")
 
 
@@ -103,20 +103,11 @@ def _read_record(entry: Any, where: Where, split: str, files: _Files) -> Record:
         size=None,
         objects=(PngMask((files.masks,), f"{ref_id}.png"),),
         expressions=expressions,
-        image_id=_image_id(Path(file_name).name, files.anns.name),
+        image_id=image_number(Path(file_name).name, _SAIAPR_NAME if files.anns.name == "refclef" else COCO_NAME),
         ref_id=ref_id,
         split=split,
         where=place(where),
     )
-
-
-def _image_id(file_name: str, data_set: str) -> int:
-    pattern = _SAIAPR_NAME if data_set == "refclef" else _COCO_NAME
-    match = pattern.fullmatch(file_name)
-    if match is not None:
-        return int(match[1])
-    digest = hashlib.blake2b(file_name.encode("utf-8", "surrogatepass"), digest_size=6).digest()
-    return -1 - int.from_bytes(digest)
 
 
 def _locate(source: Source) -> _Files:

@@ -7,7 +7,9 @@ formatted only for a message.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from ..source import Text
 Where = tuple[object, ...]
 _T = TypeVar("_T")
 
+COCO_NAME = re.compile(r"COCO_(?:train|val)2014_(\d{12})\.\w+")
 _LONGEST_NUMBER = 19  # decimal digits of a 64-bit integer
 _LONGEST_IDENTIFIER = 200  # characters
 
@@ -110,6 +113,15 @@ def read_image(folders: Sequence[Path], file_name: str, where: Where) -> ImageFi
         return image_file(folders, file_name)
     except ValueError as error:
         raise ValueError(f"{place(where)}: {error}") from error
+
+
+def image_number(file_name: str, numbered: re.Pattern[str] = COCO_NAME) -> int:
+    """The number in the name of an image, or a negative number that depends on the name alone."""
+    match = numbered.fullmatch(file_name)
+    if match is not None:
+        return int(match[1])
+    digest = hashlib.blake2b(file_name.encode("utf-8", "surrogatepass"), digest_size=6).digest()
+    return -1 - int.from_bytes(digest)
 
 
 def read_size(image: Any, where: Where) -> tuple[int, int]:

@@ -173,6 +173,7 @@ def read_references(
             found.splits[split] += 1
             if not is_wanted(split):
                 continue
+            _refuse_negative(record, where)
             reference = Reference(
                 ref_id=integer(record, "ref_id", where),
                 image_id=integer(record, "image_id", where),
@@ -183,6 +184,17 @@ def read_references(
             repeated.check(reference.ref_id, reference, where)
             found.references.append(reference)
     return found
+
+
+def _refuse_negative(record: Any, where: Where) -> None:
+    """ValueError for the marks of R-RefCOCO and Ref-ZOM, which would otherwise be read as ordinary expressions."""
+    sentences = record.get("sentences")
+    negative = [one for one in sentences if isinstance(one, dict)] if isinstance(sentences, list) else []
+    if record.get("source") == "zero" or any(one.get("exist", True) in (False, 0) for one in negative):
+        raise ValueError(
+            f"{place(where)} has expressions that name nothing, as R-RefCOCO and Ref-ZOM mark them; REFER has "
+            "none, so write a manifest, as docs/data.md shows"
+        )
 
 
 def _add_identifiers(value: Any, identifiers: set[str]) -> None:

@@ -1,8 +1,8 @@
 """Public functions of the separable attention: documentation, argument checks and choice of backend.
 
-`unchecked_cross_modal_attention` and `unchecked_received_word_attention` are the same functions without the
-checks, for callers that have checked what the arguments are computed from (`cmsa_fast.nn`). They take
-`numerics.word_weights` in place of a mask.
+Functions whose names begin with `unchecked` are the same functions without the checks, for callers that have
+checked what the arguments are computed from (`cmsa_fast.nn`). They take `numerics.word_weights` in place of a
+mask.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import autocast, check_backend, choose_backend
+from ..backends import autocast, check_backend, choose_backend, without_autocast
 from ..validation import (
     check_features,
     check_images,
@@ -20,11 +20,12 @@ from ..validation import (
     check_size,
     check_word_mask,
 )
-from . import eager, received  # noqa: F401  eager defines an operator
+from . import eager, received
 from .numerics import word_weights
 
 # The Triton kernels are compiled and tested for up to this many words.
 MAX_TRITON_WORDS = 64
+_MOST_EXPONENTIALS = 2**22  # elements that `place_exponentials` returns for an image
 
 
 def cross_modal_attention(
@@ -101,16 +102,22 @@ def unchecked_cross_modal_attention(
     *,
     image_index: Tensor | None = None,
     backend: str = "auto",
+    exponentials: Tensor | None = None,
 ) -> Tensor:
-    """`cross_modal_attention` of `word_weights`, without argument checks."""
+    """`cross_modal_attention` of `word_weights`, without argument checks.
+
+    With `exponentials`, which are those of `place_exponentials`, there is no gradient, and the result is equal up
+    to rounding.
+    """
     features = autocast(place_query, place_key, place_value, word_query, word_key, word_value)
-    if word_query.shape[1] > MAX_TRITON_WORDS:
+    # In this order, because a graph for backend="torch" may take any number of words.
+    if backend in ("auto", "triton") and word_query.shape[1] > MAX_TRITON_WORDS:
         if backend == "triton":
             raise ValueError(
                 f'backend="triton" takes up to {MAX_TRITON_WORDS} words; got {word_query.shape[1]}. '
                 'Use backend="torch" instead.'
             )
-        backend = "torch" if backend == "auto" else backend
+        backend = "torch"
     backend = choose_backend(backend, features[0])
     if backend == "reference":
         literal: Callable[..., Tensor] = reference.cross_modal_attention
@@ -119,7 +126,24 @@ def unchecked_cross_modal_attention(
         from . import ops  # noqa: F401  defines the operator
 
         return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
+    if exponentials is not None:
+        with without_autocast(features[0].device):
+            return eager.forward(*features, weight, image_index, exponentials)  # type: ignore[call-arg]
     return torch.ops.cmsa_fast.factored_forward(*features, weight, image_index)
+
+
+def place_exponentials(place_query: Tensor, place_key: Tensor, backend: str) -> Tensor | None:
+    """What `unchecked_cross_modal_attention` computes from the places alone and can be given for further words.
+
+    Returns:
+        [B_images, P, P], or None where it is too large to keep or the backend computes it anew in each call.
+    """
+    if place_query.shape[1] ** 2 > _MOST_EXPONENTIALS or choose_backend(backend, place_query) != "torch":
+        return None
+    if place_query.dtype not in (torch.float32, torch.float64):
+        return None
+    with without_autocast(place_query.device):
+        return eager.place_exponentials(place_query, place_key)
 
 
 def received_word_attention(
@@ -161,6 +185,51 @@ def unchecked_received_word_attention(
     """`received_word_attention` of `word_weights`, without argument checks."""
     place_query, word_query, word_key = autocast(place_query, word_query, word_key)
     return received.received_word_attention(place_query, word_query, word_key, weight, image_index)
+
+
+def received_place_attention(
+    place_query: Tensor,
+    place_key: Tensor,
+    word_query: Tensor,
+    word_mask: Tensor | None = None,
+    *,
+    image_index: Tensor | None = None,
+) -> Tensor:
+    """The attention that each place receives from all tokens of its image.
+
+    This is the softmax of Eq. 3 at (p', n'), summed over n' and averaged over places p and real words n. Word keys
+    have no influence, because the softmax over words sums to one.
+
+    Args:
+        place_query: [B, P, d], or [B_images, P, d] with image_index.
+        place_key: [B, P, d], or [B_images, P, d] with image_index.
+        word_query: [B, N, d].
+        word_mask: bool [B, N], True where a word is real. None: All are real.
+        image_index: int64 [B], the image of each expression.
+
+    Returns:
+        [B, P], summing to 1, without a gradient.
+
+    Raises:
+        TypeError, ValueError: As `cross_modal_attention`.
+    """
+    _check_tensors({"place_query": place_query, "place_key": place_key}, {"word_query": word_query})
+    _check_expressions(place_query, word_query, word_mask, image_index)
+    weight = word_weights(word_mask, word_query)
+    return unchecked_received_place_attention(place_query, place_key, word_query, weight, image_index)
+
+
+def unchecked_received_place_attention(
+    place_query: Tensor,
+    place_key: Tensor,
+    word_query: Tensor,
+    weight: Tensor,
+    image_index: Tensor | None,
+    exponentials: Tensor | None = None,
+) -> Tensor:
+    """`received_place_attention` of `word_weights` and `place_exponentials` or None, without argument checks."""
+    inputs = autocast(place_query, place_key, word_query)
+    return received.received_place_attention(*inputs, weight, image_index, exponentials)  # type: ignore[call-arg]
 
 
 def _check_tensors(places: dict[str, Tensor], words: dict[str, Tensor]) -> None:

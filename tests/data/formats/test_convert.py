@@ -223,7 +223,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"thesis.parquet exists and is never overwritten"):
         convert(refer(root), tmp_path / "thesis.parquet")
     assert (tmp_path / "thesis.parquet").read_text() == "years of work"
-    with pytest.raises(ValueError, match=r"must be a file name that ends in .parquet, not .*folder"):
+    with pytest.raises(ValueError, match=r"must be a file name that ends in .parquet or .jsonl, not .*folder"):
         convert(refer(root), tmp_path / "folder")
 
 
@@ -286,7 +286,7 @@ def test_command(tmp_path: Path) -> None:
     text = format_convert(run_convert(options))
     assert f"refcoco (unc) is now in {to}\n" in text
     assert "  train        7 expressions in 4 records, 4 masks, 2 images" in text
-    assert " with 4 images." in text
+    assert "; 4 images are in it." in text
     assert "Left out 1 records that cannot be used:\n" in text
     assert "reference 1 has no 'ref_id'" in text
     with pytest.raises(ValueError, match="reference 1 has no 'ref_id'"):

@@ -275,7 +275,7 @@ def test_other_columns(small: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 3}, "is of version 3 and this cmsa_fast reads version 2: convert"),
+        ({"version": 2}, "is of version 2 and this cmsa_fast reads version 3: convert"),
         ({"origin": []}, "metadata that cannot be read"),
         ({"published_expressions": {"val": "many"}}, "metadata that cannot be read"),
         ({"image_folders": [{"absolute": 1}]}, "metadata that cannot be read"),

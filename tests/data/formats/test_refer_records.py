@@ -41,6 +41,22 @@ def test_references_in_the_order_of_the_file(tmp_path: Path, protocol: int) -> N
     assert raw[0].expressions == ((0, "LEFT CUP"), (1, "CAFÉ ON THE LEFT"))
 
 
+@pytest.mark.parametrize("mark", ["exist", "source"])
+def test_expressions_that_name_nothing_are_refused(tmp_path: Path, mark: str) -> None:
+    layout = small_refcoco(tmp_path)
+    for reference in layout.references:
+        reference["source"] = "refcoco"
+        for sentence in reference["sentences"]:
+            sentence["exist"] = True
+    assert len(records(layout)) == 4
+    if mark == "exist":
+        layout.references[2]["sentences"][1]["exist"] = False
+    else:
+        layout.references[2]["source"] = "zero"
+    with pytest.raises(ValueError, match=r"reference 2 has expressions that name nothing, .* write a manifest"):
+        records(layout)
+
+
 def test_json_is_read_where_the_pickle_is_missing(tmp_path: Path) -> None:
     layout = small_refcoco(tmp_path)
     file = references_file(layout)

@@ -1,0 +1,1 @@
+"""Export of models to programs that run without this library: torch.export and ONNX."""

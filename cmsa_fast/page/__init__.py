@@ -1,0 +1,1 @@
+"""The web page of `cmsa-fast serve`; only `layout` imports Gradio."""
