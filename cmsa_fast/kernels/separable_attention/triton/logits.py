@@ -113,11 +113,11 @@ def _ratio_kernel(
 
 def exponentials_of(
     call: Call, first_row: int, exponentials: Tensor, tile_max: Tensor, words: tuple[Tensor, Tensor] | None = None
-) -> Tensor | None:
+) -> Tensor:
     """Fill the exponentials and the maxima of their tiles for a slab of rows.
 
     Where words (C and the maxima of its tiles, of `words_forward`) are given, the first slab also fills the
-    state's word_factor, and Z of each tile is returned, [B, tiles, rows, N].
+    state's word_factor, and Z of each tile is returned, [B, tiles, rows, N]; else nothing of use.
     """
     sizes, state, image_index = call
     dtype = state.query.dtype
@@ -125,9 +125,7 @@ def exponentials_of(
     rows, keys = exponentials.shape[1:]
     tiles = triton.cdiv(keys, tile.keys)
     word_logits, word_max = words or (None, None)
-    sums = None
-    if words:
-        sums = state.weight.new_empty(sizes.batch, tiles, rows, sizes.padded_words)
+    sums = state.weight.new_empty(sizes.batch if words else 0, tiles, rows, sizes.padded_words)
     launch(
         _logits_kernel,
         (tiles, rows // tile.rows, sizes.images),
