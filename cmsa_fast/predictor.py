@@ -88,7 +88,8 @@ class Prediction:
     def heat_map(self) -> Tensor | None:
         """float32 `[H, W]` in [0, 1]: the strongest channel of the last feature map, as in the paper's Fig. 5.
 
-        The channel with the largest activation inside the image is resized bilinearly and normalised to [0, 1].
+        The channel with the largest activation inside the image is resized bilinearly and normalised to [0, 1]. It
+        may mark the object, or everything but the object.
         """
         channel = self._strongest_channel
         if channel is None:
@@ -160,7 +161,7 @@ class Predictor:
         pixels = _pixels(image)
         letterbox = Letterbox(pixels.shape[1], pixels.shape[2], self.config.size)
         square = letterbox.image(pixels)[None].to(self.device)
-        return EncodedImage(pixels, letterbox, self._inference.encode_image(square))
+        return EncodedImage(pixels, letterbox, self._inference.prepare(self._inference.encode_image(square)))
 
     @torch.no_grad()
     def segment(self, encoded: EncodedImage, expressions: Sequence[str]) -> list[Prediction]:

@@ -83,9 +83,10 @@ def test_masks_are_those_of_an_evaluation() -> None:
         for result, prediction in zip(results[3 * number :], predictor.predict(expressions), strict=False):
             mask = data[result.index].mask
             counts = [int((prediction.mask & mask).sum()), int(prediction.mask.sum())]
-            assert counts == [result.intersection, result.predicted]
+            # Of a prepared image the last bits differ, which may flip a pixel.
+            assert counts == pytest.approx([result.intersection, result.predicted], abs=1)
             alone = predictor.predict(prediction.expression)
-            # Expressions of one call are computed together: the last bits may flip a pixel.
+            # So they do if expressions are computed together.
             assert int((alone.mask ^ prediction.mask).sum()) <= 1
 
 

@@ -55,8 +55,7 @@ class DataOptions:
     ] = None
 
     root: Annotated[Path | None, without_default("PATH", "required unless --data scenes")] = None
-    """Folder of the data; for --data refer with refcoco/refs(unc).p, refcoco/instances.json and images/. Of --data
-    manifest and converted it is the file."""
+    """Folder or file of the data; --data refer: with refcoco/refs(unc).p, refcoco/instances.json and images/."""
 
     name: Annotated[str, without_default("NAME", "default: depends on the format; refcoco for refer")] = ""
     """Name of the data set under --root: refcoco, refcoco+, refcocog, refclef, ..."""
@@ -79,7 +78,7 @@ class DataOptions:
         if self.data is None or self.data == "scenes":
             raise ValueError("--data must be a format that is read from a folder; got scenes.")
         if self.root is None:
-            raise ValueError(f"--data {self.data} needs --root, the folder of the data set and its images.")
+            raise ValueError(f"--data {self.data} needs --root, the folder or the file of the data set.")
         return Source(
             form=self.data,
             root=self.root,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,9 +24,9 @@ _ENDINGS: dict[Format, str] = {"torch-export": ".pt2", "onnx": ".onnx"}
 class ExportOptions:
     """Options of `cmsa-fast export`."""
 
-    run: tyro.conf.Positional[str]
-    """Folder of a training run, a model folder, a model.safetensors, "demo", or a repository of the Hugging Face
-    Hub (owner/name)."""
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Folder of a training run, model folder or .safetensors file; demo: the model that is part of the package;
+    OWNER/NAME: a model on the Hugging Face Hub."""
 
     format: Format
     """torch-export: a program for torch.export.load; onnx: a file for onnxruntime and other runtimes."""
@@ -59,10 +60,10 @@ def run_export(options: ExportOptions) -> ExportResult:
     path = options.out or _default_file(options)
     description = path.with_name(f"{path.name}.json")
     _check_free(path, description)
-    model, config = load_pretrained(options.run)
-    traced = program.trace(model, config.size)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        written = Path(folder, path.name)
+    with _folder_beside(path) as folder:
+        model, config = load_pretrained(options.run)
+        traced = program.trace(model, config.size)
+        written = folder / path.name
         if options.format == "onnx":
             program.save_onnx(traced, model, written)
             run = program.load_onnx(written)
@@ -106,7 +107,16 @@ def _check_free(*paths: Path) -> None:
             )
         if not path.parent.is_dir():
             raise FileNotFoundError(f"--out must be a file in an existing folder; {path.parent} is none.")
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(
-                f"--out must be a file in a folder that can be written to; {path.parent} is not."
-            )
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk; made before the work, so that missing access is reported early."""
+    try:
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(
+            f"--out must be a file in a folder that can be written to; {path.parent} is not: {error.strerror}."
+        ) from error
+    with folder as name:
+        yield Path(name)

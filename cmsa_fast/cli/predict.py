@@ -40,8 +40,7 @@ class PredictOptions:
         tyro.conf.Positional[tuple[str, ...]],
         tyro.conf.arg(metavar="EXPRESSION ...", help_behavior_hint="(required)"),
     ]
-    """One or more expressions, each in quotes. Arguments that are files or end like image files are further
-    images."""
+    """Expressions, each in quotes. Arguments that are files, or end like image files, are further images."""
 
     out: Annotated[Path | None, without_default("PATH", "default: a new folder, predictions")] = None
     """Folder for overlays, masks and predictions.json; must be empty or not exist."""

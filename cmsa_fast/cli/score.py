@@ -16,14 +16,17 @@ from .split_options import SplitOptions
 if TYPE_CHECKING:
     from ..evaluation.predictions import Scores
 
+_PREDICTIONS_HELP = (
+    "Folder of PNG masks named SENT_ID.png, REF_ID_SENT_ID.png or REF_ID_EXPRESSION.png; or a JSON list or JSON "
+    "Lines file with entries of sent_id (or ref_id and expression) and segmentation, as COCO run lengths."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(SplitOptions):
     """Which predictions to measure, on which data, and by which rules."""
 
-    predictions: tyro.conf.Positional[Path]
-    """Folder of PNG masks named SENT_ID.png, REF_ID_SENT_ID.png or REF_ID_EXPRESSION.png; or a JSON list or JSON
-    Lines file with entries of sent_id (or ref_id and expression) and segmentation, as COCO run lengths."""
+    predictions: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(help=_PREDICTIONS_HELP)]
 
     data: Annotated[DataForm, tyro.conf.arg(metavar="FORM", help=FORMS_HELP)] = field()
 
@@ -40,8 +43,7 @@ class ScoreOptions(SplitOptions):
     """Resize masks of another size to that of their image, to the nearest pixels."""
 
     min_pixels: int = 0
-    """Count masks with fewer pixels as empty: nothing is predicted. 50 is usual on gRefCOCO for models that have
-    no other way to predict that an expression names nothing."""
+    """Count masks with fewer pixels as empty, which predicts that the expression names nothing (gRefCOCO)."""
 
     scene_size: int = 128
     """Side of the images of --data scenes: the size of the model that predicted."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import tyro
+
 from .data_options import DataOptions, without_default
 
 if TYPE_CHECKING:
     from ..data.errors import ErrorCollector
     from ..data.types import ReferringDataset
 
+_ALLOW_MISSING_HELP = (
+    "Leave out records, images and masks that cannot be used, and expressions without a word; their number is in "
+    "the report and in evaluation.json, and the exit status is 3. Without this option they are an error."
+)
 _ADVICE = "--allow-missing leaves out what cannot be used, and reports it."
 
 
@@ -21,9 +27,7 @@ class SplitOptions(DataOptions):
     split: Annotated[str, without_default("SPLIT", "default: the run's, else val")] = ""
     """Split to evaluate on, such as val, testA, testB or test."""
 
-    allow_missing: bool = False
-    """Leave out records, images and masks that cannot be used, and expressions without a word; their number is in
-    the report and in evaluation.json, and the exit status is 3. Without this option they are an error."""
+    allow_missing: Annotated[bool, tyro.conf.arg(help=_ALLOW_MISSING_HELP)] = False
 
     scenes: int = 500
     """Number of unseen scenes of --data scenes to evaluate on, two expressions each."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.transforms import Letterbox
+from ..data.vocabulary import tokenize
 from .drawing import (
     MARK,
     TEXT,
@@ -76,9 +77,10 @@ class Explained(Protocol):
 def draw_explanation(prediction: Explained) -> Image.Image:
     """Draw an image and its mask, and below them what the model shows of its computation.
 
-    These are the heat map of the paper's Fig. 5; the words, darker the more attention they received relative to
-    the level's most attended word (Fig. 4); and the attention each place received, from blue for none to red for
-    the level's most attended place inside the image. What the model does not provide is left out.
+    These are the heat map of the paper's Fig. 5, whose channel may mark the object or everything but the object;
+    the words, darker the more attention they received relative to the level's most attended word (Fig. 4); and the
+    attention each place received, from blue for none to red for the level's most attended place inside the image.
+    An unknown word is followed by "<unk>", which the model saw. What the model does not provide is left out.
     """
     shown = resized(prediction.image, _PANEL)
     mask = _shrink(prediction.mask.float(), shown, "nearest") > 0
@@ -91,7 +93,7 @@ def draw_explanation(prediction: Explained) -> Image.Image:
     strips = [
         *(_line(text, _TITLE) for text in wrap(prediction.expression, _ROOM, _TITLE, _TITLE_LINES)),
         _panels(panels),
-        *_words(prediction.tokens, prediction.word_attention),
+        *_words(_word_labels(prediction), prediction.word_attention),
     ]
     if places is not None:
         strips.append(_line("Attention received by each place", _CAPTION))
@@ -145,6 +147,14 @@ def _panels(panels: Sequence[tuple[str, Tensor]]) -> Image.Image:
             strip.paste(as_pillow(pixels), (x, y + top))
 
     return _strip(rows * height, draw_panels)
+
+
+def _word_labels(prediction: Explained) -> list[str]:
+    words = tokenize(prediction.expression)  # as many as the tokens, or more
+    return [
+        token if token == word else f"{word} {token}"
+        for word, token in zip(words, prediction.tokens, strict=False)
+    ]
 
 
 def _words(tokens: Sequence[str], attention: Tensor | None) -> list[Image.Image]:

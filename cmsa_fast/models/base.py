@@ -71,6 +71,17 @@ class ReferringModel(nn.Module, ABC):
             The image features.
         """
 
+    def prepare(self, features: Any) -> Any:
+        """Compute more of what depends on the images alone, at the cost of memory; prediction calls it once.
+
+        Args:
+            features: From `encode_image`.
+
+        Returns:
+            Features with which `decode` takes less time; its results are equal up to rounding.
+        """
+        return features
+
     @abstractmethod
     def encode_text(self, words: Tensor, word_mask: Tensor | None = None) -> Any:
         """Compute everything that depends on the expressions alone.

@@ -64,6 +64,10 @@ class FoldedCMSAModel(ReferringModel):
         levels = [level.unchecked_encode(part) for level, part in zip(self._levels, visual, strict=True)]
         return FoldedFeatures(tuple(levels), (images.shape[2], images.shape[3]))
 
+    def prepare(self, features: FoldedFeatures) -> FoldedFeatures:
+        levels = zip(self._levels, features.levels, strict=True)
+        return features._replace(levels=tuple(level.unchecked_prepare(places) for level, places in levels))
+
     def encode_text(self, words: Tensor, word_mask: Tensor | None = None) -> TextFeatures:
         return self.model.encode_text(words, word_mask)
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..kernels.backends import without_autocast
 from ..kernels.separable_attention.api import (
+    place_exponentials,
     unchecked_cross_modal_attention,
     unchecked_received_place_attention,
     unchecked_received_word_attention,
@@ -38,6 +39,7 @@ class FoldedPlaces(NamedTuple):
         value: [B_images, P, E'], already convolved; E' is E, rounded up to a multiple of 16.
         residual: [B_images, P, E], the place part of the tokens, already convolved.
         size: (height, width) of the visual features, P = height * width.
+        exponentials: What `FoldedLevel.unchecked_prepare` adds for further expressions.
     """
 
     query: Tensor
@@ -45,6 +47,7 @@ class FoldedPlaces(NamedTuple):
     value: Tensor
     residual: Tensor
     size: tuple[int, int]
+    exponentials: Tensor | None = None  # [B_images, P, P]
 
 
 class FoldedLevel:
@@ -126,6 +129,10 @@ class FoldedLevel:
         query, key, value, residual = places.split([*self._parts, self._channels], dim=2)
         return FoldedPlaces(query, key, value, residual, (visual.shape[2], visual.shape[3]))
 
+    def unchecked_prepare(self, places: FoldedPlaces) -> FoldedPlaces:
+        """The places with the attention's exponentials, where keeping them makes further expressions cheaper."""
+        return places._replace(exponentials=place_exponentials(places.query, places.key, self._attention.backend))
+
     def project(
         self,
         places: FoldedPlaces,
@@ -178,6 +185,7 @@ class FoldedLevel:
             weight,
             image_index=image_index,
             backend=self._attention.backend,
+            exponentials=places.exponentials,
         )[..., : self._channels]
         mean_part = F.linear(mean_word(unit, weight), self._mean_part, self._bias)
         projected = attended + gather_images(places.residual, image_index)
@@ -193,9 +201,10 @@ class FoldedLevel:
         """`CMSA.place_attention` of encoded images, without argument checks and `check_use`."""
         weight = word_weights(word_mask, words)
         query = F.linear(unit_words(words, word_mask), self._word_part[: self._width]).to(places.query.dtype)
-        return unchecked_received_place_attention(places.query, places.key, query, weight, image_index).unflatten(
-            1, places.size
+        received = unchecked_received_place_attention(
+            places.query, places.key, query, weight, image_index, places.exponentials
         )
+        return received.unflatten(1, places.size)
 
     def check_use(self) -> None:
         """Raise a RuntimeError if gradients are recorded or the weights have changed."""

@@ -96,6 +96,11 @@ def test_errors_come_before_the_work(
     assert "--out must be a file in an existing folder" in export(
         run, "--format", "torch-export", "--out", run / "missing" / "model.pt2"
     )
+    unwritable = Path("/proc/model.pt2")
+    if unwritable.parent.is_dir():
+        assert "in a folder that can be written to; /proc is not" in export(
+            run, "--format", "torch-export", "--out", unwritable
+        )
     for name in ("model.onnx", "model.onnx.json"):
         (run / name).write_text("")
         assert f"{run / name} exists, and an export overwrites nothing" in export(run, "--format", "onnx")

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmsa_fast.data.transforms import Letterbox
+from cmsa_fast.data.vocabulary import tokenize
 from cmsa_fast.evaluation.drawing import MARK, draw_heat_map, overlay, resized
 from cmsa_fast.evaluation.explanation import draw_explanation
 
@@ -38,7 +39,7 @@ def given(height: int = 64, width: int = 128, words: int = 3, levels: int = 3) -
     return Given(
         torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8),
         mask,
-        "the dog",
+        " ".join(f"word{index}" for index in range(words)),
         tuple(f"word{index}" for index in range(words)),
         Letterbox(height, width, 32),
         torch.rand(levels, words, generator=generator).softmax(1),
@@ -106,12 +107,24 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
     assert draw_explanation(given(*size)).width == 3 * PANEL + 4 * GAP
 
 
-@pytest.mark.parametrize("expression", ["", "two\nlines", "dog " * 1000, "x" * 20_000, "größer 犬 🐕 שלום"])
+@pytest.mark.parametrize(
+    "expression", ["two\nlines", "dog " * 1000, "x" * 20_000, "größer 犬 🐕 שלום", "some words " * 9]
+)
 def test_expressions_of_any_length(expression: str) -> None:
-    one = replace(given(words=20), expression=expression, tokens=("x" * 3000, *["some words"] * 19))
+    words = tokenize(expression)[:20]
+    one = replace(given(words=len(words)), expression=expression, tokens=tuple(words))
     figure = np.asarray(draw_explanation(one))
     assert (figure[:, -GAP:] == 255).all()
     assert figure.shape[0] < 1500
+
+
+def test_unknown_words_are_drawn_with_what_the_model_saw() -> None:
+    known = replace(given(words=2), expression="zebra dog", tokens=("zebra", "dog"))
+    unknown = replace(known, tokens=("<unk>", "dog"))
+    longer = replace(known, expression="a dog", tokens=("a", "dog"))
+    drawn = [np.asarray(draw_explanation(one))[GAP + TITLE + CAPTION + 200 :] for one in (known, unknown, longer)]
+    ends = [int((part[60 : 60 + 20] < 250).any((0, 2)).nonzero()[0].max()) for part in drawn]
+    assert ends[1] > ends[0] > ends[2]  # "zebra <unk>", "zebra" and "a"
 
 
 def test_one_attended_place_and_an_even_heat_map() -> None:

@@ -135,9 +135,8 @@ def test_what_cannot_be_traced_is_refused_in_one_sentence() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["triton", "reference"])
-def test_a_model_of_another_backend_is_exported_alike(backend: str) -> None:
-    program = trace(build("cmsa", backend=backend), SIZE).module()
+def test_a_model_of_another_backend_is_exported_alike() -> None:
+    program = trace(build("cmsa", backend="triton"), SIZE).module()
     inputs = draw([0, 1], 4)
     torch.testing.assert_close(program(*inputs), build("cmsa")(*inputs)[:, 0], rtol=1e-5, atol=1e-5)
 

@@ -40,6 +40,8 @@ def test_calls_agree(name: str) -> None:
     torch.testing.assert_close(without_padding, logits[:1], rtol=1e-4, atol=1e-5)
     ids_of_padding = torch.where(MASK, WORDS, 8 - WORDS)
     assert torch.equal(model.segment(features, ids_of_padding, MASK, INDEX), logits)
+    prepared = model.prepare(features)
+    torch.testing.assert_close(model.decode(prepared, text, INDEX), logits)
     other_words = model.segment(features, WORDS.flip(1), None, INDEX)
     assert (other_words - logits).abs().max() > 1e-4
     explained, received, last_features = model.explain(features, text, INDEX)

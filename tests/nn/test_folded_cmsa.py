@@ -308,3 +308,36 @@ def test_copies_are_folded_from_their_own_weights(copied: Callable[[object], Fol
     with pytest.raises(RuntimeError, match="fold them again"):
         level(visual, words)
     assert torch.equal(copied(level)(visual, words), FoldedLevel(module, weight, bias)(visual, words))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("height", [3, 40])  # 40 x 37 places take several blocks
+def test_prepared_places_give_the_same_result(height: int, dtype: torch.dtype) -> None:
+    module = build(width=32).to(dtype)
+    visual, words, weight, bias = (part.to(dtype) for part in draw(2, 4, 5, height, 37))
+    mask, index = padding(4, 5), torch.tensor([1, 0, 1, 1])
+    level = FoldedLevel(module, weight, bias)
+    places = level.encode(visual)
+    prepared = level.unchecked_prepare(places)
+    assert places.exponentials is None
+    assert prepared.exponentials is not None
+    results = [level.unchecked_project(one, words, mask, index, True) for one in (places, prepared)]
+    attention = [level.unchecked_place_attention(one, words, mask, index) for one in (places, prepared)]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(*attention)
+    torch.testing.assert_close(attention[0], module.place_attention(visual, words, mask, image_index=index))
+    # The exponentials are used: with others, the result is another.
+    others = places._replace(exponentials=cast(Tensor, prepared.exponentials).flip(2))
+    wrong, _ = level.unchecked_project(others, words, mask, index, False)
+    assert not torch.allclose(wrong, results[0][0], atol=0.01)
+
+
+def test_exponentials_are_kept_where_they_fit_and_serve() -> None:
+    visual, _, weight, bias = draw(1, 1, 5, 3, 7)
+    level = FoldedLevel(build("reference"), weight, bias)
+    assert level.unchecked_prepare(level.encode(visual)).exponentials is None
+    level = FoldedLevel(build().bfloat16(), weight.bfloat16(), bias.bfloat16())
+    assert level.unchecked_prepare(level.encode(visual.bfloat16())).exponentials is None
+    level = FoldedLevel(build(), weight, bias)
+    assert level.unchecked_prepare(level.encode(draw(1, 1, 1, 3, 683)[0])).exponentials is None  # 2049 places

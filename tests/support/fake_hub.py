@@ -127,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(
                     {"commitUrl": f"https://huggingface.co/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
                 )
+            case _:
+                self._json({"error": "unknown request"}, 404)
 
     def _json(self, content: object, code: int = 200, **headers: str) -> None:
         self._send(code, json.dumps(content).encode(), Content_Type="application/json", **headers)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends import autocast, check_backend, choose_backend
+from ..backends import autocast, check_backend, choose_backend, without_autocast
 from ..validation import (
     check_features,
     check_images,
@@ -20,11 +20,12 @@ from ..validation import (
     check_size,
     check_word_mask,
 )
-from . import eager, received  # noqa: F401  eager defines an operator
+from . import eager, received
 from .numerics import word_weights
 
 # The Triton kernels are compiled and tested for up to this many words.
 MAX_TRITON_WORDS = 64
+_MOST_EXPONENTIALS = 2**22  # elements that `place_exponentials` returns for an image
 
 
 def cross_modal_attention(
@@ -101,8 +102,13 @@ def unchecked_cross_modal_attention(
     *,
     image_index: Tensor | None = None,
     backend: str = "auto",
+    exponentials: Tensor | None = None,
 ) -> Tensor:
-    """`cross_modal_attention` of `word_weights`, without argument checks."""
+    """`cross_modal_attention` of `word_weights`, without argument checks.
+
+    With `exponentials`, which are those of `place_exponentials`, there is no gradient, and the result is equal up
+    to rounding.
+    """
     features = autocast(place_query, place_key, place_value, word_query, word_key, word_value)
     # In this order, because a graph for backend="torch" may take any number of words.
     if backend in ("auto", "triton") and word_query.shape[1] > MAX_TRITON_WORDS:
@@ -120,7 +126,24 @@ def unchecked_cross_modal_attention(
         from . import ops  # noqa: F401  defines the operator
 
         return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
+    if exponentials is not None:
+        with without_autocast(features[0].device):
+            return eager.forward(*features, weight, image_index, exponentials)  # type: ignore[call-arg]
     return torch.ops.cmsa_fast.factored_forward(*features, weight, image_index)
+
+
+def place_exponentials(place_query: Tensor, place_key: Tensor, backend: str) -> Tensor | None:
+    """What `unchecked_cross_modal_attention` computes from the places alone and can be given for further words.
+
+    Returns:
+        [B_images, P, P], or None where it is too large to keep or the backend computes it anew in each call.
+    """
+    if place_query.shape[1] ** 2 > _MOST_EXPONENTIALS or choose_backend(backend, place_query) != "torch":
+        return None
+    if place_query.dtype not in (torch.float32, torch.float64):
+        return None
+    with without_autocast(place_query.device):
+        return eager.place_exponentials(place_query, place_key)
 
 
 def received_word_attention(
@@ -197,11 +220,16 @@ def received_place_attention(
 
 
 def unchecked_received_place_attention(
-    place_query: Tensor, place_key: Tensor, word_query: Tensor, weight: Tensor, image_index: Tensor | None
+    place_query: Tensor,
+    place_key: Tensor,
+    word_query: Tensor,
+    weight: Tensor,
+    image_index: Tensor | None,
+    exponentials: Tensor | None = None,
 ) -> Tensor:
-    """`received_place_attention` of `word_weights`, without argument checks."""
-    place_query, place_key, word_query = autocast(place_query, place_key, word_query)
-    return received.received_place_attention(place_query, place_key, word_query, weight, image_index)
+    """`received_place_attention` of `word_weights` and `place_exponentials` or None, without argument checks."""
+    inputs = autocast(place_query, place_key, word_query)
+    return received.received_place_attention(*inputs, weight, image_index, exponentials)  # type: ignore[call-arg]
 
 
 def _check_tensors(places: dict[str, Tensor], words: dict[str, Tensor]) -> None:

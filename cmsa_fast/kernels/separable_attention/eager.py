@@ -104,7 +104,17 @@ class _Words:
         return _Rows(query + query_offset, key, value)
 
 
-def _forward(
+def place_exponentials(place_query: Tensor, place_key: Tensor) -> Tensor:
+    """E_A of each image, [B_images, P, P], with the operations of `forward`."""
+    rows = _block_rows(place_query.shape[1], place_key.shape[1])
+    images = []
+    for features in zip(place_query, place_key, strict=True):
+        query, key = (part - common_offset(part) for part in map(Tensor.contiguous, features))
+        images.append(torch.cat([exp_logits(block, key) for block in query.split(rows)]))
+    return torch.stack(images)
+
+
+def forward(
     place_query: Tensor,
     place_key: Tensor,
     place_value: Tensor,
@@ -113,7 +123,9 @@ def _forward(
     word_value: Tensor,
     weight: Tensor,
     image_index: Tensor | None,
+    exponentials: Tensor | None = None,
 ) -> Tensor:
+    """The operator `factored_forward`; `exponentials` are those of `place_exponentials`, or computed if None."""
     place_features = (place_query, place_key, place_value)
     all_words = _Words((word_query, word_key, word_value), weight)
     attended = weight.new_zeros(len(word_query), *place_value.shape[1:])
@@ -124,7 +136,8 @@ def _forward(
         results = [attended[expression] for expression in group]
         for word, result in zip(words, results, strict=True):
             _attend(place.query, word, [word], [result], workspace)
-        _attend(place.query, place, words, results, workspace)
+        kept = None if exponentials is None else exponentials[image]
+        _attend(place.query, place, words, results, workspace, kept)
         for expression, result in zip(group, results, strict=True):
             offset = value_offset + all_words.value_offset[expression]
             if offset.any():
@@ -132,11 +145,18 @@ def _forward(
     return attended.to(place_query.dtype)
 
 
-def _attend(query: Tensor, keys: _Rows, words: list[_Rows], results: list[Tensor], workspace: _Workspace) -> None:
-    """Add the attention to `keys` to each expression's result."""
+def _attend(
+    query: Tensor,
+    keys: _Rows,
+    words: list[_Rows],
+    results: list[Tensor],
+    workspace: _Workspace,
+    kept: Tensor | None = None,
+) -> None:
+    """Add the attention to `keys` to each expression's result; `kept` is E_A [P, K] if it is known."""
     mean_softmaxes = [MeanSoftmax(keys.key, word.query) for word in words]
-    for rows, (exp_place, out) in workspace.blocks(len(keys.key)):
-        exp_logits(query[rows], keys.key, exp_place)
+    for rows, (buffer, out) in workspace.blocks(len(keys.key)):
+        exp_place = exp_logits(query[rows], keys.key, buffer) if kept is None else kept[rows]
         for mean_softmax, result in zip(mean_softmaxes, results, strict=True):
             result[rows].addmm_(mean_softmax.forward(query[rows], exp_place, out), keys.value)
 
@@ -222,7 +242,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 # Operators, so that graphs and fake tensors see no branch or loop that depends on data.
-register("factored_forward", f"({SEPARABLE_INPUTS}) -> Tensor", _forward, _fake_forward, EVERY_DEVICE)
+register("factored_forward", f"({SEPARABLE_INPUTS}) -> Tensor", forward, _fake_forward, EVERY_DEVICE)
 register(
     "factored_backward",
     f"(Tensor grad, {SEPARABLE_INPUTS}) -> ({', '.join(['Tensor'] * 6)})",

@@ -1,5 +1,7 @@
 """The attention that each word and each place receives, in plain PyTorch."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -33,11 +35,17 @@ def received_word_attention(
 
 @torch.no_grad()
 def received_place_attention(
-    place_query: Tensor, place_key: Tensor, word_query: Tensor, weight: Tensor, image_index: Tensor | None
+    place_query: Tensor,
+    place_key: Tensor,
+    word_query: Tensor,
+    weight: Tensor,
+    image_index: Tensor | None,
+    exponentials: Tensor | None,
 ) -> Tensor:
     """`cmsa_fast.kernels.received_place_attention` with `word_weights`; arguments are not checked.
 
-    The mean over places of the mean softmax over words (`MeanSoftmax`), a block of places at a time.
+    The mean over places of the mean softmax over words (`MeanSoftmax`), a block of places at a time. Without
+    `exponentials`, which are those of `eager.place_exponentials`, they are computed.
     """
     places = place_query.shape[1]
     rows = max(1, _BLOCK // places)
@@ -49,7 +57,8 @@ def received_place_attention(
             key = split_offset(place_key[image].to(weight.dtype))[0]
             words = word_query[expression, weight[expression] > 0].to(weight.dtype) + offset
             mean_softmax = MeanSoftmax(key, words)
-            for block in query.split(rows):
-                exp_place = exp_logits(block, key)
+            kept = itertools.repeat(None) if exponentials is None else exponentials[image].split(rows)
+            for block, known in zip(query.split(rows), kept, strict=False):
+                exp_place = exp_logits(block, key) if known is None else known
                 total += mean_softmax.forward(block, exp_place, torch.empty_like(exp_place)).sum(0)
     return (received / places).to(place_query.dtype)
