@@ -72,6 +72,7 @@ def batch() -> Batch:
         words=words,
         word_mask=word_mask,
         masks=mask.expand(EXPRESSIONS, -1, -1),
+        ignore=None,
         image_index=torch.zeros(EXPRESSIONS, dtype=torch.int64),
         samples=[Sample(image, mask, "", 0, index, index) for index in range(EXPRESSIONS)],
         letterboxes=[Letterbox(SIZE, SIZE, SIZE)] * EXPRESSIONS,

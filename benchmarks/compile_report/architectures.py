@@ -7,8 +7,10 @@ Rates are dense and for the accumulation in float32. Sources:
 - Multiprocessors, clock, tensor-core, float32 and memory rates: A100 data sheet and whitepaper; GA102, Ada and
   RTX Blackwell whitepapers (GeForce RTX 3090, 4090, 5090); H100 data sheet and Hopper whitepaper (SXM); HGX B200
   data sheet (a published rate with sparsity is halved).
-- L2 rates: estimates. 64 bytes per clock and slice, of which 0.7 can be reached. The A100's 80 slices follow from
-  the 5120 bytes per clock of its whitepaper; assumed are 48 on sm_86 and 89, 80 on 90, 160 on 100, 64 on 120.
+- L2 rates, measured by reading: A100, 5400 GB/s (github.com/te42kyfo/gpu-benches, gpu-l2-cache); RTX 4090, 4900
+  GB/s (github.com/smallscientist1/cuda_microbenchmark, cp.async); H100, 6650 GB/s (OpenXLA's cost model of matrix
+  products). The first source has 6900 GB/s for an H100 PCIe and 9700 GB/s for an H200. The others are estimates:
+  64 bytes per clock and slice, of which 0.7 can be reached; assumed are 48 slices on sm_86, 160 on 100, 64 on 120.
 """
 
 from typing import NamedTuple
@@ -53,10 +55,10 @@ class Architecture(NamedTuple):
 
 # By compute capability times ten. shared_limit leaves room for what Triton's runtime reserves.
 TABLE = {
-    80: Architecture("A100 SXM", 108, 1.41, 312, 156, 19.5, 2039, 5050, 40, 167936, 166912, 2048, 32),
+    80: Architecture("A100 SXM", 108, 1.41, 312, 156, 19.5, 2039, 5400, 40, 167936, 166912, 2048, 32),
     86: Architecture("RTX 3090", 82, 1.695, 71, 35.6, 35.6, 936, 3650, 6, 102400, 101376, 1536, 16),
-    89: Architecture("RTX 4090", 128, 2.52, 165.2, 82.6, 82.6, 1008, 5420, 72, 102400, 101376, 1536, 24),
-    90: Architecture("H100 SXM", 132, 1.83, 989.4, 494.7, 66.9, 3350, 6560, 50, 233472, 232448, 2048, 32),
+    89: Architecture("RTX 4090", 128, 2.52, 165.2, 82.6, 82.6, 1008, 4900, 72, 102400, 101376, 1536, 24),
+    90: Architecture("H100 SXM", 132, 1.83, 989.4, 494.7, 66.9, 3350, 6650, 50, 233472, 232448, 2048, 32),
     100: Architecture("B200", 148, 1.86, 2250, 1125, 75, 8000, 13300, 126, 233472, 232448, 2048, 32),
     120: Architecture("RTX 5090", 170, 2.407, 209.5, 104.8, 104.8, 1792, 6900, 96, 102400, 101376, 1536, 24),
 }

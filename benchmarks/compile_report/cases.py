@@ -73,9 +73,8 @@ def _separable(new: New, size: Size, width: int, dtype: torch.dtype, variant: st
     grad = new(dtype, size.batch, size.places, width)
     attended, state = schedule.forward(features, weight, index)
     yield "forward"
-    if Sizes.of(features).in_place:
-        state = state._replace(query=features[0], key=features[1])
-    schedule.backward(grad, attended, index, Sizes.of(features), state)
+    sizes = Sizes.of(features)
+    schedule.backward(grad, attended, index, sizes, state.reading(features, sizes))
     yield "backward"
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     configure_openmp()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # Pillow's warning comes before the error of `read_image`, which says the same.
+    warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     for client in ("httpx", "httpx2"):  # those of huggingface_hub log every request
         logging.getLogger(client).setLevel(logging.WARNING)
     try:

@@ -78,7 +78,7 @@ class DataOptions:
         if self.data is None or self.data == "scenes":
             raise ValueError("--data must be a format that is read from a folder; got scenes.")
         if self.root is None:
-            raise ValueError(f"--data {self.data} needs --root, the folder of the data set and its images.")
+            raise ValueError(f"--data {self.data} needs --root, the folder or the file of the data set.")
         return Source(
             form=self.data,
             root=self.root,

@@ -26,6 +26,7 @@ class Batch:
     words: Tensor  # int64 `[B, N]`, word ids, padded at the front with `<pad>` as in the published code
     word_mask: Tensor  # bool `[B, N]`, True where a word is real; at least one per expression
     masks: Tensor  # bool `[B, S, S]`
+    ignore: Tensor | None  # bool `[B, S, S]`, True where no pixel counts; None if all pixels count
     image_index: Tensor  # int64 `[B]`, the image of each expression
     # Original samples, one per expression, for evaluation at the image's own size. They are not moved by `to`.
     samples: list[Sample]
@@ -85,6 +86,7 @@ class Collate:
         boxes: list[Letterbox] = []
         images: list[Tensor] = []
         masks: list[Tensor] = []
+        ignored: list[Tensor | None] = []
         encoded: list[list[int]] = []
         for sample in samples:
             try:
@@ -100,6 +102,7 @@ class Collate:
                 elif sample.image is not originals[place] and not torch.equal(sample.image, originals[place]):
                     raise ValueError("samples with the same image_id must have the same image, but two differ.")
                 masks.append(self._mask(boxes[place], sample))
+                ignored.append(None if sample.ignore is None else boxes[place].mask(sample.ignore))
                 encoded.append(self.vocabulary.encode(sample.expression, self.max_words))
             except (TypeError, ValueError) as error:
                 error.add_note(
@@ -114,6 +117,7 @@ class Collate:
             words=words,
             word_mask=word_mask,
             masks=torch.stack(masks),
+            ignore=_stack_or_none(ignored, masks[0]),
             image_index=torch.tensor(image_index),
             samples=list(samples),
             letterboxes=[boxes[index] for index in image_index],
@@ -131,6 +135,13 @@ class Collate:
             )
             self._has_warned = True
         return mask
+
+
+def _stack_or_none(ignored: list[Tensor | None], mask: Tensor) -> Tensor | None:
+    """Ignored regions `[B, S, S]`, empty where a sample has none; None if no sample has any."""
+    if all(region is None for region in ignored):
+        return None
+    return torch.stack([torch.zeros_like(mask) if region is None else region for region in ignored])
 
 
 def pad_words(encoded: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -102,9 +102,12 @@ def _evaluations(weights: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            evaluated = Path(content.get("options", {}).get("run", WEIGHTS))
+            run = content.get("options", {}).get("run", "")
+            evaluated = Path(run)
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+        if path.parent != weights.parent and not run:
+            continue  # scores of masks, not of a model
         if path.stat().st_mtime < weights.stat().st_mtime:
             _logger.warning("%s is older than %s and is not in the model card.", path, weights.name)
         elif evaluated.suffix != ".safetensors" or evaluated.name == WEIGHTS:

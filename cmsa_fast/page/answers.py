@@ -11,8 +11,6 @@ from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -20,14 +18,13 @@ from torch.nn import functional
 from ..data.errors import one_line
 from ..data.images import read_image
 from ..data.vocabulary import tokenize
-from ..evaluation.drawing import PALETTE, draw_heat_map, overlay
+from ..evaluation.drawing import PALETTE, as_pillow, draw_heat_map, level_names, overlay, resized
 from ..predictor import EncodedImage, Prediction, Predictor
 
 MOST_EXPRESSIONS = len(PALETTE)
 _MOST_CHARACTERS = 20_000
 _IMAGES_KEPT = 16  # encoded images in memory, for all clients together
 _SHOWN_SIDES = 512, 1280  # the longest side of a drawn image is at least and at most this many pixels
-_LEVELS = {3: ("Res3", "Res4", "Res5")}
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Answers:
             encoded = self._encode_once(Path(path))
         except (ValueError, OSError) as error:
             return Answer(_wrong(one_line(error)))
-        shown = _resized(encoded.image.pixels)
+        shown = _shown(encoded.image.pixels)
         marks, entries, heat_maps = [], [], []
         total = 0.0
         for number, expression in enumerate(expressions):
@@ -108,13 +105,13 @@ class Answers:
             seconds = time.perf_counter() - started
             total += seconds
             entries.append(_entry(number, expression, self._explanation(prediction, expression, seconds)))
-            marks.append((_resized(prediction.mask), PALETTE[number]))
+            marks.append((_over(shown, prediction.mask) >= 0.5, PALETTE[number]))
             if prediction.heat_map is not None:
-                heat_map = draw_heat_map(shown, _resized(prediction.heat_map))
-                heat_maps.append((_image(heat_map), expression))
+                heat_map = draw_heat_map(shown, _over(shown, prediction.heat_map))
+                heat_maps.append((as_pillow(heat_map), expression))
         count = "1 expression" if len(marks) == 1 else f"{len(marks)} expressions"
         message = f"{count} in {_seconds(total)}; the image was encoded once, in {_seconds(encoded.seconds)}."
-        return Answer(_right(message), _image(overlay(shown, marks)), "".join(entries), heat_maps)
+        return Answer(_right(message), as_pillow(overlay(shown, marks)), "".join(entries), heat_maps)
 
     def _explanation(self, prediction: Prediction, expression: str, seconds: float) -> str:
         """HTML below an expression: how much it marks, what the model did not read, the words with attention."""
@@ -170,9 +167,8 @@ def _attended(words: Sequence[str], prediction: Prediction) -> str:
     attention = prediction.word_attention
     if attention is None:
         return ""
-    labels = _LEVELS.get(len(attention), [f"level {number}" for number in range(1, len(attention) + 1)])
     rows = []
-    for label, weights in zip(labels, attention.tolist(), strict=True):
+    for label, weights in zip(level_names(len(attention)), attention.tolist(), strict=True):
         most = max(weights) or 1.0
         chips = "".join(
             f'<span class="word{" unknown" if word in prediction.unknown_words else ""}" dir="auto" '
@@ -183,24 +179,18 @@ def _attended(words: Sequence[str], prediction: Prediction) -> str:
     return "".join(rows)
 
 
-def _resized(pixels: Tensor) -> Tensor:
-    """A mask, map or image `[..., H, W]` at the size at which it is shown, by its nearest pixels when enlarged."""
-    height, width = pixels.shape[-2:]
-    longest = max(height, width)
+def _shown(pixels: Tensor) -> Tensor:
+    """An image at the size at which it is shown."""
+    longest = max(pixels.shape[1:])
     side = min(max(longest, _SHOWN_SIDES[0]), _SHOWN_SIDES[1])
-    if side == longest:
-        return pixels
-    size = max(1, round(height * side / longest)), max(1, round(width * side / longest))
-    wide = pixels.reshape(1, -1, height, width).float()
-    mode = "area" if side < longest else "nearest"
-    resized = functional.interpolate(wide, size, mode=mode).reshape(*pixels.shape[:-2], *size)
-    if pixels.dtype == torch.bool:
-        return resized >= 0.5
-    return resized if pixels.is_floating_point() else resized.round().to(pixels.dtype)
+    return pixels if side == longest else resized(pixels, side)
 
 
-def _image(pixels: Tensor) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+def _over(shown: Tensor, map_: Tensor) -> Tensor:
+    """A map `[H, W]` of the image, at the size at which the image is shown."""
+    size = shown.shape[1:]
+    mode = "area" if size.numel() < map_.numel() else "nearest"
+    return functional.interpolate(map_[None, None].float(), size, mode=mode)[0, 0]
 
 
 def _seconds(seconds: float) -> str:

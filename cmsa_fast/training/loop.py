@@ -56,9 +56,9 @@ def training_step(
         FloatingPointError: The loss or a gradient is not finite; the parameters are unchanged.
     """
     logits = model(batch.images, batch.words, batch.word_mask, batch.image_index)
-    loss = segmentation_loss(logits, batch.masks)
+    loss = segmentation_loss(logits, batch.masks, batch.ignore)
     if dice_weight:
-        loss = loss + dice_weight * dice_loss(logits, batch.masks)
+        loss = loss + dice_weight * dice_loss(logits, batch.masks, batch.ignore)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"The loss became {loss.item()}; {_DIVERGED}")
     optimizer.zero_grad(set_to_none=True)
@@ -68,9 +68,10 @@ def training_step(
         raise FloatingPointError(f"The gradient is not finite; {_DIVERGED}")
     optimizer.step()
     with torch.no_grad():
-        predicted = logits[:, 0] > 0
-        union = (predicted | batch.masks).sum()
-        iou = (predicted & batch.masks).sum() / union.clamp_min(1)
+        predicted, true = logits[:, 0] > 0, batch.masks
+        if batch.ignore is not None:
+            predicted, true = predicted & ~batch.ignore, true & ~batch.ignore
+        iou = (predicted & true).sum() / (predicted | true).sum().clamp_min(1)
     return loss.detach(), iou
 
 

@@ -112,6 +112,17 @@ def test_no_readable_image_is_a_failure(model: Path, photos: Path, tmp_path: Pat
     assert not out.exists()
 
 
+def test_an_image_of_too_many_pixels_is_refused_in_one_sentence(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    Image.new("L", (200, 100)).save(photos / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 15_000)
+    assert predict(model, photos / "*.png", "dog", "--out", tmp_path / "out") == 3
+    (error,) = content(tmp_path / "out")["errors"]
+    assert error.startswith(f"{photos / 'large.png'} is refused as an image: its 200 x 100 pixels")
+    assert not recwarn.list
+
+
 def test_patterns_and_images_of_the_same_name(model: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert predict(model, photos / "**" / "a.*", "dog", "--out", out) == 0

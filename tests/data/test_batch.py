@@ -61,6 +61,15 @@ class TestCollate:
             assert box == Letterbox(*item.mask.shape, size=33)
             assert torch.equal(mask, box.mask(item.mask))
 
+    def test_ignored_regions(self) -> None:
+        samples = four()
+        assert Collate(VOCABULARY, 33)(samples).ignore is None
+        samples[2] = replace(samples[2], ignore=samples[3].mask)
+        batch = Collate(VOCABULARY, 33)(samples)
+        assert batch.ignore is not None
+        assert torch.equal(batch.ignore[2], batch.masks[3])
+        assert not batch.ignore[[0, 1, 3]].any()
+
     def test_words_are_padded_at_the_front(self) -> None:
         batch = Collate(VOCABULARY, 33)(four())
         assert batch.words.tolist() == [[4, 5, 6], [0, 0, 7], [0, 0, 6], [4, 8, 7]]

@@ -125,6 +125,7 @@ def test_other_evaluations_have_a_row(run: Path, caplog: pytest.LogCaptureFixtur
     evaluated("evaluation-refer-testA-native-crf", "RefCOCO testA", str(run), crf=True)
     evaluated("evaluation-2", "RefCOCO testB", str(run / WEIGHTS))
     evaluated("evaluation-3", "of the last weights", str(run / "last.safetensors"))
+    write_json(evaluated("masks-score", "", ""), {"options": {"predictions": "masks.jsonl"}, "conventions": {}})
     old = evaluated("evaluation-4", "of earlier weights", str(run))
     os.utime(old, (1, 1))
     text = card(run)

@@ -16,6 +16,8 @@ from support.small_models import build
 from support.small_training import CONFIG, VOCABULARY, new_model
 from torch import Tensor
 
+from cmsa_fast.data.scenes.dataset import ScenesDataset
+from cmsa_fast.evaluation.drawing import PALETTE, as_pillow, draw_heat_map, overlay
 from cmsa_fast.models.checkpoint import ModelConfig
 from cmsa_fast.page.answers import MOST_EXPRESSIONS, Answer, Answers
 from cmsa_fast.predictor import EncodedImage, Predictor
@@ -70,6 +72,25 @@ def still_answers(answers: Answers, photograph: str) -> None:
     answer = answers.segment(photograph, "left dog")
     assert answer.marked is not None
     assert "left dog" in answer.legend
+
+
+def test_masks_and_heat_maps_are_those_of_the_predictor(tmp_path: Path) -> None:
+    scenes = ScenesDataset(1, split="test", size=512, expressions_per_scene=2)
+    samples = [scenes[0], scenes[1]]
+    image = samples[0].image
+    path = saved(tmp_path / "scene.png", as_pillow(image))
+    predictor = Predictor.from_pretrained("demo")
+    predictor.set_image(image)
+    predictions = [predictor.predict(sample.expression) for sample in samples]
+    assert all(prediction.mask.any() for prediction in predictions)
+    answer = Answers(predictor, 512 * 512).segment(path, "\n".join(sample.expression for sample in samples))
+    marks = [(prediction.mask, color) for prediction, color in zip(predictions, PALETTE, strict=False)]
+    assert torch.equal(pixels(answer).permute(2, 0, 1), overlay(image, marks))
+    for (heat_map, caption), prediction in zip(answer.heat_maps, predictions, strict=True):
+        assert prediction.heat_map is not None
+        assert caption == prediction.expression
+        expected = draw_heat_map(image, prediction.heat_map)
+        assert torch.equal(torch.from_numpy(np.array(heat_map)).permute(2, 0, 1), expected)
 
 
 def test_an_image_is_encoded_once_for_all_its_expressions(answers: Answers, photograph: str) -> None:

@@ -35,7 +35,7 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1280,1500",
 )
-SECONDS = 60
+SECONDS = 120
 SCREENSHOT = "CMSA_FAST_SCREENSHOT"  # names a file for the screenshot of the documentation
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -111,7 +111,7 @@ def served(run: Path | str, *options: str, log: Path) -> Iterator[Server]:
             yield Server(process, _address(process, log), log)
         finally:
             process.send_signal(signal.SIGINT)  # nothing happens if it has ended
-            assert process.wait(30) == 130
+            assert process.wait(_SECONDS) == 130
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -250,10 +250,17 @@ def test_iou_of_a_step() -> None:
 
     image = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
     mask = torch.arange(SIZE)[:, None].expand(SIZE, SIZE) < SIZE // 2
-    batch = Collate(VOCABULARY, SIZE)([replace(images()[0], image=image, mask=mask)])
+    sample = replace(images()[0], image=image, mask=mask)
     model = Fixed("loss", 9)
-    _, iou = training_step(model, torch.optim.SGD(model.parameters(), lr=0.1), batch, 0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss, iou = training_step(model, optimizer, Collate(VOCABULARY, SIZE)([sample]), 1.0)
     assert float(iou) == pytest.approx(1 / 3)
+    # Without the pixels where prediction and truth differ, the loss of the others remains.
+    differing = mask ^ (torch.arange(SIZE) < SIZE // 2)
+    batch = Collate(VOCABULARY, SIZE)([replace(sample, ignore=differing)])
+    less, iou = training_step(model, optimizer, batch, 1.0)
+    assert float(iou) == 1
+    assert float(less) < float(loss) / 2
 
 
 def test_resuming_with_another_vocabulary_data_set_or_model_fails(tmp_path: Path) -> None:

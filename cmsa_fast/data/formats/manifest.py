@@ -64,7 +64,7 @@ def read_manifest(source: Source, split: str | None, errors: ErrorCollector) -> 
     lines = ManifestLines(path, None if source.image_folder is None else existing_folder(source.image_folder))
     splits: Counter[str] = Counter()
     records: list[Record] = []
-    ends = [0]
+    end = 0
     kept: list[tuple[int, int]] = []  # offset and number of each line in `columns`
     columns: list[RecordColumns] = []
 
@@ -75,7 +75,7 @@ def read_manifest(source: Source, split: str | None, errors: ErrorCollector) -> 
     with path.open("rb") as file:
         version = _version(file.fileno())
         for number, line in enumerate(file, start=1):
-            ends.append(ends[-1] + len(line))
+            start, end = end, end + len(line)
             if line.isspace():
                 continue
             with errors:
@@ -86,7 +86,7 @@ def read_manifest(source: Source, split: str | None, errors: ErrorCollector) -> 
                     record = lines.record(entry, number)
                     lines.check_numbers(record, number)
                     records.append(record)
-                    kept.append((ends[-2], number))
+                    kept.append((start, number))
             if len(records) == 1024:
                 pack()
     pack()

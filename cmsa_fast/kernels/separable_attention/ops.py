@@ -62,7 +62,7 @@ def _save_separable(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     attended, *state = output
     ctx.sizes = Sizes.of(inputs[:6])
     if ctx.sizes.in_place:
-        state[:2] = inputs[:2]
+        state[:3] = inputs[:3]
     ctx.save_for_backward(inputs[7], attended, *state)
     ctx.set_materialize_grads(False)
 

@@ -47,18 +47,18 @@ class Sizes(NamedTuple):
     padded_words: int
     channels: int  # width, padded
     value_channels: int
-    in_place: int  # 1 if the kernels read place query and key as they are in forward, else 0
+    in_place: int  # 1 if the kernels read place query, key and value as they are in forward, else 0
 
     @classmethod
     def of(cls, features: Sequence[Tensor]) -> "Sizes":
         """Sizes of place query, key, value and word query, key, value."""
         images, places, width = features[0].shape
         batch, words, value_width = features[5].shape
-        query, key = features[:2]
-        # Products of 16-bit queries and keys are exact in float32, so forward needs no centred copies.
-        as_they_are = query.dtype.itemsize == 2 and width % column_block(query) == 0
-        as_they_are = as_they_are and query.is_contiguous() and key.is_contiguous()
-        interpreted = query.device.type == "cpu"
+        # Products of 16-bit features are exact in float32, so forward needs no centred copies.
+        as_they_are = features[0].dtype.itemsize == 2 and not any(
+            part.shape[2] % column_block(part) or not part.is_contiguous() for part in features[:3]
+        )
+        interpreted = features[0].device.type == "cpu"
         blocks = (_INTERPRETED,) * 2 if interpreted else (_PLACES, _CHANNELS)
         return cls(
             images,
@@ -89,9 +89,9 @@ class Sizes(NamedTuple):
 class State(NamedTuple):
     """What forward keeps for backward: its inputs as the kernels read them, and statistics of the softmaxes.
 
-    All are contiguous and padded with zeros; see `prepare` for the first eight, `words` for the next three,
-    `logits` for the others. Query and key are empty if the kernels read the inputs themselves (`Sizes.in_place`),
-    and the exponentials if they take several slabs.
+    All are contiguous and padded with zeros; see `prepare` for the first three, `words` for the next seven,
+    `logits` for the others. The first three are empty if the kernels read the inputs themselves
+    (`Sizes.in_place`), and the exponentials if they take several slabs.
     """
 
     query: Tensor  # [B_images, P, d]
@@ -102,9 +102,9 @@ class State(NamedTuple):
     word_value: Tensor  # [B, N, e]
     weight: Tensor  # [B, N]
     offset: Tensor  # [B, e], to be added to the result
-    word_factor: Tensor  # [B, N, P], E_C
     place_logits: Tensor  # [B, P, N], of places over words
     word_logits: Tensor  # [B, N, N], of words over words, -inf on padding
+    word_factor: Tensor  # [B, N, P], E_C
     row_max: Tensor  # [B, P]
     ratio: Tensor  # [B, P, N], R
     direct: Tensor  # int64 [B, P], bit n is set where word n's token takes the direct form
@@ -124,20 +124,27 @@ class State(NamedTuple):
         return cls(
             new(dtypes.operand, sizes.images, copied, sizes.channels),
             new(dtypes.operand, sizes.images, copied, sizes.channels),
-            new(dtypes.operand, sizes.images, rows, sizes.value_channels),
+            new(dtypes.operand, sizes.images, copied, sizes.value_channels),
             new(dtypes.operand, batch, words, sizes.channels),
             new(dtypes.operand, batch, words, sizes.channels),
             new(dtypes.operand, batch, words, sizes.value_channels),
             new(dtypes.total, batch, words),
             new(dtypes.total, batch, sizes.value_channels),
-            new(dtypes.factor, batch, words, rows),
             new(dtypes.total, batch, rows, words),
             new(dtypes.total, batch, words, words),
+            new(dtypes.factor, batch, words, rows),
             new(dtypes.total, batch, rows),
             new(dtypes.total, batch, rows, words),
             new(torch.int64, batch, rows),
             *new_exponentials(sizes, like, kept),
         )
+
+    def reading(self, features: Sequence[Tensor], sizes: Sizes) -> "State":
+        """With the place features in the place of their copies, if the kernels read them in place."""
+        if not sizes.in_place:
+            return self
+        query, key, value = features[:3]
+        return self._replace(query=query, key=key, value=value)
 
 
 class Call(NamedTuple):

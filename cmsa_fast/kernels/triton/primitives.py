@@ -65,6 +65,13 @@ def load_padded(pointer, rows, columns, row_stride):
 
 
 @triton.jit
+def load_rows(pointer, rows, columns, row_stride, count):
+    """[R, C] of a contiguous array whose columns are padded to whole tiles, 0 in the rows from `count` on."""
+    pointers = pointer + rows[:, None] * row_stride + columns[None, :]
+    return tl.load(pointers, mask=(rows < count)[:, None], other=0.0)
+
+
+@triton.jit
 def store_padded(pointer, tile, rows, columns, row_stride, PRECISION: tl.constexpr):
     """Store [R, C] into a contiguous array padded to whole tiles, as an operand of later products."""
     tile = rounded(tile.to(pointer.dtype.element_ty), PRECISION)
@@ -73,15 +80,15 @@ def store_padded(pointer, tile, rows, columns, row_stride, PRECISION: tl.constex
 
 @triton.jit
 def padded_products(
-    left, left_rows, right, right_rows, width,
+    left, left_rows, left_count, right, right_rows, right_count, width,
     CHUNK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
-    """left[left_rows] @ right[right_rows]^T of contiguous, padded and rounded operands, [L, R]."""
+    """left[left_rows] @ right[right_rows]^T of contiguous, rounded operands, [L, R]; see `load_rows`."""
     total = tl.zeros([left_rows.shape[0], right_rows.shape[0]], ACCUMULATOR)
     for start in range(0, width, CHUNK):
         channels = start + tl.arange(0, CHUNK)
-        left_tile = load_padded(left, left_rows, channels, width)
-        right_tile = load_padded(right, right_rows, channels, width)
+        left_tile = load_rows(left, left_rows, channels, width, left_count)
+        right_tile = load_rows(right, right_rows, channels, width, right_count)
         total = tl.dot(left_tile, tl.trans(right_tile), total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
     return total
 

@@ -88,10 +88,15 @@ def test_common_offsets(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("places", [16, 17])
-def test_inputs_read_in_place_are_centred_in_backward(places: int) -> None:
-    """Contiguous 16-bit queries and keys of whole tiles, with offsets that cancel between places and words."""
-    offsets = {"place_key": 30.0, "word_key": -30.0, "place_query": 30.0, "word_query": -30.0}
-    drawn = [draw(places, 3, 16, 16, 1, dtype=torch.float16, seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_inputs_read_in_place_lose_their_offsets(places: int, scale: float) -> None:
+    """Contiguous 16-bit features of whole tiles, with offsets that cancel between places and words."""
+    offsets = {
+        f"{side}_{part}": size
+        for side, size in (("place", 30.0), ("word", -30.0))
+        for part in ("query", "key", "value")
+    }
+    drawn = [draw(places, 3, 16, 16, 1, scale=scale, dtype=torch.float16, seed=seed) for seed in range(3)]
     assert state.Sizes.of(drawn[0].inputs).in_place
     assert_within_budget(attention, [shifted(case, **offsets) for case in drawn])
 

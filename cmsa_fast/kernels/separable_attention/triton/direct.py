@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...triton.launch import launch, options
-from ...triton.primitives import dot, expressions_of, image_of, load_padded, rounded
+from ...triton.primitives import dot, expressions_of, image_of, load_padded, load_rows, rounded
 from ..state import Call
 from .tile_sizes import channel_block, tile_of
 
@@ -39,19 +39,22 @@ def _token_logits(
 
 
 @triton.jit
-def _grad_weights(grad, value, column, value_channels, CHUNK: tl.constexpr, ACCUMULATOR: tl.constexpr):
+def _grad_weights(grad, value, column, places, value_channels, CHUNK: tl.constexpr, ACCUMULATOR: tl.constexpr):
     """grad value^T [K] of the row that `grad` points to."""
     total = tl.zeros([column.shape[0]], ACCUMULATOR)
     for start in range(0, value_channels, CHUNK):
         channel = start + tl.arange(0, CHUNK)
         row = tl.load(grad + channel).to(ACCUMULATOR)
-        total += tl.sum(load_padded(value, column, channel, value_channels).to(ACCUMULATOR) * row[None, :], axis=1)
+        tile = load_rows(value, column, channel, value_channels, places).to(ACCUMULATOR)
+        total += tl.sum(tile * row[None, :], axis=1)
     return total
 
 
 @triton.jit(do_not_specialize=["places", "stored_places", "first_row", "rows"])
 def _direct_rows_kernel(
-    query, key, value, word_query, direct, weight, image_index,
+    query, key, value,
+    place_offset,  # [B, e], to be subtracted from the values; None if their copy lost it, and in backward
+    word_query, direct, weight, image_index,
     attended,  # [B, places, value_width], to be added to in forward
     grad,  # [B, P, e]; it and the next three in backward
     maximum,  # [B, rows, N], of the token's logits, as the next two
@@ -68,7 +71,7 @@ def _direct_rows_kernel(
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     first = tl.program_id(1) * ROWS
     key += image * stored_places * channels
-    value += image * padded_places * value_channels
+    value += image * stored_places * value_channels
     word_query += expression * WORDS * channels
     at = expression * padded_places + first_row + first
     if _any_flag(direct + at, ROWS):
@@ -81,6 +84,7 @@ def _direct_rows_kernel(
                 total = tl.zeros([WORDS], ACCUMULATOR)
                 weighted = tl.zeros([WORDS], ACCUMULATOR)
                 result = tl.zeros([WORDS, CHANNELS], ACCUMULATOR)
+                sums = tl.zeros([WORDS], ACCUMULATOR)
                 for start in range(0, places, KEYS):
                     column = start + tl.arange(0, KEYS)
                     logits = _token_logits(
@@ -93,12 +97,15 @@ def _direct_rows_kernel(
                     total = total * scale + tl.sum(exponentials, axis=1)
                     if BACKWARD:
                         gradient = _grad_weights(
-                            grad + (at + row) * value_channels, value, column, value_channels, CHUNK, ACCUMULATOR
-                        )
+                            grad + (at + row) * value_channels, value, column, places, value_channels,
+                            CHUNK, ACCUMULATOR,
+                        )  # fmt: skip
                         weighted = weighted * scale + tl.sum(exponentials * gradient[None, :], axis=1)
                     else:
-                        tile = load_padded(value, column, channel, value_channels)
-                        result = dot(exponentials.to(tile.dtype), tile, result * scale[:, None], PRECISION)
+                        tile = load_rows(value, column, channel, value_channels, places)
+                        operand = exponentials.to(tile.dtype)
+                        result = dot(operand, tile, result * scale[:, None], PRECISION)
+                        sums = sums * scale + tl.sum(operand.to(ACCUMULATOR), axis=1)
                     largest = larger
                 chosen = ((flags >> number.to(tl.int64)) & 1) != 0
                 shares = tl.where(chosen, weights / total, 0.0)
@@ -110,6 +117,9 @@ def _direct_rows_kernel(
                     tl.store(mean + out, weighted / total)
                 else:
                     out = attended + (expression * places + first + row) * value_width + channel
+                    if place_offset is not None:
+                        lost = tl.load(place_offset + expression * value_channels + channel)
+                        result -= sums[:, None] * lost[None, :]
                     old = tl.load(out, mask=channel < value_width, other=0.0).to(ACCUMULATOR)
                     total_row = old + tl.sum(shares[:, None] * result, axis=0)
                     tl.store(out, total_row.to(attended.dtype.element_ty), mask=channel < value_width)
@@ -136,7 +146,7 @@ def _direct_backward_kernel(
     number = tl.arange(0, WORDS)
     query += (image * stored_places + first_row) * channels
     key += image * stored_places * channels
-    value += image * padded_places * value_channels
+    value += image * stored_places * value_channels
     last_row = tl.minimum(rows, (split + 1) * rows_per_split)
     begin, end = expressions_of(image, batch, GROUPED)
     for expression in range(begin, end):
@@ -157,13 +167,9 @@ def _direct_backward_kernel(
                             softmax = tl.exp(tl.minimum(logits - tl.load(maximum + token)[:, None], 0.0))
                             softmax *= tl.load(ratio + token)[:, None]
                             gradient = _grad_weights(
-                                grad + (at + row) * value_channels,
-                                value,
-                                column,
-                                value_channels,
-                                CHUNK,
-                                ACCUMULATOR,
-                            )
+                                grad + (at + row) * value_channels, value, column, places, value_channels,
+                                CHUNK, ACCUMULATOR,
+                            )  # fmt: skip
                             grad_tile = softmax * (gradient[None, :] - tl.load(mean + token)[:, None])
                             grad_words += grad_tile
                             shares += softmax
@@ -177,13 +183,14 @@ def _direct_backward_kernel(
             tl.store(out + batch * WORDS * padded_places, shares)
 
 
-def direct_forward(call: Call, attended: Tensor) -> None:
-    """Add the flagged tokens' part to attended [B, places, e]."""
-    _launch_rows(call, attended, None, [None] * 3, 0, call.sizes.padded_places)
+def direct_forward(call: Call, place_offset: Tensor | None, attended: Tensor) -> None:
+    """Add the flagged tokens' part to attended [B, places, e]; for place_offset see `values_forward`."""
+    _launch_rows(call, place_offset, attended, None, [None] * 3, 0, call.sizes.padded_places)
 
 
 def _launch_rows(
     call: Call,
+    place_offset: Tensor | None,
     attended: Tensor | None,
     grad: Tensor | None,
     statistics: Sequence[Tensor | None],
@@ -198,8 +205,8 @@ def _launch_rows(
     launch(
         _direct_rows_kernel,
         (1 if backward else sizes.value_channels // channels, rows // tile.rows, sizes.batch),
-        state.query, state.key, state.value, state.word_query, state.direct, state.weight, image_index,
-        attended, grad, *statistics,
+        state.query, state.key, state.value, place_offset, state.word_query, state.direct, state.weight,
+        image_index, attended, grad, *statistics,
         sizes.places, sizes.value_width, first_row, rows, state.key.shape[1], sizes.padded_places,
         sizes.channels, sizes.value_channels,
         BACKWARD=backward, **call.constants, ROWS=tile.rows, KEYS=tile.keys, CHUNK=tile.channels,
@@ -218,7 +225,7 @@ def direct_backward(
     rows, keys = weights.shape[1:]
     tile = tile_of("direct", grad.dtype)
     statistics = [state.weight.new_empty(sizes.batch, rows, sizes.padded_words) for _ in range(3)]
-    _launch_rows(call, None, grad, statistics, first_row, rows)
+    _launch_rows(call, None, None, grad, statistics, first_row, rows)
     splits = word_logits.shape[1]
     rows_per_split = triton.cdiv(triton.cdiv(rows, splits), tile.rows) * tile.rows
     launch(

@@ -15,12 +15,12 @@ from ..state import Call, column_block
 from .tile_sizes import tile_of
 
 
-@triton.jit(do_not_specialize=["first_row", "rows"])
+@triton.jit(do_not_specialize=["places", "stored_places", "first_row", "rows"])
 def _gradients_kernel(
     exponentials, tile_max, grad, value, word_factor, row_max, delta, image_index,
     scaled,  # [B, rows, P], T
     sums,  # [B, P / KEYS, rows, N], T E_C^T of each tile
-    first_row, rows, padded_places, value_channels,
+    places, stored_places, first_row, rows, padded_places, value_channels,
     GROUPED: tl.constexpr, WORDS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr,
 ):  # fmt: skip
@@ -35,7 +35,8 @@ def _gradients_kernel(
     number = tl.arange(0, WORDS)
     at = expression * padded_places + first_row
     grad_weights = padded_products(
-        grad + at * value_channels, row, value + image * padded_places * value_channels, stored,
+        grad + at * value_channels, row, places - first_row,
+        value + image * stored_places * value_channels, column, places,
         value_channels, CHUNK, PRECISION, ACCUMULATOR,
     )  # fmt: skip
     largest = tl.load(tile_max + (image * (padded_places // BLOCK) + tile_number * (KEYS // BLOCK)) * rows + row)
@@ -166,7 +167,7 @@ def gradients_backward(
         _gradients_kernel,
         (tiles, rows // tile.rows, batch),
         exponentials, tile_max, grad, state.value, state.word_factor, state.row_max, delta, image_index,
-        weights, sums, first_row, rows, keys, sizes.value_channels,
+        weights, sums, sizes.places, state.value.shape[1], first_row, rows, keys, sizes.value_channels,
         ROWS=tile.rows, KEYS=tile.keys, CHUNK=tile.channels, **constants, **options(tile, dtype),
     )  # fmt: skip
     tile = tile_of("ratio", dtype)

@@ -137,18 +137,9 @@ def _word_products_kernel(
         if tl.program_id(0) * CHANNELS < value_channels:
             upstream = grad + expression * padded_places * value_channels
             total = _product(
-                softmax + at,
-                1,
-                WORDS,
-                upstream,
-                padded_places,
-                value_channels,
-                total,
-                number,
-                channel,
-                KEYS,
-                PRECISION,
-            )
+                softmax + at, 1, WORDS, upstream, padded_places, value_channels, total, number, channel,
+                KEYS, PRECISION,
+            )  # fmt: skip
             store_tile(
                 grad_value + expression * words * value_width, total, number, channel, value_width, 1,
                 is_word, channel < value_width,
@@ -262,9 +253,8 @@ def words_products(
     dtype = grad.dtype
     tile = tile_of("word_products", dtype)
     block = tile.channels
-    grads = [
-        grad.new_empty(sizes.batch, sizes.words, width) for width in (sizes.width, sizes.width, sizes.value_width)
-    ]
+    widths = (sizes.width, sizes.width, sizes.value_width)
+    grads = [grad.new_empty(sizes.batch, sizes.words, width) for width in widths]
     launch(
         _word_products_kernel,
         (max(sizes.channels, sizes.value_channels) // block, 3, sizes.batch),

@@ -14,10 +14,10 @@ from ..state import Call, Sizes, State, new_exponentials
 from .direct import direct_backward, direct_forward
 from .gradients import gradients_backward
 from .logits import exponentials_of, ratios_of
-from .prepare import pad, prepare, prepare_products
+from .prepare import copy_places, pad
 from .products import places_backward, word_logits_backward, words_products
 from .values import values_forward
-from .words import words_backward, words_forward
+from .words import centred_operands, words_backward, words_forward
 
 
 def forward(features: list[Tensor], weight: Tensor, image_index: Tensor | None) -> tuple[Tensor, State]:
@@ -34,16 +34,18 @@ def forward(features: list[Tensor], weight: Tensor, image_index: Tensor | None) 
     image_index = None if image_index is None else image_index.contiguous()
     kept = State.empty(sizes, features[0])
     attended = features[0].new_empty(sizes.batch, sizes.places, sizes.value_width)
-    prepare(Call(sizes, kept, image_index), features, weight.contiguous())
-    state = kept._replace(query=features[0], key=features[1]) if sizes.in_place else kept
+    if not sizes.in_place:
+        for part, copy in zip(features[:3], kept[:3], strict=True):
+            copy_places(part, copy, sizes)
+    state = kept.reading(features, sizes)
     call = Call(sizes, state, image_index)
-    softmax = words_forward(call)
+    softmax, logits, word_max, place_offset = words_forward(call, features, weight.contiguous())
     for first_row, rows in sizes.slabs():
         exponentials, tile_max = _exponentials(sizes, state, rows)
-        sums = exponentials_of(call, first_row, exponentials, tile_max)
+        sums = exponentials_of(call, first_row, exponentials, tile_max, (logits, word_max))
         ratios_of(call, sums, tile_max, first_row)
-        values_forward(call, exponentials, tile_max, softmax, first_row, attended)
-    direct_forward(call, attended)
+        values_forward(call, exponentials, tile_max, softmax, place_offset, first_row, attended)
+    direct_forward(call, place_offset, attended)
     return attended, kept
 
 
@@ -54,7 +56,7 @@ def backward(
     Args:
         grad: [B, P, e], of the result, with any strides.
         attended: What forward returned.
-        state: Likewise, with place query and key where forward read them in place.
+        state: Likewise, with place query, key and value where forward read them in place.
         image_index: Forward's.
         sizes: Of the features.
 
@@ -63,7 +65,7 @@ def backward(
     """
     call = Call(sizes, state, None if image_index is None else image_index.contiguous())
     grad = pad(grad, sizes)
-    centred = prepare_products(call)
+    centred = centred_operands(call)
     delta, softmax, grad_place_logits, grad_word_logits = words_backward(call, grad, attended)
     slabs = sizes.slabs()
     # Sums over several slabs are kept in the accumulators' dtype.
@@ -83,16 +85,10 @@ def backward(
             sums = sums.sum(0, keepdim=True)
         word_logits = sums if word_logits is None else word_logits.add_(sums)
         product = functools.partial(places_backward, call, first_row=first_row, added=first_row > 0)
-        product(
-            grad_logits,
-            centred.state.key,
-            (grad_place_logits, state.word_key),
-            grad_query,
-            transposed=False,
-            added=False,
-        )
+        word_product: tuple[Tensor, Tensor] | None = (grad_place_logits, state.word_key)
+        product(grad_logits, centred.state.key, word_product, grad_query, transposed=False, added=False)
         product(weights, grad, None, grad_value, transposed=True, per_expression=True)
-        word_product: tuple[Tensor, Tensor] | None = None
+        word_product = None
         if first_row + rows == sizes.padded_places:
             # The gradient of C is complete.
             gradient = word_logits_backward(call, word_logits)
