@@ -17,7 +17,12 @@ from .driver import Launch
 # Bytes of stack per thread that a kernel may spill registers to.
 SPILL_LIMIT = 256
 # Calls with a prediction: family, size. Work is counted for one image and multiplied.
-CALLS = (("separable", Size(8, 1600, 20)), ("separable", Size(1, 400, 20)), ("level_tail", Size(8, 1600, 20)))
+CALLS = (
+    ("separable", Size(8, 1600, 20)),
+    ("separable", Size(1, 400, 20)),
+    ("joint", Size(8, 400, 20)),
+    ("level_tail", Size(8, 1600, 20)),
+)
 _CALL = ("bfloat16", 512)  # arithmetic and width
 _SIZES = ("OWN", "OTHER", "ROWS", "KEYS", "CHUNK", "CHANNELS", "VALUES", "SLICE", "num_warps", "num_stages")
 
