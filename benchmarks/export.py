@@ -4,18 +4,19 @@
 
 One image and an expression of 20 words, float32: the shipped demo model, and the network of the paper at 320 px
 with random weights. Eager is the model as `Predictor` runs it. "Five expressions" are five of one image in one
-call. The programs run in one process, in interleaved rounds; medians are reported. Errors are those of the check
-that `cmsa-fast export` makes.
+call. The programs run in one process, in interleaved rounds; medians are reported. Errors are those of the
+logits against eager, on the timed inputs.
 """
 
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from cmsa_fast.export.check import compare
 from cmsa_fast.export.program import (
     Inputs,
     Run,
@@ -70,8 +71,13 @@ def draw(config: ModelConfig, expressions: int) -> Inputs:
     return image, words, torch.ones_like(words).bool(), torch.zeros(expressions, dtype=torch.int64)
 
 
+@torch.no_grad()
+def _run_eager(inference: ReferringModel, inputs: Inputs) -> Tensor:
+    return inference(*inputs)[:, 0]
+
+
 def collect(rounds: int = ROUNDS) -> dict[str, Any]:
-    """Export both models, check the programs, and measure."""
+    """Export both models and measure."""
     runs: dict[str, Callable[[], object]] = {}
     programs: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -80,18 +86,21 @@ def collect(rounds: int = ROUNDS) -> dict[str, Any]:
             programs[f"{name} eager"] = {
                 "bytes": sum(part.numel() * part.element_size() for part in model.state_dict().values())
             }
-            inference = torch.no_grad()(for_inference(model))
-            forms: dict[str, Run] = {"eager": lambda inputs, inference=inference: inference(*inputs)}  # type: ignore[misc]
+            forms: dict[str, Run] = {"eager": functools.partial(_run_eager, for_inference(model))}
             place = Path(folder, name)
             place.mkdir()
             for form, (file, run) in export(model, config, place).items():
                 forms[form] = run
-                agreement = compare(model, config, run)
-                programs[f"{name} {form}"] = {"bytes": file.stat().st_size, **agreement._asdict()}
+                programs[f"{name} {form}"] = {"bytes": file.stat().st_size, "relative_error": 0.0}
             for batch, expressions in BATCHES.items():
                 inputs = draw(config, expressions)
+                expected = forms["eager"](inputs)
                 for form, run in forms.items():
-                    runs[f"{name} {form} {batch}"] = lambda run=run, inputs=inputs: run(inputs)  # type: ignore[misc]
+                    runs[f"{name} {form} {batch}"] = functools.partial(run, inputs)
+                    if form != "eager":
+                        error = float((run(inputs) - expected).norm() / expected.norm())
+                        program = programs[f"{name} {form}"]
+                        program["relative_error"] = max(program["relative_error"], error)
         seconds = time_interleaved(runs, rounds)
     return {
         "machine": {**machine(), "onnxruntime": import_onnx().__version__},

@@ -66,6 +66,8 @@ def trace(model: ReferringModel, size: int) -> ExportedProgram:
         RuntimeError: The model is in training mode.
         ValueError: The model cannot be traced, or uses an operator that has no branch-free form.
     """
+    if model.training:
+        raise RuntimeError("A model must be in eval mode to be exported: call eval() on it.")
     program = Program(_with_portable_attention(model))
     images, expressions, words = (Dim(name, min=1) for name in ("images", "expressions", "words"))
     shapes = ({0: images}, {0: expressions, 1: words}, {0: expressions, 1: words}, {0: expressions})
@@ -200,8 +202,6 @@ def _one_sentence(model: ReferringModel) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if model.training:
-            raise
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ValueError(f"{_name(model)} cannot be exported: {reason}") from error
 

@@ -135,15 +135,25 @@ def test_what_cannot_be_traced_is_refused_in_one_sentence() -> None:
 
 
 @pytest.mark.slow
+def test_an_operator_without_a_branch_free_form_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmsa_fast.export.program.DECOMPOSITIONS", {})
+    with pytest.raises(
+        ValueError, match=r"CMSAModel cannot be exported: cmsa_fast.factored_forward.default has no"
+    ):
+        trace(build("cmsa"), SIZE)
+
+
+@pytest.mark.slow
 def test_a_model_of_another_backend_is_exported_alike() -> None:
     program = trace(build("cmsa", backend="triton"), SIZE).module()
     inputs = draw([0, 1], 4)
     torch.testing.assert_close(program(*inputs), build("cmsa")(*inputs)[:, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_in_training_mode_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="training mode"):
-        trace(build("cmsa").train(), SIZE)
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_model_in_training_mode_is_refused(name: str) -> None:
+    with pytest.raises(RuntimeError, match="must be in eval mode"):
+        trace(build(name).train(), SIZE)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
