@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ..library import EVERY_DEVICE, SEPARABLE_INPUTS, register, register_gradient
 from .mean_softmax import Gradients, MeanSoftmax, exp_logits
@@ -252,29 +251,3 @@ register(
     EVERY_DEVICE,
 )
 register_gradient("factored_forward", _differentiate, _save, "factored_backward")
-
-
-def product_flop(batch: int, places: int, words: int, width: int, value_width: int) -> tuple[int, int]:
-    """FLOP of all products over places and over words: forward, and backward with the logits recomputed."""
-    pairs, word_logits = places * (width + value_width), words * width
-    forward = places * pairs + 2 * places * places * words + word_logits * places
-    backward = places * places * (3 * width + 2 * value_width + 6 * words) + 2 * word_logits * places
-    forward += words * pairs + word_logits * words
-    backward += 2 * (words * pairs + word_logits * words)
-    return 2 * batch * forward, 2 * batch * backward
-
-
-def attention_flop(*shapes: Any) -> tuple[int, int]:
-    """`product_flop` for the shapes of an operator's inputs."""
-    (_, places, width), (batch, words, value_width) = shapes[0], shapes[5]
-    return product_flop(batch, places, words, width, value_width)
-
-
-@register_flop_formula(torch.ops.cmsa_fast.factored_forward)
-def _forward_flop(*shapes: Any, **_: Any) -> int:
-    return attention_flop(*shapes)[0]
-
-
-@register_flop_formula(torch.ops.cmsa_fast.factored_backward)
-def _backward_flop(grad: Any, *shapes: Any, **_: Any) -> int:
-    return attention_flop(*shapes)[1]

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..backends import check_triton
 from ..library import SEPARABLE_INPUTS, register, register_gradient
-from .eager import attention_flop, product_flop
+from . import eager  # noqa: F401  defines operators that have a formula below
 from .projection_eager import attended_gradient, image_gradient, weight_gradient
 from .state import Sizes, State
 
@@ -165,15 +165,32 @@ register(
 register_gradient("level_tail_forward", _differentiate_tail, _save_tail, "level_tail_backward")
 
 
-@register_flop_formula(torch.ops.cmsa_fast.separable_forward)
+def _separable_flop(sizes: Sizes) -> tuple[int, int]:
+    """FLOP of all products over places and over words: forward, and backward with the logits recomputed."""
+    _, batch, places, words, width, value_width = sizes[:6]
+    pairs, word_logits = places * (width + value_width), words * width
+    forward = places * pairs + 2 * places * places * words + word_logits * places
+    backward = places * places * (3 * width + 2 * value_width + 6 * words) + 2 * word_logits * places
+    forward += words * pairs + word_logits * words
+    backward += 2 * (words * pairs + word_logits * words)
+    return 2 * batch * forward, 2 * batch * backward
+
+
+@register_flop_formula([torch.ops.cmsa_fast.separable_forward, torch.ops.cmsa_fast.factored_forward])
 def _separable_forward_flop(*shapes: Any, **_: Any) -> int:
-    return attention_flop(*shapes)[0]
+    (images, places, width), (batch, words, value_width) = shapes[0], shapes[5]
+    return _separable_flop(Sizes(images, batch, places, words, width, value_width, *[0] * 5))[0]
 
 
 @register_flop_formula(torch.ops.cmsa_fast.separable_backward)
 def _separable_backward_flop(grad: Any, attended: Any, state: Any, image_index: Any, sizes: Any, **_: Any) -> int:
-    _, batch, places, words, width, value_width = sizes[:6]
-    return product_flop(batch, places, words, width, value_width)[1]
+    return _separable_flop(Sizes(*sizes))[1]
+
+
+@register_flop_formula(torch.ops.cmsa_fast.factored_backward)
+def _factored_backward_flop(grad: Any, *shapes: Any, **_: Any) -> int:
+    (images, places, width), (batch, words, value_width) = shapes[0], shapes[5]
+    return _separable_flop(Sizes(images, batch, places, words, width, value_width, *[0] * 5))[1]
 
 
 @register_flop_formula(torch.ops.cmsa_fast.level_tail_forward)
