@@ -112,7 +112,7 @@ def test_inference_does_not_wait(dtype: torch.dtype) -> None:
     model = for_inference(build("cmsa"))
     images, words, mask, index = model_inputs()
     with NoHostWaits(*OPAQUE):
-        logits, _ = model.explain(model.encode_image(images), model.encode_text(words, mask), index)
+        logits = model.explain(model.encode_image(images), model.encode_text(words, mask), index).logits
     assert logits.shape == (EXPRESSIONS, 1, 33, 40)
 
 

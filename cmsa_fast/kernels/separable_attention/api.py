@@ -198,7 +198,8 @@ def received_place_attention(
     """The attention that each place receives from all tokens of its image.
 
     This is the softmax of Eq. 3 at (p', n'), summed over n' and averaged over places p and real words n. Word keys
-    have no influence, because the softmax over words sums to one.
+    have no influence, because the softmax over words sums to one. It is computed by PyTorch,
+    an expression at a time; on a GPU the call waits for the device.
 
     Args:
         place_query: [B, P, d], or [B_images, P, d] with image_index.
