@@ -105,13 +105,23 @@ def served(run: Path | str, *options: str, log: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "cmsa_fast", "serve", str(run), "--port", "0", *options]
     with (
         log.open("w") as output,
-        subprocess.Popen(command, cwd=REPOSITORY, stderr=output, stdout=output) as process,
+        subprocess.Popen(
+            command, cwd=REPOSITORY, stderr=output, stdout=output, preexec_fn=_heed_interrupts
+        ) as process,
     ):
         try:
             yield Server(process, _address(process, log), log)
         finally:
-            process.send_signal(signal.SIGINT)  # nothing happens if it has ended
-            assert process.wait(_SECONDS) == 130
+            process.terminate()  # nothing happens if it has ended
+            try:
+                assert process.wait(_SECONDS) == 130
+            finally:
+                process.kill()  # or leaving the block would wait for it
+
+
+def _heed_interrupts() -> None:
+    """A shell's background jobs, perhaps pytest itself, ignore SIGINT, and so do the processes they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
