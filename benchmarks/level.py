@@ -5,8 +5,8 @@
 One 320 px image and an expression of 20 words, float32, the paper's widths, random weights. "Before" computes a
 level's result and then applies the 1x1 convolution of the gated fusion; "after" is `CMSA.project`, as `CMSAModel`
 calls it; "folded" is `FoldedLevel` or `FoldedCMSAModel`, without the time of folding.
-"One more expression" is the time of an expression whose image is already encoded. Cases run in interleaved rounds,
-each in its own new process. Medians are reported; peak memory is what the first run adds.
+"One more expression" is the time of an expression whose image is already encoded. All cases run interleaved in one
+process, and medians are reported. Peak memory is measured in a new process for each case.
 """
 
 import functools
@@ -22,7 +22,7 @@ from cmsa_fast.models.cmsa import CMSAModel
 from cmsa_fast.models.folded_cmsa import FoldedCMSAModel
 from cmsa_fast.nn import CMSA, FoldedLevel
 
-from .measuring import machine, run_command, run_in_processes, summarize
+from .measuring import added_peak_mib, machine, run_command, summarize, time_interleaved
 
 SIZE, WORDS, VOCABULARY = 320, 20, 12112  # the size of the word list of the paper's code
 PLACES = (SIZE // 8) ** 2
@@ -128,8 +128,7 @@ def _without_gradient(run: Callable[[], Any]) -> Any:
 
 def collect(rounds: int = ROUNDS) -> dict[str, Any]:
     """Measure times, the levels' share of the backbone, and memory."""
-    runs = run_in_processes(build, dict.fromkeys(NAMES, rounds))
-    seconds = {name: [run.seconds for run in later] for name, (_, *later) in runs.items()}
+    seconds = time_interleaved({name: build(name) for name in NAMES}, rounds)
     median = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "machine": machine(),
@@ -144,7 +143,7 @@ def collect(rounds: int = ROUNDS) -> dict[str, Any]:
         },
         "rounds": rounds,
         "cases": {
-            name: {**summarize(times), "peak_mib": runs[name][0].added_mib} for name, times in seconds.items()
+            name: {**summarize(times), "peak_mib": added_peak_mib(build, name)} for name, times in seconds.items()
         },
         "levels_share_of_backbone": {form: levels_share(median, form) for form in FORMS},
         "goal": GOAL,

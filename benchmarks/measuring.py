@@ -124,6 +124,16 @@ def peak_mib() -> float:
     raise RuntimeError("/proc/self/status has no VmHWM: peak memory can be measured only on Linux.")
 
 
+def added_peak_mib(build: Callable[[str], Callable[[], object]], name: str) -> float:
+    """MiB that one run of `build(name)` adds to the peak memory of a new process."""
+    return in_fresh_process(_added_peak_mib, build, name)
+
+
+def _added_peak_mib(build: Callable[[str], Callable[[], object]], name: str) -> float:
+    _prepare(build, name)
+    return _run_once().added_mib
+
+
 def machine() -> dict[str, Any]:
     """Processor, number of threads, versions and date."""
     processor = platform.processor() or platform.machine()
