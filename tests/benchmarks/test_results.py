@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import attention, evaluation, level, measuring, metrics, paper_step
+from benchmarks import attention, evaluation, export, level, measuring, metrics, paper_step, score
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -25,8 +25,10 @@ def read(name: str) -> dict[str, Any]:
         ("level", level, level.NAMES),
         ("metrics", metrics, metrics.NAMES),
         ("evaluation", evaluation, evaluation.FORMS),
+        ("export", export, export.NAMES),
+        ("score", score, score.FORMS),
     ],
-    ids=["attention", "level", "metrics", "evaluation"],
+    ids=["attention", "level", "metrics", "evaluation", "export", "score"],
 )
 def test_committed_figures_are_complete(name: str, module: ModuleType, cases: tuple[str, ...]) -> None:
     figures = read(name)
