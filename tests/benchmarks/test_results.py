@@ -32,7 +32,7 @@ def read(name: str) -> dict[str, Any]:
 )
 def test_committed_figures_are_complete(name: str, module: ModuleType, cases: tuple[str, ...]) -> None:
     figures = read(name)
-    assert set(figures["machine"]) == set(measuring.machine())
+    assert set(figures["machine"]) >= set(measuring.machine())
     assert set(figures["cases"]) == set(cases)
     for case, row in figures["cases"].items():
         assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"], case
