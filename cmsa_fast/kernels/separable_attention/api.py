@@ -128,7 +128,8 @@ def unchecked_cross_modal_attention(
         return torch.ops.cmsa_fast.separable_forward(*features, weight, image_index)[0]
     if exponentials is not None:
         with without_autocast(features[0].device):
-            return eager.forward(*features, weight, image_index, exponentials)  # type: ignore[call-arg]
+            forward: Callable[..., Tensor] = eager.forward
+            return forward(*features, weight, image_index, exponentials)
     return torch.ops.cmsa_fast.factored_forward(*features, weight, image_index)
 
 
@@ -229,8 +230,8 @@ def unchecked_received_place_attention(
     exponentials: Tensor | None = None,
 ) -> Tensor:
     """`received_place_attention` of `word_weights` and `place_exponentials` or None, without argument checks."""
-    inputs = autocast(place_query, place_key, word_query)
-    return received.received_place_attention(*inputs, weight, image_index, exponentials)  # type: ignore[call-arg]
+    place_query, place_key, word_query = autocast(place_query, place_key, word_query)
+    return received.received_place_attention(place_query, place_key, word_query, weight, image_index, exponentials)
 
 
 def _check_tensors(places: dict[str, Tensor], words: dict[str, Tensor]) -> None:

@@ -21,19 +21,19 @@ SAMPLES = 32
 
 
 @triton.jit
-def common(mean, square, features):
+def common_offset(mean, square, features):
     """The mean where it outweighs the spread around it, else zero; zero too where a row is not finite."""
     mean = tl.where(2 * mean * mean > square, mean, 0.0)
     return mean.to(features.dtype.element_ty).to(square.dtype)
 
 
 @triton.jit
-def common_of_places(features, strides, column, places, width, SAMPLES: tl.constexpr, ACCUMULATOR: tl.constexpr):
-    """The common offset of an image's features in some channels."""
+def sampled_offset(features, strides, column, places, width, SAMPLES: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """The common offset of an image's features in some channels, from a sample of its places."""
     sample = tl.arange(0, SAMPLES) * places // SAMPLES
     rows = load_tile(features, sample, column, strides[1], strides[2], sample < places, column < width)
     rows = rows.to(ACCUMULATOR)
-    return common(tl.sum(rows, axis=0) / SAMPLES, tl.sum(rows * rows, axis=0) / SAMPLES, features)
+    return common_offset(tl.sum(rows, axis=0) / SAMPLES, tl.sum(rows * rows, axis=0) / SAMPLES, features)
 
 
 @triton.jit(do_not_specialize=["places"])
@@ -50,7 +50,7 @@ def _places_kernel(
     column = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     tile = load_tile(features, row, column, strides[1], strides[2], row < places, column < width)
     if CENTRED:
-        mean = common_of_places(features, strides, column, places, width, SAMPLES, ACCUMULATOR)
+        mean = sampled_offset(features, strides, column, places, width, SAMPLES, ACCUMULATOR)
         tile = tl.where((row < places)[:, None], tile.to(ACCUMULATOR) - mean[None, :], 0.0)
     store_padded(result + image * padded_places * channels, tile, row, column, channels, PRECISION)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...triton.launch import launch, options
 from ...triton.primitives import image_of, load_padded, load_rows, load_tile, rounded, store_padded
 from ..state import Call
-from .prepare import SAMPLES, common, common_of_places, copy_places
+from .prepare import SAMPLES, common_offset, copy_places, sampled_offset
 from .tile_sizes import tile_of
 
 
@@ -28,7 +28,7 @@ def _query_tile(
     real = weights > 0
     tile = load_tile(query, number, column, strides[1], strides[2], real, column < width).to(weights.dtype)
     if CENTRED:
-        added = common_of_places(place_query, place_strides, column, places, width, SAMPLES, weights.dtype)
+        added = sampled_offset(place_query, place_strides, column, places, width, SAMPLES, weights.dtype)
         tile = tl.where(real[:, None], tile + added[None, :], 0.0)
     return tile
 
@@ -39,7 +39,7 @@ def _centred_tile(features, strides, number, column, width, weights):
     real = weights > 0
     tile = load_tile(features, number, column, strides[1], strides[2], real, column < width).to(weights.dtype)
     share = weights[:, None] * tile
-    mean = common(tl.sum(share, axis=0), tl.sum(share * tile, axis=0), features)
+    mean = common_offset(tl.sum(share, axis=0), tl.sum(share * tile, axis=0), features)
     return tl.where(real[:, None], tile - mean[None, :], 0.0), mean
 
 
@@ -96,7 +96,7 @@ def _words_forward_kernel(
                 column = start + tl.arange(0, CHUNK)
                 tile, mean = _centred_tile(word_value, word_value_strides, number, column, value_width, weights)
                 store_padded(value_out + out, tile, number, column, value_channels, PRECISION)
-                lost = common_of_places(
+                lost = sampled_offset(
                     place_value, place_value_strides, column, places, value_width, SAMPLES, ACCUMULATOR
                 )
                 if place_offset is None:
